@@ -1,0 +1,465 @@
+"""From a sweep file to runs: every key checked, all mistakes told at once, and each run named by what changes its numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fedbench.plugins import Kind, PluginError, Plugins, plugins
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class ConfigError(ValueError):
+    """One or more mistakes in a sweep file or on the command line; the message lists them all."""
+
+
+class Block(BaseModel):
+    """A frozen block of the sweep file; unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(Block):
+    """The frozen Vision Transformer that all clients share."""
+
+    name: str = Field("nano", description="`nano` (embedded) or any timm ViT")
+    weights: Path | None = Field(None, description="a local safetensors file instead of timm's download")
+    image_size: int | None = Field(None, ge=8, description="input size in pixels; the checkpoint's own if not given")
+
+
+class Clients(Block):
+    """Who takes part."""
+
+    number: int = Field(100, ge=1, description="clients in all")
+    per_round: int = Field(10, ge=1, description="cohort size: clients drawn each round")
+    held_out: float = Field(0.0, ge=0, description="share (or number, from 1 on) of clients that never train")
+    validation: float = Field(0.1, ge=0, lt=1, description="share of each client's training samples kept for selection")
+
+
+class Local(Block):
+    """A client's local training."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(32, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0)
+    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate after each round")
+    clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient")
+    augment: Literal["none", "flip", "crop_flip"] = "none"
+
+
+class Seeds(Block):
+    """Single streams with another seed than the run's, to vary one source of chance alone."""
+
+    partition: int | None = None
+    cohort: int | None = None
+    init: int | None = None
+    batches: int | None = None
+
+
+class Machine(Block):
+    """How to compute; never part of a run's identity."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
+    chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
+    data: Path = Field(Path("data"), description="folder of datasets and caches")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
+
+
+class Cluster(Block):
+    """What to ask of the scheduler; never part of a run's identity."""
+
+    timeout_min: int = Field(240, ge=1)
+    gpus: int = Field(0, ge=0, description="GPUs per job")
+    cpus: int = Field(1, ge=1, description="cores per job")
+    mem_gb: float | None = Field(None, gt=0)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    array_parallelism: int = Field(64, ge=1, description="most jobs of an array at once")
+    runs_per_job: int = Field(1, ge=1, description="short runs done one after another in one job")
+    workers: int | None = Field(None, ge=1, description="local: processes at once; one per core or GPU if not given")
+    setup: tuple[str, ...] = Field((), description="shell lines that a Slurm job runs first")
+    slurm: dict[str, Any] = Field(default_factory=dict, description="further sbatch options, as submitit names them")
+
+
+class Run(Block):
+    """One run: a dataset dealt to clients, a method, a budget, a seed. Plug-in blocks carry all fields with defaults."""
+
+    backbone: Backbone = Backbone()
+    dataset: dict[str, Any]
+    partition: dict[str, Any]
+    method: dict[str, Any]
+    aggregation: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
+    seed: int = Field(0, ge=0)
+    seeds: Seeds = Seeds()
+    rounds: int = Field(100, ge=1)
+    clients: Clients = Clients()
+    local: Local = Local()
+    evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations; the last round always counts")
+    precision: Literal["float32", "float64", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast of the backbone"
+    )
+
+    def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
+        """The seed of one source of chance: its own where `seeds` gives one, else the run's."""
+        own = getattr(self.seeds, name)
+        return self.seed if own is None else int(own)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A checked run with its name on disk and its names in a table."""
+
+    run: Run
+    label: str  # of the method
+    identity: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """8 hex digits of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """The folder's name: ``<method>-<dataset>-<partition>-s<seed>-<key>``."""
+        run = self.run
+        return f"{run.method['name']}-{run.dataset['name']}-{run.partition['name']}-s{run.seed}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file."""
+
+    name: str
+    runs: tuple[PlannedRun, ...]
+    machine: Machine
+    cluster: Cluster
+    plugins: Plugins
+
+    def on_disk(self, planned: PlannedRun) -> dict[str, Any]:
+        """What run.yaml says: enough for a job to run it, and for a reader to know what it was."""
+        return {
+            "identity": planned.identity,
+            "label": planned.label,
+            "sweep": self.name,
+            "run": _plain(planned.run.model_dump()),
+            "machine": _plain(self.machine.model_dump()),
+            "cpus": self.cluster.cpus,
+            "plugins": [str(folder) for folder in self.plugins.folders],
+        }
+
+
+def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, Plugins]:
+    """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
+    found = plugins(config.get("plugins", ()))
+    checker = _Checker(found)
+    planned = checker.run(dict(config["run"]), label=config["label"])
+    machine = checker.block(Machine, config["machine"], "machine")
+    checker.raise_if_any()
+    if planned is None or machine is None:
+        raise ConfigError("run.yaml is not complete")
+    return planned, machine, found
+
+
+def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterable[str] = ()) -> Sweep:
+    """Read and check a sweep file; `settings` are ``key=value`` lines that override `base` (dotted keys reach inside).
+
+    Raises ConfigError with every mistake found, each with the legal names and the nearest one.
+    """
+    try:
+        found = plugins(tuple(folders))
+        _ = found.classes
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506 - derives from SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(_TOP)}")
+    return check_sweep(content, found, settings, source=str(path), default_name=path.stem)
+
+
+_TOP = ("name", "base", "grid", "cluster", "machine")
+
+
+def check_sweep(
+    content: Mapping[str, Any],
+    found: Plugins,
+    settings: Iterable[str] = (),
+    source: str = "sweep",
+    default_name: str = "sweep",
+) -> Sweep:
+    """The checked sweep of an already parsed file. Raises ConfigError."""
+    checker = _Checker(found)
+    checker.names(content, _TOP, "")
+    content = {key: copy.deepcopy(content.get(key)) for key in _TOP}
+    for key in ("base", "grid", "cluster", "machine"):
+        content[key] = {} if content[key] is None else content[key]
+        if not isinstance(content[key], dict):
+            checker.mistake(key, f"expected a mapping, found {content[key]!r}")
+            content[key] = {}
+    base, grid = content["base"], content["grid"]
+    legal = tuple(Run.model_fields)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            checker.mistake(f"--set {setting}", "expected key=value")
+            continue
+        first = name.split(".")[0]
+        if first in ("cluster", "machine"):
+            _set(content, name, yaml.safe_load(text))
+        elif checker.names({first: None}, legal, "--set"):
+            for key in [key for key in grid if key == first or key == name]:
+                del grid[key]  # a value given by hand replaces the whole list
+            _set(base, name, yaml.safe_load(text))
+    checker.names({key.split(".")[0]: None for key in [*base, *grid]}, legal, "base or grid")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
+            grid[key] = []
+    machine = checker.block(Machine, content["machine"], "machine")
+    cluster = checker.block(Cluster, content["cluster"], "cluster")
+    runs: dict[str, PlannedRun] = {}
+    if not checker.mistakes:
+        for run in _expand(base, grid):
+            planned = checker.run(run)
+            if planned is not None:
+                runs.setdefault(planned.key, planned)
+    checker.raise_if_any(source)
+    if machine is None or cluster is None:
+        raise ConfigError(f"{source}: no machine or cluster block")
+    machine = machine.model_copy(update={"data": machine.data.resolve()})
+    return Sweep(str(content["name"] or default_name), tuple(runs.values()), machine, cluster, found)
+
+
+def _expand(base: dict[str, Any], grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """`base` with every combination of the grid's values; a value's own ``with:`` overlays the whole run last."""
+    for combination in itertools.product(*grid.values()):
+        run = copy.deepcopy(base)
+        overlays = []
+        for key, value in zip(grid, combination, strict=True):
+            if isinstance(value, dict) and "with" in value:
+                value = dict(value)
+                overlays.append(value.pop("with"))
+            _set(run, key, copy.deepcopy(value), merge=True)
+        for overlay in overlays:
+            for key, value in (overlay or {}).items():
+                _set(run, key, copy.deepcopy(value), merge=True)
+        yield run
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any, merge: bool = False) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    plugin = isinstance(value, dict) and "name" in value  # a named block is whole: its fields belong to that name
+    if merge and not plugin and isinstance(value, dict) and isinstance(tree.get(last), dict):
+        tree[last] = tree[last] | value
+    else:
+        tree[last] = value
+
+
+def short_name(block: Mapping[str, Any], cls: type) -> str:
+    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults."""
+    told = [
+        f"{f.name}={block[f.name]}"
+        for f in dataclasses.fields(cls)
+        if f.name in block and block[f.name] != f.default and not isinstance(block[f.name], Path)
+    ]
+    return block["name"] + (f"({', '.join(told)})" if told else "")
+
+
+@lru_cache(maxsize=64)
+def content_hash(path: Path) -> str:
+    """16 hex digits of a file's bytes, or of a folder's file names and bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+class _Checker:
+    """Collects mistakes instead of stopping at the first."""
+
+    def __init__(self, found: Plugins) -> None:
+        self.plugins = found
+        self.mistakes: dict[str, None] = {}  # ordered, each once however many runs share it
+        self._blocks: dict[str, dict[str, Any] | None] = {}
+
+    def mistake(self, where: str, what: str) -> None:
+        self.mistakes[f"{where}: {what}" if where else what] = None
+
+    def names(self, given: Iterable[Any], legal: Iterable[str], where: str) -> bool:
+        """Whether every name is legal; a mistake for each that is not."""
+        legal = list(legal)
+        wrong = [name for name in given if name not in legal]
+        for name in wrong:
+            near = difflib.get_close_matches(str(name), legal, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            self.mistake(where, f"unknown name {name!r}; {hint}legal: {', '.join(legal)}")
+        return not wrong
+
+    def block(self, model: type[Block], value: Any, where: str) -> Any:
+        """`value` as a `model`, or None and mistakes."""
+        if not isinstance(value, dict):
+            return self.mistake(where, f"expected a mapping, found {value!r}")
+        if not self.names(value, model.model_fields, where):
+            return None
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            self._explain(error, where)
+            return None
+
+    def plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
+        """A plug-in block with all its fields, or None and mistakes. Cached: a grid repeats its blocks."""
+        memo = kind + json.dumps(value, sort_keys=True, default=str)
+        if memo not in self._blocks:
+            self._blocks[memo] = self._plugin(kind, value)
+        return self._blocks[memo]
+
+    def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
+        value = {"name": value} if isinstance(value, str) else value
+        classes = self.plugins.classes[kind]
+        if not isinstance(value, dict) or "name" not in value:
+            return self.mistake(
+                kind, f"expected {{name: ...}} with one of {', '.join(sorted(classes))}, found {value!r}"
+            )
+        if not self.names([value["name"]], sorted(classes), kind):
+            return None
+        cls = classes[value["name"]]
+        given = {key: field for key, field in value.items() if key not in ("name", "label")}
+        fields = [f.name for f in dataclasses.fields(cls)]
+        where = f"{kind} {value['name']}"
+        if not self.names(given, fields, where):
+            return None
+        try:
+            made = TypeAdapter(cls).validate_python(given)
+        except ValidationError as error:
+            self._explain(error, where)
+            return None
+        full = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+        full = {key: field.resolve() if isinstance(field, Path) else field for key, field in full.items()}
+        return {"name": value["name"], **full}
+
+    def run(self, content: dict[str, Any], label: str | None = None) -> PlannedRun | None:
+        """A checked run, or None and mistakes."""
+        blocks: dict[str, dict[str, Any] | None] = {}
+        for kind in KINDS:
+            if kind not in content and kind != "aggregation":
+                self.mistake(kind, "missing: every run needs one, under base or grid")
+            blocks[kind] = self.plugin(kind, content.get(kind, "fedavg" if kind == "aggregation" else None))
+        models = {name: field.annotation for name, field in Run.model_fields.items()}
+        checked: dict[str, Any] = {}
+        for key, value in content.items():
+            model = models.get(key)
+            if isinstance(model, type) and issubclass(model, Block):
+                checked[key] = self.block(model, {} if value is None else value, key)
+        if any(value is None for value in [*blocks.values(), *checked.values()]):
+            return None
+        try:
+            run = Run.model_validate({**content, **blocks, **checked})
+        except ValidationError as error:
+            self._explain(error, "run")
+            return None
+        out = run.clients.held_out
+        eligible = run.clients.number - (int(out) if out >= 1 else round(out * run.clients.number))
+        if run.clients.per_round > eligible:
+            self.mistake(
+                "clients",
+                f"per_round is {run.clients.per_round}, but only {eligible} of {run.clients.number} clients take part "
+                f"in training (held_out: {out:g})",
+            )
+            return None
+        given = content["method"] if isinstance(content["method"], dict) else {}
+        if label is None:
+            label = given.get("label") or self._label(run)
+        try:
+            identity = _identity(run)
+        except OSError as error:
+            self.mistake("", f"{error.filename}: {error.strerror}")
+            return None
+        return PlannedRun(run, str(label), identity)
+
+    def _label(self, run: Run) -> str:
+        label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])
+        if run.aggregation["name"] != "fedavg":
+            label += " + " + short_name(run.aggregation, self.plugins.classes["aggregation"][run.aggregation["name"]])
+        return label
+
+    def _explain(self, error: ValidationError, where: str) -> None:
+        for item in error.errors():
+            path = ".".join([where, *(str(part) for part in item["loc"])])
+            self.mistake(path, f"{item['msg']}, found {item['input']!r}")
+
+    def raise_if_any(self, source: str = "") -> None:
+        """Raise ConfigError with all the mistakes so far."""
+        if self.mistakes:
+            count = f"{len(self.mistakes)} mistake{'s' if len(self.mistakes) > 1 else ''}"
+            raise ConfigError(
+                f"{source + ': ' if source else ''}{count}\n" + "\n".join(f"  - {m}" for m in self.mistakes)
+            )
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What changes the run's numbers: its config with files named by their content."""
+
+    def by_content(value: Any) -> Any:
+        if isinstance(value, Path):
+            return content_hash(value)
+        if isinstance(value, dict):
+            return {key: by_content(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [by_content(item) for item in value]
+        return value
+
+    identity: dict[str, Any] = by_content(run.model_dump())
+    return identity
+
+
+def _plain(value: Any) -> Any:
+    """`value` with only what YAML and JSON know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice instead of dropping the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
