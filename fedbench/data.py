@@ -60,7 +60,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Base of all datasets: a frozen dataclass called ``Dataset`` in a file of ``datasets/``; its fields are its options.
+    """Base of all datasets: a frozen dataclass called ``Dataset`` in a file of ``datasets/``; its fields are options.
 
     A field annotated ``Path`` names a file or folder of the user; it enters a run's identity by content, not by name.
     """
@@ -77,9 +77,9 @@ class Dataset:
 class Partitioner:
     """Base of all partitioners: says which share of each group of samples each client gets.
 
-    A partitioner is a frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``. It usually defines
-    `shares` alone. Train and test samples of a group are dealt by the same shares, so a client's test data follow its
-    train distribution.
+    A partitioner is a frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``. It usually
+    defines `shares` alone. Train and test samples of a group are dealt by the same shares, so a client's test data
+    follow its train distribution.
     """
 
     citation: ClassVar[str] = "ours"
@@ -97,16 +97,46 @@ class Partitioner:
     def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
         """The client of every sample [N] (-1: nobody's). Override for splits that are not made of shares."""
         groups, shares = self.groups(samples), self.shares(samples, clients, stream)
+        least = int(groups.max()) + 1
+        sums = shares.sum(1) if shares.ndim == 2 else shares
+        if shares.shape[1:] != (clients,) or len(shares) < least or (shares < 0).any() or not np.allclose(sums, 1):
+            raise DataError(
+                f"{type(self).__module__}: shares() must give at least [{least}, {clients}] shares, rows summing to 1, "
+                f"not {list(shares.shape)} with sums {sums.min():g}..{sums.max():g}"
+            )
         owner = np.full(len(samples.labels), -1, dtype=np.int64)
-        for group, row in enumerate(shares):
+        parts = [np.flatnonzero(samples.is_test == part) for part in (False, True)]
+        sorted_parts = [part[np.argsort(groups[part], kind="stable")] for part in parts]
+        starts = [np.searchsorted(groups[part], np.arange(least + 1)) for part in sorted_parts]
+        for group, row in enumerate(shares[:least]):
             order = stream.permutation(clients)  # who gets the odd sample is drawn, not always the same client
-            edges = np.concatenate([[0.0], np.cumsum(row[order])])
+            edges = np.minimum(np.concatenate([[0.0], np.cumsum(row[order])]), 1.0)
             edges[-1] = 1.0  # the rows sum to 1 but for rounding
-            for part in (False, True):
-                members = stream.permutation(np.flatnonzero((groups == group) & (samples.is_test == part)))
+            for part, start in zip(sorted_parts, starts, strict=True):
+                members = stream.permutation(part[start[group] : start[group + 1]])
                 cuts = np.rint(edges * len(members)).astype(np.int64)
                 owner[members] = np.repeat(order, np.diff(cuts))
         return owner
+
+
+def dirichlet_shares(
+    counts: Ints, clients: int, alpha: float, stream: np.random.Generator, balanced: bool = True
+) -> NDArray[np.float64]:
+    """Each group's shares from a symmetric Dirichlet over the clients, [G, clients]; `counts` [G]: the groups' sizes.
+
+    `balanced`: a client that already holds its equal part of all samples gets no more. Setting its share to 0 and
+    scaling the others up is the same as drawing from the Dirichlet of the others, which is what happens here. Groups
+    take their turns in random order, so that it is not always the last classes that end up with few clients.
+    """
+    shares = np.zeros((len(counts), clients))
+    held = np.zeros(clients)
+    for group in stream.permutation(len(counts)):
+        takers = np.flatnonzero(held < counts.sum() / clients) if balanced else np.arange(clients)
+        if not len(takers):  # all have their part: what is left is empty groups and rounding
+            takers = np.arange(clients)
+        shares[group, takers] = stream.dirichlet(np.full(len(takers), alpha))
+        held += shares[group] * counts[group]
+    return shares
 
 
 @dataclass(frozen=True)
@@ -142,10 +172,13 @@ def split(
 ) -> Split:
     """Deal `samples` to `clients` clients; a pure function of its arguments, independent of any method.
 
-    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the share
-    of each client's training samples set aside for selection (at least one where a client can spare it).
+    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the
+    share of each client's training samples set aside for selection (at least one where a client can spare it).
     Raises DataError, with the numbers, where a client would be left without training or test samples.
     """
+    available = int((~samples.is_test).sum()), int(samples.is_test.sum())
+    if 0 in available:
+        raise DataError(f"a split needs training and test samples, found {available[0]} and {available[1]}")
     problem = ""
     for draw in range(max(1, partitioner.redraws)):
         owner = partitioner.assign(samples, clients, rng.numpy_stream(seed, "partition", draw))
@@ -156,9 +189,9 @@ def split(
             break
         k = int(short[0])
         problem = (
-            f"{len(short)} of {clients} clients are left short, for example client {k} with {sizes[False][k]} training and "
-            f"{sizes[True][k]} test samples (at least {need} and 1 are needed), after {draw + 1} draws of {partitioner!r} "
-            f"over {int((~samples.is_test).sum())} training and {int(samples.is_test.sum())} test samples"
+            f"{len(short)} of {clients} clients are left short, for example client {k} with {sizes[False][k]} training "
+            f"and {sizes[True][k]} test samples (at least {need} and 1 are needed), after {draw + 1} draws of "
+            f"{partitioner!r} over {available[0]} training and {available[1]} test samples"
         )
     else:
         raise DataError(f"impossible split: {problem}")
@@ -198,9 +231,10 @@ class Batches:
 def batches(
     train: Sequence[Ints], clients: Ints, batch_size: int, epochs: int, seed: int, *stream: int | str
 ) -> Batches:
-    """Shuffle each client's samples `epochs` times and cut batches; client k's draws are named by (`seed`, "batches", `stream`, k).
+    """Shuffle each client's samples `epochs` times and cut batches.
 
-    A client's batches do not depend on who else is in the cohort.
+    Client k's draws are named by (`seed`, "batches", `stream`, k), so its batches do not depend on who else is in the
+    cohort.
     """
     steps = np.array([epochs * -(-len(train[k]) // batch_size) for k in clients])
     order = np.argsort(-steps, kind="stable")
