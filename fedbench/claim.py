@@ -1,0 +1,143 @@
+"""Who works on a run: a claim file in its folder, so that a second copy of a job passes it over while the first lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedbench.records import RunFolder, write_aside
+
+HEARTBEAT_SECONDS = 10.0
+SILENT_BEATS = 6  # a claim from another host that misses so many heartbeats in a row is nobody's
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process on some host; `started` tells it from a later one with the same number, `job` is its scheduler's id."""
+
+    host: str
+    pid: int
+    started: str
+    job: str = ""
+
+
+def process(pid: int | None = None) -> Owner:
+    """The process `pid` of this host, or this one."""
+    pid, env = os.getpid() if pid is None else pid, os.environ
+    array = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID')}" if "SLURM_ARRAY_JOB_ID" in env else ""
+    return Owner(socket.gethostname(), pid, _started(pid) or "", array or env.get("SLURM_JOB_ID", ""))
+
+
+def alive(owner: Owner) -> bool:
+    """Whether a process of this host still runs."""
+    return bool(owner.started) and _started(owner.pid) == owner.started
+
+
+def _started(pid: int) -> str | None:
+    """When `pid` was started, as its system tells it; None where there is no such process (or only its remains)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    told = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, started = told.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def claims(folder: RunFolder) -> list[Path]:
+    """The claim files of a run, oldest first; all but the last were left by processes that died."""
+    return sorted(folder.path.glob("claim.*"), key=lambda path: int(path.suffix[1:]))
+
+
+def holder(folder: RunFolder) -> Owner | None:
+    """The live process that works on the run, as far as can be told at once: another host is believed for a minute."""
+    for path in claims(folder)[-1:]:
+        owner = _owner(path)
+        if owner is None or owner.host == socket.gethostname():
+            return owner if owner is not None and alive(owner) else None
+        with suppress(FileNotFoundError):
+            return owner if time.time() - path.stat().st_mtime < HEARTBEAT_SECONDS * SILENT_BEATS else None
+    return None
+
+
+def _owner(path: Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _silent(path: Path, me: Owner) -> bool:
+    """Whether the process behind a claim is gone. Clocks of two hosts are not compared: a heartbeat is waited for."""
+    owner = _owner(path)
+    if owner is not None and owner.host == me.host:
+        return not alive(owner)
+    if owner is not None and me.job and owner.job == me.job:
+        return True  # an earlier life of this very job, which was requeued
+    try:
+        before = path.stat().st_mtime_ns
+        for _ in range(SILENT_BEATS):
+            time.sleep(HEARTBEAT_SECONDS)
+            if path.stat().st_mtime_ns != before:
+                return False
+    except FileNotFoundError:  # released meanwhile
+        return True
+    return True
+
+
+@contextmanager
+def claim(folder: RunFolder) -> Iterator[bool]:
+    """Hold the run against other processes; gives False where a live one holds it.
+
+    Claims are numbered and each number is taken by an atomic link, so of all who find claim 3 abandoned one gets 4.
+    Abandoned claims stay until the run is done: removing one could free a number that somebody else has just judged.
+    Whoever holds a claim looks again whether the run is done.
+    """
+    me = process()
+    while True:
+        there = claims(folder)
+        if there and not _silent(there[-1], me):
+            yield False
+            return
+        path = folder.path / f"claim.{int(there[-1].suffix[1:]) + 1 if there else 1}"
+        if _link(path, me):
+            break
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    beat.start()
+    try:
+        yield True
+    finally:
+        stop.set()
+        beat.join()
+        for old in claims(folder) if folder.status == "done" else [path]:
+            old.unlink(missing_ok=True)
+
+
+def _link(path: Path, me: Owner) -> bool:
+    """Make `path` with its content in one step; False where it is there."""
+    aside = path.with_name(f".owner.{me.host}.{me.pid}")
+    write_aside(aside, json.dumps(asdict(me)).encode())
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError):  # a file server that is away for a moment costs a beat, not the run
+            os.utime(path)
