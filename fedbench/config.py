@@ -230,7 +230,7 @@ def check_sweep(
         if first in ("cluster", "machine"):
             _set(content, name, yaml.safe_load(text))
         elif checker.names({first: None}, legal, "--set"):
-            for key in [key for key in grid if key == first or key == name]:
+            for key in [key for key in grid if key in (first, name)]:
                 del grid[key]  # a value given by hand replaces the whole list
             _set(base, name, yaml.safe_load(text))
     checker.names({key.split(".")[0]: None for key in [*base, *grid]}, legal, "base or grid")

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbench import rng
+
 Values = Mapping[str, Tensor]
 Home = Literal["shared", "local", "server", "server_only"]
 
@@ -31,8 +33,8 @@ def option(default: Any, meaning: str, **metadata: Any) -> Any:
 class Task:
     """What a method may know about the task before it starts.
 
-    ``class_counts`` [clients, C] are the label histograms of the clients' training parts; ``generator`` is the stream
-    of the initial weights (draw from it on the CPU, in a fixed order: equal first draws make methods start alike).
+    ``class_counts`` [clients, C] are the label histograms of the clients' training parts. Initial weights are drawn from
+    streams named by the parameter, so methods that share a parameter's name, shape and law start from the same values.
     """
 
     num_classes: int
@@ -41,19 +43,19 @@ class Task:
     depth: int
     patch_size: int
     class_counts: Tensor
-    generator: torch.Generator
+    seed: int
 
-    def normal(self, *shape: int, std: float) -> Tensor:
-        """Normal draws of the given shape from the stream of the initial weights."""
-        return torch.randn(*shape, generator=self.generator) * std
+    def normal(self, name: str, *shape: int, std: float) -> Tensor:
+        """N(0, std^2) draws of the given shape, from the stream of the parameter `name`."""
+        return torch.randn(*shape, generator=rng.torch_stream(self.seed, "init", name)) * std
 
-    def uniform(self, *shape: int, bound: float) -> Tensor:
-        """Draws from U(-bound, bound) of the given shape from the stream of the initial weights."""
-        return (torch.rand(*shape, generator=self.generator) * 2 - 1) * bound
+    def uniform(self, name: str, *shape: int, bound: float) -> Tensor:
+        """U(-bound, bound) draws of the given shape, from the stream of the parameter `name`."""
+        return (torch.rand(*shape, generator=rng.torch_stream(self.seed, "init", name)) * 2 - 1) * bound
 
-    def prompt_init(self, *shape: int) -> Tensor:
+    def prompt_init(self, name: str, *shape: int) -> Tensor:
         """VPT's initial prompts: U(-v, v) with v = sqrt(6 / (3 patch^2 + D)) (Jia et al. 2022, official code)."""
-        return self.uniform(*shape, bound=math.sqrt(6 / (3 * self.patch_size**2 + self.width)))
+        return self.uniform(name, *shape, bound=math.sqrt(6 / (3 * self.patch_size**2 + self.width)))
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,25 @@ class Method:
     family: ClassVar[str] = "global"
     citation: ClassVar[str] = "ours"
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
-    taps: ClassVar[tuple[int, ...]] = ()  # blocks whose entering CLS token `observe` sees
     # Names trained in each local phase, one inner tuple a phase; None: one phase that trains everything.
     phases: ClassVar[tuple[tuple[str, ...], ...] | None] = None
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The blocks at which `prompts` is called, ascending."""
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The blocks, of a backbone with `depth` blocks, at which `prompts` is called."""
+        return ()
+
+    def taps(self, depth: int) -> tuple[int, ...]:
+        """The blocks whose entering CLS token `observe` sees."""
         return ()
 
     @property
     def uses_query(self) -> bool:
         """Whether a hook reads `query`, the prompt-free final CLS feature of the frozen backbone."""
+        return False
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether a hook reads ``p["prior"]`` [C], the client's own class distribution, which never leaves the client."""
         return False
 
     def params(self, task: Task) -> dict[str, Param]:
@@ -128,7 +137,7 @@ class Method:
 
         `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
         """
-        raise TypeError(f"{type(self).__module__}: a method with layers {self.layers} must define prompts()")
+        raise TypeError(f"{type(self).__module__}: a method with layers() must define prompts()")
 
     def logits(self, p: Values, out: Values) -> Tensor:
         """Class scores [B, C] from ``out["cls"]`` [B, D] and ``out[slot]`` [B, P, D], all after the last norm."""
@@ -139,8 +148,8 @@ class Method:
     extra_loss: ClassVar[Any] = None
     # observe(p, taps, query, y, weight) -> {name: sums}; no gradient; the only client hook that sees labels besides the loss
     observe: ClassVar[Any] = None
-    # statistics(query, y) -> {name: tensor}; query [n, D] and y [n] are all training samples of a client; called once per
-    # client, in the round in which it first takes part, before training
+    # statistics(p, query, y) -> {name: tensor}; query [n, D] and y [n] are all training samples of a client, p what it
+    # reads of the server; called once per client, in the round in which it first takes part, before training
     statistics: ClassVar[Any] = None
     # absorb(server, stats) -> {name: value}; stats {name: [K, ...]} of this round's newcomers
     absorb: ClassVar[Any] = None
@@ -153,7 +162,7 @@ class Method:
 def linear_head(task: Task, home: Home = "shared", trained: bool = True) -> dict[str, Param]:
     """A linear classifier, weight [C, D] ~ N(0, 0.02^2), bias [C] = 0."""
     return {
-        "head.weight": Param(task.normal(task.num_classes, task.width, std=0.02), home, trained),
+        "head.weight": Param(task.normal("head.weight", task.num_classes, task.width, std=0.02), home, trained),
         "head.bias": Param(torch.zeros(task.num_classes), home, trained),
     }
 

@@ -1,0 +1,130 @@
+"""The frozen Vision Transformer, any timm ViT; prompts enter as named token slots. It knows nothing of clients."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from fedbench import nano
+
+PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be made: says which name, file or size, and what would do."""
+
+
+class Backbone(nn.Module):
+    """A frozen ViT without its head.
+
+    ``width`` D, ``depth`` L, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the checkpoint's own.
+    """
+
+    def __init__(self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.vit = vit.eval().requires_grad_(False)
+        self.mean, self.std = mean, std
+        self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
+        self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
+
+    def forward(
+        self,
+        images: Tensor,
+        layers: tuple[int, ...] = (),
+        prompts_at: PromptsAt | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Run `images` [N, 3, H, W] and return the tokens that a head may read, and what was tapped.
+
+        Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``; a known slot is replaced
+        (deep prompts), a new one inserted behind the others, all between CLS and the patches, without position
+        embedding. Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
+        after the last norm.
+        """
+        vit = self.vit
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # [N, 1+T, D]
+        lengths: dict[str, int] = {}
+        tapped: dict[int, Tensor] = {}
+        for layer, block in enumerate(vit.blocks):
+            if layer in taps:
+                tapped[layer] = x[:, 0]
+            if layer in layers and prompts_at is not None:
+                x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
+            x = block(x)
+        read = vit.norm(x[:, : 1 + sum(lengths.values())])  # nothing else is read, so nothing else is normed
+        cls, *slots = read.split([1, *lengths.values()], dim=1)
+        return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
+
+    def weights_hash(self) -> str:
+        """16 hex digits of all weights, independent of their precision on this device."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
+    """`x` [N, 1+P+T, D], whose slots have the given `lengths`, with the slots `new` replaced or inserted."""
+    cls, *slots, patches = x.split([1, *lengths.values(), x.shape[1] - 1 - sum(lengths.values())], dim=1)
+    all_slots = dict(zip(lengths, slots, strict=True)) | dict(new)
+    return torch.cat([cls, *all_slots.values(), patches], dim=1), {slot: v.shape[1] for slot, v in all_slots.items()}
+
+
+def make(name: str, weights: Path | None = None, image_size: int | None = None, pretrained: bool = True) -> Backbone:
+    """The backbone called `name`: ``nano`` (embedded) or a timm ViT, downloaded or read from a local safetensors file.
+
+    Position embeddings are resampled to `image_size`. ``pretrained=False`` gives the architecture with random weights.
+    Raises BackboneError.
+    """
+    if name == "nano":
+        if weights is not None or image_size not in (None, nano.ARCHITECTURE["img_size"]):
+            raise BackboneError(f"nano comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only")
+        return Backbone(nano.build(), nano.MEAN, nano.STD)
+    if not timm.is_model(name.split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
+            timm.list_models("vit_*")[:8]
+        )
+        raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
+    options = {} if image_size is None else {"img_size": image_size}
+    try:
+        vit = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0, **options)
+    except (RuntimeError, TypeError, AssertionError, OSError, ValueError) as error:
+        raise BackboneError(f"timm cannot make {name!r} {options or ''}: {error}") from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.global_pool != "token":
+        raise BackboneError(f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224")
+    if vit.patch_embed.img_size[0] % vit.patch_embed.patch_size[0]:
+        raise BackboneError(
+            f"{name!r}: image_size {image_size} is not a multiple of {vit.patch_embed.patch_size[0]} px"
+        )
+    if weights is not None:
+        _load(vit, weights)
+    config = vit.pretrained_cfg
+    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _load(vit: VisionTransformer, path: Path) -> None:
+    try:
+        state = {name: value.float() for name, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"{path}: not a readable safetensors file ({error})") from error
+    state = checkpoint_filter_fn(state, vit)
+    wanted = vit.state_dict()
+    state = {
+        name: value for name, value in state.items() if not name.startswith(("head.", "head_dist.", "pre_logits."))
+    }
+    wrong = [name for name, value in state.items() if name in wanted and value.shape != wanted[name].shape]
+    missing, surplus = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if wrong or missing or surplus:
+        raise BackboneError(
+            f"{path} does not fit this architecture: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(surplus)} unknown {surplus[:3]}, {len(wrong)} of another shape {wrong[:3]}"
+        )
+    vit.load_state_dict(state)

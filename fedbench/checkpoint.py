@@ -1,0 +1,44 @@
+"""The state of a run after a round, in one safetensors file written aside and moved; the one before it is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+
+
+def save(folder: Path, state: dict[str, Tensor], round_: int, totals: dict[str, int | float]) -> None:
+    """Keep `state` as it is after `round_` rounds, and the running `totals`."""
+    values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    numbers = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}
+    aside = folder / f".{CURRENT}.{os.getpid()}.tmp"
+    try:
+        save_file(values | numbers, aside, metadata={"round": str(round_)})
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        if (folder / CURRENT).exists():
+            os.replace(folder / CURRENT, folder / PREVIOUS)
+        os.replace(aside, folder / CURRENT)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], int, dict[str, float]] | None:
+    """(state, rounds done, totals) of the newest whole checkpoint, or None where there is none."""
+    for name in (CURRENT, PREVIOUS):
+        try:
+            with safe_open(folder / name, "pt") as file:
+                values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                round_ = int(file.metadata()["round"])
+        except (OSError, SafetensorError, KeyError, TypeError):
+            continue  # absent, or cut in half: the one before it is whole
+        state = {key: value for key, value in values.items() if not key.startswith("total.")}
+        totals = {k.removeprefix("total."): v.item() for k, v in values.items() if k.startswith("total.")}
+        return state, round_, totals
+    return None

@@ -1,0 +1,145 @@
+"""Accuracy per client and the numbers made of it; all clients' samples go through the backbone in shared batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbench.cohort import Cohort
+from fedbench.data import Ints
+from fedbench.setting import Setting
+from fedbench.stacked import Stacked, rows
+
+PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Right answers and samples per client, [clients] each."""
+
+    right: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+    @property
+    def each(self) -> NDArray[np.float64]:
+        """Accuracy per client, a fraction; NaN for a client without samples."""
+        with np.errstate(invalid="ignore"):
+            return self.right / np.where(self.count > 0, self.count, np.nan)
+
+
+@torch.inference_mode()
+def accuracies(cohort: Cohort, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
+    """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``."""
+    pieces = sorted(_pieces(parts), key=lambda piece: -len(piece[1]))
+    right = np.zeros(len(parts), dtype=np.int64)
+    prior = cohort.method.logit_prior in ("eval", "both")
+    found: list[tuple[list[int], Tensor]] = []
+    start = 0
+    while start < len(pieces):
+        width = len(pieces[start][1])
+        block = pieces[start : start + max(1, chunk // width)]
+        start += len(block)
+        index, owners = _rectangle([piece for _, piece in block], width), [k for k, _ in block]
+        at = torch.tensor(owners, device=cohort.labels.device)
+        samples = torch.from_numpy(np.maximum(index, 0)).to(at.device)
+        logits = cohort.forward(rows(values, at) | read, samples, prior).logits
+        hit = (logits.argmax(-1) == cohort.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
+        found.append((owners, hit.sum(1)))
+    for owners, hits in found:  # read back at the end: nothing waits for the device in between
+        np.add.at(right, owners, hits.cpu().numpy())
+    return Accuracies(right, np.array([len(part) for part in parts]))
+
+
+def _pieces(parts: Sequence[Ints]) -> list[tuple[int, Ints]]:
+    return [
+        (k, piece)
+        for k, part in enumerate(parts)
+        if len(part)
+        for piece in np.array_split(part, math.ceil(len(part) / PIECE))
+    ]
+
+
+def _rectangle(pieces: Sequence[Ints], width: int) -> Ints:
+    block = np.full((len(pieces), width), -1, dtype=np.int64)
+    for row, piece in zip(block, pieces, strict=True):
+        row[: len(piece)] = piece
+    return block
+
+
+def summary(test: Accuracies, held_out: NDArray[np.bool_]) -> dict[str, float | None]:
+    """The metrics of the clients that train, and of those held out (null where there are none).
+
+    Mean over clients (unweighted), worst client, 10th percentile, mean of the bottom decile (at least one client),
+    standard deviation over clients (population), and accuracy of all samples pooled.
+    """
+    each = test.each
+    inside, outside = each[~held_out], each[held_out]
+    inside, outside = inside[~np.isnan(inside)], outside[~np.isnan(outside)]
+    decile = max(1, math.ceil(len(inside) / 10))
+    pooled = test.right[~held_out].sum() / test.count[~held_out].sum()
+    return {
+        "mean_accuracy": float(inside.mean()),
+        "worst_accuracy": float(inside.min()),
+        "p10_accuracy": float(np.percentile(inside, 10)),
+        "bottom_decile_accuracy": float(np.sort(inside)[:decile].mean()),
+        "std_accuracy": float(inside.std()),
+        "pooled_accuracy": float(pooled),
+        "held_out_mean_accuracy": float(outside.mean()) if len(outside) else None,
+        "held_out_worst_accuracy": float(outside.min()) if len(outside) else None,
+    }
+
+
+def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
+    """All metrics of the present state, and the accuracy of each client."""
+    split, server, run = setting.split, setting.server, setting.run
+    everyone = np.arange(run.clients.number)
+    values = personal(setting, everyone)
+    score = lambda parts: accuracies(setting.cohort, values, server.read(), parts, setting.chunk)  # noqa: E731
+    test, validation = score(split.test), score(split.validation)
+    held_out = split.held_out
+    metrics: dict[str, Any] = summary(test, held_out)
+    with np.errstate(invalid="ignore"):
+        own = validation.each[~held_out]
+        metrics["val_mean_accuracy"] = float(np.nanmean(own)) if validation.count[~held_out].any() else None
+    metrics["global_accuracy"] = global_accuracy(setting, test)
+    clients = pd.DataFrame(
+        {
+            "client": everyone,
+            "held_out": held_out,
+            "train_samples": [len(part) for part in split.train],
+            "test_samples": test.count,
+            "accuracy": test.each,
+            "val_accuracy": validation.each,
+        }
+    )
+    return metrics, clients
+
+
+def global_accuracy(setting: Setting, test: Accuracies) -> float | None:
+    """Accuracy of the server's model, as a client of which nothing is known has it, on the whole test set (else None)."""
+    samples, server = setting.samples, setting.server
+    whole = np.flatnonzero(samples.is_test)
+    if setting.cohort.method.finetune_epochs or (stranger := server.stranger()) is None:
+        return None
+    if not server.memory and test.count.sum() == len(whole):
+        return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
+    parts = accuracies(setting.cohort, stranger, server.read(), [whole], setting.chunk)
+    return float(parts.each[0])
+
+
+def personal(setting: Setting, clients: Ints) -> Stacked:
+    """The values that each client is evaluated with: the present ones, fine-tuned on its own data where the method says."""
+    server, run = setting.server, setting.run
+    epochs = setting.cohort.method.finetune_epochs
+    if not epochs:
+        return server.send(torch.from_numpy(clients).to(server.device))
+    report = setting.train(clients, run.local.lr, "finetune", epochs=epochs)
+    return rows(report.got, torch.argsort(report.clients))

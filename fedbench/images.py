@@ -1,0 +1,72 @@
+"""Images on the device: held as uint8, then resized, augmented and normalised in batches; no image is touched in Python."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+Augment = Literal["none", "flip", "crop_flip"]
+
+RESIDENT_BYTES = 4 << 30  # resized images up to this size are kept on the device; larger sets are resized by batch
+
+
+class Images:
+    """N images at the backbone's size, normalised with its mean and std.
+
+    Resizing (bicubic, antialiased) always rounds to uint8 first, so keeping the resized images changes no number.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.source, self.size, self.device, self.dtype = images, size, device, dtype
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        self.scale, self.offset = (1 / (255 * std_)).to(device, dtype), (-mean_ / std_).to(device, dtype)
+        self.resident = len(images) * 3 * size * size <= RESIDENT_BYTES
+        if self.resident:
+            parts = [self._resized(np.arange(i, min(i + 512, len(images)))) for i in range(0, len(images), 512)]
+            self.pixels = torch.cat(parts)
+
+    def _resized(self, index: NDArray[np.int64]) -> Tensor:
+        raw = torch.from_numpy(np.array(self.source[index])).to(self.device).permute(0, 3, 1, 2)
+        if raw.shape[2:] != (self.size, self.size):
+            raw = tvf.resize(raw, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
+        return raw.contiguous()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(
+        self, index: Tensor, augment: Augment = "none", flip: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Images `index` [n] as [n, 3, S, S], augmented by the draws `flip` [n] bool and `shift` [n, 2] in [-1, 1)."""
+        pixels = self.pixels[index] if self.resident else self._resized(index.cpu().numpy())
+        if augment == "crop_flip" and shift is not None:
+            pixels = translate(pixels, torch.round(shift * (self.size / 8)).long())
+        if augment != "none" and flip is not None:
+            pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+        return pixels.to(self.dtype).mul_(self.scale).add_(self.offset)
+
+
+def translate(pixels: Tensor, offset: Tensor) -> Tensor:
+    """Each image of `pixels` [n, 3, S, S] moved by its `offset` [n, 2] in pixels; the border repeats.
+
+    As random cropping with a padding of S/8 (4 px at 32 px), the usual CIFAR augmentation.
+    """
+    n, channels, size, _ = pixels.shape
+    grid = torch.arange(size, device=pixels.device)
+    row, col = ((grid + offset[:, axis, None]).clamp(0, size - 1) for axis in (0, 1))  # [n, S]
+    pixels = pixels.gather(2, row[:, None, :, None].expand(n, channels, size, size))
+    return pixels.gather(3, col[:, None, None, :].expand(n, channels, size, size))

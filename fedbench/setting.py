@@ -1,0 +1,138 @@
+"""Everything of a run that stays the same over its rounds: data and split, frozen backbone, method, trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedbench import backbone, cost, data, rng
+from fedbench.cohort import Cohort
+from fedbench.config import Backbone, Machine, PlannedRun, Run, short_name
+from fedbench.data import Ints, Samples, Split
+from fedbench.features import data_hash, features
+from fedbench.images import Images
+from fedbench.local import Trainer, idle
+from fedbench.method import Report, Task
+from fedbench.plugins import Plugins
+from fedbench.server import Server, parameters
+from fedbench.stacked import Clients
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rounds work with."""
+
+    run: Run
+    samples: Samples
+    split: Split
+    cohort: Cohort
+    trainer: Trainer
+    server: Server
+    cost: cost.PassCost
+    chunk: int  # images in one pass
+    facts: dict[str, object]  # what every record of the run repeats
+
+    def cohort_of(self, round_: int) -> Ints:
+        """The clients of round `round_` (from 1): a draw without replacement that no method can influence."""
+        eligible = np.flatnonzero(~self.split.held_out)
+        draw = rng.numpy_stream(self.run.stream("cohort"), "cohort", round_)
+        return np.sort(draw.choice(eligible, self.run.clients.per_round, replace=False))
+
+    def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Report:
+        """Local training of `clients` from what the server sends each; `stream` names the draws of their batches.
+
+        The report's rows stand in an order of their own: see ``report.clients``.
+        """
+        local, server, train = self.run.local, self.server, self.split.train
+        trainer = (
+            self.trainer if epochs is None else replace(self.trainer, local=local.model_copy(update={"epochs": epochs}))
+        )
+        local, seed = trainer.local, self.run.stream("batches")
+        batches = [
+            data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
+            for phase in range(len(trainer.phases()))
+        ]
+        who = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
+        sent = server.send(who)
+        if not batches:
+            return idle(who, sent, [len(train[k]) for k in clients], lr)
+        return trainer.train(sent, server.read(), batches, lr)
+
+
+def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
+    """Load, deal and assemble. Raises DataError, BackboneError and what a plug-in raises."""
+    run = planned.run
+    device = choose_device(machine.device)
+    dtype = torch.float64 if run.precision == "float64" else torch.float32
+    samples = found.make("dataset", run.dataset).load(machine.data)
+    partitioner = found.make("partition", run.partition)
+    dealt = data.split(
+        samples, partitioner, run.clients.number, run.clients.held_out, run.clients.validation, run.stream("partition")
+    )
+    vit = backbone.make(run.backbone.name, run.backbone.weights, run.backbone.image_size).to(device, dtype)
+    images = Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype)
+    method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
+
+    counts = torch.from_numpy(dealt.class_counts(samples.labels, samples.num_classes)).float()
+    init = run.stream("init")
+    task = Task(samples.num_classes, run.clients.number, vit.width, vit.depth, vit.patch_size, counts, init)
+    spec = parameters(method, aggregation, task)
+    per_pass = cost.one_pass(method, spec, vit)
+    chunk = machine.chunk_images or cost.chunk_images(per_pass, device)
+    wants = (
+        method.uses_query or method.statistics is not None or not (method.layers(vit.depth) or method.taps(vit.depth))
+    )
+    weights, contents = vit.weights_hash(), data_hash(samples)
+    cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
+    query = features(vit, images, cached, machine.data, chunk) if wants else None
+    labels = torch.from_numpy(np.array(samples.labels)).to(device)
+    mode: Clients = machine.clients
+    cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")
+    trainer = Trainer(cohort, aggregation, run.local, max(1, chunk // run.local.batch_size))
+    server = Server(method, aggregation, spec, run.clients.number, device, dtype)
+
+    def block(kind: str, value: dict[str, object]) -> str:
+        return short_name(value, found.classes[kind][str(value["name"])])  # type: ignore[index]
+
+    facts: dict[str, object] = {
+        "method": run.method["name"],
+        "label": planned.label,
+        "reference": method.reference,
+        "dataset": block("dataset", run.dataset),
+        "partition": block("partition", run.partition),
+        "aggregation": block("aggregation", run.aggregation),
+        "backbone": backbone_name(run.backbone, vit.image_size),
+        "seed": run.seed,
+        "rounds": run.rounds,
+        "trained_parameters": sum(p.init[0].numel() if p.rows else p.init.numel() for p in spec.values() if p.trains),
+        "config_hash": hashlib.sha256(json.dumps(planned.identity, sort_keys=True).encode()).hexdigest()[:16],
+        "partition_hash": dealt.hash,
+        "data_hash": contents,
+        "backbone_hash": weights,
+    }
+    setting = Setting(run, samples, dealt, cohort, trainer, server, per_pass, chunk, facts)
+    who = np.concatenate([setting.cohort_of(r) for r in range(1, run.rounds + 1)])
+    facts["cohort_hash"] = hashlib.sha256(who.astype("<i8").tobytes()).hexdigest()[:16]
+    return setting
+
+
+def backbone_name(block: Backbone, image_size: int) -> str:
+    """``name@pixels``, as tables and figures show it."""
+    return f"{block.name}@{image_size}"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto: the first GPU where there is one. Raises ValueError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"machine.device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"machine.device is {name!r}, but torch finds no GPU")
+    return device

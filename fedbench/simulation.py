@@ -1,0 +1,103 @@
+"""The rounds of a run: draw a cohort, send, train, merge, evaluate. Read this file first."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedbench import checkpoint, evaluation, measure
+from fedbench.config import Machine, PlannedRun
+from fedbench.data import Ints
+from fedbench.plugins import Plugins
+from fedbench.records import RunFolder
+from fedbench.server import nbytes
+from fedbench.setting import Setting, build
+
+
+class Diverged(ArithmeticError):
+    """Training left the finite numbers; says in which round."""
+
+
+def simulate(planned: PlannedRun, machine: Machine, found: Plugins, folder: RunFolder) -> None:
+    """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
+
+    Raises Diverged, DataError, BackboneError, and whatever a plug-in raises.
+    """
+    setting = build(planned, machine, found)
+    facts = {"run": folder.path.name, "key": planned.key, **setting.facts, "commit": measure.commit()}
+    totals: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "multiply_adds": 0, "seconds": 0.0}
+    done = 0
+    if (saved := checkpoint.load(folder.path)) is not None:
+        state, done, totals = saved
+        setting.server.restore(state)
+    folder.cut_records(done)
+    meter = measure.Meter(setting.cohort.labels.device, totals["seconds"])
+    for round_ in range(done + 1, setting.run.rounds + 1):
+        spent = one_round(setting, round_)
+        for name in ("bytes_up", "bytes_down", "multiply_adds"):
+            totals[name] += spent[name]
+        meter.count(spent.pop("images"))
+        last = round_ == setting.run.rounds
+        if last or round_ % setting.run.evaluate_every == 0:
+            metrics, clients = evaluation.evaluate(setting)
+            whole = {f"total_{k}": int(v) for k, v in totals.items() if k != "seconds"}
+            folder.append({**facts, "round": round_, **metrics, **spent, **whole, **meter.read()})
+            if last:
+                clients.to_parquet(folder.path / "clients.parquet")
+        totals["seconds"] = meter.seconds
+        if last or meter.since_mark() >= machine.checkpoint_seconds:
+            checkpoint.save(folder.path, setting.server.state(), round_, totals)
+            meter.mark()
+        folder.say(round=round_, rounds=setting.run.rounds, images_per_second=meter.rate, time=time.time())
+
+
+def one_round(setting: Setting, round_: int) -> dict[str, Any]:
+    """One round of federated training; returns what it took. Raises Diverged."""
+    server, run = setting.server, setting.run
+    cohort = setting.cohort_of(round_)
+    stats_bytes = introduce(setting, cohort)
+    lr = run.local.lr * run.local.lr_decay ** (round_ - 1)
+    report = setting.train(cohort, lr, round_)
+    values = [*report.got.values(), *report.seen.values()]
+    if any(not bool(v.isfinite().all()) for v in values if v.is_floating_point()):
+        raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {lr:g})")
+    server.merge(report)
+    up, down = server.bytes_per_client()
+    seen = sum(nbytes(value) for value in report.seen.values())
+    images = int(report.weight.sum()) * run.local.epochs * len(setting.trainer.phases())
+    return {
+        "train_loss": _finite(weighted(report.loss, report.weight)),
+        "bytes_up": up * len(cohort) + seen + stats_bytes,
+        "bytes_down": down * len(cohort),
+        "multiply_adds": images * (setting.cost.forward + setting.cost.backward),
+        "images": images,
+    }
+
+
+def introduce(setting: Setting, cohort: Ints) -> int:
+    """Clients that take part for the first time report their statistics once; returns the bytes of that."""
+    method, server = setting.cohort.method, setting.server
+    new = [k for k in cohort if not server.introduced[k]]
+    if method.statistics is None or not new:
+        return 0
+    stats = []
+    for k in new:
+        mine = torch.from_numpy(setting.split.train[k]).to(setting.cohort.labels.device)
+        stats.append(method.statistics(server.read(), setting.cohort.features[mine], setting.cohort.labels[mine]))  # type: ignore[index]
+    stacked = {name: torch.stack([s[name] for s in stats]) for name in stats[0]}
+    server.absorb(stacked)
+    server.introduced[new] = True
+    return sum(nbytes(value) for value in stacked.values())
+
+
+def weighted(value: Tensor, weight: Tensor) -> float:
+    """Weighted mean as a number."""
+    return float((value * weight).sum() / weight.sum())
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

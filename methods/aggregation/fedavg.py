@@ -1,0 +1,10 @@
+"""FedAvg: the average of what the cohort trained, weighted by the clients' numbers of samples (paper, algorithm 1)."""
+
+from dataclasses import dataclass
+
+from fedbench.method import Aggregation as Base
+
+
+@dataclass(frozen=True)
+class Aggregation(Base):
+    """The base, as it is."""

@@ -1,0 +1,68 @@
+"""VPT-shallow with FedAvg, and its personalised forms: where the prompts and the head live is a field.
+
+Source: visual prompt tuning is Jia et al. 2022 (arXiv 2203.12119; initialisation from the official code - code); its
+federated form and the personalised homes follow the baselines of pFedPG (Yang et al. 2023) and FedPer (Arivazhagan et
+al. 2019, arXiv 1912.00818) - paper. `own_init` and the choice of fields are ours.
+
+=============  ==========  ===========================================================================
+prompt         head        known as
+=============  ==========  ===========================================================================
+shared         shared      FedVPT
+local          shared      personalised prompts (P-PT)
+shared         local       FedPer on prompts
+local          local       both local, initialised jointly; with own_init: local only (SingleSet-VPT)
+shared         shared      with finetune_epochs: FedVPT + local fine-tuning
+=============  ==========  ===========================================================================
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, linear_head, option, tokens
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """P prompt tokens after CLS at block 0, without position embedding, and a linear head."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
+    prompt: Literal["shared", "local"] = option("shared", "where the prompts live: averaged, or one set per client")
+    head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
+    own_init: bool = option(False, "each client's local values start from a draw of its own")
+
+    citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The first block."""
+        return (0,)
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """prompt [P, D] and the head."""
+        head = linear_head(task, self.head)
+        values = {"prompt": Param(task.prompt_init("prompt", self.prompt_length, task.width), self.prompt)} | head
+        return _own(values, task) if self.own_init else values
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """The same tokens for every sample."""
+        return {"prompt": tokens(p["prompt"], cls)}
+
+
+def _own(values: Mapping[str, Param], task: Task) -> dict[str, Param]:
+    """Each local value with a row of its own per client, drawn with the spread of the common one."""
+    own = {}
+    for name, param in values.items():
+        shape = (task.num_clients, *param.init.shape)
+        local = param.home == "local"
+        own[name] = (
+            replace(
+                param, init=task.normal(f"own.{name}", *shape, std=float(param.init.square().mean().sqrt())), rows=True
+            )
+            if local
+            else param
+        )
+    return own

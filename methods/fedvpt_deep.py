@@ -1,0 +1,37 @@
+"""VPT-deep with FedAvg: fresh prompt tokens at every block, those of the block before dropped.
+
+Source: Jia et al. 2022, arXiv 2203.12119 (paper and code for the prompts and their initialisation); averaging as FedVPT-D
+in pFedPG, Yang et al. 2023 (paper).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, linear_head, option, tokens
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """P prompt tokens at each of the L blocks and a linear head, all averaged."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at every block")
+
+    citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Every block."""
+        return tuple(range(depth))
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """prompt [L, P, D] and the head."""
+        return {"prompt": Param(task.prompt_init("prompt", task.depth, self.prompt_length, task.width))} | linear_head(
+            task
+        )
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """Block `layer`'s own tokens take the place of the last block's."""
+        return {"prompt": tokens(p["prompt"][layer], cls)}

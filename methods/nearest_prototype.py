@@ -1,0 +1,51 @@
+"""Nearest class prototype without any training (FedNCM, Legate et al. 2023, arXiv 2402.01862 - paper), optionally with the
+client's class prior: the control that shows what prototypes and priors are worth alone.
+
+Each client sends per-class sums and counts of the frozen feature once; the server divides. Cosine similarity and the
+temperature at which the prior is weighed against it are ours, the same as PEP-FedPT's.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, option
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Scores cos(z, mu_c) / tau; `logit_prior: eval` adds the client's log prior."""
+
+    temperature: Annotated[float, Field(gt=0)] = option(0.1, "tau: matters only beside a prior")
+
+    family: ClassVar[str] = "training-free"
+    reference: ClassVar[bool] = True
+    citation: ClassVar[str] = "Legate et al. 2023, arXiv 2402.01862"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """prototype [C, D], and the server's running sums [C, D] and counts [C]."""
+        zero = torch.zeros(task.num_classes, task.width)
+        return {
+            "prototype": Param(zero, "server"),
+            "sum": Param(zero, "server_only"),
+            "count": Param(zero[:, 0], "server_only"),
+        }
+
+    def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Per-class sums [C, D] and counts [C] of one client's features [n, D]."""
+        hot = F.one_hot(y, len(p["prototype"])).to(query)
+        return {"sum": hot.T @ query, "count": hot.sum(0)}
+
+    def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
+        """Pooled class means of all clients that have reported; a class that none has shown keeps a zero prototype."""
+        total, count = server["sum"] + stats["sum"].sum(0), server["count"] + stats["count"].sum(0)
+        return {"sum": total, "count": count, "prototype": total / count.clamp(min=1)[:, None]}
+
+    def logits(self, p: Values, out: Values) -> Tensor:
+        """Cosine to each prototype over tau, [B, C]."""
+        return F.normalize(out["cls"], dim=-1) @ F.normalize(p["prototype"], dim=-1).T / self.temperature

@@ -1,0 +1,168 @@
+"""PEP-FedPT: shared prompts plus class prompts, mixed for each input by what prototypes and the client's prior say of it.
+
+Source: arXiv 2510.25372 (TMLR 2026). From the abstract (paper): shared prompts and class-specific prompts; the
+Class-Contextualised Mixed Prompt, soft weights from global class prototypes and client class priors; plain FedAvg; no
+parameter stays at a client. Everything else - token counts, similarity, temperature, blocks, query, prototype updates - is
+our reading (ours) and therefore a field. The mixture is the posterior mean of the class prompt given the query:
+s_c(x) ~ pi_k(c) exp(sim(z(x), mu_c) / tau), m(x) = sum_c s_c(x) P_C[c].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Report, Task, Values, linear_head, log_prior, option, tokens
+
+SMOOTHING = 1e-3  # uniform mass mixed into a client's prior: a class that it lacks keeps a small chance
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Shared prompts [P, D] at block 0, class prompts [C, n, D] mixed into n tokens at block `inject`, a shared head."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: shared prompt tokens at the first block")
+    class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
+    class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
+        30.0, "factor on the learning rate of the class prompts, each of which few samples reach"
+    )
+    inject: Annotated[int, Field(ge=0)] | None = option(
+        None, "block that the mixed prompt enters; the middle if not given"
+    )
+    temperature: Annotated[float, Field(gt=0)] = option(0.1, "tau: the similarity is divided by it")
+    similarity: Literal["cosine", "euclidean"] = option(
+        "cosine", "sim: cosine, or minus half the squared distance over D"
+    )
+    query: Literal["final", "inject"] = option(
+        "final", "z(x): the prompt-free final feature, or the CLS token that enters block `inject`, without gradient"
+    )
+    prior: Literal["client", "uniform", "none"] = option(
+        "client", "pi_k: the client's class distribution; uniform and none weigh all classes alike"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "of the prototypes from round to round; query inject only"
+    )
+    average: Literal["samples", "class_counts"] = option(
+        "samples", "weights of class prompt c in the average: n_k, or the client's number of samples of class c"
+    )
+    prototypes: Literal["true", "shuffled"] = option(
+        "true", "shuffled: prototype c stands for another class, a control that keeps everything but their meaning"
+    )
+
+    citation: ClassVar[str] = "arXiv 2510.25372"
+
+    def _inject(self, depth: int) -> int:
+        return depth // 2 if self.inject is None else self.inject
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The first block and block `inject`. Raises ValueError where the backbone has no such block."""
+        if self._inject(depth) >= depth:
+            raise ValueError(f"pep_fedpt: inject is {self.inject}, but the backbone has the blocks 0..{depth - 1}")
+        return tuple(sorted({0, self._inject(depth)}))
+
+    def taps(self, depth: int) -> tuple[int, ...]:
+        """Block `inject`, where it gives the query."""
+        return (self._inject(depth),) if self.query == "inject" else ()
+
+    @property
+    def uses_query(self) -> bool:
+        """Whether z(x) is the prompt-free final feature."""
+        return self.query == "final"
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether pi_k enters the weights."""
+        return self.prior == "client"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """prompt [P, D], class_prompt [C, n, D], the head, prototype [C, D], and how the server keeps prototypes."""
+        classes, width = task.num_classes, task.width
+        order = torch.arange(classes)
+        if self.prototypes == "shuffled":
+            order = task.normal("shuffle", classes, std=1.0).argsort()
+        zero = torch.zeros(classes, width)
+        sums = {"sum": Param(zero, "server_only"), "count": Param(zero[:, 0], "server_only")}
+        return {
+            "prompt": Param(task.prompt_init("prompt", self.prompt_length, width)),
+            "class_prompt": Param(
+                task.prompt_init("class_prompt", classes, self.class_prompt_length, width),
+                lr_scale=self.class_prompt_lr_scale,
+            ),
+            **linear_head(task),
+            "prototype": Param(zero, "server"),
+            "order": Param(order, "server_only"),
+            **(sums if self.query == "final" else {}),
+        }
+
+    def weights(self, p: Values, z: Tensor) -> Tensor:
+        """s(x) [B, C]: the posterior of the class given z [B, D], from the prototypes and the prior."""
+        if self.similarity == "cosine":
+            similarity = F.normalize(z, dim=-1) @ F.normalize(p["prototype"], dim=-1).T
+        else:
+            similarity = -(z[:, None] - p["prototype"]).square().mean(-1) / 2
+        scores = similarity / self.temperature
+        if self.prior == "client":
+            scores = scores + log_prior(p["prior"], SMOOTHING)
+        return scores.softmax(-1)
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """The shared prompts at block 0; the mixed prompt m(x) [B, n, D] at block `inject`."""
+        slots = {"prompt": tokens(p["prompt"], cls)} if layer == 0 else {}
+        if layer == self.inject or (self.inject is None and layer > 0):
+            s = self.weights(p, cls.detach() if query is None else query)
+            slots["mixed"] = torch.einsum("bc,cnd->bnd", s, p["class_prompt"])
+        return slots
+
+    # -- prototypes ----------------------------------------------------------------------------------------------
+    @property
+    def statistics(self) -> Any:
+        """query final: sums of a feature that never changes are reported once."""
+        return self._statistics if self.query == "final" else None
+
+    def _statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return _class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
+
+    def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
+        """mu_c over all clients that have reported; a class that none has shown keeps a zero prototype."""
+        total, count = server["sum"] + stats["sum"].sum(0), server["count"] + stats["count"].sum(0)
+        mean = total / count.clamp(min=1)[:, None]
+        return {"sum": total, "count": count, "prototype": mean[server["order"]]}
+
+    @property
+    def observe(self) -> Any:
+        """query inject: the feature moves with the prompts, so sums are reported every round; class_counts: counts."""
+        return self._observe if self.query == "inject" or self.average == "class_counts" else None
+
+    def _observe(
+        self, p: Values, taps: Mapping[int, Tensor], query: Tensor | None, y: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        sums = _class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
+        return sums if self.query == "inject" else {"count": sums["count"]}
+
+    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+        """Prototypes from this round's sums (query inject); class prompts by class counts (average class_counts)."""
+        new: dict[str, Tensor] = {}
+        if self.query == "inject":
+            count = report.seen["count"].sum(0)[server["order"], None]
+            mean = report.seen["sum"].sum(0)[server["order"]] / count.clamp(min=1)
+            old = server["prototype"]
+            known = old.abs().sum(1, keepdim=True) > 0
+            moved = torch.where(known, self.momentum * old + (1 - self.momentum) * mean, mean)
+            new["prototype"] = torch.where(count > 0, moved, old)
+        if self.average == "class_counts":
+            count = report.seen["count"]  # [K, C]
+            share = count / count.sum(0).clamp(min=1)
+            mean = torch.einsum("kc,kcnd->cnd", share, report.got["class_prompt"])
+            new["class_prompt"] = torch.where(count.sum(0)[:, None, None] > 0, mean, server["class_prompt"])
+        return new
+
+
+def _class_sums(z: Tensor, y: Tensor, weight: Tensor, classes: int) -> dict[str, Tensor]:
+    """Weighted sums [C, D] and counts [C] of z [B, D] by class."""
+    hot = F.one_hot(y, classes).to(z) * weight[:, None]
+    return {"sum": hot.T @ z, "count": hot.sum(0)}
