@@ -1,0 +1,297 @@
+"""The command line of a sweep: plan its runs, show them, launch those that are missing, and watch them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedbench import launch, watch
+from fedbench.claim import claims
+from fedbench.config import ConfigError, Sweep, read_sweep, short_name
+from fedbench.data import DataError
+from fedbench.plugins import PluginError
+from fedbench.records import RecordsError, RunFolder
+
+DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = """\
+The same command again goes on where the last one stopped: done runs are kept, queued and running ones left alone, failed
+ones tried again only with --retry-failed. Ctrl-C stops local workers (their runs resume from checkpoints) and only stops
+watching on Slurm. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs failed, 2 a mistake in the file or on
+the command line.
+
+examples:
+  python -m fedbench.sweep sweeps/quickstart.yaml
+  python -m fedbench.sweep sweeps/quickstart.yaml --dry-run --set rounds=5 --set local.lr=0.05
+  python -m fedbench.sweep sweeps/main_table.yaml --cluster slurm --no-watch
+  python -m fedbench.sweep sweeps/main_table.yaml --status --json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, each with an example."""
+    made = argparse.ArgumentParser(
+        prog="python -m fedbench.sweep",
+        description="Do all runs of a sweep file that are not done yet.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("sweep", type=Path, help="sweep file, e.g. sweeps/quickstart.yaml")
+    made.add_argument(
+        "--cluster",
+        choices=("auto", "inline", "local", "slurm"),
+        default="auto",
+        help="inline: this process; local: one process per GPU or core; auto: slurm where sbatch is found, else local; "
+        "e.g. --cluster local",
+    )
+    made.add_argument("--results", type=Path, default=Path("results"), help="e.g. --results /scratch/me/results")
+    made.add_argument(
+        "--plugins",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="your own plug-ins, e.g. --plugins mine/",
+    )
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="override a value of the file for all runs, e.g. --set rounds=5 --set cluster.gpus=0 --set seed=3",
+    )
+    made.add_argument(
+        "--clients", choices=("stacked", "loop"), help="loop: one client at a time, slow and plain; e.g. --clients loop"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="list the runs and what they will take; nothing is written"
+    )
+    made.add_argument("--status", action="store_true", help="say how the runs stand; nothing is started")
+    made.add_argument("--json", action="store_true", help="for scripts, e.g. --status --json")
+    made.add_argument(
+        "--watch",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="stay until the runs have ended; the default on a terminal, and off Slurm; e.g. --no-watch",
+    )
+    made.add_argument("--retry-failed", action="store_true", help="try failed runs again, e.g. after freeing the disk")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says and return the exit code."""
+    options = parser()
+    given = options.parse_args(arguments)
+    if given.json and not (given.status or given.dry_run):
+        options.error("--json goes with --status or --dry-run")
+    if given.status and given.dry_run:
+        options.error("--status and --dry-run exclude each other")
+    settings = [*given.settings, *([f"machine.clients={given.clients}"] if given.clients else [])]
+    results = given.results.expanduser().resolve()
+    again = "python -m fedbench.sweep " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sweep = read_sweep(given.sweep, given.plugins, settings)
+        if given.dry_run:
+            return dry_run(sweep, results, given.json)
+        if given.status:
+            return status(sweep, results, given.json)
+        cluster = given.cluster
+        if cluster == "auto":
+            cluster = "slurm" if shutil.which("sbatch") else "local"
+        return launch_and_watch(sweep, results, cluster, given.watch, given.retry_failed, again)
+    except (ConfigError, PluginError, RecordsError, launch.LaunchError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return MISTAKE
+
+
+def say(text: str) -> None:
+    """A line on stdout, there at once even in a pipe."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
+    """List all runs with their state and what they will take; nothing is submitted or written."""
+    from fedbench import cost  # it imports timm, which takes seconds; only here is it needed
+    from fedbench.backbone import BackboneError
+
+    estimates: dict[str, cost.Estimate | str] = {}  # runs that differ in what costs nothing share one
+    problems: dict[str, None] = {}
+    views = watch.Observer(results, sweep.runs).look()
+    rows: list[dict[str, Any]] = []
+    for planned, view in zip(sweep.runs, views, strict=True):
+        free = ("seed", "seeds", "partition", "evaluate_every")
+        key = json.dumps({name: value for name, value in planned.identity.items() if name not in free}, sort_keys=True)
+        if key not in estimates:
+            try:
+                estimates[key] = cost.estimate(planned, sweep.plugins, sweep.machine)
+            except (DataError, BackboneError) as error:
+                estimates[key] = str(error)
+        guess = estimates[key]
+        run, classes = planned.run, sweep.plugins.classes
+        row = {
+            "name": planned.name,
+            "method": planned.label,
+            "dataset": short_name(run.dataset, classes["dataset"][run.dataset["name"]]),
+            "partition": short_name(run.partition, classes["partition"][run.partition["name"]]),
+            "seed": run.seed,
+            "state": view.state,
+        }
+        if isinstance(guess, str):
+            problems[guess] = None
+            rows.append({**row, "multiply_adds": None, "memory_bytes": None})
+        else:
+            rows.append({**row, "multiply_adds": guess.multiply_adds, "memory_bytes": guess.memory_bytes})
+    todo = [row for row in rows if row["state"] != "done" and row["multiply_adds"] is not None]
+    total = sum(row["multiply_adds"] for row in todo)
+    most = max((row["memory_bytes"] for row in todo), default=0)
+    if as_json:
+        say(json.dumps({"sweep": sweep.name, "counts": watch.counts(views), "multiply_adds": total, "runs": rows}))
+        return DONE
+    cells = [tuple(rows[0])] + [tuple(_cell(key, value) for key, value in row.items()) for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    say(f"\n{sweep.name}: {watch.told(views)}")
+    say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
+    for problem in problems:
+        say(f"no estimate: {problem}")
+    return DONE
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "?"
+    if key == "memory_bytes":
+        return f"{value / 1e9:.1f} GB"
+    return f"{value:.2g}" if key == "multiply_adds" else str(value)
+
+
+def status(sweep: Sweep, results: Path, as_json: bool) -> int:
+    """Say how the runs stand."""
+    views = watch.Observer(results, sweep.runs).look()
+    if as_json:
+        found = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
+        say(json.dumps({**found, "runs": [asdict(view) for view in views]}))
+    else:
+        say(f"{sweep.name}: {watch.told(views)}")
+        for line in watch.failures(views):
+            say(line)
+    return SOME_FAILED if watch.counts(views)["failed"] else DONE
+
+
+def plan(sweep: Sweep, results: Path, retry_failed: bool) -> list[str]:
+    """Write the folders of the runs to do, and return their names, those that killed a process before last.
+
+    Raises RecordsError, before anything is written, where a folder holds a run of another config.
+    """
+    folders = {planned.name: RunFolder(results / planned.name) for planned in sweep.runs}
+    for planned in sweep.runs:
+        folder = folders[planned.name]
+        if (folder.path / "run.yaml").exists():
+            folder.plan({**folder.config(), "identity": planned.identity})  # changes nothing, but compares
+    names = []
+    for planned, view in zip(sweep.runs, watch.Observer(results, sweep.runs).look(), strict=True):
+        lost = view.kind == "lost"
+        if view.state == "missing" or (view.state == "failed" and (lost or retry_failed)):
+            folders[planned.name].plan(sweep.on_disk(planned))
+            folders[planned.name].clear_failure()
+            names.append(planned.name)
+    return sorted(names, key=lambda name: len(claims(folders[name])))
+
+
+def launch_and_watch(
+    sweep: Sweep, results: Path, cluster: str, stay: bool | None, retry_failed: bool, again: str
+) -> int:
+    """Launch what is missing, watch it to its end or leave it, and return the exit code."""
+    console = Console()
+    stay = (cluster != "slurm" or console.is_terminal) if stay is None else stay
+    jobs: list[Any] = []
+    with interruptible():
+        try:
+            with launch.planning(results) as folder:
+                names = plan(sweep, results, retry_failed)
+                how = ""
+                if names and cluster == "inline":
+                    launch.note_inline(results, names)
+                elif names and cluster == "local":
+                    jobs = launch.local(sweep, results, names, folder)
+                    how = f" in {len(jobs)} local process{'' if len(jobs) == 1 else 'es'}"
+                elif names:
+                    how = f" to Slurm: {', '.join(launch.slurm(sweep, results, names, folder))}"
+            observer = watch.Observer(results, sweep.runs, patience=watch.PATIENCE_SECONDS if cluster == "slurm" else 0)
+            say(f"{sweep.name}: {watch.told(observer.look())}; {len(names)} started{how}. Results: {results}")
+            if cluster == "inline":
+                inline(results, names, observer, console if stay else None)
+            elif stay:
+                watch.watch(observer, console)
+            else:
+                say(f"They go on without this command; see how they stand with: {again} --status")
+                return DONE if names else _exit_code(observer.look())
+        except KeyboardInterrupt:
+            say(leave(jobs, cluster, again))
+            return INTERRUPTED
+    views = observer.look()
+    say(f"{sweep.name}: {watch.told(views)}")
+    for line in watch.failures(views):
+        say(line)
+    return _exit_code(views)
+
+
+def _exit_code(views: Sequence[watch.View]) -> int:
+    return DONE if all(view.state == "done" for view in views) else SOME_FAILED
+
+
+def inline(results: Path, names: Sequence[str], observer: watch.Observer, console: Console | None) -> None:
+    """Do the runs in this process, while a thread shows them."""
+    from fedbench.job import run_job
+
+    over = threading.Event()
+    shown = threading.Thread(target=watch.watch, args=(observer, console, over.is_set)) if console else None
+    if shown:
+        shown.start()
+    try:
+        run_job(results, names)
+    finally:
+        over.set()
+        if shown:
+            shown.join()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A SIGTERM (a closed CI job, `timeout`) is treated as a Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave(jobs: Sequence[Any], cluster: str, again: str) -> str:
+    """What a Ctrl-C does, in words: on Slurm nothing is cancelled, local workers end and their runs can go on later."""
+    if cluster == "slurm":
+        return f"\nNo longer watching; nothing was cancelled and all jobs go on. Come back with: {again}"
+    ended = launch.stop(jobs)
+    gone = "The local processes have ended" if ended else "Some local processes have not ended yet"
+    return f"\nStopped. {gone}; unfinished runs go on from their last checkpoint with: {again}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
