@@ -1,0 +1,425 @@
+"""Every partitioner found keeps the promises of a split; each also keeps its own; batches are what training expects."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from fedbench import data, rng
+from fedbench.data import DataError, Samples, Split, batches, dirichlet_shares, split
+from fedbench.plugins import plugins
+
+PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
+# Options to test beside the defaults; a partitioner that is not named here is tested with its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "pathological": [{"classes_per_client": 2}, {"classes_per_client": 3}],
+    "dirichlet": [{"alpha": 0.1}, {"alpha": 1.0, "min_train": 1}, {"alpha": 0.3, "balanced": False}],
+    "dirichlet_client": [{"alpha": 1.0}, {"alpha": 100.0}],
+    "domain": [{}, {"alpha": 0.5}],
+}
+CASES = [
+    pytest.param(make(**options), id=f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}")
+    for name, make in PARTITIONERS.items()
+    for options in VARIANTS.get(name, [{}])
+]
+every_partitioner = pytest.mark.parametrize("partitioner", CASES)
+
+
+def samples(
+    train: list[int], test: list[int], domains: int = 3, names: int | None = None, order: int | None = None
+) -> Samples:
+    """`train[c]` and `test[c]` samples of class c, dealt round to the domains; in a random order if `order` names one."""
+    labels = np.concatenate([np.full(n, c) for part in (train, test) for c, n in enumerate(part)])
+    is_test = np.arange(len(labels)) >= sum(train)
+    domain = np.arange(len(labels)) % domains
+    if order is not None:
+        shuffled = np.random.default_rng(order).permutation(len(labels))
+        labels, is_test, domain = labels[shuffled], is_test[shuffled], domain[shuffled]
+    images = np.zeros((len(labels), 1, 1, 3), dtype=np.uint8)
+    return Samples(images, labels, is_test, domain, None, tuple(map(str, range(names or len(train)))))
+
+
+def owners(part: tuple[data.Ints, ...], count: int) -> data.Ints:
+    """The client of every sample, -1 for nobody's."""
+    owner = np.full(count, -1)
+    for k, indices in enumerate(part):
+        owner[indices] = k
+    return owner
+
+
+def test_partitioners_were_found() -> None:
+    assert {"iid", "pathological", "dirichlet", "dirichlet_client", "domain"} <= set(PARTITIONERS)
+    for name, make in PARTITIONERS.items():
+        assert make.__doc__, name
+        assert make.citation, name
+        for field in dataclasses.fields(make):
+            assert field.metadata["meaning"], (name, field.name)
+
+
+@every_partitioner
+@settings(max_examples=25, deadline=None)
+@given(drawn=st.data())
+def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
+    classes = drawn.draw(st.integers(3, 8), label="classes")
+    sizes = st.lists(st.integers(12, 60), min_size=classes, max_size=classes)
+    train, test = drawn.draw(sizes, label="train"), drawn.draw(sizes, label="test")
+    clients = drawn.draw(st.integers(3, 12), label="clients")
+    seed = drawn.draw(st.integers(0, 2**40), label="seed")
+    validation = drawn.draw(st.sampled_from([0.0, 0.1, 0.9]), label="validation")
+    held_out = drawn.draw(st.sampled_from([0.0, 0.2, 1.0, 2.0]), label="held out")
+    given_samples = samples(train, test, order=drawn.draw(st.integers(0, 9), label="order"))
+    partitioner = dataclasses.replace(partitioner, redraws=min(partitioner.redraws, 20))
+    try:
+        made = split(given_samples, partitioner, clients, held_out, validation, seed)
+    except DataError:
+        return  # there may be too few samples; the tests below have enough, and see every partitioner succeed
+
+    assert len(made.train) == len(made.validation) == len(made.test) == len(made.held_out) == clients
+    parts = [*made.train, *made.validation, *made.test]
+    used = np.concatenate(parts)
+    assert len(np.unique(used)) == len(used), "a sample occurs twice"
+    assert all((np.diff(part) > 0).all() for part in parts), "indices are sorted"
+    assert not given_samples.is_test[np.concatenate([*made.train, *made.validation])].any()
+    assert given_samples.is_test[np.concatenate(made.test)].all()
+
+    need = max(partitioner.min_train, 2 if validation else 1)
+    for k in range(clients):  # held-out clients too: they are evaluated, and may fine-tune
+        held = len(made.train[k]) + len(made.validation[k])
+        assert held >= need
+        assert len(made.train[k]) >= 1
+        assert len(made.test[k]) >= 1
+        expected = min(max(1, round(validation * held)), held - 1) if validation else 0
+        assert len(made.validation[k]) == expected
+    assert made.held_out.sum() == (held_out if held_out >= 1 else round(held_out * clients))
+
+    counts = made.class_counts(given_samples.labels, classes)
+    assert counts.shape == (clients, classes)
+    assert (counts.sum(1) == [len(part) for part in made.train]).all()
+    everything = counts.sum(0) + np.bincount(given_samples.labels[np.concatenate(made.validation)], minlength=classes)
+    assert (everything <= train).all()
+    assert used.max() < len(given_samples.labels)
+
+
+@every_partitioner
+def test_nothing_is_lost(partitioner: Any) -> None:
+    given_samples = samples([120] * 6, [40] * 6)
+    made = split(given_samples, partitioner, 9, validation=0.1)
+    assert sum(map(len, [*made.train, *made.validation, *made.test])) == len(given_samples.labels)
+
+
+@every_partitioner
+@pytest.mark.parametrize("seed", range(3))
+def test_test_data_follow_the_train_distribution(partitioner: Any, seed: int) -> None:
+    given_samples = samples([200, 130, 90, 200, 170, 111], [50, 31, 23, 60, 40, 37])
+    made = split(given_samples, partitioner, 8, seed=seed)
+    groups = partitioner.groups(given_samples)
+    for group in np.unique(groups):
+        shares, counts = [], []
+        for part, is_test in ((made.train, False), (made.test, True)):
+            count = ((groups == group) & (given_samples.is_test == is_test)).sum()
+            shares.append(np.array([(groups[mine] == group).sum() for mine in part]) / count)
+            counts.append(count)
+        # A cut is rounded by at most 1/2, and a client lies between two cuts.
+        assert np.abs(shares[0] - shares[1]).max() <= 1 / counts[0] + 1 / counts[1] + 1e-9
+
+
+@every_partitioner
+def test_seeds_make_splits(partitioner: Any) -> None:
+    given_samples = samples([100] * 6, [30] * 6)
+    first = split(given_samples, partitioner, 8, 0.25, 0.1, seed=0)
+    np.random.seed(5)  # noqa: NPY002 - the global state must not matter
+    assert split(given_samples, partitioner, 8, 0.25, 0.1, seed=0).hash == first.hash
+    assert len({split(given_samples, partitioner, 8, 0.25, 0.1, seed=s).hash for s in range(20)}) == 20
+
+
+@every_partitioner
+def test_only_labels_and_columns_matter(partitioner: Any) -> None:
+    one = samples([100] * 6, [30] * 6)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(one.labels), 4, 4, 3)).astype(np.uint8)
+    other = dataclasses.replace(one, images=pixels, class_names=tuple("abcdef"))
+    assert split(one, partitioner, 8, 0.25, 0.1).hash == split(other, partitioner, 8, 0.25, 0.1).hash
+    again = type(partitioner)(**{f.name: getattr(partitioner, f.name) for f in dataclasses.fields(partitioner)})
+    assert split(one, again, 8, 0.25, 0.1).hash == split(one, partitioner, 8, 0.25, 0.1).hash
+    # Held-out clients and validation sets have streams of their own: asking for them moves no sample to other clients.
+    plain, asked = split(one, partitioner, 8), split(one, partitioner, 8, 0.25, 0.1)
+    for k in range(8):
+        assert set(plain.train[k]) == {*asked.train[k], *asked.validation[k]}
+        assert (plain.test[k] == asked.test[k]).all()
+
+
+def test_the_hash_changes_with_anything() -> None:
+    def made(**change: Any) -> str:
+        parts: dict[str, Any] = {
+            "train": (np.array([0, 1]), np.array([2])),
+            "validation": (np.array([3]), np.array([4])),
+            "test": (np.array([5]), np.array([6, 7])),
+            "held_out": np.array([False, True]),
+        }
+        return Split(**{**parts, **change}).hash
+
+    hashes = [
+        made(),
+        made(train=(np.array([0]), np.array([1, 2]))),
+        made(train=(np.array([2]), np.array([0, 1]))),
+        made(train=(np.array([0, 1, 3]), np.array([2])), validation=(np.array([], int), np.array([4]))),
+        made(validation=(np.array([4]), np.array([3]))),
+        made(test=(np.array([5, 6]), np.array([7]))),
+        made(held_out=np.array([True, False])),
+        made(held_out=np.array([False, False])),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert made() == made(train=(np.array([0, 1], np.int32), np.array([2], np.int32))), (
+        "the number type is no difference"
+    )
+
+
+@every_partitioner
+def test_too_few_samples_are_told_with_the_numbers(partitioner: Any) -> None:
+    given_samples = samples([2] * 6, [2] * 6)
+    with pytest.raises(DataError, match="impossible split") as told:
+        split(given_samples, dataclasses.replace(partitioner, redraws=3), 40)
+    assert "40" in str(told.value) or "owners" in str(told.value)
+
+
+def test_a_split_needs_both_parts() -> None:
+    with pytest.raises(DataError, match="found 6 and 0"):
+        split(samples([2] * 3, [0] * 3), PARTITIONERS["iid"](), 2)
+    with pytest.raises(DataError, match="5 of 5 clients held out"):
+        split(samples([20] * 3, [20] * 3), PARTITIONERS["iid"](), 5, held_out=5)
+
+
+@pytest.mark.parametrize(
+    "shares", [np.ones((3, 2)), np.full((2, 4), 0.25), np.full((3, 4), 0.2), np.eye(3, 4) * 2 - 0.25, np.ones(4)]
+)
+def test_shares_are_checked(shares: Any) -> None:
+    class Wrong(data.Partitioner):
+        def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> Any:
+            return shares
+
+    with pytest.raises(DataError, match=r"at least \[3, 4\] shares, rows summing to 1"):
+        split(samples([20] * 3, [20] * 3), Wrong(), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pathological", {"classes_per_client": 0}),
+        ("dirichlet", {"alpha": 0}),
+        ("dirichlet", {"min_train": 0}),
+        ("dirichlet", {"redraws": 0}),
+        ("dirichlet_client", {"alpha": -1}),
+        ("domain", {"alpha": 0}),
+    ],
+)
+def test_senseless_options_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(PARTITIONERS[name]).validate_python(options)
+
+
+def test_iid_parts_are_equal() -> None:
+    made = split(samples([101] * 5, [33] * 5), PARTITIONERS["iid"](), 12)
+    for part in (made.train, made.test):
+        sizes = [len(indices) for indices in part]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(classes=st.integers(1, 30), clients=st.integers(1, 40), each=st.integers(1, 30), seed=st.integers(0, 99))
+def test_pathological_gives_exactly_s_classes_and_level_owners(
+    classes: int, clients: int, each: int, seed: int
+) -> None:
+    assume(each <= classes <= each * clients)
+    most = -(-each * clients // classes)
+    given_samples = samples([2 * most + 1] * classes, [2 * most + 1] * classes)
+    made = split(given_samples, PARTITIONERS["pathological"](classes_per_client=each), clients, seed=seed)
+    held = made.class_counts(given_samples.labels, classes) > 0
+    assert (held.sum(1) == each).all()
+    assert held.sum(0).max() - held.sum(0).min() <= 1
+    tested = np.stack([np.bincount(given_samples.labels[part], minlength=classes) for part in made.test]) > 0
+    assert (tested == held).all()
+
+
+def test_pathological_shares_lie_in_the_papers_range() -> None:
+    given_samples = samples([3000] * 10, [100] * 10)
+    made = split(given_samples, PARTITIONERS["pathological"](classes_per_client=2), 20)
+    shares = made.class_counts(given_samples.labels, 10) / 3000
+    low, high = 0.4 / (0.4 + 3 * 0.6), 0.6 / (0.6 + 3 * 0.4)  # four owners: one smallest, and one largest
+    assert ((shares[shares > 0] >= low - 1 / 3000) & (shares[shares > 0] <= high + 1 / 3000)).all()
+    assert shares[shares > 0].std() > 0.01
+
+
+def test_pathological_says_what_does_not_go_round() -> None:
+    make = PARTITIONERS["pathological"]
+    with pytest.raises(DataError, match="classes_per_client is 10, but the dataset has 4 classes"):
+        split(samples([20] * 4, [20] * 4), make(), 4)
+    with pytest.raises(DataError, match="3 clients with 2 classes each cannot own all 10") as told:
+        split(samples([20] * 10, [20] * 10), make(classes_per_client=2), 3)
+    assert "raise classes_per_client to 4 or clients.number to 5" in str(told.value)
+    with pytest.raises(DataError, match="class 2 has 5 training samples for its 10 owners, who need 15"):
+        split(samples([20, 20, 5, 20], [20] * 4), make(classes_per_client=2), 20)
+    with pytest.raises(DataError, match="class 4 has 0 training samples"):
+        split(samples([20] * 4, [20] * 4, names=5), make(classes_per_client=2), 5)
+
+
+def test_dirichlet_shares_have_the_moments_of_the_distribution() -> None:
+    clients, alpha, groups = 5, 0.7, 20_000
+    shares = dirichlet_shares(np.ones(groups, int), clients, alpha, rng.numpy_stream(0, "test"), balanced=False)
+    mean = 1 / clients
+    variance = mean * (1 - mean) / (clients * alpha + 1)
+    assert np.allclose(shares.mean(0), mean, atol=5 * math.sqrt(variance / groups))
+    assert np.allclose(shares.var(0), variance, rtol=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_dirichlet_stops_at_an_equal_part(seed: int) -> None:
+    counts = np.array([100, 50, 80, 0, 120, 60])
+    stream = rng.numpy_stream(seed, "test")
+    held = counts @ dirichlet_shares(counts, 4, 0.3, stream)
+    # Whoever has reached N/K takes part in no later class, so nobody exceeds it by more than one class.
+    assert held.max() < counts.sum() / 4 + counts.max()
+    free = np.array([(counts @ dirichlet_shares(counts, 4, 0.3, stream, False)).max() for _ in range(50)])
+    tied = np.array([(counts @ dirichlet_shares(counts, 4, 0.3, stream)).max() for _ in range(50)])
+    assert tied.mean() < free.mean()
+
+
+@pytest.mark.parametrize(("clients", "train", "test", "classes"), [(100, 500, 100, 100), (20, 100, 20, 100)])
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
+def test_the_usual_dirichlet_settings_need_no_luck(
+    clients: int, train: int, test: int, classes: int, alpha: float
+) -> None:
+    make = PARTITIONERS["dirichlet"]
+    made = split(samples([train] * classes, [test] * classes), make(alpha=alpha, redraws=2), clients, seed=1)
+    assert min(map(len, made.train)) >= 10
+
+
+def test_dirichlet_is_drawn_again_until_all_have_enough() -> None:
+    make, small = PARTITIONERS["dirichlet"], samples([144] * 10, [36] * 10)
+    lucky = 0
+    for seed in range(20):
+        split(small, make(alpha=0.1), 20, seed=seed)
+        with contextlib.suppress(DataError):
+            split(small, make(alpha=0.1, redraws=1), 20, seed=seed)
+            lucky += 1
+    assert lucky < 15, "this setting was chosen because one draw seldom does"
+
+
+@pytest.mark.parametrize("train", [[100] * 10, [10, 400, 37, 90, 1, 222]])
+@pytest.mark.parametrize("alpha", [1e-6, 0.1, 1.0, 30.0, 1e6])
+def test_dirichlet_clients_are_equally_large(train: list[int], alpha: float) -> None:
+    given_samples = samples(train, [200] * len(train))
+    made = split(given_samples, PARTITIONERS["dirichlet_client"](alpha=alpha), 7)
+    sizes = [len(part) for part in made.train]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes) == sum(train)
+    if alpha == 1e6:  # then every client is a draw from the dataset's own distribution
+        expected = np.array(train) / 7
+        off = np.abs(made.class_counts(given_samples.labels, len(train)) - expected)
+        assert (off <= 5 * np.sqrt(expected) + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "alphas"),
+    [
+        ("dirichlet", (0.03, 0.3, 3.0, 300.0)),
+        ("dirichlet_client", (0.3, 3.0, 30.0, 3000.0)),
+        ("domain", (0.03, 0.3, 3.0, 300.0)),
+    ],
+)
+def test_larger_alpha_is_more_even(name: str, alphas: tuple[float, ...]) -> None:
+    given_samples = samples([100] * 10, [40] * 10)
+
+    def unevenness(alpha: float) -> float:
+        """How far clients' class distributions are from the dataset's: half the absolute differences, 0 to 1."""
+        distances = []
+        for seed in range(5):
+            options = {"alpha": alpha, "min_train": 1, "redraws": 500}
+            made = split(given_samples, PARTITIONERS[name](**options), 9, seed=seed)
+            counts = made.class_counts(given_samples.labels, 10)
+            distances.append(np.abs(counts / counts.sum(1, keepdims=True) - 0.1).sum(1).mean() / 2)
+        return float(np.mean(distances))
+
+    found = [unevenness(alpha) for alpha in alphas]
+    assert all(more > less + 0.05 for more, less in itertools.pairwise(found)), found
+    assert found[-1] < 0.12
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+@pytest.mark.parametrize("clients", [4, 6, 11])
+def test_domain_clients_live_in_one_domain(alpha: float | None, clients: int) -> None:
+    given_samples = samples([100] * 6, [40] * 6, domains=4)
+    given_samples = dataclasses.replace(given_samples, domain=given_samples.domain * 10 + 3)  # any numbers will do
+    made = split(given_samples, PARTITIONERS["domain"](alpha=alpha), clients)
+    homes = []
+    for parts in zip(made.train, made.test, strict=True):
+        found = np.unique(given_samples.domain[np.concatenate(parts)])
+        assert len(found) == 1
+        homes.append(int(found[0]))
+    counts = np.unique(homes, return_counts=True)[1]
+    assert len(counts) == 4
+    assert counts.max() - counts.min() <= 1
+
+
+def test_domain_says_what_is_missing() -> None:
+    three = samples([30] * 3, [30] * 3)
+    with pytest.raises(DataError, match="2 clients leave some of the 3 domains empty; take 3 or more"):
+        split(three, PARTITIONERS["domain"](), 2)
+    with pytest.raises(DataError, match="the dataset has no domains"):
+        split(dataclasses.replace(three, domain=None), PARTITIONERS["domain"](), 5)
+
+
+uneven = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=uneven, batch_size=st.integers(1, 12), epochs=st.integers(1, 3), seed=st.integers(0, 99), pick=st.data())
+def test_batches_count_every_sample_once_an_epoch(
+    sizes: list[int], batch_size: int, epochs: int, seed: int, pick: Any
+) -> None:
+    edges = np.cumsum([0, *sizes])
+    train = [np.arange(a, b) for a, b in itertools.pairwise(edges)]
+    cohort = np.array(pick.draw(st.permutations(range(len(sizes)))))[: pick.draw(st.integers(1, len(sizes)))]
+    made = batches(train, cohort, batch_size, epochs, seed, 4)
+
+    steps = [epochs * math.ceil(sizes[k] / batch_size) for k in made.clients]
+    assert sorted(made.clients) == sorted(cohort)
+    assert steps == sorted(steps, reverse=True)
+    shape = (max(steps), len(cohort), batch_size)
+    assert made.index.shape == made.weight.shape == made.flip.shape == made.shift.shape[:3] == shape
+    assert made.shift.shape[3:] == (2,)
+    assert (np.abs(made.shift) <= 1).all()
+    assert made.active == tuple(sum(n > s for n in steps) for s in range(shape[0]))
+    assert set(np.unique(made.weight)) <= {0.0, 1.0}
+    for row, k in enumerate(made.clients):
+        index, weight = made.index[:, row], made.weight[:, row]
+        assert np.isin(index, train[k]).all(), "padding belongs to the same client"
+        assert (np.bincount(index.ravel(), weight.ravel(), minlength=edges[-1])[train[k]] == epochs).all()
+        assert weight.sum() == epochs * sizes[k]
+        assert (weight[: steps[row]].sum(1) >= 1).all(), "no step without a sample"
+        assert not weight[steps[row] :].any(), "nothing counts after a client's end"
+        per_epoch = steps[row] // epochs
+        for epoch in range(epochs):
+            here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
+            seen = index[here][weight[here] > 0]
+            assert sorted(seen) == list(train[k]), "each epoch sees every sample once"
+
+
+def test_batches_do_not_depend_on_the_cohort() -> None:
+    train = [np.arange(0, 7), np.arange(7, 30), np.arange(30, 34)]
+    together = batches(train, np.array([0, 1, 2]), 5, 2, 0, 9)
+    for k in range(3):
+        alone = batches(train, np.array([k]), 5, 2, 0, 9)
+        row, steps = int(np.flatnonzero(together.clients == k)[0]), len(alone.index)
+        for name in ("index", "weight", "flip", "shift"):
+            assert (getattr(together, name)[:steps, row] == getattr(alone, name)[:, 0]).all()
+    other_round = batches(train, np.array([1]), 5, 2, 0, 10)
+    assert (other_round.index != batches(train, np.array([1]), 5, 2, 0, 9).index).any()
+    assert (batches(train, np.array([1]), 5, 2, 1, 9).index != batches(train, np.array([1]), 5, 2, 0, 9).index).any()
