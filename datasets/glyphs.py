@@ -1,0 +1,175 @@
+"""Glyphs: 100 characters in 6 drawing styles, rendered on the spot, so that the suite runs with nothing downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import matplotlib
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from fedbench.data import Dataset as Base
+from fedbench.data import Samples
+from fedbench.glyph_renderer import SIZE, VERSION, Style, clean_masks, render, stream
+from fedbench.method import option
+
+# Chosen for being far apart, also at one size: no capital beside its small twin, no letter that two scripts share.
+GREEK = "ΓΔΘΞΣΩαβεζηιλμνξπςτψ"
+CYRILLIC = "БЂЊЋДЙФШЯжклцчщъыьэюђљѣҖҘӘ"
+ARMENIAN = "ԳԶԷԸԹԻԽԿՀՂՃՄՆՇՉՊՌՎՖիխկմնչջվփֆև"
+GEORGIAN = "აბდეზთიკლმორსტფქშცჭჯჰჱჲჴ"
+CHARACTERS = GREEK + CYRILLIC + ARMENIAN + GEORGIAN
+
+ANY = (0.0, 1.0)
+# Domains differ in font, weight, slant, outline, paper, polarity, noise and warp all at once, as real sources do.
+STYLES = (
+    Style(
+        "book",
+        "DejaVuSerif.ttf",
+        ink=(ANY, (0.0, 0.3), (0.0, 0.25)),
+        paper=((0.08, 0.16), (0.05, 0.3), (0.75, 1.0)),
+        texture="blotches",
+        texture_strength=(0.02, 0.07),
+        noise=0.05,
+    ),
+    Style(
+        "poster",
+        "DejaVuSans-Bold.ttf",
+        ink=(ANY, (0.5, 1.0), (0.75, 1.0)),
+        paper=(ANY, (0.5, 1.0), (0.15, 0.45)),
+        stroke=2,
+        texture="stripes",
+        texture_strength=(0.03, 0.1),
+        scale=(0.8, 1.2),
+        inverted=0.5,
+    ),
+    Style(
+        "neon",
+        "DejaVuSansMono.ttf",
+        ink=(ANY, (0.2, 0.9), (0.85, 1.0)),
+        paper=((0.55, 0.85), (0.3, 0.9), (0.0, 0.3)),
+        stroke=4,
+        hollow=True,
+        texture="gradient",
+        texture_strength=(0.0, 0.15),
+        warp=0.05,
+    ),
+    Style(
+        "chalk",
+        "DejaVuSerif-Italic.ttf",
+        ink=(ANY, (0.0, 0.25), (0.75, 1.0)),
+        paper=((0.3, 0.5), (0.1, 0.5), (0.15, 0.4)),
+        stroke=2,
+        texture="blotches",
+        texture_strength=(0.03, 0.08),
+        rotation=0.3,
+        slant=(-0.1, 0.3),
+        noise=0.08,
+        wear=(0.1, 0.4),
+    ),
+    Style(
+        "terminal",
+        "DejaVuSansMono-Bold.ttf",
+        ink=((0.1, 0.5), (0.4, 1.0), (0.6, 1.0)),
+        paper=((0.1, 0.5), (0.3, 1.0), (0.0, 0.2)),
+        texture="scanlines",
+        texture_strength=(0.03, 0.12),
+        cells=16,
+        scale=(0.95, 1.2),
+        rotation=0.06,
+        warp=0.0,
+        inverted=0.3,
+    ),
+    Style(
+        "banner",
+        "DejaVuSerif-BoldItalic.ttf",
+        ink=(ANY, (0.3, 1.0), (0.0, 0.45)),
+        paper=(ANY, (0.2, 0.8), (0.7, 1.0)),
+        stroke=6,
+        hollow=True,
+        texture="gradient",
+        texture_strength=(0.0, 0.2),
+        rotation=0.25,
+        slant=(-0.2, 0.4),
+        warp=0.09,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Dataset(Base):
+    """100 characters of four scripts, each drawn in 6 styles (the domains) from the fonts that Matplotlib ships."""
+
+    citation: ClassVar[str] = "ours; DejaVu fonts, https://dejavu-fonts.github.io"
+    licence: ClassVar[str] = "Apache-2.0; the fonts are free (Bitstream Vera licence)"
+    train_per_class: int = option(20, "training images per character and style")
+    test_per_class: int = option(10, "test images per character and style")
+    render_seed: int = option(0, "which drawing of the images")
+
+    def load(self, root: Path) -> Samples:
+        """Draw the images, or map those drawn before; they are kept in a folder of `root`."""
+        path = root / f"glyphs-{self.fingerprint()}" / "images.npy"
+        each = self.train_per_class + self.test_per_class
+        domain, label, number = (
+            index.reshape(-1).astype(np.int64) for index in np.indices((len(STYLES), len(CHARACTERS), each))
+        )
+        images = _read(path, (len(label), SIZE, SIZE, 3))
+        if images is None:
+            _write(path, self.draw())
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+        return Samples(
+            images=images,
+            labels=label,
+            is_test=number >= self.train_per_class,
+            domain=domain,
+            class_names=tuple(unicodedata.name(char).lower() for char in CHARACTERS),
+            domain_names=tuple(style.name for style in STYLES),
+        )
+
+    def draw(self) -> NDArray[np.uint8]:
+        """All images [N, SIZE, SIZE, 3], ordered by style, character and number."""
+        each = self.train_per_class + self.test_per_class
+        parts = []
+        for style in STYLES:
+            masks = clean_masks(CHARACTERS, style.font, style.stroke, style.hollow)
+            # Training and test images come from one stream, one after the other: alike, but never the same image.
+            labels = np.repeat(np.arange(len(CHARACTERS)), each)
+            parts.append(render(masks, style, labels, stream("glyphs", self.render_seed, style.name)))
+        return np.concatenate(parts)
+
+    def fingerprint(self) -> str:
+        """8 hex digits that change with anything that may change a pixel."""
+        parts = (self, STYLES, CHARACTERS, VERSION, np.__version__, PIL.__version__, matplotlib.__version__)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The images at `path`; None where there are none or the file is not what was written."""
+    try:
+        images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _write(path: Path, images: NDArray[np.uint8]) -> None:
+    """Write aside and move, so that other jobs see no file or a whole one; who comes last wins, with the same bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, images, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink()
+        raise
