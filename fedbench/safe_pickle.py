@@ -1,0 +1,110 @@
+"""Opens pickles that data sets come in - plain containers, text, numbers, NumPy arrays - and nothing that can run.
+
+A pickle is a program that may call whatever it can import. Here it can import three names, and gets stand-ins for them:
+not even NumPy's own unpickling sees what the file says, only `numpy.frombuffer` on checked bytes does.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbench.data import DataError
+
+PLAIN_DTYPE = re.compile(r"[<>|=]?([biuf][1248]|b1)")
+
+
+def loads(content: bytes, source: str) -> Any:
+    """The object in a pickle, its byte strings as text in Latin-1 (one character a byte).
+
+    Files written by Python 2 load too. Raises DataError, naming `source`, where the pickle is broken or asks for
+    anything else; nothing has run then.
+    """
+    try:
+        return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
+    except Exception as error:  # a hostile file can make the unpickler raise anything
+        raise DataError(
+            f"{source}: expected a pickle of plain data and NumPy arrays, found {type(error).__name__}: {error}"
+        ) from error
+
+
+class _DType:
+    """Stands in for numpy.dtype."""
+
+    __slots__ = ("order", "text")
+
+    def __init__(self, text: object, align: object = False, copy: object = False) -> None:
+        self.text, self.order = text, ""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, subarray, names, fields = state[:5]  # a version, and for compound types what they are made of
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in (subarray, names, fields)):
+            raise pickle.UnpicklingError("only arrays of plain numbers are admitted")
+        self.order = order
+
+    def real(self) -> np.dtype[Any]:
+        if not isinstance(self.text, str) or not PLAIN_DTYPE.fullmatch(self.text):
+            raise pickle.UnpicklingError(f"only arrays of plain numbers are admitted, not {self.text!r:.40}")
+        dtype = np.dtype(self.text)
+        return dtype.newbyteorder("<" if self.order == "<" else ">") if self.order in ("<", ">") else dtype
+
+
+class _Array:
+    """Stands in for the function that rebuilds a numpy.ndarray."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, kind: object, shape: object, code: object) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def real(self) -> NDArray[Any]:
+        _, shape, dtype, fortran, content = self.state
+        if not isinstance(dtype, _DType):
+            raise pickle.UnpicklingError("an array without a type")
+        if isinstance(content, str):
+            content = content.encode("latin1")  # what Python 2 wrote as a string
+        if not (isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)):
+            raise pickle.UnpicklingError(f"an array of shape {shape!r:.40}")
+        flat = np.frombuffer(content, dtype.real())
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    # Python 2 and NumPy 1 say numpy.core, NumPy 2 says numpy._core.
+    ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): "ndarray",  # only named as an argument
+        ("numpy", "dtype"): _DType,
+    }
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        try:
+            return self.ADMITTED[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"a call of {module_name}.{global_name}, which is not admitted") from None
+
+
+def _finish(value: Any, done: dict[int, Any]) -> Any:
+    """`value` with real arrays for the stand-ins, at any depth; `done` keeps a part that occurs twice from doubling."""
+    if id(value) in done:
+        return done[id(value)]
+    result = value
+    if isinstance(value, _Array | _DType):
+        result = value.real()
+    elif isinstance(value, dict):
+        result = {key: _finish(item, done) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        result = type(value)(_finish(item, done) for item in value)
+    elif isinstance(value, type):
+        raise pickle.UnpicklingError("a type where data was expected")
+    done[id(value)] = result
+    return result
