@@ -1,10 +1,33 @@
+# env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
 PYTHON ?= python3
 BIN := .venv/bin
+
+.PHONY: env demo test test-all check lock
 
 env: .venv/installed
 
 .venv/installed: requirements.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "uv>=0.9"
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
-	touch $@
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "installing what requirements.lock pins into .venv (torch is large: a few minutes on a slow line)"
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@touch $@
+
+demo: env
+	$(BIN)/python -m fedbench.sweep sweeps/quickstart.yaml --cluster local
+	$(BIN)/python reports/make_figures.py sweeps/quickstart.yaml
+
+test: env
+	$(BIN)/python -m pytest -m "not slow and not slurm"
+
+test-all: env
+	$(BIN)/python -m pytest
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --constraint constraints.txt --output-file requirements.lock

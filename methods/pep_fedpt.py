@@ -114,7 +114,8 @@ class Method(Base):
         """The shared prompts at block 0; the mixed prompt m(x) [B, n, D] at block `inject`."""
         slots = {"prompt": tokens(p["prompt"], cls)} if layer == 0 else {}
         if layer == self.inject or (self.inject is None and layer > 0):
-            s = self.weights(p, cls.detach() if query is None else query)
+            z = query if self.query == "final" and query is not None else cls.detach()
+            s = self.weights(p, z)
             slots["mixed"] = torch.einsum("bc,cnd->bnd", s, p["class_prompt"])
         return slots
 

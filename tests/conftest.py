@@ -1,0 +1,5 @@
+"""Settings of the whole suite: tiny tensors are fastest on one thread, and tests must not fight over the cores."""
+
+import torch
+
+torch.set_num_threads(1)

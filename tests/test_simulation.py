@@ -1,0 +1,228 @@
+"""Whole runs: the same numbers however often a run is killed, whoever else is in the table, however it is computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedbench.config import Sweep, check_sweep
+from fedbench.plugins import HOME, plugins
+from fedbench.records import MEASURED, RunFolder
+from fedbench.simulation import Diverged, simulate
+
+REQUIRED = """run method dataset partition seed round mean_accuracy worst_accuracy p10_accuracy bottom_decile_accuracy
+std_accuracy pooled_accuracy global_accuracy held_out_mean_accuracy held_out_worst_accuracy val_mean_accuracy train_loss
+bytes_up bytes_down trained_parameters multiply_adds samples_per_second seconds peak_memory_bytes config_hash
+partition_hash cohort_hash backbone_hash data_hash commit key label aggregation backbone rounds reference
+total_bytes_up total_bytes_down total_multiply_adds""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 images of 4 classes that differ in brightness and colour, 40 of them test images."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    labels = np.arange(160) % 4
+    shade = np.array([[60, 60, 180], [60, 180, 60], [180, 60, 60], [160, 160, 160]])[labels][:, None, None]
+    images = np.random.default_rng(0).integers(-50, 50, (160, 32, 32, 3)) + shade
+    np.savez(path, images=images.clip(0, 255).astype(np.uint8), labels=labels, is_test=np.arange(160) % 16 < 4)
+    return path
+
+
+def sweep(data: Path, methods: list[Any], grid: dict[str, Any] | None = None, **base: Any) -> Sweep:
+    content = {
+        "base": {
+            "dataset": {"name": "npz", "path": str(data)},
+            "partition": {"name": "dirichlet", "alpha": 1.0, "min_train": 4},
+            "rounds": 4,
+            "evaluate_every": 2,
+            "clients": {"number": 6, "per_round": 3, "held_out": 1},
+            "local": {"batch_size": 8, "lr": 0.05},
+            **base,
+        },
+        "grid": {"method": methods, **(grid or {})},
+        "machine": {"checkpoint_seconds": 0, "data": str(data.parent)},
+    }
+    return check_sweep(content, plugins())
+
+
+def run(planned: Any, sweep: Sweep, results: Path, **machine: Any) -> RunFolder:
+    folder = RunFolder(results / planned.name)
+    folder.plan(sweep.on_disk(planned))
+    simulate(planned, sweep.machine.model_copy(update=machine), sweep.plugins, folder)
+    return folder
+
+
+def numbers(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records without what a clock says."""
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
+
+
+def test_a_record_stands_alone(data, tmp_path):
+    planned = sweep(data, ["fedvpt"]).runs[0]
+    folder = run(planned, sweep(data, ["fedvpt"]), tmp_path)
+    records = folder.records()
+    assert [record["round"] for record in records] == [2, 4]
+    for record in records:
+        assert set(REQUIRED) <= record.keys()
+        for name in REQUIRED:
+            if name.endswith("accuracy") and record[name] is not None:
+                assert 0 <= record[name] <= 1, name
+        assert record["held_out_mean_accuracy"] is not None
+        # 8 prompt tokens and the head's weight and bias, 4 bytes each, both ways, for 3 clients
+        assert record["trained_parameters"] == 8 * 128 + 4 * 128 + 4
+        assert record["bytes_up"] == record["bytes_down"] == 3 * 4 * record["trained_parameters"]
+    assert records[1]["total_bytes_up"] == 4 * records[1]["bytes_up"]
+    clients = pd.read_parquet(folder.path / "clients.parquet")
+    assert len(clients) == 6
+    assert clients.held_out.sum() == 1
+    inside = clients[~clients.held_out]
+    assert records[-1]["mean_accuracy"] == pytest.approx(inside.accuracy.mean())
+    assert records[-1]["worst_accuracy"] == pytest.approx(inside.accuracy.min())
+    pooled = (inside.accuracy * inside.test_samples).sum() / inside.test_samples.sum()
+    assert records[-1]["pooled_accuracy"] == pytest.approx(pooled)
+
+
+def test_every_method_sees_the_same_clients_cohorts_and_start(data, tmp_path):
+    plan = sweep(data, ["head_only", "fedvpt", "pep_fedpt", {"name": "fedvpt", "prompt": "local"}, "nearest_prototype"])
+    found = [numbers(run(planned, plan, tmp_path))[-1] for planned in plan.runs]
+    for name in ("partition_hash", "cohort_hash", "data_hash", "backbone_hash"):
+        assert len({record[name] for record in found}) == 1, name
+
+    from fedbench.setting import build
+
+    settings = [build(planned, plan.machine, plan.plugins) for planned in plan.runs[1:3]]
+    one, other = (setting.server.values for setting in settings)
+    for name in ("prompt", "head.weight"):
+        assert (one[name] == other[name]).all(), name
+
+
+def test_seed_zero_is_a_seed_and_streams_can_vary_alone(data, tmp_path):
+    plan = sweep(data, ["fedvpt"], {"seed": [0, 1], "seeds": [{}, {"partition": 7}]})
+    found = {(p.run.seed, p.run.seeds.partition): numbers(run(p, plan, tmp_path))[-1] for p in plan.runs}
+    assert found[0, None]["partition_hash"] != found[1, None]["partition_hash"]
+    assert found[0, 7]["partition_hash"] == found[1, 7]["partition_hash"]
+    assert (
+        found[0, 7]["cohort_hash"] != found[1, 7]["cohort_hash"]
+        or found[0, 7]["train_loss"] != found[1, 7]["train_loss"]
+    )
+
+
+@pytest.mark.parametrize("method", ["fedvpt", "pep_fedpt"])
+def test_the_loop_twin_agrees(data, tmp_path, method):
+    plan = sweep(data, [method], precision="float64")
+    stacked = numbers(run(plan.runs[0], plan, tmp_path / "stacked"))
+    loop = numbers(run(plan.runs[0], plan, tmp_path / "loop", clients="loop", chunk_images=16))
+    for a, b in zip(stacked, loop, strict=True):
+        assert a == pytest.approx(b, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", [{"name": "fedvpt", "prompt": "local"}, "pep_fedpt"])
+def test_killed_at_a_random_round_gives_the_same_numbers(data, tmp_path, method):
+    """SIGKILL of the job's process, twice, at rounds drawn from the clock; then the records are those of a quiet run."""
+    plan = sweep(data, [method], rounds=60, evaluate_every=5)
+    planned = plan.runs[0]
+    quiet = RunFolder(tmp_path / "quiet" / planned.name)
+    stormy = RunFolder(tmp_path / "stormy" / planned.name)
+    for folder in (quiet, stormy):
+        folder.plan(plan.on_disk(planned))
+    start(quiet).wait()
+    assert quiet.status == "done"
+    killed = 0
+    for _ in range(2):
+        process = start(stormy)
+        wanted = random.randint(1, 25) + stormy.progress().get("round", 0)
+        while process.poll() is None and stormy.progress().get("round", 0) < wanted:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed == 2, "the run ended before it could be killed"
+    assert stormy.status == "running"
+    assert start(stormy).wait() == 0
+    assert stormy.status == "done"
+    assert numbers(stormy) == numbers(quiet)
+    assert (stormy.path / "clients.parquet").read_bytes() == (quiet.path / "clients.parquet").read_bytes()
+
+
+def start(folder: RunFolder) -> subprocess.Popen[bytes]:
+    """The job as a scheduler starts it."""
+    command = [sys.executable, "-m", "fedbench.job", str(folder.path.parent), folder.path.name]
+    return subprocess.Popen(command, cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(data, tmp_path):
+    plan = sweep(data, ["fedvpt"])
+    whole = run(plan.runs[0], plan, tmp_path / "whole")
+    torn = RunFolder(tmp_path / "torn" / plan.runs[0].name)
+    torn.plan(plan.on_disk(plan.runs[0]))
+    simulate(plan.runs[0], plan.machine, plan.plugins, torn)
+    newest = torn.path / "checkpoint.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with open(torn.path / "records.jsonl", "a") as file:
+        file.write('{"round": 4, "half a li')
+    simulate(plan.runs[0], plan.machine, plan.plugins, torn)
+    assert numbers(torn) == numbers(whole)
+
+
+def test_a_diverged_run_has_no_number(data, tmp_path):
+    plan = sweep(data, ["fedvpt"], local={"lr": 1e30, "batch_size": 8})
+    with pytest.raises(Diverged, match=r"round \d of 4"):
+        run(plan.runs[0], plan, tmp_path)
+    assert all(np.isfinite(record["train_loss"]) for record in numbers(RunFolder(tmp_path / plan.runs[0].name)))
+
+
+def test_statistics_are_reported_once(data, tmp_path):
+    """PEP-FedPT's prototypes of the prompt-free feature: 4 classes x (128 + 1) numbers, when a client first takes part."""
+    plan = sweep(data, ["pep_fedpt", "fedvpt"], rounds=30, evaluate_every=1)
+    pep, vpt = (numbers(run(planned, plan, tmp_path)) for planned in plan.runs)
+    parameters = {r["trained_parameters"] for r in pep}
+    assert parameters == {vpt[0]["trained_parameters"] + 4 * 128}
+    total = sum(r["bytes_up"] for r in pep) - 30 * 3 * 4 * parameters.pop()
+    assert total == 5 * 4 * 4 * 129  # five clients train; the sixth is held out
+
+
+def test_held_out_clients_never_train(data, tmp_path):
+    from fedbench.setting import build
+
+    plan = sweep(data, ["fedvpt"])
+    setting = build(plan.runs[0], plan.machine, plan.plugins)
+    out = set(np.flatnonzero(setting.split.held_out).tolist())
+    assert len(out) == 1
+    assert all(out.isdisjoint(setting.cohort_of(r).tolist()) for r in range(1, 50))
+
+
+def test_cached_features_are_those_of_the_backbone(data, tmp_path):
+    """head_only never runs the backbone in its rounds; its numbers are those of a run that does (augment: flip of nothing)."""
+    from fedbench.setting import build
+
+    plan = sweep(data, ["head_only"], precision="float64")
+    setting = build(plan.runs[0], plan.machine, plan.plugins)
+    index = setting.samples.labels[:6].reshape(2, 3) * 7
+    import torch
+
+    at = torch.from_numpy(index)
+    direct = setting.cohort.backbone(setting.cohort.images.batch(at.flatten()))[0]["cls"]
+    assert (setting.cohort.features[at].flatten(0, 1) - direct).abs().max() < 1e-9
+    name = next((data.parent / "features").glob("*float64.npy"))
+    name.write_bytes(b"half a file")  # a torn cache is made again
+    again = build(plan.runs[0], plan.machine, plan.plugins)
+    assert (again.cohort.features == setting.cohort.features).all()
+
+
+def test_run_yaml_is_plain(data, tmp_path):
+    plan = sweep(data, ["fedvpt"])
+    folder = RunFolder(tmp_path / plan.runs[0].name)
+    folder.plan(plan.on_disk(plan.runs[0]))
+    assert json.loads(json.dumps(folder.config())) == folder.config()

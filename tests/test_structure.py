@@ -1,0 +1,111 @@
+"""The house rules that a machine can check: imports go down only, plug-ins see their contract alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fedbench.plugins import HOME
+
+# A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim"),
+    ("method",),
+    ("data",),
+    ("plugins", "images", "backbone", "cache", "safe_pickle"),
+    ("config", "features", "cohort", "server"),
+    ("local", "cost"),
+    ("setting",),
+    ("evaluation",),
+    ("simulation",),
+    ("job",),
+    ("launch", "watch"),
+    ("sweep",),
+)
+TORCH_FREE = ("tables", "figures", "page", "report", "records")
+ALLOWED_ACROSS = {
+    ("claim", "records"),
+    ("nano", "glyph_renderer"),
+    ("local", "config"),
+    ("watch", "launch"),
+    ("cost", "server"),
+}
+PLUGIN_SEES = (
+    "fedbench.method",
+    "fedbench.data",
+    "fedbench.cache",
+    "fedbench.safe_pickle",
+    "fedbench.glyph_renderer",
+    "fedbench.rng",
+)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of fedbench that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fedbench":
+            found |= {f"fedbench.{a.name}" for a in node.names} if node.module == "fedbench" else {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "fedbench"}
+    return found
+
+
+def upward(name: str, imported: set[str]) -> list[str]:
+    """The imports of module `name` that do not go down."""
+    floor = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+    wrong = []
+    for other in sorted(module.split(".")[1] for module in imported):
+        if other != name and other in floor and (name, other) not in ALLOWED_ACROSS and floor[other] >= floor[name]:
+            wrong.append(other)
+    return wrong
+
+
+def modules() -> list[Path]:
+    return sorted((HOME / "fedbench").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    relative = path.relative_to(HOME / "fedbench")
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def test_imports_go_down_only():
+    known = {name for floor in FLOORS for name in floor} | set(TORCH_FREE) | {"__init__", "__main__"}
+    for path in modules():
+        name = module_name(path)
+        assert name in known, f"{path.name} stands on no floor: say in test_structure.py where it belongs"
+        if name not in TORCH_FREE and name not in ("__init__", "__main__"):
+            assert not upward(name, imports(path)), f"{path.name} imports upwards"
+
+
+def test_a_planted_upward_import_is_seen():
+    assert upward("local", {"fedbench.stacked", "fedbench.simulation"}) == ["simulation"]
+
+
+def test_reports_know_records_and_configs_only():
+    for name in TORCH_FREE:
+        wrong = {
+            i
+            for i in imports(HOME / "fedbench" / f"{name}.py")
+            if i.split(".")[1] not in (*TORCH_FREE, "config", "plugins")
+        }
+        assert not wrong, f"{name}.py imports {wrong}"
+
+
+@pytest.mark.parametrize("folder", ["methods", "datasets"])
+def test_plug_ins_see_their_contract_alone(folder):
+    files = sorted((HOME / folder).rglob("*.py"))
+    assert len(files) > 4
+    for path in files:
+        assert path.name != "__init__.py"
+        wrong = {module for module in imports(path) if not module.startswith(PLUGIN_SEES)}
+        assert not wrong, f"{path.name} imports {wrong}"
+
+
+def test_every_file_says_why_it_exists():
+    for folder in ("fedbench", "methods", "datasets", "reports", "benchmarks", "tests"):
+        for path in (HOME / folder).rglob("*.py"):
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no header"
