@@ -8,7 +8,8 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -212,6 +213,7 @@ def check_sweep(
 ) -> Sweep:
     """The checked sweep of an already parsed file. Raises ConfigError."""
     checker = _Checker(found)
+    content_hash.cache_clear()  # files may have changed since the last sweep of this process
     checker.names(content, _TOP, "")
     content = {key: copy.deepcopy(content.get(key)) for key in _TOP}
     for key in ("base", "grid", "cluster", "machine"):
@@ -221,19 +223,22 @@ def check_sweep(
             content[key] = {}
     base, grid = content["base"], content["grid"]
     legal = tuple(Run.model_fields)
+    by_hand: list[tuple[str, Any]] = []
     for setting in settings:
         name, equals, text = setting.partition("=")
+        try:
+            value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - derives from SafeLoader
+        except yaml.YAMLError as error:
+            checker.mistake(f"--set {setting}", f"not a YAML value: {' '.join(str(error).split())}")
+            continue
         if not equals:
             checker.mistake(f"--set {setting}", "expected key=value")
-            continue
-        first = name.split(".")[0]
-        if first in ("cluster", "machine"):
-            _set(content, name, yaml.safe_load(text))
-        elif checker.names({first: None}, legal, "--set"):
-            for key in [key for key in grid if key in (first, name)]:
-                del grid[key]  # a value given by hand replaces the whole list
-            _set(base, name, yaml.safe_load(text))
-    checker.names({key.split(".")[0]: None for key in [*base, *grid]}, legal, "base or grid")
+        elif name.split(".")[0] in ("cluster", "machine"):
+            checker.set(content, name, value)
+        elif checker.names([name.split(".")[0]], legal, "--set"):
+            grid.pop(name, None)  # a value given by hand replaces the whole list
+            by_hand.append((name, value))
+    checker.names({str(key).split(".")[0]: None for key in [*base, *grid]}, legal, "base or grid")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
@@ -242,7 +247,7 @@ def check_sweep(
     cluster = checker.block(Cluster, content["cluster"], "cluster")
     runs: dict[str, PlannedRun] = {}
     if not checker.mistakes:
-        for run in _expand(base, grid):
+        for run in _expand(base, grid, by_hand, checker):
             planned = checker.run(run)
             if planned is not None:
                 runs.setdefault(planned.key, planned)
@@ -253,31 +258,27 @@ def check_sweep(
     return Sweep(str(content["name"] or default_name), tuple(runs.values()), machine, cluster, found)
 
 
-def _expand(base: dict[str, Any], grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """`base` with every combination of the grid's values; a value's own ``with:`` overlays the whole run last."""
+def _expand(
+    base: dict[str, Any], grid: dict[str, list[Any]], by_hand: list[tuple[str, Any]], checker: _Checker
+) -> Iterator[dict[str, Any]]:
+    """`base` with every combination of the grid's values; a value's own ``with:`` overlays the whole run, `by_hand` all."""
     for combination in itertools.product(*grid.values()):
-        run = copy.deepcopy(base)
-        overlays = []
-        for key, value in zip(grid, combination, strict=True):
+        run: dict[str, Any] = {}
+        overlays: list[tuple[str, Any]] = []
+        for key, value in [*base.items(), *zip(grid, combination, strict=True)]:
             if isinstance(value, dict) and "with" in value:
                 value = dict(value)
-                overlays.append(value.pop("with"))
-            _set(run, key, copy.deepcopy(value), merge=True)
-        for overlay in overlays:
-            for key, value in (overlay or {}).items():
-                _set(run, key, copy.deepcopy(value), merge=True)
+                overlay = value.pop("with") or {}
+                if isinstance(overlay, dict):
+                    overlays.extend(overlay.items())
+                else:
+                    checker.mistake(f"{key}.with", f"expected a mapping, found {overlay!r}")
+            checker.set(run, key, copy.deepcopy(value), merge=True)
+        for key, value in overlays:
+            checker.set(run, key, copy.deepcopy(value), merge=True)
+        for key, value in by_hand:
+            checker.set(run, key, copy.deepcopy(value))
         yield run
-
-
-def _set(tree: dict[str, Any], dotted: str, value: Any, merge: bool = False) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-    plugin = isinstance(value, dict) and "name" in value  # a named block is whole: its fields belong to that name
-    if merge and not plugin and isinstance(value, dict) and isinstance(tree.get(last), dict):
-        tree[last] = tree[last] | value
-    else:
-        tree[last] = value
 
 
 def short_name(block: Mapping[str, Any], cls: type) -> str:
@@ -287,14 +288,15 @@ def short_name(block: Mapping[str, Any], cls: type) -> str:
         for f in dataclasses.fields(cls)
         if f.name in block and block[f.name] != f.default and not isinstance(block[f.name], Path)
     ]
-    return block["name"] + (f"({', '.join(told)})" if told else "")
+    return str(block["name"]) + (f"({', '.join(told)})" if told else "")
 
 
 @lru_cache(maxsize=64)
 def content_hash(path: Path) -> str:
     """16 hex digits of a file's bytes, or of a folder's file names and bytes. Raises OSError."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    walk = os.walk(path, followlinks=True)  # linked class folders are part of a data set
+    files = sorted(Path(top) / name for top, _, names in walk for name in names) if path.is_dir() else [path]
     for file in files:
         digest.update(str(file.relative_to(path)).encode() + b"\0")
         with open(file, "rb") as stream:
@@ -322,6 +324,22 @@ class _Checker:
             hint = f"did you mean {near[0]!r}? " if near else ""
             self.mistake(where, f"unknown name {name!r}; {hint}legal: {', '.join(legal)}")
         return not wrong
+
+    def set(self, tree: dict[str, Any], dotted: str, value: Any, merge: bool = False) -> None:
+        """Put `value` at the path `dotted` of `tree`; `merge` adds a mapping to the one there."""
+        *path, last = str(dotted).split(".")
+        for part in path:
+            inner = tree.setdefault(part, {})
+            if isinstance(inner, str) and part in KINDS:
+                inner = tree[part] = {"name": inner}
+            if not isinstance(inner, dict):
+                return self.mistake(dotted, f"{part} is {inner!r} and has no keys")
+            tree = inner
+        plugin = isinstance(value, dict) and "name" in value  # a named block is whole: its fields belong to that name
+        if merge and not plugin and isinstance(value, dict) and isinstance(tree.get(last), dict):
+            tree[last] = tree[last] | value
+        else:
+            tree[last] = value
 
     def block(self, model: type[Block], value: Any, where: str) -> Any:
         """`value` as a `model`, or None and mistakes."""
@@ -358,7 +376,7 @@ class _Checker:
         if not self.names(given, fields, where):
             return None
         try:
-            made = TypeAdapter(cls).validate_python(given)
+            made: Any = TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             self._explain(error, where)
             return None
@@ -456,7 +474,9 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # the parent class says so
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
