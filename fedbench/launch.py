@@ -263,7 +263,7 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     }
     optional = {
         "gpus_per_node": cluster.gpus or None,
-        "mem_gb": cluster.mem_gb,
+        "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}MB",
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,

@@ -239,8 +239,8 @@ def launch_and_watch(
             elif stay:
                 watch.watch(observer, console)
             else:
-                say(f"They go on without this command; see how they stand with: {again} --status")
-                return DONE if names else _exit_code(observer.look())
+                say(f"Nothing waits for them here; see how they stand with: {again} --status")
+                return SOME_FAILED if not names and watch.counts(observer.look())["failed"] else DONE
         except KeyboardInterrupt:
             say(leave(jobs, cluster, again))
             return INTERRUPTED

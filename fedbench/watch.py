@@ -163,7 +163,7 @@ def _tell_changes(views: Sequence[View], seen: dict[str, Status], console: Conso
     for view in views:
         before = seen.get(view.name)
         seen[view.name] = view.state
-        if view.state != before and not (before is None and view.state in ("missing", "pending", "done")):
+        if view.state != before and (before is not None or view.state == "running"):
             more = f" ({view.kind}): {view.reason}" if view.state == "failed" else ""
             line = f"{time.strftime('%H:%M:%S')} {view.state:7} {view.name}{more}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
