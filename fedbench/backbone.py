@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -93,7 +94,7 @@ def make(name: str, weights: Path | None = None, image_size: int | None = None, 
             timm.list_models("vit_*")[:8]
         )
         raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
-    options = {} if image_size is None else {"img_size": image_size}
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         vit = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0, **options)
     except (RuntimeError, TypeError, AssertionError, OSError, ValueError) as error:
@@ -106,7 +107,7 @@ def make(name: str, weights: Path | None = None, image_size: int | None = None, 
         )
     if weights is not None:
         _load(vit, weights)
-    config = vit.pretrained_cfg
+    config: Any = vit.pretrained_cfg
     return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
 
 

@@ -75,7 +75,7 @@ class Cohort:
         dims, method = self.dims(p), self.method
 
         def fold(x: Tensor) -> Tensor:
-            return x.unflatten(0, (k, b))
+            return x.view(k, b, *x.shape[1:])
 
         query = self.features[index] if self.features is not None else None  # [K, B, D]
         taps: dict[int, Tensor] = {}

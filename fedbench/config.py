@@ -344,7 +344,8 @@ class _Checker:
     def block(self, model: type[Block], value: Any, where: str) -> Any:
         """`value` as a `model`, or None and mistakes."""
         if not isinstance(value, dict):
-            return self.mistake(where, f"expected a mapping, found {value!r}")
+            self.mistake(where, f"expected a mapping, found {value!r}")
+            return None
         if not self.names(value, model.model_fields, where):
             return None
         try:

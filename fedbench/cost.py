@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -42,8 +43,10 @@ def one_pass(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) 
     zero = torch.zeros(1, vit.width)
     patches = (vit.image_size // vit.patch_size) ** 2
     prefix = int(vit.vit.num_prefix_tokens)
-    hidden = int(vit.vit.blocks[0].mlp.fc1.out_features)
-    width, lengths, tokens = vit.width, {}, []
+    block: Any = vit.vit.blocks[0]
+    width, hidden = vit.width, int(block.mlp.fc1.out_features)
+    lengths: dict[str, int] = {}
+    tokens: list[int] = []
     forward = patches * 3 * vit.patch_size**2 * width
     backward, trained = 0, any(param.trains for param in spec.values())
     layers, taps = method.layers(vit.depth), method.taps(vit.depth)

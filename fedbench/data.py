@@ -39,6 +39,12 @@ class Samples:
 
     def __post_init__(self) -> None:
         count = len(self.labels)
+        for name in ("labels", "domain", "user"):
+            value = getattr(self, name)
+            if value is not None and value.dtype != np.int64:
+                raise DataError(f"{name} must be int64, not {value.dtype}")
+        if self.is_test.dtype != np.bool_:
+            raise DataError(f"is_test must be bool, not {self.is_test.dtype}")
         if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
             raise DataError(f"images must be uint8 [N, H, W, 3], not {self.images.dtype} {list(self.images.shape)}")
         for name in ("images", "is_test", "domain", "user"):

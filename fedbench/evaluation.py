@@ -102,8 +102,10 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
     split, server, run = setting.split, setting.server, setting.run
     everyone = np.arange(run.clients.number)
     values = personal(setting, everyone)
-    score = lambda parts: accuracies(setting.cohort, values, server.read(), parts, setting.chunk)  # noqa: E731
-    test, validation = score(split.test), score(split.validation)
+    test, validation = (
+        accuracies(setting.cohort, values, server.read(), parts, setting.chunk)
+        for parts in (split.test, split.validation)
+    )
     held_out = split.held_out
     metrics: dict[str, Any] = summary(test, held_out)
     with np.errstate(invalid="ignore"):

@@ -22,7 +22,7 @@ def data_hash(samples: Samples) -> str:
     step = 1 if count <= 100_000 else count // 4096
     digest = hashlib.sha256(repr(samples.images.shape).encode() + samples.labels.tobytes() + samples.is_test.tobytes())
     for start in range(0, count, step * 1024):
-        digest.update(np.ascontiguousarray(samples.images[start : start + step * 1024 : step]))
+        digest.update(np.ascontiguousarray(samples.images[start : start + step * 1024 : step]).data)
     return digest.hexdigest()[:16]
 
 

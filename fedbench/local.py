@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,14 +46,16 @@ class Trainer:
             )
             for i in range(0, count, self.chunk)
         ]
-        join = {
-            key: {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in getattr(parts[0], key)}
-            for key in ("got", "seen")
-        }
-        flat = {
-            key: torch.cat([getattr(part, key) for part in parts]) for key in ("clients", "weight", "steps", "loss")
-        }
-        return Report(sent=sent, lr=lr, **join, **flat)
+        return Report(
+            clients=torch.cat([part.clients for part in parts]),
+            sent=sent,
+            got={name: torch.cat([part.got[name] for part in parts]) for name in parts[0].got},
+            seen={name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen},
+            weight=torch.cat([part.weight for part in parts]),
+            steps=torch.cat([part.steps for part in parts]),
+            loss=torch.cat([part.loss for part in parts]),
+            lr=lr,
+        )
 
     def _chunk(self, sent: Stacked, read: Mapping[str, Tensor], phases: list[Batches], lr: float) -> Report:
         values = {name: value.clone() for name, value in sent.items()}
@@ -111,8 +113,8 @@ class Trainer:
         if method.observe is None:
             return loss, {}
         with torch.no_grad():
-            args = (live, result.taps, result.query, y, weight)
-            return loss, cohort.each(method.observe, args, (dims, 0, query_dim, 0, 0))
+            seen = (live, result.taps, result.query, y, weight)
+            return loss, cohort.each(method.observe, seen, (dims, 0, query_dim, 0, 0))
 
     def _optimizer(self, leaves: Stacked, lr: float) -> torch.optim.Optimizer:
         """torch's own optimiser: it is element-wise, so on stacked tensors it is one optimiser a client."""
@@ -156,11 +158,16 @@ def clip(gradients: tuple[Tensor | None, ...], largest: float) -> None:
 def _clients(batches: Batches, start: int, stop: int) -> Batches:
     """The clients `start` to `stop` of a cohort's batches, without the steps that only others take."""
     active = tuple(min(max(a - start, 0), stop - start) for a in batches.active)
-    steps = sum(1 for a in active if a)
-    index, weight, flip, shift = (
-        x[:steps, start:stop] for x in (batches.index, batches.weight, batches.flip, batches.shift)
+    steps, mine = sum(1 for a in active if a), slice(start, stop)
+    return replace(
+        batches,
+        clients=batches.clients[mine],
+        index=batches.index[:steps, mine],
+        weight=batches.weight[:steps, mine],
+        flip=batches.flip[:steps, mine],
+        shift=batches.shift[:steps, mine],
+        active=active[:steps],
     )
-    return Batches(batches.clients[start:stop], index, weight, flip, shift, active[:steps])
 
 
 def idle(clients: Tensor, sent: Stacked, samples: list[int], lr: float) -> Report:

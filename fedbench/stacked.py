@@ -51,7 +51,8 @@ def rows(values: Mapping[str, Tensor], index: Tensor | slice) -> Stacked:
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
     """Mean over the client axis of `value` [K, ...] with weights proportional to `weight` [K]: FedAvg's aggregation."""
-    return torch.tensordot((weight / weight.sum()).to(value), value, dims=1)
+    mean: Tensor = torch.tensordot((weight / weight.sum()).to(value), value, dims=1)
+    return mean
 
 
 def per_client(value: Tensor, like: Tensor) -> Tensor:
