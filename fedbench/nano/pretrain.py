@@ -120,7 +120,7 @@ def characters() -> list[str]:
 def to_input(images: NDArray[np.uint8]) -> Tensor:
     """uint8 [N, H, W, 3] to what the model reads, float32 [N, 3, H, W]."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (torch.tensor(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def batches(
