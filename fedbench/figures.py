@@ -32,7 +32,8 @@ PANELS = 9  # in one figure; more settings make more figures
 
 # Okabe and Ito's colours (2008) without yellow, which is lost on white paper, and black, which is kept for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "8", "d", "H", "*")
+# The last two are stars with four and eight points.
+MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "d", "h", "*", (4, 1, 0), (8, 1, 0))
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 REFERENCES: tuple[Any, ...] = ((0, (6, 2)), (0, (2, 1)), (0, (6, 1, 1, 1)), (0, (1, 2)))
 
@@ -42,8 +43,14 @@ class Look:
     """How a method is drawn, everywhere."""
 
     colour: str
-    marker: str
+    marker: Any
     line: Any
+
+    def dot(self, size: float = 3.6) -> dict[str, Any]:
+        """The marker with a white rim, as matplotlib's arguments; stars are drawn larger, for they look smaller."""
+        star = self.marker == "*" or isinstance(self.marker, tuple)
+        rim = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+        return {"marker": self.marker, "markersize": size * (1.6 if star else 1), **rim}
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,7 @@ def rounds(axes: Axes, records: pd.DataFrame, look: dict[str, Look]) -> None:
         x, mean, std = by_round.mean().index.to_numpy(), by_round.mean().to_numpy(), by_round.std().fillna(0).to_numpy()
         if len(x) == 1:
             axes.axhline(mean[0], color=shape.colour, linestyle=shape.line, linewidth=0.9)
-            axes.plot([1], mean, shape.marker, color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False)
+            _at_edge(axes, shape, mean[0])
             continue
         axes.plot(x, mean, color=shape.colour, linestyle=shape.line, **_dots(shape, len(x)))
         axes.fill_between(x, mean - std, mean + std, color=shape.colour, alpha=0.13, linewidth=0)
@@ -257,24 +264,18 @@ def against_bytes(axes: Axes, records: pd.DataFrame, look: dict[str, Look]) -> N
         mean = records[records["label"] == name].groupby("round")[["sent", "mean_accuracy"]].mean()
         if mean.empty:
             continue
+        if not np.isfinite(mean["sent"].iloc[-1]):
+            continue
         if not mean["sent"].iloc[-1] > 0:
             nothing.append((shape, mean["mean_accuracy"].iloc[-1]))
             continue
         mean = mean[mean["sent"] > 0]
         x, y = mean["sent"].to_numpy(), mean["mean_accuracy"].to_numpy()
         axes.plot(x, y, color=shape.colour, linestyle=shape.line)
-        axes.plot(
-            x[-1:],
-            y[-1:],
-            shape.marker,
-            color=shape.colour,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-        )
+        axes.plot(x[-1:], y[-1:], color=shape.colour, **shape.dot(4.5))
     for shape, value in nothing:
         axes.axhline(value, color=shape.colour, linestyle=shape.line, linewidth=0.9)
-        axes.plot([1], [value], shape.marker, color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False)
+        _at_edge(axes, shape, value)
     if axes.lines and len(nothing) < len(axes.lines) / 2:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
@@ -370,12 +371,9 @@ def heterogeneity(axes: Axes, family: Family, look: dict[str, Look]) -> None:
             mean,
             yerr=std.reindex(mean.index),
             color=shape.colour,
-            marker=shape.marker,
             linestyle=shape.line if family.numeric else "none",
-            markersize=4.6,
             elinewidth=0.7,
-            markeredgecolor="white",
-            markeredgewidth=0.3,
+            **shape.dot(4.6),
         )
     if log:
         axes.set_xscale("log")
@@ -409,8 +407,7 @@ def worst(axes: Axes, runs: pd.DataFrame, look: dict[str, Look]) -> None:
             elinewidth=0.6,
             alpha=0.7,
         )
-        dot: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 3}
-        axes.plot(mean.iloc[:1], mean.iloc[1:], shape.marker, color=shape.colour, **dot)
+        axes.plot(mean.iloc[:1], mean.iloc[1:], color=shape.colour, zorder=3, **shape.dot(5.5))
     _percent(axes.xaxis)
     _percent(axes.yaxis)
 
@@ -452,12 +449,9 @@ def _panels(
             axes.set_ylabel(y)
     if legend:
         handles = [
-            Line2D(
-                [], [], color=shape.colour, linestyle=shape.line if lines else "none", marker=shape.marker,
-                markeredgecolor="white", markeredgewidth=0.3, markersize=4.2,
-            )
+            Line2D([], [], color=shape.colour, linestyle=shape.line if lines else "none", **shape.dot(4.2))
             for shape in look.values()
-        ]  # fmt: skip
+        ]
         place: dict[str, Any] = {"loc": "outside right center" if beside else "outside lower center"}
         figure.legend(handles, list(told.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
     return figure
@@ -476,12 +470,13 @@ def _save(figure: Figure) -> dict[str, bytes]:
 def _dots(shape: Look, count: int) -> dict[str, Any]:
     """A marker at the last point and a few before it, so that curves are told apart without colours."""
     every = max(1, count // 4)
-    return {
-        "marker": shape.marker,
-        "markevery": list(range(count - 1, -1, -every)),
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.3,
-    }
+    return {"markevery": list(range(count - 1, -1, -every)), **shape.dot()}
+
+
+def _at_edge(axes: Axes, shape: Look, value: float) -> None:
+    """The method's marker at the right end of its horizontal line."""
+    at = axes.get_yaxis_transform()
+    axes.plot([1], [value], color=shape.colour, transform=at, clip_on=False, **shape.dot(4.5))
 
 
 def _percent(axis: Any) -> None:

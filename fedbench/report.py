@@ -74,6 +74,7 @@ def gather(
     named = runs[["run", "setting", "label", "reference", "state"]]
     if not records.empty:
         own = records.drop(columns=["setting", "label", "reference", "state"], errors="ignore")
+        own = own.reindex(columns=[*own.columns, *(name for name in tables.METRIC if name not in own)])
         records = own.merge(named, on="run", validate="many_to_one")
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
     return Evidence(runs, records, _clients(planned, runs), title)
@@ -326,7 +327,8 @@ def write(evidence: Evidence, out: Path) -> Written:
         markdown += [f"### {tables.markdown(setting)}", tables.to_markdown([accuracy, cost])]
     warned = "".join(f"% WARNING: {' '.join(alarm.split())}\n" for alarm in alarms)
     remarks = "".join(f"% {' '.join(line.split())}\n" for line in footer)
-    bold = " WARNING: " + " ".join(alarms) if alarms else ""
+    more = [f"{len(alarms) - 3} more warnings."] if len(alarms) > 3 else []
+    bold = " WARNING: " + " ".join([*alarms[:3], *more]) if alarms else ""
     text = {
         "table.csv": tables.to_csv(summary),
         "runs.csv": runs.drop(columns=["partition_fields", "context"]).to_csv(index=False, lineterminator="\n"),
@@ -335,7 +337,7 @@ def write(evidence: Evidence, out: Path) -> Written:
         "details.tex": warned
         + remarks
         + "\n".join(
-            tables.to_latex([accuracy], f"{setting}. {caption}{bold}", f"detail-{i}")
+            tables.to_latex(tables.split(accuracy), f"{setting}. {caption}{bold}", f"detail-{i}")
             for i, (setting, accuracy, _) in enumerate(details, 1)
         ),
     }
@@ -381,8 +383,10 @@ def show(written: Written, evidence: Evidence, console: Console) -> None:
         console.print(table, "")
     for line in (*tables.legend(written.summary), *tables.footer(evidence.runs)):
         console.print(Text(line, style="dim"))
-    for alarm in written.alarms:
+    for alarm in written.alarms[:10]:
         console.print(Text(f"WARNING: {alarm}", style="bold yellow"))
+    if len(written.alarms) > 10:
+        console.print(Text(f"WARNING: {len(written.alarms) - 10} more, see the page", style="bold yellow"))
     console.print()
     for path in (written.page, *written.figures):
         console.print(Text(str(path)), soft_wrap=True)

@@ -52,7 +52,7 @@ METRICS = tuple(
         ("total_bytes_up", "Up", "bytes sent from clients to server in all rounds", "bytes"),
         ("total_bytes_down", "Down", "bytes sent from server to clients in all rounds", "bytes"),
         ("total_multiply_adds", "MACs", "multiply-adds of the clients' training in all rounds", "count"),
-        ("seconds", "Time", "seconds that the last record reports (depends on the machine)", "seconds"),
+        ("seconds", "Time", "seconds of the whole run (depends on the machine)", "seconds"),
         ("samples_per_second", "Samples/s", "training samples per second (depends on the machine)", "rate"),
         ("peak_memory_bytes", "Memory", "peak memory (depends on the machine)", "bytes"),
     )
@@ -222,7 +222,7 @@ def alarms(runs: pd.DataFrame) -> list[str]:
                 continue
             where = ", seed ".join(str(part) for part in place[:2])
             sides = "; ".join(
-                f"{_text(value)}: {', '.join(side['label'].unique())}"
+                f"{_text(value)}: {_some(list(side['label'].unique()))}"
                 for value, side in group.groupby(what, sort=False)
             )
             problem = {
@@ -245,6 +245,11 @@ def alarms(runs: pd.DataFrame) -> list[str]:
     if len(commits) > 1:
         told.append(f"Runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
     return told
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def footer(runs: pd.DataFrame) -> list[str]:
@@ -345,6 +350,18 @@ def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
     return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind != "share"], trim=True)
 
 
+def split(grid: Grid, columns: int = 5) -> list[Grid]:
+    """A grid of one group as several with at most `columns` columns each, for paper."""
+    ((heading, titles),) = grid.groups
+    return [
+        Grid(
+            ((heading, titles[i : i + columns]),),
+            tuple(Row(row.label, row.reference, row.cells[i : i + columns]) for row in grid.rows),
+        )
+        for i in range(0, len(titles), columns)
+    ]
+
+
 def _grid(table: pd.DataFrame, settings: Sequence[str], names: Sequence[str], trim: bool = False) -> Grid:
     own = table[table["setting"].isin(settings) & table["metric"].isin(names)]
     if trim:
@@ -434,7 +451,7 @@ def to_latex(grids: Sequence[Grid], caption: str, name: str) -> str:
     """`grids` below one another in a two-column float (needs booktabs only); `name` is the label behind ``tab:``."""
     body = "\n\\par\\medskip\n".join(_tabular(grid) for grid in grids)
     return (
-        "% needs \\usepackage{booktabs}\n\\begin{table*}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
+        "% needs \\usepackage{booktabs}\n\\begin{table*}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
         f"\\caption{{{latex(caption)}}}\n\\label{{tab:{name}}}\n{body}\n\\end{{table*}}\n"
     )
 
@@ -473,7 +490,7 @@ _LATEX = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
     "≈": r"$\approx$",
-    "†": r"\dag{}",
+    "†": r"$\dagger$",
     "·": r"$\cdot$",
     "–": "--",
 }
