@@ -443,7 +443,10 @@ def _joined(cell: Cell, escape: Callable[[str], str], bold: Callable[[str], str]
     number = escape(cell.number)
     if cell.mark == "best":
         number = bold(number)
-    parts = [number + (tie if cell.mark == "tied" else ""), escape(cell.note)]
+    note = escape(cell.note)
+    if cell.number and note and escape is latex:
+        note = f"{{\\scriptsize {note}}}"  # else one partial cell makes its whole column wide
+    parts = [number + (tie if cell.mark == "tied" else ""), note]
     return " ".join(part for part in parts if part)
 
 
@@ -451,8 +454,8 @@ def to_latex(grids: Sequence[Grid], caption: str, name: str) -> str:
     """`grids` below one another in a two-column float (needs booktabs only); `name` is the label behind ``tab:``."""
     body = "\n\\par\\medskip\n".join(_tabular(grid) for grid in grids)
     return (
-        "% needs \\usepackage{booktabs}\n\\begin{table*}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
-        f"\\caption{{{latex(caption)}}}\n\\label{{tab:{name}}}\n{body}\n\\end{{table*}}\n"
+        "% needs \\usepackage{booktabs}\n\\begin{table*}[t]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
+        f"\\caption{{{latex(caption)}}}\n\\label{{tab:{name}}}\n\\par\\smallskip\n{body}\n\\end{{table*}}\n"
     )
 
 
