@@ -84,9 +84,12 @@ def _attempt(folder: RunFolder, threads: int | None) -> None:
         )
     # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
-    environment = _environment()
-    write_aside(folder.path / "env.json", json.dumps(environment, indent=2).encode())
+    environment, path = _environment(), folder.path / "env.json"
     log.info("start of %s on %s, commit %s", folder.path.name, environment["hostname"], environment["commit"])
+    if path.exists() and (before := json.loads(path.read_text())) != environment:
+        changed = {key: (before.get(key), now) for key, now in environment.items() if before.get(key) != now}
+        log.warning("begun before in another environment; its numbers mix both: %s", changed)
+    write_aside(path, json.dumps(environment, indent=2).encode())
     simulate(planned, machine, found, folder)
     log.info("done")
     folder.finish()

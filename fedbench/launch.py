@@ -111,7 +111,7 @@ def planning(results: Path) -> Iterator[Path]:
     """The folder of submissions; held by one sweep at a time, so that two started together do not submit the same runs."""
     folder = results / ".submitit"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
+    with open(folder / "lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield folder
 
@@ -199,6 +199,13 @@ def stop(jobs: Sequence[submitit.Job[None]], seconds: float = 20.0) -> bool:
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it to the worker
         time.sleep(0.5)
     return True
+
+
+def reap(jobs: Sequence[submitit.Job[None]], seconds: float = 30.0) -> None:
+    """Wait for workers whose runs have ended to leave as well."""
+    end = time.monotonic() + seconds
+    while not all(job.done() for job in jobs) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 # -- Slurm -----------------------------------------------------------------------------------------------------

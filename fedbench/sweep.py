@@ -238,6 +238,7 @@ def launch_and_watch(
                 inline(results, names, observer, console if stay else None)
             elif stay:
                 watch.watch(observer, console)
+                launch.reap(jobs)
             else:
                 say(f"Nothing waits for them here; see how they stand with: {again} --status")
                 return SOME_FAILED if not names and watch.counts(observer.look())["failed"] else DONE
