@@ -9,9 +9,10 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import Attention, Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from fedbench import nano
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
     def __init__(self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
+        self.lean = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -42,12 +44,14 @@ class Backbone(nn.Module):
         layers: tuple[int, ...] = (),
         prompts_at: PromptsAt | None = None,
         taps: tuple[int, ...] = (),
+        slots_read: bool = True,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Run `images` [N, 3, H, W] and return the tokens that a head may read, and what was tapped.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``; a known slot is replaced
         (deep prompts), a new one inserted behind the others, all between CLS and the patches, without position
-        embedding. Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
+        embedding. Where no slot is read (`slots_read`), only CLS comes back and the last block computes nothing else.
+        Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
         after the last norm.
         """
         vit = self.vit
@@ -59,9 +63,13 @@ class Backbone(nn.Module):
                 tapped[layer] = x[:, 0]
             if layer in layers and prompts_at is not None:
                 x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
-            x = block(x)
-        read = vit.norm(x[:, : 1 + sum(lengths.values())])  # nothing else is read, so nothing else is normed
-        cls, *slots = read.split([1, *lengths.values()], dim=1)
+            if layer < self.depth - 1:
+                x = block(x)
+        if not slots_read:
+            lengths = {}
+        count = 1 + sum(lengths.values())
+        x = leading(vit.blocks[-1], x, count) if self.lean else vit.blocks[-1](x)[:, :count]
+        cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
 
     def weights_hash(self) -> str:
@@ -70,6 +78,26 @@ class Backbone(nn.Module):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def leading(block: Block, x: Tensor, count: int) -> Tensor:
+    """The first `count` tokens of ``block(x)``, x [N, T, D] -> [N, count, D], and no arithmetic for the others.
+
+    All tokens are looked at (keys and values), but queries, projection and MLP are those of the leading ones only.
+    """
+    attn: Any = block.attn
+    y, heads = block.norm1(x), attn.num_heads
+    width, bias = attn.attn_dim, attn.qkv.bias
+    n, t, _ = y.shape
+    q = F.linear(y[:, :count], attn.qkv.weight[:width], None if bias is None else bias[:width])
+    k, v = F.linear(y, attn.qkv.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    q, k, v = (z.view(n, -1, heads, attn.head_dim).transpose(1, 2) for z in (q, k, v))  # [N, heads, T, D/heads]
+    z = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(n, count, width)
+    z = attn.norm(z)
+    if attn.gate is not None:
+        z = z * attn.gate(y[:, :count]).sigmoid()
+    x = x[:, :count] + block.ls1(attn.proj(z))
+    return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:

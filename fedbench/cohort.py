@@ -97,7 +97,7 @@ class Cohort:
             )
             mixed = torch.autocast(pixels.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
             with mixed:
-                read, tapped = self.backbone(pixels, self.layers, prompts_at, self.taps)
+                read, tapped = self.backbone(pixels, self.layers, prompts_at, self.taps, self.method.reads_slots)
             out = {name: fold(value.to(self.images.dtype)) for name, value in read.items()}
             taps = {layer: fold(value) for layer, value in tapped.items()}
         logits = self.each(method.logits, (p, out), (dims, 0))

@@ -15,7 +15,7 @@ from fedbench.method import Method, Param, Task
 from fedbench.plugins import Plugins
 from fedbench.server import parameters
 
-CPU_CACHE_BYTES = 16 << 20  # the widest activation of a chunk should stay in a shared cache of this size
+CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
 GPU_CHUNK_TOKENS = 200_000
 
 
@@ -56,7 +56,11 @@ def one_pass(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) 
             lengths |= {name: value.shape[1] for name, value in slots.items()}
         t = prefix + patches + sum(lengths.values())
         tokens.append(t)
-        linear, attention = t * (4 * width**2 + 2 * width * hidden), 2 * t * t * width
+        read = t  # tokens that go on from this block: after the last only what the head reads
+        if layer == vit.depth - 1 and vit.lean:
+            read = 1 + (sum(lengths.values()) if method.reads_slots else 0)
+        linear = 2 * t * width**2 + read * (2 * width**2 + 2 * width * hidden)
+        attention = 2 * t * read * width
         forward += linear + attention
         if trained and layers and layer >= min(layers):
             backward += linear + 2 * attention

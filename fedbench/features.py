@@ -43,7 +43,7 @@ def features(backbone: Backbone, images: Images, name: str, root: Path, chunk: i
         parts = []
         for start in range(0, len(images), chunk):
             index = torch.arange(start, min(start + chunk, len(images)), device=images.device)
-            parts.append(backbone(images.batch(index))[0]["cls"])
+            parts.append(backbone(images.batch(index), slots_read=False)[0]["cls"])
     result = torch.cat(parts).clone()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

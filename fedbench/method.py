@@ -107,6 +107,7 @@ class Method:
     family: ClassVar[str] = "global"
     citation: ClassVar[str] = "ours"
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
+    reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not out["cls"] alone
     # Names trained in each local phase, one inner tuple a phase; None: one phase that trains everything.
     phases: ClassVar[tuple[tuple[str, ...], ...] | None] = None
 
