@@ -35,7 +35,8 @@ class PassCost:
 
 
 def one_pass(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) -> PassCost:
-    """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, and the patch embedding.
+    """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, and the patch embedding;
+    in the last block only the tokens that are read have queries, a projection and an MLP.
 
     Slot lengths are found by asking the method for prompts of a single sample, without running the backbone.
     """
