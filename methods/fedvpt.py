@@ -31,6 +31,7 @@ class Method(Base):
     """P prompt tokens after CLS at block 0, without position embedding, and a linear head."""
 
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     prompt: Literal["shared", "local"] = option("shared", "where the prompts live: averaged, or one set per client")
     head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
     own_init: bool = option(False, "each client's local values start from a draw of its own")
@@ -44,7 +45,8 @@ class Method(Base):
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head."""
         head = linear_head(task, self.head)
-        values = {"prompt": Param(task.prompt_init("prompt", self.prompt_length, task.width), self.prompt)} | head
+        start = task.prompt_init("prompt", self.prompt_length, task.width)
+        values = {"prompt": Param(start, self.prompt, lr_scale=self.prompt_lr_scale)} | head
         return _own(values, task) if self.own_init else values
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:

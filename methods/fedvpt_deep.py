@@ -19,6 +19,7 @@ class Method(Base):
     """P prompt tokens at each of the L blocks and a linear head, all averaged."""
 
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at every block")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
 

@@ -27,6 +27,7 @@ class Method(Base):
     """Shared prompts [P, D] at block 0, class prompts [C, n, D] mixed into n tokens at block `inject`, a shared head."""
 
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: shared prompt tokens at the first block")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
     class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         30.0, "factor on the learning rate of the class prompts, each of which few samples reach"
@@ -88,7 +89,7 @@ class Method(Base):
         zero = torch.zeros(classes, width)
         sums = {"sum": Param(zero, "server_only"), "count": Param(zero[:, 0], "server_only")}
         return {
-            "prompt": Param(task.prompt_init("prompt", self.prompt_length, width)),
+            "prompt": Param(task.prompt_init("prompt", self.prompt_length, width), lr_scale=self.prompt_lr_scale),
             "class_prompt": Param(
                 task.prompt_init("class_prompt", classes, self.class_prompt_length, width),
                 lr_scale=self.class_prompt_lr_scale,
