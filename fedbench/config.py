@@ -365,9 +365,7 @@ class _Checker:
         value = {"name": value} if isinstance(value, str) else value
         classes = self.plugins.classes[kind]
         if not isinstance(value, dict) or "name" not in value:
-            self.mistake(
-                kind, f"expected {{name: ...}} with one of {', '.join(sorted(classes))}, found {value!r}"
-            )
+            self.mistake(kind, f"expected {{name: ...}} with one of {', '.join(sorted(classes))}, found {value!r}")
             return None
         if not self.names([value["name"]], sorted(classes), kind):
             return None

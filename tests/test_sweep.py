@@ -1,0 +1,403 @@
+"""The sweep's command line on real runs: what it starts, what it leaves alone, what it says, and how it is interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedbench import claim, job, launch, sweep
+from fedbench.records import MEASURED, RunFolder, run_folders
+
+HOME = Path(__file__).resolve().parents[1]
+
+# A linear head that waits at each merge, so that there is something to interrupt on any machine, or breaks there.
+METHODS = {
+    "slow": "import os, time",
+    "breaks": "",
+}
+MERGE = {
+    "slow": "time.sleep(float(os.environ.get('TEST_PAUSE', '0')))",
+    "breaks": "raise RuntimeError('broken\\non purpose')",
+}
+METHOD = '''
+"""A method of the tests."""
+
+{imports}
+from dataclasses import dataclass
+
+from fedbench import method
+
+
+@dataclass(frozen=True)
+class Method(method.Method):
+    """Does one thing at each merge."""
+
+    def merge(self, server, report):
+        """The mean."""
+        {merge}
+        return {{}}
+'''
+
+
+class Workplace:
+    """A folder with a tiny dataset, two methods of its own, and a sweep file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.results, self.file = path, path / "results", path / "sweep.yaml"
+        labels = np.arange(40) % 2
+        images = np.random.default_rng(0).integers(0, 80, (40, 16, 16, 3)) + 90 * labels[:, None, None, None]
+        np.savez(path / "tiny.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(40) % 10 < 4)
+        (path / "mine" / "methods").mkdir(parents=True)
+        for name, imports in METHODS.items():
+            text = METHOD.format(imports=imports, merge=MERGE[name])
+            (path / "mine" / "methods" / f"{name}.py").write_text(text)
+        self.write()
+
+    def write(self, methods: Any = ("head_only",), seeds: Any = (0, 1), rounds: int = 2, **more: Any) -> None:
+        base = {
+            "dataset": {"name": "npz", "path": str(self.path / "tiny.npz")},
+            "partition": "iid",
+            "rounds": rounds,
+            "evaluate_every": 1,
+            "clients": {"number": 4, "per_round": 2},
+        }
+        machine = {"checkpoint_seconds": 0, "data": str(self.path / "data"), "device": "cpu"}
+        grid = {"method": list(methods), "seed": list(seeds)}
+        self.file.write_text(yaml.safe_dump({"base": base, "grid": grid, "machine": machine, **more}))
+
+    def arguments(self, *more: str) -> list[str]:
+        return [str(self.file), "--results", str(self.results), "--plugins", str(self.path / "mine"), *more]
+
+    def run(self, *more: str) -> int:
+        return sweep.main(self.arguments(*more))
+
+    def start(self, *more: str, **env: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-u", "-m", "fedbench.sweep", *self.arguments(*more)]
+        return subprocess.Popen(
+            command, cwd=HOME, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    @property
+    def folders(self) -> list[RunFolder]:
+        return list(run_folders(self.results))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def until(found: Callable[[], Any], seconds: float = 120.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+    return value
+
+
+def numbers(folder: RunFolder) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "job.json" not in p.name}
+
+
+# -- inline ----------------------------------------------------------------------------------------------------
+def test_a_sweep_ends_and_the_second_time_does_nothing(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.run("--cluster", "inline") == 0
+    assert [folder.status for folder in place.folders] == ["done", "done"]
+    said = capsys.readouterr().out
+    assert "2 started" in said
+    assert f"done    {place.folders[0].path.name}" in said
+    for folder in place.folders:
+        assert [record["round"] for record in folder.records()] == [1, 2]
+        assert "done" in folder.log.read_text()
+        assert {"python", "torch", "timm", "numpy", "hostname", "commit", "dirty"} <= json.loads(
+            (folder.path / "env.json").read_text()
+        ).keys()
+        assert not list(folder.path.glob("claim.*"))
+
+    before = files(place.path)
+    assert place.run("--cluster", "inline") == 0
+    assert "0 started" in capsys.readouterr().out
+    assert files(place.path) == before
+
+    place.write(seeds=(0, 1, 2))
+    assert place.run("--cluster", "inline") == 0
+    assert "1 started" in capsys.readouterr().out
+    assert {path: when for path, when in files(place.results).items() if path in before} == {
+        path: when for path, when in before.items() if path.startswith(str(place.results))
+    }
+
+
+def test_a_failed_run_stops_no_other_and_is_listed_with_its_log(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=("breaks", "head_only"), seeds=(0,))
+    assert place.run("--cluster", "inline") == 1
+    broken, fine = place.folders
+    assert (broken.status, fine.status) == ("failed", "done")
+    line = f"failed {broken.path.name} (error): RuntimeError: broken on purpose [log: {broken.log}]"
+    assert line in capsys.readouterr().out
+    log = broken.log.read_text()
+    assert "Traceback" in log
+    assert "broken\non purpose" in log
+
+    assert place.run("--status") == 1
+    assert line in capsys.readouterr().out
+
+    assert place.run("--cluster", "inline") == 1  # not tried again
+    assert "0 started" in capsys.readouterr().out
+    assert broken.log.read_text() == log
+
+    plugin = place.path / "mine" / "methods" / "breaks.py"
+    assert place.run("--cluster", "inline", "--retry-failed") == 1
+    assert "1 started" in capsys.readouterr().out
+    assert broken.log.read_text().count("Traceback") == 2
+    plugin.write_text(plugin.read_text().replace(MERGE["breaks"], "pass"))
+    done = place.start("--cluster", "inline", "--retry-failed")  # another process, which reads the repaired file
+    assert done.communicate()[0].endswith("2 runs: 2 done\n")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"local": {"lr": 1e30}}, "diverged"),
+        ({"partition": {"name": "iid", "min_train": 1000}}, "data"),
+        ({"backbone": {"name": "resnet18"}}, "config"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_failure_has_a_kind(place: Workplace, change: dict[str, Any], kind: str) -> None:
+    place.write(methods=["fedvpt"], seeds=[0])
+    content = yaml.safe_load(place.file.read_text())
+    content["base"].update(change)
+    place.file.write_text(yaml.safe_dump(content))
+    assert place.run("--cluster", "inline", "--no-watch") == 0 + 1
+    (folder,) = place.folders
+    assert folder.failure()["kind"] == kind
+    assert "\n" not in folder.failure()["reason"]
+
+
+# -- words and mistakes ----------------------------------------------------------------------------------------
+def test_a_dry_run_lists_counts_and_writes_nothing(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write(methods=("fedvpt", "head_only"), seeds=(0, 1, 2))
+    before = files(place.path)
+    assert place.run("--dry-run") == 0
+    said = capsys.readouterr().out
+    assert said.count("missing") == 6 + 1
+    assert "6 runs: 6 missing" in said
+    assert "multiply-adds" in said
+    assert place.run("--dry-run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["seed"] for run in told["runs"]] == [0, 1, 2, 0, 1, 2]
+    assert told["multiply_adds"] == sum(run["multiply_adds"] for run in told["runs"]) > 0
+    assert all(run["memory_bytes"] > 0 for run in told["runs"])
+    assert files(place.path) == before
+    assert not place.results.exists()
+
+
+def test_status_for_scripts(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.run("--status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["missing"] == 2
+    assert not place.results.exists()
+    place.write(seeds=[0])
+    assert place.run("--cluster", "inline") == 0
+    place.write(seeds=[0, 1])
+    capsys.readouterr()
+    assert place.run("--status", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"missing": 1, "pending": 0, "running": 0, "failed": 0, "done": 1}
+    assert [(run["state"], run["round"], run["rounds"]) for run in told["runs"]] == [("done", 2, 2), ("missing", 0, 2)]
+
+
+def test_all_mistakes_of_a_file_are_told_and_nothing_is_started(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=["fedvtp", "head_onli"], cluster={"gpu": 1})
+    assert place.run("--cluster", "inline", "--set", "round=3") == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'gpus'?" in said
+    assert "did you mean 'rounds'?" in said
+    assert not place.results.exists()
+    assert place.run("--cluster", "inline", "--set", "cluster={}") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--clusters", "local"], ["--cluster", "lsf"], ["--json"], ["--status", "--dry-run"], ["--clients", "three"]],
+)
+def test_mistakes_on_the_command_line_are_2(place: Workplace, more: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        place.run(*more)
+    assert error.value.code == 2
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweep.main(["--help"])
+    said = capsys.readouterr().out
+    for option in ("--cluster", "--results", "--plugins", "--set", "--clients", "--status", "--no-watch"):
+        assert said.count(option) >= 2
+
+
+def test_clients_loop_is_how_not_what(place: Workplace) -> None:
+    place.write(seeds=[0])
+    assert place.run("--cluster", "inline", "--clients", "loop") == 0
+    (folder,) = place.folders
+    assert folder.config()["machine"]["clients"] == "loop"
+    assert place.run("--cluster", "inline") == 0  # the same run
+
+
+def test_results_of_another_config_are_not_touched(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write(seeds=[0])
+    assert place.run("--cluster", "inline") == 0
+    (folder,) = place.folders
+    config = folder.config()
+    config["identity"]["rounds"] = 99
+    (folder.path / "run.yaml").write_text(yaml.safe_dump(config))
+    place.write(seeds=[0, 1])
+    before = files(place.results)
+    assert place.run("--cluster", "inline") == 2
+    assert "rounds is 99 there and 2 here" in capsys.readouterr().err
+    assert {k: v for k, v in files(place.results).items() if "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k
+    }
+
+
+# -- claims ----------------------------------------------------------------------------------------------------
+def test_a_claimed_run_is_passed_over_and_an_abandoned_one_taken(place: Workplace) -> None:
+    place.write(seeds=[0])
+    made = sweep.read_sweep(place.file)
+    (planned,) = made.runs
+    folder = RunFolder(place.results / planned.name)
+    folder.plan(made.on_disk(planned))
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert claim._link(folder.path / "claim.1", claim.process(other.pid))
+        job.run_job(place.results, [planned.name])
+        assert folder.status == "pending"
+        other.kill()  # not waited for: what is left of it in the process table is not alive
+        until(lambda: claim.holder(folder) is None)
+        job.run_job(place.results, [planned.name], spare=[planned.name])
+        assert folder.status == "done"
+        assert not claim.claims(folder)
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_spare_runs_that_were_ever_begun_are_left_to_their_worker(place: Workplace) -> None:
+    place.write(seeds=[0, 1])
+    made = sweep.read_sweep(place.file)
+    begun, fresh = (RunFolder(place.results / planned.name) for planned in made.runs)
+    for planned in made.runs:
+        RunFolder(place.results / planned.name).plan(made.on_disk(planned))
+    gone = claim.Owner(claim.process().host, 2**22 + 1, "1")
+    assert claim._link(begun.path / "claim.1", gone)
+    job.run_job(place.results, [], spare=[begun.path.name, fresh.path.name])
+    assert (begun.status, fresh.status) == ("pending", "done")
+
+
+def test_a_job_by_hand(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write(methods=["head_only", "breaks"], seeds=[0])
+    made = sweep.read_sweep(place.file, [place.path / "mine"])
+    names = [planned.name for planned in made.runs]
+    for planned in made.runs:
+        RunFolder(place.results / planned.name).plan(made.on_disk(planned))
+    assert job.main([str(place.results), names[0]]) == 0
+    assert job.main([str(place.results), *names]) == 1
+    with pytest.raises(SystemExit) as error:
+        job.main([str(place.results), "nobody"])
+    assert error.value.code == 2
+    assert "no such run" in capsys.readouterr().err
+
+
+# -- local processes -------------------------------------------------------------------------------------------
+def under_way(place: Workplace, count: int) -> list[RunFolder]:
+    def found() -> list[RunFolder]:
+        busy = [folder for folder in place.folders if folder.progress().get("round", 0) >= 2]
+        return busy if len(busy) == count else []
+
+    return until(found)
+
+
+def worker_of(folder: RunFolder) -> int:
+    return int(json.loads(claim.claims(folder)[-1].read_text())["pid"])
+
+
+def test_a_killed_worker_shows_as_lost_and_the_same_command_finishes_with_the_same_numbers(place: Workplace) -> None:
+    place.write(methods=["slow"], seeds=[0, 1], rounds=40, cluster={"workers": 2})
+    watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
+    try:
+        first, second = under_way(place, 2)
+        assert worker_of(first) != worker_of(second)
+        os.kill(worker_of(first), signal.SIGKILL)
+        said, _ = watcher.communicate(timeout=120)
+    finally:
+        watcher.kill()
+        watcher.communicate()
+    assert watcher.returncode == 1
+    log = launch.job_of(first)["log"]
+    assert (first.status, second.status) == ("running", "done")
+    assert f"failed {first.path.name} (lost): " in said
+    assert f"[log: {log}]" in said
+    assert Path(log).exists()
+
+    rounds = first.progress()["round"]
+    assert 2 <= rounds < 40
+    assert place.run("--cluster", "local") == 0
+    assert first.status == "done"
+    assert first.log.read_text().count("start of") == 2
+    inline = RunFolder(place.path / "inline" / first.path.name)
+    assert place.run("--cluster", "inline", "--results", str(place.path / "inline")) == 0
+    assert numbers(first) == numbers(inline)
+    assert len(numbers(first)) == 40
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(place: Workplace) -> None:
+    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
+    watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
+    try:
+        busy = under_way(place, 2)
+        workers = [worker_of(folder) for folder in busy]
+        assert place.run("--cluster", "local", "--no-watch") == 0  # nothing is started twice
+        assert [worker_of(folder) for folder in busy] == workers
+        watcher.send_signal(signal.SIGINT)
+        said, _ = watcher.communicate(timeout=60)
+    finally:
+        watcher.kill()
+        watcher.communicate()
+    assert watcher.returncode == 130
+    assert "Traceback" not in said
+    assert "unfinished runs go on from their last checkpoint with: python -m fedbench.sweep" in said
+    for folder in busy:
+        assert not claim.claims(folder)  # given back, not torn away
+        assert folder.status == "running"
+    assert place.run("--cluster", "local") == 0
+    assert [folder.status for folder in place.folders] == ["done"] * 3
+
+
+def test_the_slots_are_the_cores_or_what_the_file_says(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for cluster, expected in (
+        ({}, (8, 1)),
+        ({"cpus": 3}, (2, 4)),
+        ({"workers": 4}, (4, 2)),
+        ({"workers": 20}, (20, 1)),
+    ):
+        place.write(cluster=cluster)
+        count, gpus, threads = launch.slots(sweep.read_sweep(place.file))
+        assert ((count, threads), gpus) == (expected, None)
