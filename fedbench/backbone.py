@@ -88,7 +88,7 @@ def leading(block: Block, x: Tensor, count: int) -> Tensor:
     attn: Any = block.attn
     y, heads = block.norm1(x), attn.num_heads
     width, bias = attn.attn_dim, attn.qkv.bias
-    n, t, _ = y.shape
+    n = len(y)
     q = F.linear(y[:, :count], attn.qkv.weight[:width], None if bias is None else bias[:width])
     k, v = F.linear(y, attn.qkv.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     q, k, v = (z.view(n, -1, heads, attn.head_dim).transpose(1, 2) for z in (q, k, v))  # [N, heads, T, D/heads]

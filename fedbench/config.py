@@ -239,18 +239,19 @@ def check_sweep(
             grid.pop(name, None)  # a value given by hand replaces the whole list
             by_hand.append((name, value))
     checker.names({str(key).split(".")[0]: None for key in [*base, *grid]}, legal, "base or grid")
+    # What is wrong so far is told and left out, so that the mistakes inside the rest are told as well.
+    base, grid = ({k: v for k, v in part.items() if str(k).split(".")[0] in legal} for part in (base, grid))
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
-            grid[key] = []
+            grid[key] = [values]
     machine = checker.block(Machine, content["machine"], "machine")
     cluster = checker.block(Cluster, content["cluster"], "cluster")
     runs: dict[str, PlannedRun] = {}
-    if not checker.mistakes:
-        for run in _expand(base, grid, by_hand, checker):
-            planned = checker.run(run)
-            if planned is not None:
-                runs.setdefault(planned.key, planned)
+    for run in _expand(base, grid, by_hand, checker):
+        planned = checker.run(run)
+        if planned is not None:
+            runs.setdefault(planned.key, planned)
     checker.raise_if_any(source)
     if machine is None or cluster is None:
         raise ConfigError(f"{source}: no machine or cluster block")
@@ -282,11 +283,13 @@ def _expand(
 
 
 def short_name(block: Mapping[str, Any], cls: type) -> str:
-    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults."""
+    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults, and those always told."""
     told = [
         f"{f.name}={block[f.name]}"
         for f in dataclasses.fields(cls)
-        if f.name in block and block[f.name] != f.default and not isinstance(block[f.name], Path)
+        if f.name in block
+        and (block[f.name] != f.default or f.metadata.get("told"))
+        and not isinstance(block[f.name], Path)
     ]
     return str(block["name"]) + (f"({', '.join(told)})" if told else "")
 
@@ -346,13 +349,13 @@ class _Checker:
         if not isinstance(value, dict):
             self.mistake(where, f"expected a mapping, found {value!r}")
             return None
-        if not self.names(value, model.model_fields, where):
-            return None
+        legal = self.names(value, model.model_fields, where)
         try:
-            return model.model_validate(value)
+            made = model.model_validate({key: item for key, item in value.items() if key in model.model_fields})
         except ValidationError as error:
             self._explain(error, where)
             return None
+        return made if legal else None
 
     def plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
         """A plug-in block with all its fields, or None and mistakes. Cached: a grid repeats its blocks."""
@@ -373,12 +376,14 @@ class _Checker:
         given = {key: field for key, field in value.items() if key not in ("name", "label")}
         fields = [f.name for f in dataclasses.fields(cls)]
         where = f"{kind} {value['name']}"
-        if not self.names(given, fields, where):
-            return None
+        legal = self.names(given, fields, where)
+        given = {key: field for key, field in given.items() if key in fields}
         try:
             made: Any = TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             self._explain(error, where)
+            return None
+        if not legal:
             return None
         full = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
         full = {key: field.resolve() if isinstance(field, Path) else field for key, field in full.items()}

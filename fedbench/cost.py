@@ -17,6 +17,7 @@ from fedbench.server import parameters
 
 CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
 GPU_CHUNK_TOKENS = 200_000
+PROCESS_BYTES = 700 << 20  # an interpreter with torch, timm and torchvision in it
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,8 @@ def estimate(planned: PlannedRun, found: Plugins, machine: Machine) -> Estimate:
     values = 4 * sum(param.init.numel() for param in spec.values()) * (4 * run.clients.per_round + run.clients.number)
     pixels = len(samples.labels) * 3 * vit.image_size**2
     weights = 4 * sum(value.numel() for value in vit.parameters())
-    return Estimate(
-        int(seen * phases * run.rounds * (cost.forward + cost.backward)), activations + values + pixels + weights
-    )
+    memory = PROCESS_BYTES + activations + values + pixels + weights
+    return Estimate(int(seen * phases * run.rounds * (cost.forward + cost.backward)), memory)
 
 
 _datasets: dict[str, data.Samples] = {}

@@ -25,7 +25,10 @@ Home = Literal["shared", "local", "server", "server_only"]
 
 
 def option(default: Any, meaning: str, **metadata: Any) -> Any:
-    """A dataclass field with its meaning, which the listings and the reference pages print."""
+    """A dataclass field with its meaning, which the listings and the reference pages print.
+
+    ``told=True``: tables name its value even where it is the default.
+    """
     return field(default=default, metadata={"meaning": meaning, **metadata})
 
 

@@ -22,6 +22,10 @@ Status = Literal["missing", "pending", "running", "failed", "done"]
 # What a clock or a memory counter says; everything else in a record is the same in every execution of a run.
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes", "commit")
 
+# libyaml's, where there is one: a sweep of ten thousand runs reads as many files, ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 class RecordsError(ValueError):
     """A results folder that cannot be used; says which file and what was expected."""
@@ -64,13 +68,13 @@ class RunFolder:
                 )
             if there == config:
                 return
-        write_aside(self.path / "run.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+        write_aside(self.path / "run.yaml", yaml.dump(config, Dumper=_DUMPER, sort_keys=False).encode())
 
     def config(self) -> dict[str, Any]:
         """What run.yaml says. Raises RecordsError where it is missing or not a mapping."""
         path = self.path / "run.yaml"
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506 - a safe one
         except (OSError, yaml.YAMLError) as error:
             raise RecordsError(f"{path}: cannot be read as a run's config ({error})") from error
         if not isinstance(config, dict):

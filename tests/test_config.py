@@ -198,7 +198,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         "legal: timeout_min, gpus, cpus",
     ):
         assert part in said
-    assert "7 mistakes" in said
+    assert "local: unknown name 'learning_rate'" in said
+    assert "8 mistakes" in said
 
 
 def test_mistakes_in_blocks_are_each_told_once_however_many_runs_share_them() -> None:

@@ -29,7 +29,9 @@ class Partitioner(data.Partitioner):
     """Small `alpha`: about one class for each client; large `alpha`: the dataset's class distribution."""
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv:1909.06335"
-    alpha: Annotated[float, Field(gt=0)] = option(10.0, "concentration of a client's classes around the dataset's")
+    alpha: Annotated[float, Field(gt=0)] = option(
+        10.0, "concentration of a client's classes around the dataset's", told=True
+    )
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
