@@ -18,7 +18,7 @@ demo: env
 	$(BIN)/python reports/make_figures.py sweeps/quickstart.yaml
 
 test: env
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm"
 
 test-all: env
 	$(BIN)/python -m pytest

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import Attention, Block, VisionTransformer, checkpoint_filter_fn
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from fedbench import nano
@@ -80,12 +81,12 @@ class Backbone(nn.Module):
         return digest.hexdigest()[:16]
 
 
-def leading(block: Block, x: Tensor, count: int) -> Tensor:
-    """The first `count` tokens of ``block(x)``, x [N, T, D] -> [N, count, D], and no arithmetic for the others.
+def leading(block: Any, x: Tensor, count: int) -> Tensor:
+    """The first `count` tokens of ``block(x)`` of a timm `Block`, x [N, T, D] -> [N, count, D], and no arithmetic for the others.
 
     All tokens are looked at (keys and values), but queries, projection and MLP are those of the leading ones only.
     """
-    attn: Any = block.attn
+    attn = block.attn
     y, heads = block.norm1(x), attn.num_heads
     width, bias = attn.attn_dim, attn.qkv.bias
     n = len(y)
@@ -97,7 +98,8 @@ def leading(block: Block, x: Tensor, count: int) -> Tensor:
     if attn.gate is not None:
         z = z * attn.gate(y[:, :count]).sigmoid()
     x = x[:, :count] + block.ls1(attn.proj(z))
-    return x + block.ls2(block.mlp(block.norm2(x)))
+    result: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
+    return result
 
 
 def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
+
+from fedbench.records import write_aside
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -17,16 +19,10 @@ def save(folder: Path, state: dict[str, Tensor], round_: int, totals: dict[str, 
     """Keep `state` as it is after `round_` rounds, and the running `totals`."""
     values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     numbers = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}
-    aside = folder / f".{CURRENT}.{os.getpid()}.tmp"
-    try:
-        save_file(values | numbers, aside, metadata={"round": str(round_)})
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        if (folder / CURRENT).exists():
-            os.replace(folder / CURRENT, folder / PREVIOUS)
-        os.replace(aside, folder / CURRENT)
-    finally:
-        aside.unlink(missing_ok=True)
+    whole = serialize(values | numbers, metadata={"round": str(round_)})
+    if (folder / CURRENT).exists():
+        os.replace(folder / CURRENT, folder / PREVIOUS)
+    write_aside(folder / CURRENT, whole)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], int, dict[str, float]] | None:

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 TORCH_FREE = ("tables", "figures", "page", "report", "records")
 ALLOWED_ACROSS = {
+    ("checkpoint", "records"),
     ("claim", "records"),
     ("nano", "glyph_renderer"),
     ("local", "config"),
