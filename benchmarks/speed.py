@@ -3,7 +3,7 @@
 The bare loop trains one model of the same method on tensors that are already decoded, resized and normalised, at the batch
 size at which it is fastest; its forward pass alone is the measure of evaluation. Both stand beside the rate at which this
 machine multiplies matrices. Rounds of all contenders alternate, so that a change in the machine's mood hits them alike,
-and the median ratio is told. Usage: ``python benchmarks/speed.py [--out FILE] [--repeat N] [--device D] [case ...]``
+and the median ratio is told. Usage: ``python -m benchmarks.speed [--out FILE] [--repeat N] [--device D] [case ...]``
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def case(name: str, device: torch.device, repeat: int) -> dict[str, Any]:
     server = Server(method, aggregation, spec, CLIENTS, device, torch.float32)
     local = Local(epochs=1, batch_size=BATCH, lr=0.01)
     trainers = {
-        "stacked": Trainer(cohort, aggregation, local, max(1, chunk // BATCH)),
+        "stacked": Trainer(
+            cohort, aggregation, local, max(1, chunk // BATCH), -(-BATCH // max(1, round(BATCH / chunk)))
+        ),
         "loop": Trainer(dataclasses.replace(cohort, clients="loop"), aggregation, local, 1),
     }
 

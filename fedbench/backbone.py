@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
 
 
 def leading(block: Any, x: Tensor, count: int) -> Tensor:
-    """The first `count` tokens of ``block(x)`` of a timm `Block`, x [N, T, D] -> [N, count, D], and no arithmetic for the others.
+    """The first `count` tokens of ``block(x)`` of a timm `Block`, x [N, T, D] -> [N, count, D], and nothing else.
 
     All tokens are looked at (keys and values), but queries, projection and MLP are those of the leading ones only.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,12 +19,15 @@ from fedbench.stacked import Stacked, per_client, rows
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains stacked clients by the recipe `local`, `chunk` clients at a time (which changes no numbers but rounding)."""
+    """Trains stacked clients by the recipe `local`, `chunk` clients at a time (which changes no numbers but rounding).
+
+    `piece` bounds the samples of a client in one pass."""
 
     cohort: Cohort
     aggregation: Aggregation
     local: Local
     chunk: int
+    piece: int = 1 << 30  # samples of a client in one pass: a larger batch is summed up from several
 
     def phases(self) -> list[list[str]]:
         """Names that are trained in each local phase; no phase at all for a method without training."""
@@ -74,14 +77,20 @@ class Trainer:
             for step, active in enumerate(batches.active):
                 now = slice(0, active)  # the clients still at work; the others' data have ended
                 live = {name: value if active == count else value[now] for name, value in values.items()} | dict(read)
-                draws = (index[step, now], weight[step, now], flip[step, now], shift[step, now])
-                losses, sums = self._loss(live, rows(sent, now), draws)
-                for name, value in sums.items():
-                    seen.setdefault(name, value.new_zeros(count, *value.shape[1:]))[now] += value
-                gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-                self._step(leaves, gradients, optimizer, active)
                 n = weight[step, now].sum(1)
-                total[now] += losses.detach() * n
+                gradients: list[Tensor | None] = [None] * len(leaves)
+                for start in range(0, index.shape[2], self.piece):
+                    at = (step, now, slice(start, start + self.piece))
+                    draws = (index[at], weight[at], flip[at], shift[at])
+                    losses, sums = self._loss(live, rows(sent, now), draws, n, first=start == 0)
+                    for name, value in sums.items():
+                        seen.setdefault(name, value.new_zeros(count, *value.shape[1:]))[now] += value
+                    new = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+                    gradients = [
+                        b if a is None else a if b is None else a + b for a, b in zip(gradients, new, strict=True)
+                    ]
+                    total[now] += losses.detach() * n
+                self._step(leaves, gradients, optimizer, active)
                 samples[now] += n
                 steps[now] += 1
             for name in names:
@@ -91,15 +100,17 @@ class Trainer:
         epochs = max(1, self.local.epochs * len(phases))
         return Report(own, sent, got, seen, samples / epochs, steps, total / samples.clamp(min=1), lr)
 
-    def _loss(self, live: Stacked, sent: Stacked, draws: tuple[Tensor, ...]) -> tuple[Tensor, Stacked]:
-        """Each client's own mean loss [K], and what `observe` sums over this batch."""
+    def _loss(
+        self, live: Stacked, sent: Stacked, draws: tuple[Tensor, ...], n: Tensor, first: bool
+    ) -> tuple[Tensor, Stacked]:
+        """The part of each client's mean loss [K] over its batch of `n` [K] samples that the samples of `draws` make, and
+        what `observe` sums over them. Terms about parameters alone belong to the `first` part."""
         cohort, method = self.cohort, self.cohort.method
         index, weight, flip, shift = draws
         prior = method.logit_prior in ("train", "both")
         result = cohort.forward(live, index, prior, self.local.augment, flip, shift)
         y = cohort.labels[index]
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
-        n = weight.sum(1)
         loss = masked_sum(losses, weight) / n
         dims = cohort.dims(live)
         shared = {name: value for name, value in sent.items() if cohort.spec[name].home == "shared"}
@@ -107,8 +118,8 @@ class Trainer:
         if method.extra_loss is not None:
             args = (live, shared, result.out, result.query)
             extra = cohort.each(method.extra_loss, args, (dims, 0, 0, query_dim))
-            loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra)
-        if self.aggregation.extra_loss is not None:
+            loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
+        if self.aggregation.extra_loss is not None and first:
             loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
         if method.observe is None:
             return loss, {}
@@ -126,7 +137,7 @@ class Trainer:
         return kind(groups, lr=lr, weight_decay=local.weight_decay)
 
     def _step(
-        self, leaves: Stacked, gradients: tuple[Tensor | None, ...], optimizer: torch.optim.Optimizer, active: int
+        self, leaves: Stacked, gradients: Sequence[Tensor | None], optimizer: torch.optim.Optimizer, active: int
     ) -> None:
         """One optimiser step of the first `active` clients; the others stand still (weight decay and momentum too)."""
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
@@ -146,7 +157,7 @@ def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum(1)
 
 
-def clip(gradients: tuple[Tensor | None, ...], largest: float) -> None:
+def clip(gradients: Sequence[Tensor | None], largest: float) -> None:
     """Scale each client's gradient, over all its tensors [K, ...], to a norm of at most `largest`, in place."""
     present = [gradient for gradient in gradients if gradient is not None]
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in present]).sum(0)

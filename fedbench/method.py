@@ -148,7 +148,7 @@ class Method:
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])
 
     # Optional hooks: None means "does nothing", and costs nothing.
-    # extra_loss(p, sent, out, query) -> scalar, or [B] when it is about samples (the core then removes padding)
+    # extra_loss(p, sent, out, query) -> [B] when it is about samples (the core removes padding), or a scalar about parameters
     extra_loss: ClassVar[Any] = None
     # observe(p, taps, query, y, weight) -> {name: sums}; no gradient; the only client hook that sees labels besides the loss
     observe: ClassVar[Any] = None

@@ -92,7 +92,10 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
     cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")
-    trainer = Trainer(cohort, aggregation, run.local, max(1, chunk // run.local.batch_size))
+    pieces = max(1, round(run.local.batch_size / chunk))
+    trainer = Trainer(
+        cohort, aggregation, run.local, max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
+    )
     server = Server(method, aggregation, spec, run.clients.number, device, dtype)
 
     def block(kind: str, value: dict[str, object]) -> str:

@@ -81,6 +81,10 @@ def test_chunks_change_nothing(case):
     assert furthest(whole.got, chunked.got) < TOLERANCE
     assert furthest(whole.seen, chunked.seen) < TOLERANCE
     assert whole.clients.tolist() == chunked.clients.tolist()
+    pieces = small.round(COHORT, piece=3)
+    assert furthest(whole.got, pieces.got) < TOLERANCE
+    assert furthest(whole.seen, pieces.seen) < TOLERANCE
+    assert (whole.loss - pieces.loss).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("case", TRAINED)
