@@ -15,6 +15,8 @@ from fedbench.backbone import Backbone
 from fedbench.data import Samples
 from fedbench.images import Images
 
+CHUNK = 64  # images in one pass; fixed, since another size would change the last bits of what all runs share
+
 
 def data_hash(samples: Samples) -> str:
     """16 hex digits of the labels and the images (of 4,096 evenly spaced images where there are more than 100,000)."""
@@ -26,7 +28,7 @@ def data_hash(samples: Samples) -> str:
     return digest.hexdigest()[:16]
 
 
-def features(backbone: Backbone, images: Images, name: str, root: Path, chunk: int) -> Tensor:
+def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tensor:
     """The features [N, D] of all images, from the cache below `root` or computed and put there under `name`.
 
     A file is written aside and moved, so that jobs that want it at once at worst compute it twice.
@@ -41,8 +43,8 @@ def features(backbone: Backbone, images: Images, name: str, root: Path, chunk: i
             return torch.from_numpy(cached).to(images.device, images.dtype)
     with torch.inference_mode():
         parts = []
-        for start in range(0, len(images), chunk):
-            index = torch.arange(start, min(start + chunk, len(images)), device=images.device)
+        for start in range(0, len(images), CHUNK):
+            index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
             parts.append(backbone(images.batch(index), slots_read=False)[0]["cls"])
     result = torch.cat(parts).clone()
     path.parent.mkdir(parents=True, exist_ok=True)

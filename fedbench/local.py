@@ -74,13 +74,16 @@ class Trainer:
                 torch.from_numpy(x).to(device) for x in (batches.index, batches.weight, batches.flip, batches.shift)
             )
             weight = weight.to(self.cohort.images.dtype)
+            filled = (
+                (batches.weight > 0).sum(2).max(1)
+            )  # [S] columns in use: what is padding for everyone is not computed
             for step, active in enumerate(batches.active):
                 now = slice(0, active)  # the clients still at work; the others' data have ended
                 live = {name: value if active == count else value[now] for name, value in values.items()} | dict(read)
                 n = weight[step, now].sum(1)
                 gradients: list[Tensor | None] = [None] * len(leaves)
-                for start in range(0, index.shape[2], self.piece):
-                    at = (step, now, slice(start, start + self.piece))
+                for start in range(0, int(filled[step]), self.piece):
+                    at = (step, now, slice(start, min(start + self.piece, int(filled[step]))))
                     draws = (index[at], weight[at], flip[at], shift[at])
                     losses, sums = self._loss(live, rows(sent, now), draws, n, first=start == 0)
                     for name, value in sums.items():

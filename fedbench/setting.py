@@ -88,7 +88,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     )
     weights, contents = vit.weights_hash(), data_hash(samples)
     cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
-    query = features(vit, images, cached, machine.data, chunk) if wants else None
+    query = features(vit, images, cached, machine.data) if wants else None
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
     cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")

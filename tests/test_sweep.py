@@ -338,6 +338,7 @@ def worker_of(folder: RunFolder) -> int:
     return int(json.loads(claim.claims(folder)[-1].read_text())["pid"])
 
 
+@pytest.mark.slow  # starts several processes
 def test_a_killed_worker_shows_as_lost_and_the_same_command_finishes_with_the_same_numbers(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0, 1], rounds=40, cluster={"workers": 2})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
@@ -367,6 +368,7 @@ def test_a_killed_worker_shows_as_lost_and_the_same_command_finishes_with_the_sa
     assert len(numbers(first)) == 40
 
 
+@pytest.mark.slow  # starts several processes
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
