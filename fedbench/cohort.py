@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fedbench.backbone import Backbone
 from fedbench.images import Augment, Images
-from fedbench.method import Method, Param, log_prior
-from fedbench.stacked import Clients, Stacked, each_client
+from fedbench.method import HookError, Method, Param, log_prior, told
+from fedbench.stacked import Clients, Stacked, each_client, pick
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,19 @@ class Cohort:
         """The client axis of each value: none for what all clients read of the server."""
         return {name: None if self.spec[name].home == "server" else 0 for name in p}
 
-    def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...]) -> Any:
-        """`hook` for every client."""
-        return each_client(hook, args, dims, self.clients)
+    @cached_property
+    def frozen(self) -> dict[str, Tensor]:
+        """The backbone's tensors by name."""
+        return dict(self.backbone.named_parameters())
+
+    def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
+        """`hook` for every client, or `call` in its stead. Raises HookError where it fails."""
+        try:
+            return each_client(call or hook, args, dims, self.clients)
+        except (torch.OutOfMemoryError, HookError):
+            raise
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise HookError(f"{told(hook)}: {type(error).__name__}: {error}") from error
 
     def forward(
         self,
@@ -70,6 +81,7 @@ class Cohort:
         """Run the samples `index` [K, B] through the backbone with each client's prompts, and through its head.
 
         `p` holds the clients' values [K, ...] and the server's [...]; `add_prior` adds each client's log class prior.
+        Raises HookError where a hook fails or gives another shape than it should.
         """
         k, b = index.shape
         dims, method = self.dims(p), self.method
@@ -79,28 +91,80 @@ class Cohort:
 
         query = self.features[index] if self.features is not None else None  # [K, B, D]
         taps: dict[int, Tensor] = {}
-        if not self.layers and not self.taps and query is not None and augment == "none":
+        if not method.touches(self.backbone.depth) and query is not None and augment == "none":
             out = {"cls": query}  # nothing enters the backbone, so its output is known
         else:
-
-            def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
-                slots = self.each(
-                    lambda p_, cls_, query_: method.prompts(layer, p_, cls_, query_),
-                    (p, fold(cls), query),
-                    (dims, 0, None if query is None else 0),
-                )
-                return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
-
             flat = index.flatten()
             pixels = self.images.batch(
                 flat, augment, None if flip is None else flip.flatten(), None if shift is None else shift.flatten(0, 1)
             )
+            if method.pixels is not None:
+                changed = self.each(method.pixels, (p, fold(pixels)), (dims, 0))
+                pixels = _expect(method.pixels, changed, (k, b, *pixels.shape[1:]), "[B, 3, S, S]").flatten(0, 1)
             mixed = torch.autocast(pixels.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
             with mixed:
-                read, tapped = self.backbone(pixels, self.layers, prompts_at, self.taps, self.method.reads_slots)
+                read, tapped = (self._together if method.backbone_weights is None else self._one_by_one)(
+                    p, fold(pixels), query
+                )
             out = {name: fold(value.to(self.images.dtype)) for name, value in read.items()}
             taps = {layer: fold(value) for layer, value in tapped.items()}
         logits = self.each(method.logits, (p, out), (dims, 0))
+        _expect(method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:
             logits = logits + log_prior(p["prior"])[:, None]
         return Pass(logits, out, taps, query)
+
+    def _together(
+        self, p: Stacked, pixels: Tensor, query: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """One pass of the frozen backbone for all clients; `pixels` [K, B, 3, S, S]."""
+        k, b = pixels.shape[:2]
+        dims, method = self.dims(p), self.method
+
+        def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
+            slots = self.each(
+                method.prompts,
+                (p, cls.view(k, b, -1), query),
+                (dims, 0, None if query is None else 0),
+                call=lambda p_, cls_, query_: method.prompts(layer, p_, cls_, query_),
+            )
+            for name, value in slots.items():
+                _expect(method.prompts, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
+            return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
+
+        return self.backbone(pixels.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots)  # type: ignore[no-any-return]
+
+    def _one_by_one(
+        self, p: Stacked, pixels: Tensor, query: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """A pass for each client with backbone weights of its own."""
+        dims, method, parts = self.dims(p), self.method, []
+        for k, images in enumerate(pixels):
+            mine = pick(p, dims, k)
+            tensors = method.backbone_weights(mine, self.frozen)
+            for name, value in tensors.items():
+                if name not in self.frozen or value.shape != self.frozen[name].shape:
+                    here = list(self.frozen[name].shape) if name in self.frozen else "no such tensor"
+                    raise HookError(
+                        f"{told(method.backbone_weights)}: {name!r} of shape {list(value.shape)}, expected {here}"
+                    )
+
+            def prompts_at(layer: int, cls: Tensor, mine: Any = mine, k: int = k) -> Any:
+                return method.prompts(layer, mine, cls, None if query is None else query[k])
+
+            inputs = (images, self.layers, prompts_at, self.taps, method.reads_slots)
+            parts.append(functional_call(self.backbone, tensors, inputs))
+        read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
+        return read, tapped
+
+
+def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:
+    """`value`, if it is a tensor [K, ...] of that shape (None: any length). Raises HookError."""
+    if not isinstance(value, Tensor):
+        raise HookError(f"{told(hook)}{more}: expected a tensor {words}, given {type(value).__name__}")
+    if len(value.shape) != len(shape) or any(s is not None and v != s for v, s in zip(value.shape, shape, strict=True)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape[1:])
+        raise HookError(
+            f"{told(hook)}{more}: expected {words} = [{wanted}] for one client, given {list(value.shape[1:])}"
+        )
+    return value

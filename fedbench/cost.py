@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedbench import backbone, data
 from fedbench.config import Machine, PlannedRun
-from fedbench.method import Method, Param, Task
+from fedbench.method import Method, Param, Task, Values, trained_in
 from fedbench.plugins import Plugins
 from fedbench.server import parameters
 
@@ -24,8 +25,8 @@ PROCESS_BYTES = 700 << 20  # an interpreter with torch, timm and torchvision in 
 class PassCost:
     """Multiply-adds of one image, and its tokens at each block.
 
-    ``forward``: through the whole backbone (0 where cached features serve); ``backward``: of activations only, from the
-    first prompted block on, since frozen weights need no gradient.
+    ``forward``: through the whole backbone (0 where cached features serve); ``backward``: from the lowest block on that a
+    trained value enters, of activations only where the backbone is frozen.
     """
 
     forward: int
@@ -35,27 +36,37 @@ class PassCost:
     hidden: int
 
 
-def one_pass(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) -> PassCost:
+def one_pass(
+    method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, trained: Iterable[str] | None = None
+) -> PassCost:
     """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, and the patch embedding;
     in the last block only the tokens that are read have queries, a projection and an MLP.
 
-    Slot lengths are found by asking the method for prompts of a single sample, without running the backbone.
+    Backward: of the activations from the lowest block on that a `trained` value enters (all that train if not given), and
+    of the backbone's own tensors where the method trains those. Slot lengths, and what depends on a trained value, are
+    found by asking the hooks for a single sample, without running the backbone.
     """
-    p = {name: (param.init[0] if param.rows else param.init) for name, param in spec.items()}
+    trained = {n for n, param in spec.items() if param.trains} if trained is None else set(trained)
+    p = {n: (v.init[0] if v.rows else v.init).detach().clone().requires_grad_(n in trained) for n, v in spec.items()}
     zero = torch.zeros(1, vit.width)
     patches = (vit.image_size // vit.patch_size) ** 2
     prefix = int(vit.vit.num_prefix_tokens)
     block: Any = vit.vit.blocks[0]
     width, hidden = vit.width, int(block.mlp.fc1.out_features)
+    embedding = patches * 3 * vit.patch_size**2 * width
     lengths: dict[str, int] = {}
     tokens: list[int] = []
-    forward = patches * 3 * vit.patch_size**2 * width
-    backward, trained = 0, any(param.trains for param in spec.values())
-    layers, taps = method.layers(vit.depth), method.taps(vit.depth)
+    forward, backward = embedding, 0
+    layers = method.layers(vit.depth)
+    lowest = _lowest_weight(method, p, vit)
+    if method.pixels is not None and method.pixels(p, torch.zeros(1, 3, vit.image_size, vit.image_size)).requires_grad:
+        lowest, backward = -1, embedding
     for layer in range(vit.depth):
         if layer in layers:
             slots = method.prompts(layer, p, zero, zero if method.uses_query else None)
             lengths |= {name: value.shape[1] for name, value in slots.items()}
+            if any(value.requires_grad for value in slots.values()):
+                lowest = min(lowest, layer)
         t = prefix + patches + sum(lengths.values())
         tokens.append(t)
         read = t  # tokens that go on from this block: after the last only what the head reads
@@ -64,11 +75,33 @@ def one_pass(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) 
         linear = 2 * t * width**2 + read * (2 * width**2 + 2 * width * hidden)
         attention = 2 * t * read * width
         forward += linear + attention
-        if trained and layers and layer >= min(layers):
+        if layer >= lowest:
             backward += linear + 2 * attention
-    if not layers and not taps:
-        forward = 0
-    return PassCost(forward, backward, tuple(tokens), width, hidden)
+    if method.backbone_weights is not None:
+        own = method.backbone_weights(p, dict(vit.named_parameters()))
+        backward += max(tokens) * sum(v.numel() for v in own.values() if v.requires_grad and v.dim() == 2)
+    return PassCost(forward if method.touches(vit.depth) else 0, backward, tuple(tokens), width, hidden)
+
+
+def _lowest_weight(method: Method, p: Values, vit: backbone.Backbone) -> int:
+    """The lowest block of which the method trains a tensor; -1: the embedding; the depth where there is none."""
+    if method.backbone_weights is None:
+        return vit.depth
+    own = method.backbone_weights(p, dict(vit.named_parameters()))
+    names = [name.split(".") for name, value in own.items() if value.requires_grad]
+    blocks = [int(name[2]) if name[1] == "blocks" else -1 if "embed" in name[1] else vit.depth for name in names]
+    return min(blocks, default=vit.depth)
+
+
+def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) -> int:
+    """Multiply-adds of local training for one sample and epoch, all phases and views together."""
+    total = 0
+    for number, names in enumerate(trained_in(method, spec)):
+        phase = number if method.phases else None
+        for view in (None, *method.views):
+            one = one_pass(method.at(phase, view), spec, vit, names)
+            total += one.forward + one.backward
+    return total
 
 
 def chunk_images(cost: PassCost, device: torch.device) -> int:
@@ -77,6 +110,13 @@ def chunk_images(cost: PassCost, device: torch.device) -> int:
     if device.type == "cpu":
         return max(16, CPU_CACHE_BYTES // (tokens * cost.hidden * 4))
     return max(32, GPU_CHUNK_TOKENS // tokens)
+
+
+def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int) -> Task:
+    """What a method may know: of the backbone, and of the clients' `class_counts` [clients, C]."""
+    frozen = dict(vit.named_parameters())
+    size = (vit.width, vit.depth, vit.patch_size)
+    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen)
 
 
 @dataclass(frozen=True)
@@ -101,11 +141,10 @@ def estimate(planned: PlannedRun, found: Plugins, machine: Machine) -> Estimate:
     spec = parameters(
         method,
         aggregation,
-        Task(classes, run.clients.number, vit.width, vit.depth, vit.patch_size, counts, seed=0),
+        task_of(vit, classes, counts, seed=0),
     )
     cost = one_pass(method, spec, vit)
     seen = train / run.clients.number * (1 - run.clients.validation) * run.clients.per_round * run.local.epochs
-    phases = len(method.phases or (1,)) if any(param.trains for param in spec.values()) else 0
     chunk = machine.chunk_images or chunk_images(cost, torch.device("cpu"))
     # A block keeps about 8 D + 2 H numbers a token for its backward pass; a client three copies of its values and memory.
     activations = 4 * chunk * sum(cost.tokens) * (8 * cost.width + 2 * cost.hidden)
@@ -113,7 +152,7 @@ def estimate(planned: PlannedRun, found: Plugins, machine: Machine) -> Estimate:
     pixels = len(samples.labels) * 3 * vit.image_size**2
     weights = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + weights
-    return Estimate(int(seen * phases * run.rounds * (cost.forward + cost.backward)), memory)
+    return Estimate(int(seen * run.rounds * training(method, spec, vit)), memory)
 
 
 _datasets: dict[str, data.Samples] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,8 +14,17 @@ from torch import Tensor
 from fedbench.cohort import Cohort
 from fedbench.config import Local
 from fedbench.data import Batches
-from fedbench.method import Aggregation, Report
+from fedbench.method import Aggregation, HookError, Report, told, trained_in
 from fedbench.stacked import Stacked, per_client, rows
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A local phase: the names that it trains, and the method as it is in it and in its further passes."""
+
+    names: list[str]
+    cohort: Cohort
+    views: dict[str, Cohort]
 
 
 @dataclass(frozen=True)
@@ -28,14 +38,20 @@ class Trainer:
     local: Local
     chunk: int
     piece: int = 1 << 30  # samples of a client in one pass: a larger batch is summed up from several
+    finetuning: bool = False  # before evaluation, not in a round
 
-    def phases(self) -> list[list[str]]:
-        """Names that are trained in each local phase; no phase at all for a method without training."""
-        spec, parts = self.cohort.spec, self.cohort.method.phases
-        trained = [name for name, param in spec.items() if param.trains]
-        if parts is None:
-            return [trained] if trained else []
-        return [[n for n in trained if any(n == part or n.startswith(part + ".") for part in phase)] for phase in parts]
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The local phases; none at all for a method without training. Raises HookError."""
+        method = self.cohort.method
+        named = bool(method.phases) and not (self.finetuning and method.finetune_phases)
+        found = trained_in(method, self.cohort.spec, self.finetuning)
+        return [self._phase(names, i if named else None) for i, names in enumerate(found)]
+
+    def _phase(self, names: list[str], number: int | None) -> Phase:
+        method = self.cohort.method
+        views = {v: replace(self.cohort, method=method.at(number, v)) for v in method.views}
+        return Phase(names, replace(self.cohort, method=method.at(number)), views)
 
     def train(self, sent: Stacked, read: Mapping[str, Tensor], phases: list[Batches], lr: float) -> Report:
         """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see; `phases` one a local phase.
@@ -58,6 +74,7 @@ class Trainer:
             steps=torch.cat([part.steps for part in parts]),
             loss=torch.cat([part.loss for part in parts]),
             lr=lr,
+            gradient={name: torch.cat([part.gradient[name] for part in parts]) for name in parts[0].gradient},
         )
 
     def _chunk(self, sent: Stacked, read: Mapping[str, Tensor], phases: list[Batches], lr: float) -> Report:
@@ -67,8 +84,9 @@ class Trainer:
         total = torch.zeros(count, device=device, dtype=torch.float64)
         samples, steps = torch.zeros_like(total), torch.zeros_like(total)
         seen: Stacked = {}
-        for names, batches in zip(self.phases(), phases, strict=True):
-            leaves = {name: values[name].requires_grad_() for name in names}
+        gradient: Stacked = {}
+        for phase, batches in zip(self.phases, phases, strict=True):
+            leaves = {name: values[name].requires_grad_() for name in phase.names}
             optimizer = self._optimizer(leaves, lr)
             index, weight, flip, shift = (
                 torch.from_numpy(x).to(device) for x in (batches.index, batches.weight, batches.flip, batches.shift)
@@ -77,6 +95,8 @@ class Trainer:
             filled = (
                 (batches.weight > 0).sum(2).max(1)
             )  # [S] columns in use: what is padding for everyone is not computed
+            sums_of_gradients = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            taken = torch.zeros_like(steps)
             for step, active in enumerate(batches.active):
                 now = slice(0, active)  # the clients still at work; the others' data have ended
                 live = {name: value if active == count else value[now] for name, value in values.items()} | dict(read)
@@ -85,7 +105,7 @@ class Trainer:
                 for start in range(0, int(filled[step]), self.piece):
                     at = (step, now, slice(start, min(start + self.piece, int(filled[step]))))
                     draws = (index[at], weight[at], flip[at], shift[at])
-                    losses, sums = self._loss(live, rows(sent, now), draws, n, first=start == 0)
+                    losses, sums = self._loss(phase, live, rows(sent, now), draws, n, first=start == 0)
                     for name, value in sums.items():
                         seen.setdefault(name, value.new_zeros(count, *value.shape[1:]))[now] += value
                     new = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
@@ -93,38 +113,72 @@ class Trainer:
                         b if a is None else a if b is None else a + b for a, b in zip(gradients, new, strict=True)
                     ]
                     total[now] += losses.detach() * n
-                self._step(leaves, gradients, optimizer, active)
+                if step == 0:
+                    self._moves_all(phase, gradients)
+                if self.local.clip is not None:
+                    clip(gradients, self.local.clip)
+                if self.aggregation.wants_gradient:
+                    for name, g in zip(leaves, gradients, strict=True):
+                        if g is not None and self.cohort.spec[name].home == "shared":
+                            sums_of_gradients[name] += g  # of clients that stand still it is zero
+                self._step(leaves, gradients, optimizer, active, phase.cohort, read)
                 samples[now] += n
                 steps[now] += 1
-            for name in names:
+                taken[now] += 1
+            for name in phase.names:
                 values[name] = leaves[name].detach().requires_grad_(False)
+                if self.aggregation.wants_gradient and self.cohort.spec[name].home == "shared":
+                    gradient[name] = sums_of_gradients[name] / per_client(taken, values[name]).to(values[name])
         got = {name: value.detach() for name, value in values.items()}
         own = torch.from_numpy(np.array(phases[0].clients)).to(device)
         epochs = max(1, self.local.epochs * len(phases))
-        return Report(own, sent, got, seen, samples / epochs, steps, total / samples.clamp(min=1), lr)
+        mean_loss = total / samples.clamp(min=1)
+        return Report(own, sent, got, seen, samples / epochs, steps, mean_loss, lr, gradient)
+
+    def _moves_all(self, phase: Phase, gradients: Sequence[Tensor | None]) -> None:
+        """Raise HookError where the loss does not depend on a value that the phase trains."""
+        for name, gradient in zip(phase.names, gradients, strict=True):
+            if gradient is None:
+                method = phase.cohort.method
+                raise HookError(
+                    f"{told(method.params)} declares {name!r} as trained"
+                    + ("" if method.phase is None else f" and phase {method.phase} trains it")
+                    + ", but the loss does not depend on it: no hook uses it"
+                )
 
     def _loss(
-        self, live: Stacked, sent: Stacked, draws: tuple[Tensor, ...], n: Tensor, first: bool
+        self, phase: Phase, live: Stacked, sent: Stacked, draws: tuple[Tensor, ...], n: Tensor, first: bool
     ) -> tuple[Tensor, Stacked]:
         """The part of each client's mean loss [K] over its batch of `n` [K] samples that the samples of `draws` make, and
         what `observe` sums over them. Terms about parameters alone belong to the `first` part."""
-        cohort, method = self.cohort, self.cohort.method
+        cohort, method = phase.cohort, phase.cohort.method
         index, weight, flip, shift = draws
-        prior = method.logit_prior in ("train", "both")
-        result = cohort.forward(live, index, prior, self.local.augment, flip, shift)
+        prior, augment = method.logit_prior in ("train", "both"), self.local.augment
+        result = cohort.forward(live, index, prior, augment, flip, shift)
         y = cohort.labels[index]
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
         loss = masked_sum(losses, weight) / n
         dims = cohort.dims(live)
-        shared = {name: value for name, value in sent.items() if cohort.spec[name].home == "shared"}
         query_dim = None if result.query is None else 0
         if method.extra_loss is not None:
+            shared = {name: value for name, value in sent.items() if cohort.spec[name].home == "shared"}
+            for name, view in phase.views.items():
+                seen_so = view.forward(live, index, False, augment, flip, shift)
+                result.out[f"{name}.cls"] = seen_so.out["cls"]
             args = (live, shared, result.out, result.query)
             extra = cohort.each(method.extra_loss, args, (dims, 0, 0, query_dim))
+            if extra.shape not in (weight.shape, n.shape):
+                raise HookError(
+                    f"{told(method.extra_loss)}: expected a scalar or [B] = [{weight.shape[1]}] for one client, given "
+                    f"{list(extra.shape[1:])}"
+                )
             loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
-        if self.aggregation.extra_loss is not None and first:
+        if self.aggregation.extra_loss is not None and first and not self.finetuning:
+            shared = {
+                name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains
+            }
             loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
-        if method.observe is None:
+        if method.observe is None or self.finetuning:
             return loss, {}
         with torch.no_grad():
             seen = (live, result.taps, result.query, y, weight)
@@ -140,19 +194,30 @@ class Trainer:
         return kind(groups, lr=lr, weight_decay=local.weight_decay)
 
     def _step(
-        self, leaves: Stacked, gradients: Sequence[Tensor | None], optimizer: torch.optim.Optimizer, active: int
+        self,
+        leaves: Stacked,
+        gradients: Sequence[Tensor | None],
+        optimizer: torch.optim.Optimizer,
+        active: int,
+        cohort: Cohort,
+        read: Mapping[str, Tensor],
     ) -> None:
         """One optimiser step of the first `active` clients; the others stand still (weight decay and momentum too)."""
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
             leaf.grad = gradient
-        if self.local.clip is not None:
-            clip(gradients, self.local.clip)
-        resting = {name: leaf.detach()[active:].clone() for name, leaf in leaves.items()}
+        steer = cohort.method.steer
+        before = {name: leaf.detach()[0 if steer else active :].clone() for name, leaf in leaves.items()}
         optimizer.step()
         with torch.no_grad():
-            for name, value in resting.items():
-                if len(value):
-                    leaves[name][active:] = value
+            if steer is not None:
+                taken = {name: leaf.detach() - before[name] for name, leaf in leaves.items()}
+                p = before | dict(read)
+                mapped = cohort.each(steer, (p, taken), (cohort.dims(p), 0))
+                for name, step in mapped.items():
+                    leaves[name][:active] = (before[name] + step)[:active]
+            for name, value in before.items():
+                if active < len(leaves[name]):
+                    leaves[name][active:] = value[active if steer else 0 :]
 
 
 def masked_sum(values: Tensor, weight: Tensor) -> Tensor:

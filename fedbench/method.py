@@ -9,10 +9,12 @@ YAML block is its keyword arguments. The core maps the hooks over clients, so no
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,11 @@ from fedbench import rng
 
 Values = Mapping[str, Tensor]
 Home = Literal["shared", "local", "server", "server_only"]
+Phases = tuple[tuple[str, ...], ...]
+
+
+class HookError(TypeError):
+    """A hook of a plug-in that breaks the contract: names the file, the hook, what was expected and what was given."""
 
 
 def option(default: Any, meaning: str, **metadata: Any) -> Any:
@@ -36,8 +43,9 @@ def option(default: Any, meaning: str, **metadata: Any) -> Any:
 class Task:
     """What a method may know about the task before it starts.
 
-    ``class_counts`` [clients, C] are the label histograms of the clients' training parts. Initial weights are drawn from
-    streams named by the parameter, so methods that share a parameter's name, shape and law start from the same values.
+    ``class_counts`` [clients, C] are the label histograms of the clients' training parts; ``frozen`` the backbone's tensors
+    by name. Initial weights are drawn from streams named by the parameter, so methods that share a parameter's name, shape
+    and law start from the same values.
     """
 
     num_classes: int
@@ -47,6 +55,8 @@ class Task:
     patch_size: int
     class_counts: Tensor
     seed: int
+    image_size: int = 0
+    frozen: Values = field(default_factory=dict)
 
     def normal(self, name: str, *shape: int, std: float) -> Tensor:
         """N(0, std^2) draws of the given shape, from the stream of the parameter `name`."""
@@ -94,6 +104,9 @@ class Report:
     steps: Tensor  # [K] optimiser steps taken
     loss: Tensor  # [K] mean training loss over the client's samples of this round
     lr: float  # learning rate of this round
+    gradient: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # mean over a client's steps, where an aggregation wants it
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,30 @@ class Method:
     citation: ClassVar[str] = "ours"
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not out["cls"] alone
-    # Names trained in each local phase, one inner tuple a phase; None: one phase that trains everything.
-    phases: ClassVar[tuple[tuple[str, ...], ...] | None] = None
+    pooled: ClassVar[bool] = False  # True: no clients, the same number of samples a round drawn from all their data
+    # Names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. A phase takes
+    # `local.epochs` epochs.
+    phases: ClassVar[Phases | None] = None
+    # The same for fine-tuning before evaluation; None: as in training. May name values that federated training leaves alone.
+    finetune_phases: ClassVar[Phases | None] = None
+    # Further passes in training, by name: their CLS feature is out["<name>.cls"] of `extra_loss`.
+    views: ClassVar[tuple[str, ...]] = ()
+    # What the hooks may ask: the local phase and the view they are called in; None in evaluation and in the main pass.
+    phase: ClassVar[int | None] = None
+    view: ClassVar[str | None] = None
+
+    def at(self, phase: int | None = None, view: str | None = None) -> Self:
+        """The method as it is in a local phase and a view."""
+        made = copy.copy(self)
+        object.__setattr__(made, "phase", phase)
+        object.__setattr__(made, "view", view)
+        return made
+
+    def touches(self, depth: int) -> bool:
+        """Whether anything enters a backbone with `depth` blocks; where nothing does, its cached features serve."""
+        return bool(
+            self.layers(depth) or self.taps(depth) or self.pixels is not None or self.backbone_weights is not None
+        )
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """The blocks, of a backbone with `depth` blocks, at which `prompts` is called."""
@@ -148,6 +183,13 @@ class Method:
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])
 
     # Optional hooks: None means "does nothing", and costs nothing.
+    # pixels(p, images) -> images; the normalised images [B, 3, S, S] that enter the backbone
+    pixels: ClassVar[Any] = None
+    # backbone_weights(p, frozen) -> {name: tensor} that take the place of the backbone's tensors `frozen` {name: tensor};
+    # each client then has a pass of its own, so this is slow
+    backbone_weights: ClassVar[Any] = None
+    # steer(p, step) -> {name: tensor}; a map of the optimiser's step {name: ...}, before it is taken
+    steer: ClassVar[Any] = None
     # extra_loss(p, sent, out, query) -> [B] when it is about samples (the core removes padding), or a scalar about parameters
     extra_loss: ClassVar[Any] = None
     # observe(p, taps, query, y, weight) -> {name: sums}; no gradient; the only client hook that sees labels besides the loss
@@ -159,8 +201,35 @@ class Method:
     absorb: ClassVar[Any] = None
     # send(server, clients) -> {name: [K, ...]} sent instead of a copy of the server's value
     send: ClassVar[Any] = None
-    # merge(server, report) -> {name: value} on top of the n_k-weighted mean (local names: [K, ...] rows)
+    # merge(server, report) -> {name: value} on top of the n_k-weighted mean (local names: [K, ...] rows); what it says of
+    # shared values is where the aggregation steps to
     merge: ClassVar[Any] = None
+
+
+def trained_in(method: Method, spec: Mapping[str, Param], finetuning: bool = False) -> list[list[str]]:
+    """The names that each local phase trains; no phase for a method without training.
+
+    Raises HookError where a phase names no parameter, or where no phase trains a parameter that is declared as trained.
+    """
+    own = method.finetune_phases if finetuning else None
+    names = [n for n, p in spec.items() if p.trains or (own and p.home in ("shared", "local"))]
+    if (parts := own or method.phases) is None:
+        return [names] if names else []
+    found = [[n for n in names if any(n == part or n.startswith(part + ".") for part in phase)] for phase in parts]
+    idle = [n for n in names if not own and not any(n in phase for phase in found)]
+    if idle or [] in found:
+        raise HookError(
+            f"{told(method.params).partition(':')[0]}: phases are {parts}, but params() declares the trained values "
+            f"{names}; " + (f"no phase trains {idle}" if idle else "a phase trains none of them")
+        )
+    return found
+
+
+def told(hook: Any) -> str:
+    """``file: hook()`` of a plug-in's bound method, for messages."""
+    owner = type(getattr(hook, "__self__", hook))
+    file = getattr(sys.modules.get(owner.__module__), "__file__", None) or owner.__module__
+    return f"{file}: {getattr(hook, '__name__', '?').lstrip('_')}()"
 
 
 def linear_head(task: Task, home: Home = "shared", trained: bool = True) -> dict[str, Param]:
@@ -181,6 +250,12 @@ def log_prior(prior: Tensor, smoothing: float = 1e-6) -> Tensor:
     return torch.log((1 - smoothing) * prior + smoothing / prior.shape[-1])
 
 
+def class_sums(z: Tensor, y: Tensor, weight: Tensor, classes: int) -> dict[str, Tensor]:
+    """Weighted sums [C, D] and counts [C] of z [B, D] by class."""
+    hot = F.one_hot(y, classes).to(z) * weight[:, None]
+    return {"sum": hot.T @ z, "count": hot.sum(0)}
+
+
 @dataclass(frozen=True)
 class Aggregation:
     """Base of all aggregations: how clients are held together and how the server steps, for any method's parameters.
@@ -192,11 +267,13 @@ class Aggregation:
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
     # extra_loss(p, sent) -> scalar; sent: the shared parameters as the server sent them
     extra_loss: ClassVar[Any] = None
+    wants_gradient: ClassVar[bool] = False  # clients send the mean of their gradients as well: ``report.gradient``
 
     def params(self, spec: Mapping[str, Param]) -> dict[str, Param]:
         """Tensors of its own, by name; `spec` are the method's."""
         return {}
 
     def merge(self, server: Values, report: Report, mean: Values) -> dict[str, Tensor]:
-        """Values that replace the weighted `mean` of the shared parameters (local names: [K, ...] rows)."""
+        """Values that replace `mean`, {name: value} of the trained shared parameters as averaged, or as the method has
+        merged them (local names: [K, ...] rows)."""
         return {}

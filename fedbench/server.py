@@ -66,18 +66,17 @@ class Server:
         self.values |= {name: value.detach() for name, value in self.method.absorb(self.values, stats).items()}
 
     def merge(self, report: Report) -> None:
-        """Average what came back by n_k, let the aggregation and the method replace values, and keep local rows."""
+        """Average what came back by n_k, let the method and then the aggregation replace values, and keep local rows."""
+        spec = {name: self.spec[name] for name in report.got}
         mean = {
             name: weighted_mean(value, report.weight)
             for name, value in report.got.items()
-            if self.spec[name].home == "shared" and self.spec[name].trained
+            if spec[name].home == "shared" and spec[name].trained
         }
-        local = {
-            name: v for name, v in report.got.items() if self.spec[name].home == "local" and self.spec[name].trained
-        }
-        new = mean | local | self.aggregation.merge(self.values, report, mean)
+        new = mean | {n: v for n, v in report.got.items() if spec[n].home == "local" and spec[n].trained}
         if self.method.merge is not None:
             new |= self.method.merge(self.values, report)
+        new |= self.aggregation.merge(self.values, report, {name: new[name] for name in mean})
         for name, value in new.items():
             if self.spec[name].home == "local":
                 self.memory[name][report.clients] = value.detach()
@@ -87,14 +86,15 @@ class Server:
     def bytes_per_client(self) -> tuple[int, int]:
         """Bytes (up, down) of one client's round, without observed sums and statistics: each value at its own size.
 
-        Down: copies of shared values, what clients read, what `send` makes. Up: of these, what clients train.
+        Down: copies of shared values, what clients read, what `send` makes. Up: of these, what clients train, and their
+        gradients where the aggregation wants them.
         """
         one = torch.zeros(1, dtype=torch.long, device=self.device)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
         exchanged |= {name: value[0] for name, value in self._made(one).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
         down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
-        return up, down
+        return up * (1 + self.aggregation.wants_gradient), down
 
     def stranger(self) -> Stacked | None:
         """The values [1, ...] of a client of which nothing is known: initial local values, a uniform prior.

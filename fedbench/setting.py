@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedbench.data import Ints, Samples, Split
 from fedbench.features import data_hash, features
 from fedbench.images import Images
 from fedbench.local import Trainer, idle
-from fedbench.method import Report, Task
+from fedbench.method import Method, Param, Report
 from fedbench.plugins import Plugins
 from fedbench.server import Server, parameters
 from fedbench.stacked import Clients
@@ -32,7 +33,7 @@ class Setting:
     cohort: Cohort
     trainer: Trainer
     server: Server
-    cost: cost.PassCost
+    multiply_adds: int  # of local training, for a sample and an epoch
     chunk: int  # images in one pass
     facts: dict[str, object]  # what every record of the run repeats
 
@@ -48,19 +49,27 @@ class Setting:
         The report's rows stand in an order of their own: see ``report.clients``.
         """
         local, server, train = self.run.local, self.server, self.split.train
-        trainer = (
-            self.trainer if epochs is None else replace(self.trainer, local=local.model_copy(update={"epochs": epochs}))
-        )
+        trainer = self.trainer
+        if epochs is not None:
+            trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
+        elif self.cohort.method.pooled:
+            train, clients = (self._pool(clients, *stream),), np.zeros(1, dtype=np.int64)
         local, seed = trainer.local, self.run.stream("batches")
         batches = [
             data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
-            for phase in range(len(trainer.phases()))
+            for phase in range(len(trainer.phases))
         ]
         who = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
         sent = server.send(who)
         if not batches:
             return idle(who, sent, [len(train[k]) for k in clients], lr)
         return trainer.train(sent, server.read(), batches, lr)
+
+    def _pool(self, clients: Ints, *stream: int | str) -> Ints:
+        """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
+        pool = np.concatenate([part for k, part in enumerate(self.split.train) if not self.split.held_out[k]])
+        draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
+        return np.sort(draw.choice(pool, sum(len(self.split.train[k]) for k in clients), replace=False))
 
 
 def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
@@ -78,14 +87,11 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
 
     counts = torch.from_numpy(dealt.class_counts(samples.labels, samples.num_classes)).float()
-    init = run.stream("init")
-    task = Task(samples.num_classes, run.clients.number, vit.width, vit.depth, vit.patch_size, counts, init)
-    spec = parameters(method, aggregation, task)
+    spec = parameters(method, aggregation, cost.task_of(vit, samples.num_classes, counts, run.stream("init")))
+    _fits(method, spec)
     per_pass = cost.one_pass(method, spec, vit)
     chunk = machine.chunk_images or cost.chunk_images(per_pass, device)
-    wants = (
-        method.uses_query or method.statistics is not None or not (method.layers(vit.depth) or method.taps(vit.depth))
-    )
+    wants = method.uses_query or method.statistics is not None or not method.touches(vit.depth)
     weights, contents = vit.weights_hash(), data_hash(samples)
     cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
     query = features(vit, images, cached, machine.data) if wants else None
@@ -104,6 +110,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     facts: dict[str, object] = {
         "method": run.method["name"],
         "label": planned.label,
+        "family": method.family,
         "reference": method.reference,
         "dataset": block("dataset", run.dataset),
         "partition": block("partition", run.partition),
@@ -117,10 +124,19 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
         "data_hash": contents,
         "backbone_hash": weights,
     }
-    setting = Setting(run, samples, dealt, cohort, trainer, server, per_pass, chunk, facts)
+    setting = Setting(run, samples, dealt, cohort, trainer, server, cost.training(method, spec, vit), chunk, facts)
     who = np.concatenate([setting.cohort_of(r) for r in range(1, run.rounds + 1)])
     facts["cohort_hash"] = hashlib.sha256(who.astype("<i8").tobytes()).hexdigest()[:16]
     return setting
+
+
+def _fits(method: Method, spec: Mapping[str, Param]) -> None:
+    """Raise ValueError for options that do not go together."""
+    local = sorted(name for name, param in spec.items() if param.home == "local")
+    if method.pooled and local:
+        raise ValueError(f"a method without clients has no values of clients, but here are {', '.join(local)}")
+    if method.finetune_epochs and not any(param.trains for param in spec.values()):
+        raise ValueError("finetune_epochs: this method trains nothing")
 
 
 def backbone_name(block: Backbone, image_size: int) -> str:

@@ -66,15 +66,16 @@ def one_round(setting: Setting, round_: int) -> dict[str, Any]:
     if any(not bool(v.isfinite().all()) for v in values if v.is_floating_point()):
         raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {lr:g})")
     server.merge(report)
-    up, down = server.bytes_per_client()
+    pooled = setting.cohort.method.pooled  # its data lie in one place: nothing is sent
+    up, down = (0, 0) if pooled else server.bytes_per_client()
     seen = sum(nbytes(value) for value in report.seen.values())
-    images = int(report.weight.sum()) * run.local.epochs * len(setting.trainer.phases())
+    samples = int(report.weight.sum()) * run.local.epochs
     return {
         "train_loss": _finite(weighted(report.loss, report.weight)),
         "bytes_up": up * len(cohort) + seen + stats_bytes,
         "bytes_down": down * len(cohort),
-        "multiply_adds": images * (setting.cost.forward + setting.cost.backward),
-        "images": images,
+        "multiply_adds": samples * setting.multiply_adds,
+        "images": samples * len(setting.trainer.phases),
     }
 
 

@@ -24,7 +24,7 @@ def each_client(fn: Callable[..., Any], args: Sequence[Any], dims: Sequence[Any]
     if clients == "stacked":
         return vmap(fn, in_dims=tuple(dims))(*args)
     count = next(len(leaf) for leaf, dim in _leaves(args, dims) if dim == 0)
-    results = [fn(*(_pick(arg, dim, k) for arg, dim in zip(args, dims, strict=True))) for k in range(count)]
+    results = [fn(*(pick(arg, dim, k) for arg, dim in zip(args, dims, strict=True))) for k in range(count)]
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
@@ -38,9 +38,10 @@ def _leaves(args: Sequence[Any], dims: Sequence[Any]) -> list[tuple[Tensor, int 
     return found
 
 
-def _pick(arg: Any, dim: Any, k: int) -> Any:
+def pick(arg: Any, dim: Any, k: int) -> Any:
+    """What client `k` sees of an argument whose client axes are `dim`."""
     if isinstance(dim, dict):
-        return {name: _pick(value, dim[name], k) for name, value in arg.items()}
+        return {name: pick(value, dim[name], k) for name, value in arg.items()}
     return arg if dim is None else pytree.tree_map(lambda leaf: leaf[k], arg)
 
 

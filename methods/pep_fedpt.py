@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Method as Base
-from fedbench.method import Param, Report, Task, Values, linear_head, log_prior, option, tokens
+from fedbench.method import Param, Report, Task, Values, class_sums, linear_head, log_prior, option, tokens
 
 SMOOTHING = 1e-3  # uniform mass mixed into a client's prior: a class that it lacks keeps a small chance
 
@@ -127,7 +127,7 @@ class Method(Base):
         return self._statistics if self.query == "final" else None
 
     def _statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return _class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
+        return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
         """mu_c over all clients that have reported; a class that none has shown keeps a zero prototype."""
@@ -143,7 +143,7 @@ class Method(Base):
     def _observe(
         self, p: Values, taps: Mapping[int, Tensor], query: Tensor | None, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        sums = _class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
+        sums = class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
         return sums if self.query == "inject" else {"count": sums["count"]}
 
     def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
@@ -162,9 +162,3 @@ class Method(Base):
             mean = torch.einsum("kc,kcnd->cnd", share, report.got["class_prompt"])
             new["class_prompt"] = torch.where(count.sum(0)[:, None, None] > 0, mean, server["class_prompt"])
         return new
-
-
-def _class_sums(z: Tensor, y: Tensor, weight: Tensor, classes: int) -> dict[str, Tensor]:
-    """Weighted sums [C, D] and counts [C] of z [B, D] by class."""
-    hot = F.one_hot(y, classes).to(z) * weight[:, None]
-    return {"sum": hot.T @ z, "count": hot.sum(0)}

@@ -94,7 +94,7 @@ def test_a_record_stands_alone(data, tmp_path):
 
 
 def test_every_method_sees_the_same_clients_cohorts_and_start(data, tmp_path):
-    plan = sweep(data, ["head_only", "fedvpt", "pep_fedpt", {"name": "fedvpt", "prompt": "local"}, "nearest_prototype"])
+    plan = sweep(data, ["head_only", "fedvpt", "pep_fedpt", {"name": "fedvpt", "prompt": "local"}, "fedncm"])
     found = [numbers(run(planned, plan, tmp_path))[-1] for planned in plan.runs]
     for name in ("partition_hash", "cohort_hash", "data_hash", "backbone_hash"):
         assert len({record[name] for record in found}) == 1, name

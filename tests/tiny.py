@@ -14,9 +14,10 @@ from fedbench import data
 from fedbench.backbone import Backbone
 from fedbench.cohort import Cohort
 from fedbench.config import Local
+from fedbench.cost import task_of
 from fedbench.images import Images
 from fedbench.local import Trainer
-from fedbench.method import Aggregation, Method, Task
+from fedbench.method import Aggregation, Method
 from fedbench.plugins import plugins
 from fedbench.server import Server, parameters
 
@@ -50,7 +51,7 @@ class Tiny:
             data.batches(
                 self.train, np.asarray(clients), batch_size or local.batch_size, local.epochs, 0, round_, phase
             )
-            for phase in range(len(self.trainer.phases()))
+            for phase in range(len(self.trainer.phases))
         ]
 
     def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Any:
@@ -84,7 +85,7 @@ def tiny(
     labels = draw.integers(0, CLASSES, count)
     counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
     images = Images(pixels, 16, vit.mean, vit.std, torch.device("cpu"), dtype)
-    task = Task(CLASSES, CLIENTS, vit.width, vit.depth, vit.patch_size, torch.from_numpy(counts).float(), seed=0)
+    task = task_of(vit, CLASSES, torch.from_numpy(counts).float(), seed=0)
     aggregation = aggregation or Aggregation()
     spec = parameters(method, aggregation, task)
     with torch.no_grad():

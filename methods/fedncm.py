@@ -1,5 +1,6 @@
-"""Nearest class prototype without any training (FedNCM, Legate et al. 2023, arXiv 2402.01862 - paper), optionally with the
-client's class prior: the control that shows what prototypes and priors are worth alone.
+"""FedNCM: the nearest class prototype, without any training, optionally with the client's class prior.
+
+Source: Legate et al. 2023, arXiv 2402.01862 (paper). The control that shows what prototypes and priors are worth alone.
 
 Each client sends per-class sums and counts of the frozen feature once; the server divides. Cosine similarity and the
 temperature at which the prior is weighed against it are ours, the same as PEP-FedPT's.
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, option
+from fedbench.method import Param, Task, Values, class_sums, option
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Method(Base):
 
     def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Per-class sums [C, D] and counts [C] of one client's features [n, D]."""
-        hot = F.one_hot(y, len(p["prototype"])).to(query)
-        return {"sum": hot.T @ query, "count": hot.sum(0)}
+        return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
         """Pooled class means of all clients that have reported; a class that none has shown keeps a zero prototype."""
