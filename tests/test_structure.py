@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("simulation",),
     ("job",),
     ("launch", "watch"),
-    ("sweep", "pretrain"),
+    ("sweep", "data_cli", "pretrain"),
 )
 TORCH_FREE = ("tables", "figures", "page", "report", "records")
 ALLOWED_ACROSS = {
@@ -70,6 +70,8 @@ def modules() -> list[Path]:
 
 def module_name(path: Path) -> str:
     relative = path.relative_to(HOME / "fedbench")
+    if relative.stem == "__main__":  # starts the program that its package is the name of
+        return "__main__"
     program = relative.stem == "pretrain"  # it makes what the package `nano` ships, from the top of the house
     return relative.parts[0] if len(relative.parts) > 1 and not program else relative.stem
 
