@@ -1,0 +1,95 @@
+"""The whole roster on the embedded default: every method learns, and its numbers are those of tests/pinned.csv.
+
+A three-round run of every method with its default fields, FedAvg, and of FedVPT with every aggregation. `make pin` writes
+the table anew after a change that is meant; its diff shows whose numbers moved. float32 sums differ a little between
+processors, hence the tolerances; what they let pass is far less than a change of method makes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedbench.checkpoint import CURRENT
+from fedbench.config import check_sweep
+from fedbench.plugins import plugins
+from fedbench.records import RunFolder
+from fedbench.simulation import simulate
+
+PINNED = Path(__file__).parent / "pinned.csv"
+CLASSES, CHANCE, MARGIN = 100, 0.01, 0.05  # a guess is right once in 100; learning is five more right answers in 100
+ACCURACIES = ["mean_accuracy", "worst_accuracy", "val_mean_accuracy", "global_accuracy"]
+BASE: dict[str, Any] = {
+    "backbone": {"name": "nano"},
+    "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
+    "partition": {"name": "dirichlet", "alpha": 1.0},
+    "rounds": 3,
+    "clients": {"number": 10, "per_round": 4, "held_out": 1, "validation": 0.1},
+    "local": {"epochs": 1, "batch_size": 16, "lr": 0.05, "momentum": 0.9},
+    "evaluate_every": 3,
+}
+CASES = {name: {"method": name} for name in plugins().classes["method"]} | {
+    f"fedvpt+{name}": {"method": "fedvpt", "aggregation": name}
+    for name in plugins().classes["aggregation"]
+    if name != "fedavg"
+}
+
+
+def numbers(case: str, data: Path) -> dict[str, float | None]:
+    """What a run of `case` ends with: its accuracies, its loss, and the root mean square of all that it keeps."""
+    sweep = check_sweep({"base": BASE | CASES[case], "machine": {"data": str(data)}}, plugins())
+    (planned,) = sweep.runs
+    with tempfile.TemporaryDirectory() as there:
+        folder = RunFolder(Path(there) / planned.name)
+        folder.plan(sweep.on_disk(planned))
+        simulate(planned, sweep.machine, sweep.plugins, folder)
+        record = folder.records()[-1]
+        state = load_file(folder.path / CURRENT)
+    kept = [v.double().flatten() for n, v in sorted(state.items()) if v.is_floating_point() and n[:6] != "total."]
+    rms = torch.cat(kept).square().mean().sqrt()
+    return {name: record[name] for name in [*ACCURACIES, "train_loss"]} | {"kept_rms": float(rms)}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("roster")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_method_learns_and_its_numbers_are_pinned(case, data):
+    found = numbers(case, data)
+    assert found["mean_accuracy"] > CHANCE + MARGIN, found
+    table = pd.read_csv(PINNED, index_col="case")
+    assert case in table.index, f"{case} is not in {PINNED.name}: `make pin` adds it"
+    for name, value in table.loc[case].items():
+        here = np.nan if found[name] is None else found[name]
+        # an answer or two on the edge may fall to the other side on another processor
+        tolerance = {"worst_accuracy": 0.1}.get(name, 0.015) if name in ACCURACIES else 2e-3 * abs(value)
+        assert np.isnan(here) == np.isnan(value), (name, here, value)
+        assert np.isnan(value) or abs(here - value) <= tolerance, (name, here, value)
+
+
+def test_the_table_holds_every_method_and_no_other():
+    assert sorted(pd.read_csv(PINNED)["case"]) == sorted(CASES)
+
+
+def pin() -> None:
+    """Write tests/pinned.csv."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as data:
+        rows = [{"case": case} | numbers(case, Path(data)) for case in sorted(CASES)]
+    table = pd.DataFrame(rows)
+    table.to_csv(PINNED, index=False, float_format="%.6g")
+    print(table.to_string(float_format="%.4g"))
+
+
+if __name__ == "__main__":
+    pin()
