@@ -7,6 +7,7 @@ processors, hence the tolerances; what they let pass is far less than a change o
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def pin() -> None:
         rows = [{"case": case} | numbers(case, Path(data)) for case in sorted(CASES)]
     table = pd.DataFrame(rows)
     table.to_csv(PINNED, index=False, float_format="%.6g")
-    print(table.to_string(float_format="%.4g"))
+    sys.stdout.write(table.to_string(float_format="%.4g") + "\n")
 
 
 if __name__ == "__main__":
