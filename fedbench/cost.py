@@ -47,7 +47,7 @@ def one_pass(
     found by asking the hooks for a single sample, without running the backbone.
     """
     trained = {n for n, param in spec.items() if param.trains} if trained is None else set(trained)
-    p = {n: (v.init[0] if v.rows else v.init).detach().clone().requires_grad_(n in trained) for n, v in spec.items()}
+    p = {n: v.init.detach().clone().requires_grad_(n in trained) for n, v in spec.items()}
     zero = torch.zeros(1, vit.width)
     patches = (vit.image_size // vit.patch_size) ** 2
     prefix = int(vit.vit.num_prefix_tokens)

@@ -18,6 +18,7 @@ from fedbench.data import Ints
 from fedbench.setting import Setting
 from fedbench.stacked import Stacked, rows
 
+BLOCK_BYTES = 256 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
 
 
@@ -33,6 +34,11 @@ class Accuracies:
         """Accuracy per client, a fraction; NaN for a client without samples."""
         with np.errstate(invalid="ignore"):
             return self.right / np.where(self.count > 0, self.count, np.nan)
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Accuracies]) -> Accuracies:
+        """Those of several blocks of clients, one after the other."""
+        return cls(np.concatenate([b.right for b in blocks]), np.concatenate([b.count for b in blocks]))
 
 
 @torch.inference_mode()
@@ -101,11 +107,13 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
     """All metrics of the present state, and the accuracy of each client."""
     split, server, run = setting.split, setting.server, setting.run
     everyone = np.arange(run.clients.number)
-    values = personal(setting, everyone)
-    test, validation = (
-        accuracies(setting.cohort, values, server.read(), parts, setting.chunk)
-        for parts in (split.test, split.validation)
-    )
+    found: list[tuple[Accuracies, Accuracies]] = []
+    for block in np.array_split(everyone, -(-len(everyone) * server.row_bytes() // BLOCK_BYTES) or 1):
+        values = personal(setting, block)
+        parts = ([part[k] for k in block] for part in (split.test, split.validation))
+        one, other = (accuracies(setting.cohort, values, server.read(), part, setting.chunk) for part in parts)
+        found.append((one, other))
+    test, validation = (Accuracies.joined(blocks) for blocks in zip(*found, strict=True))
     held_out = split.held_out
     metrics: dict[str, Any] = summary(test, held_out)
     with np.errstate(invalid="ignore"):
@@ -131,7 +139,7 @@ def global_accuracy(setting: Setting, test: Accuracies) -> float | None:
     whole = np.flatnonzero(samples.is_test)
     if setting.cohort.method.finetune_epochs or (stranger := server.stranger()) is None:
         return None
-    if not server.memory and test.count.sum() == len(whole):
+    if not server.memory.spec and test.count.sum() == len(whole):
         return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
     parts = accuracies(setting.cohort, stranger, server.read(), [whole], setting.chunk)
     return float(parts.each[0])

@@ -36,8 +36,9 @@ class Images:
         self.scale, self.offset = (1 / (255 * std_)).to(device, dtype), (-mean_ / std_).to(device, dtype)
         self.resident = len(images) * 3 * size * size <= RESIDENT_BYTES
         if self.resident:
-            parts = [self._resized(np.arange(i, min(i + 512, len(images)))) for i in range(0, len(images), 512)]
-            self.pixels = torch.cat(parts)
+            self.pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8, device=device)
+            for i in range(0, len(images), 512):
+                self.pixels[i : i + 512] = self._resized(np.arange(i, min(i + 512, len(images))))
 
     def _resized(self, index: NDArray[np.int64]) -> Tensor:
         raw = torch.from_numpy(np.array(self.source[index])).to(self.device).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -66,6 +66,15 @@ class Task:
         """U(-bound, bound) draws of the given shape, from the stream of the parameter `name`."""
         return (torch.rand(*shape, generator=rng.torch_stream(self.seed, "init", name)) * 2 - 1) * bound
 
+    def own_normal(self, name: str, *shape: int, std: float) -> Callable[[Tensor], Tensor]:
+        """The same for a parameter of which each client draws its own: the clients [K] -> [K, *shape], for `Param.rows`."""
+
+        def rows(clients: Tensor) -> Tensor:
+            streams = (rng.torch_stream(self.seed, "init", name, k) for k in clients.tolist())
+            return torch.stack([torch.randn(*shape, generator=stream) for stream in streams]) * std
+
+        return rows
+
     def prompt_init(self, name: str, *shape: int) -> Tensor:
         """VPT's initial prompts: U(-v, v) with v = sqrt(6 / (3 patch^2 + D)) (Jia et al. 2022, official code)."""
         return self.uniform(name, *shape, bound=math.sqrt(6 / (3 * self.patch_size**2 + self.width)))
@@ -77,14 +86,15 @@ class Param:
 
     ``home``: "shared" - clients train copies of it and the server averages them; "local" - a row per client, which stays
     with that client; "server" - kept by the server, sent to clients, which only read it; "server_only" - never sent.
-    ``rows``: `init` already has one row per client ([clients, ...]; local only). ``lr_scale`` multiplies the learning rate.
+    ``rows``: the clients [K] -> [K, ...] that they start from, a row a function of its client alone (local only); `init` is
+    then what a client of which nothing is known has. ``lr_scale`` multiplies the learning rate.
     """
 
     init: Tensor
     home: Home = "shared"
     trained: bool = True
     lr_scale: float = 1.0
-    rows: bool = False
+    rows: Callable[[Tensor], Tensor] | None = None
 
     @property
     def trains(self) -> bool:

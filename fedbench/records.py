@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,16 +33,22 @@ class RecordsError(ValueError):
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary neighbour of `path` and move it there, so that `path` is whole or absent."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write `data` to `path`, which is whole or absent at any moment."""
+    with aside(path) as file:
+        file.write_bytes(data)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` to be written, which is moved there in the end."""
+    file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        yield file
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, path)
     finally:
-        aside.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

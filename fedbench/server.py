@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from fedbench.memory import Memory
 from fedbench.method import Aggregation, Method, Param, Report, Task
 from fedbench.stacked import Stacked, weighted_mean
 
@@ -17,13 +18,21 @@ def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str
     own = method.params(task)
     own |= aggregation.params(own)
     if method.uses_prior or method.logit_prior != "none":
-        counts = task.class_counts.double()
-        own["prior"] = Param((counts / counts.sum(1, keepdim=True)).float(), home="local", trained=False, rows=True)
+        uniform = torch.full((task.num_classes,), 1 / task.num_classes)
+        own["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
     return own
 
 
+def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
+    def rows(clients: Tensor) -> Tensor:
+        counts = class_counts[clients].double()
+        return (counts / counts.sum(1, keepdim=True)).float()
+
+    return rows
+
+
 class Server:
-    """Global values [...], per-client memory [clients, ...], and who has already reported its statistics."""
+    """Global values [...], per-client memory, and who has already reported its statistics."""
 
     def __init__(
         self,
@@ -36,13 +45,10 @@ class Server:
     ) -> None:
         self.method, self.aggregation, self.spec, self.device = method, aggregation, spec, device
         self.values: Stacked = {}
-        self.memory: Stacked = {}
+        self.memory = Memory(spec, device, dtype)
         for name, param in spec.items():
-            init = param.init.to(device, dtype if param.init.is_floating_point() else None)
             if param.home != "local":
-                self.values[name] = init.clone()
-            else:
-                self.memory[name] = init.clone() if param.rows else init.expand(clients, *init.shape).clone()
+                self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
         self.introduced = torch.zeros(clients, dtype=torch.bool)
 
     def read(self) -> Stacked:
@@ -52,7 +58,7 @@ class Server:
     def send(self, clients: Tensor) -> Stacked:
         """What the clients [K] start from, stacked [K, ...]: their own memory and copies of the shared values."""
         count = len(clients)
-        values = {name: value[clients] for name, value in self.memory.items()}
+        values = self.memory.read(clients)
         for name, param in self.spec.items():
             if param.home == "shared":
                 values[name] = self.values[name].expand(count, *self.values[name].shape).clone()
@@ -79,7 +85,7 @@ class Server:
         new |= self.aggregation.merge(self.values, report, {name: new[name] for name in mean})
         for name, value in new.items():
             if self.spec[name].home == "local":
-                self.memory[name][report.clients] = value.detach()
+                self.memory.write(report.clients, name, value)
             else:
                 self.values[name] = value.detach()
 
@@ -96,6 +102,11 @@ class Server:
         down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
         return up * (1 + self.aggregation.wants_gradient), down
 
+    def row_bytes(self) -> int:
+        """Bytes of one client's values as `send` makes them."""
+        one = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
+        return sum(value.numel() * value.element_size() for value in one.values())
+
     def stranger(self) -> Stacked | None:
         """The values [1, ...] of a client of which nothing is known: initial local values, a uniform prior.
 
@@ -106,24 +117,22 @@ class Server:
         values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
         for name, param in self.spec.items():
             if param.home == "local":  # each client's own
-                init = (param.init.mean(0) if param.rows else param.init).to(values[name])
-                values[name] = (torch.full_like(init, 1 / len(init)) if name == "prior" else init)[None]
+                values[name] = param.init.to(values[name])[None]
         return values
 
     def state(self) -> Stacked:
         """Everything that survives a round, flat, for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | {f"client.{name}": v for name, v in self.memory.items()} | {"introduced": self.introduced}
+        return values | self.memory.state() | {"introduced": self.introduced}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError where a checkpoint is of another method."""
-        here = self.state()
-        if state.keys() != here.keys():
-            raise ValueError(
-                f"the checkpoint holds {sorted(state.keys() ^ here.keys())[:5]} more or less than this run"
-            )
+        rows = {name: value for name, value in state.items() if name.startswith("client.")}
+        here = {f"server.{name}" for name in self.values} | {"introduced"}
+        if other := (state.keys() - rows.keys()) ^ here:
+            raise ValueError(f"the checkpoint holds {sorted(other)[:5]} more or less than this run")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
-        self.memory = {n: state[f"client.{n}"].to(v) for n, v in self.memory.items()}
+        self.memory.restore(rows)
         self.introduced = state["introduced"].clone()
 
 

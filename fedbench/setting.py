@@ -118,7 +118,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
         "backbone": backbone_name(run.backbone, vit.image_size),
         "seed": run.seed,
         "rounds": run.rounds,
-        "trained_parameters": sum(p.init[0].numel() if p.rows else p.init.numel() for p in spec.values() if p.trains),
+        "trained_parameters": sum(param.init.numel() for param in spec.values() if param.trains),
         "config_hash": hashlib.sha256(json.dumps(planned.identity, sort_keys=True).encode()).hexdigest()[:16],
         "partition_hash": dealt.hash,
         "data_hash": contents,

@@ -55,16 +55,9 @@ class Method(Base):
 
 
 def _own(values: Mapping[str, Param], task: Task) -> dict[str, Param]:
-    """Each local value with a row of its own per client, drawn with the spread of the common one."""
+    """Each local value with a draw of each client's own, with the spread of the common one."""
     own = {}
     for name, param in values.items():
-        shape = (task.num_clients, *param.init.shape)
-        local = param.home == "local"
-        own[name] = (
-            replace(
-                param, init=task.normal(f"own.{name}", *shape, std=float(param.init.square().mean().sqrt())), rows=True
-            )
-            if local
-            else param
-        )
+        rows = task.own_normal(f"own.{name}", *param.init.shape, std=float(param.init.square().mean().sqrt()))
+        own[name] = replace(param, rows=rows) if param.home == "local" else param
     return own
