@@ -124,7 +124,7 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
         {
             "client": everyone,
             "held_out": held_out,
-            "train_samples": [len(part) for part in split.train],
+            "train_samples": split.train.sizes,
             "test_samples": test.count,
             "accuracy": test.each,
             "val_accuracy": validation.each,
@@ -134,12 +134,12 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 def global_accuracy(setting: Setting, test: Accuracies) -> float | None:
-    """Accuracy of the server's model, as a client of which nothing is known has it, on the whole test set (else None)."""
+    """Accuracy of the server's model, as a client of which nothing is known has it, on the global test set (else None)."""
     samples, server = setting.samples, setting.server
-    whole = np.flatnonzero(samples.is_test)
+    whole = setting.split.global_test(samples)
     if setting.cohort.method.finetune_epochs or (stranger := server.stranger()) is None:
         return None
-    if not server.memory.spec and test.count.sum() == len(whole):
+    if not server.memory.spec and np.array_equal(np.sort(setting.split.test.indices), whole):
         return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
     parts = accuracies(setting.cohort, stranger, server.read(), [whole], setting.chunk)
     return float(parts.each[0])

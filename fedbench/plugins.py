@@ -24,7 +24,7 @@ KINDS: dict[Kind, tuple[str, str, type]] = {
     "method": ("methods", "Method", method.Method),
     "aggregation": ("methods/aggregation", "Aggregation", method.Aggregation),
     "dataset": ("datasets", "Dataset", data.Dataset),
-    "partition": ("datasets/partitioners", "Partitioner", data.Partitioner),
+    "partition": ("datasets/partitioners", "Partitioner", data.SplitSource),
 }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,9 +40,12 @@ class Setting:
 
     def cohort_of(self, round_: int) -> Ints:
         """The clients of round `round_` (from 1): a draw without replacement that no method can influence."""
-        eligible = np.flatnonzero(~self.split.held_out)
         draw = rng.numpy_stream(self.run.stream("cohort"), "cohort", round_)
-        return np.sort(draw.choice(eligible, self.run.clients.per_round, replace=False))
+        return np.sort(draw.choice(self._eligible, self.run.clients.per_round, replace=False))
+
+    @cached_property
+    def _eligible(self) -> Ints:
+        return np.flatnonzero(~self.split.held_out)
 
     def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Report:
         """Local training of `clients` from what the server sends each; `stream` names the draws of their batches.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data, rng
-from fedbench.data import DataError, Samples, Split, batches, dirichlet_shares, split
+from fedbench.data import DataError, Parts, Samples, Split, batches, dirichlet_shares, split
 from fedbench.plugins import plugins
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
@@ -159,27 +160,29 @@ def test_only_labels_and_columns_matter(partitioner: Any) -> None:
 def test_the_hash_changes_with_anything() -> None:
     def made(**change: Any) -> str:
         parts: dict[str, Any] = {
-            "train": (np.array([0, 1]), np.array([2])),
-            "validation": (np.array([3]), np.array([4])),
-            "test": (np.array([5]), np.array([6, 7])),
+            "train": ([0, 1], [2]),
+            "validation": ([3], [4]),
+            "test": ([5], [6, 7]),
             "held_out": np.array([False, True]),
         }
-        return Split(**{**parts, **change}).hash
+        given = parts | change
+        return Split(**{name: Parts.of(v) if name != "held_out" else v for name, v in given.items()}).hash
 
     hashes = [
         made(),
-        made(train=(np.array([0]), np.array([1, 2]))),
-        made(train=(np.array([2]), np.array([0, 1]))),
-        made(train=(np.array([0, 1, 3]), np.array([2])), validation=(np.array([], int), np.array([4]))),
-        made(validation=(np.array([4]), np.array([3]))),
-        made(test=(np.array([5, 6]), np.array([7]))),
+        made(train=([0], [1, 2])),
+        made(train=([2], [0, 1])),
+        made(train=([0, 1, 3], [2]), validation=([], [4])),
+        made(validation=([4], [3])),
+        made(test=([5, 6], [7])),
         made(held_out=np.array([True, False])),
         made(held_out=np.array([False, False])),
     ]
     assert len(set(hashes)) == len(hashes)
-    assert made() == made(train=(np.array([0, 1], np.int32), np.array([2], np.int32))), (
-        "the number type is no difference"
-    )
+    # Written out: who is held out, then for each part each client's number of samples and the samples, 8 bytes each.
+    numbers = [2, 0, 1, 1, 2, 1, 3, 1, 4, 1, 5, 2, 6, 7]
+    whole = np.packbits([False, True]).tobytes() + np.array(numbers, "<i8").tobytes()
+    assert made() == hashlib.sha256(whole).hexdigest()[:16]
 
 
 @every_partitioner

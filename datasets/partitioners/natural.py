@@ -58,7 +58,9 @@ class Partitioner(data.Partitioner):
 
     def _clients(self, fit: int, users: int, clients: int, stream: np.random.Generator) -> data.Ints:
         """The client of each of the `fit` users that can be one."""
-        found = f"clients.number is {clients}, but {fit} of the dataset's {users} users have enough samples to be a client"
+        found = (
+            f"clients.number is {clients}, but {fit} of the dataset's {users} users have enough samples to be a client"
+        )
         if clients > fit:
             raise data.DataError(f"impossible split: {found}; set clients.number to {fit} or less")
         if clients == fit:

@@ -32,16 +32,7 @@ class Partitioner(data.Partitioner):
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
         """Shares of each class's owners, [C, clients]. Raises DataError where classes or samples are too few."""
         classes, each = samples.num_classes, self.classes_per_client
-        if each > classes:
-            raise data.DataError(
-                f"impossible split: classes_per_client is {each}, but the dataset has {classes} classes"
-            )
-        if each * clients < classes:
-            raise data.DataError(
-                f"impossible split: {clients} clients with {each} classes each cannot own all {classes} classes; "
-                f"raise classes_per_client to {-(-classes // clients)} or clients.number to {-(-classes // each)}"
-            )
-        owned = _owners(classes, clients, each, stream)
+        owned = data.level_owners(classes, clients, each, stream)
         counts = np.bincount(samples.labels[~samples.is_test], minlength=classes)
         owners = owned.sum(1)
         # An owner's share is at least LOW / (LOW + HIGH * others); with this many samples rounding leaves it one.
@@ -53,19 +44,3 @@ class Partitioner(data.Partitioner):
             )
         weights = np.where(owned, stream.uniform(LOW, HIGH, owned.shape), 0.0)
         return np.asarray(weights / weights.sum(1, keepdims=True))
-
-
-def _owners(classes: int, clients: int, each: int, stream: np.random.Generator) -> NDArray[np.bool_]:
-    """Who owns which class, [C, clients]: `each` per client, and the classes' owner counts differ by at most one.
-
-    Always taking the classes with the most free places keeps the places level, so no client ever meets fewer than
-    `each` classes with a free place.
-    """
-    places = np.full(classes, each * clients // classes)
-    places[stream.permutation(classes)[: each * clients % classes]] += 1
-    owned = np.zeros((classes, clients), dtype=bool)
-    for k in range(clients):
-        mine = np.lexsort((stream.random(classes), -places))[:each]
-        owned[mine, k] = True
-        places[mine] -= 1
-    return owned

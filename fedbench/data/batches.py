@@ -1,0 +1,59 @@
+"""The rectangular batches that clients train on, a pure function of a split and the names of random streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbench import rng
+from fedbench.data.samples import Ints
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One round's local batches of K clients, rectangular: S steps x K clients x B samples; weight 0 marks padding.
+
+    Clients stand in descending order of their number of steps, so the clients still at work in step s are the first
+    ``active[s]`` ones.
+    """
+
+    clients: Ints  # [K] which client each row is
+    index: Ints  # [S, K, B] sample indices; padding repeats a sample of the same client
+    weight: NDArray[np.float32]  # [S, K, B]
+    flip: NDArray[np.bool_]  # [S, K, B] draws for the augmentation, always made so that streams never shift
+    shift: NDArray[np.float32]  # [S, K, B, 2] in [-1, 1)
+    active: tuple[int, ...]  # [S]
+
+
+def batches(
+    train: Sequence[Ints], clients: Ints, batch_size: int, epochs: int, seed: int, *stream: int | str
+) -> Batches:
+    """Shuffle each client's samples `epochs` times and cut batches.
+
+    Client k's draws are named by (`seed`, "batches", `stream`, k), so its batches do not depend on who else is in the
+    cohort.
+    """
+    steps = np.array([epochs * -(-len(train[k]) // batch_size) for k in clients])
+    order = np.argsort(-steps, kind="stable")
+    clients, steps = np.asarray(clients)[order], steps[order]
+    total, count = int(steps.max(initial=0)), len(clients)
+    index = np.zeros((total, count, batch_size), dtype=np.int64)
+    weight = np.zeros((total, count, batch_size), dtype=np.float32)
+    flip = np.zeros((total, count, batch_size), dtype=bool)
+    shift = np.zeros((total, count, batch_size, 2), dtype=np.float32)
+    for row, k in enumerate(clients):
+        draw = rng.numpy_stream(seed, "batches", *stream, int(k))
+        mine, per_epoch = train[k], int(steps[row]) // epochs
+        for epoch in range(epochs):
+            order_k = np.resize(draw.permutation(mine), per_epoch * batch_size)
+            here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
+            index[here, row] = order_k.reshape(per_epoch, batch_size)
+            weight[here, row] = (np.arange(per_epoch * batch_size) < len(mine)).reshape(per_epoch, batch_size)
+            flip[here, row] = draw.random((per_epoch, batch_size)) < 0.5
+            shift[here, row] = draw.random((per_epoch, batch_size, 2)) * 2 - 1
+        index[int(steps[row]) :, row] = mine[0]
+    active = tuple(int((steps > s).sum()) for s in range(total))
+    return Batches(clients, index, weight, flip, shift, active)

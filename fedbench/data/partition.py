@@ -1,0 +1,193 @@
+"""How samples are dealt to clients: the contract of partitioners, and pieces that several of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedbench import rng
+from fedbench.data.samples import Bools, DataError, Ints, Samples
+from fedbench.method import option
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Whose each sample is, and as what; what is None is still to be drawn."""
+
+    owner: Ints  # [N] the client, -1: nobody's
+    is_test: Bools  # [N] for testing its owner
+    validation: Bools | None = None  # [N] set aside for selection
+    held_out: Bools | None = None  # [clients] never trains
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Base of all that says whose each sample is; partitioners that draw derive from `Partitioner`.
+
+    It is a frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``; its fields are options.
+    """
+
+    citation: ClassVar[str] = "ours"
+
+    def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
+        """Deal `samples` to `clients` clients, at least `need` training samples and a test sample each.
+
+        A pure function of its arguments, and of images only by their number. Raises DataError.
+        """
+        raise TypeError(f"{type(self).__module__} must define deal()")
+
+
+@dataclass(frozen=True)
+class Partitioner(SplitSource):
+    """Base of partitioners that draw: says which share of each group of samples each client gets.
+
+    It usually defines `shares` alone. Train and test samples of a group are dealt by the same shares, so a client's test
+    data follow its train distribution.
+    """
+
+    min_train: Annotated[int, Field(ge=1)] = option(1, "fewest training samples that a client may hold")
+    redraws: Annotated[int, Field(ge=1)] = option(1, "how many splits to draw before giving up on min_train")
+    test: Literal["official", "own", "merged"] = option(
+        "official",
+        "clients' test samples. official: the dataset's test set, dealt as the training set is; own: a share of each "
+        "client's training samples, the official test set is for the global model alone; merged: training and test set "
+        "are merged and each client's samples cut, which does not compare with the official test set",
+    )
+    test_share: Annotated[float, Field(gt=0, lt=1)] = option(
+        0.25, "share of a client's samples that test it, where test is own or merged"
+    )
+
+    def groups(self, samples: Samples) -> Ints:
+        """The group of every sample [N], 0..G-1; samples of one group are interchangeable. Here: the label."""
+        return samples.labels
+
+    def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
+        """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError where impossible."""
+        raise TypeError(f"{type(self).__module__} must define shares()")
+
+    def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
+        """The client of every sample [N] (-1: nobody's). Override for splits that are not made of shares."""
+        groups, shares = self.groups(samples), self.shares(samples, clients, stream)
+        least = int(groups.max()) + 1
+        sums = shares.sum(1) if shares.ndim == 2 else shares
+        if shares.shape[1:] != (clients,) or len(shares) < least or (shares < 0).any() or not np.allclose(sums, 1):
+            raise DataError(
+                f"{type(self).__module__}: shares() must give at least [{least}, {clients}] shares, rows summing to 1, "
+                f"not {list(shares.shape)} with sums {sums.min():g}..{sums.max():g}"
+            )
+        owner = np.full(len(samples.labels), -1, dtype=np.int64)
+        parts = [np.flatnonzero(samples.is_test == part) for part in (False, True)]
+        sorted_parts = [part[np.argsort(groups[part], kind="stable")] for part in parts]
+        starts = [np.searchsorted(groups[part], np.arange(least + 1)) for part in sorted_parts]
+        for group, row in enumerate(shares[:least]):
+            order = stream.permutation(clients)  # who gets the odd sample is drawn, not always the same client
+            edges = np.minimum(np.concatenate([[0.0], np.cumsum(row[order])]), 1.0)
+            edges[-1] = 1.0  # the rows sum to 1 but for rounding
+            for part, start in zip(sorted_parts, starts, strict=True):
+                members = stream.permutation(part[start[group] : start[group + 1]])
+                cuts = np.rint(edges * len(members)).astype(np.int64)
+                owner[members] = np.repeat(order, np.diff(cuts))
+        return owner
+
+    def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
+        """`assign`, drawn again until every client has enough, and the cut of each client's own test part."""
+        official = self.test == "official"
+        found = int((~samples.is_test).sum()), int(samples.is_test.sum())
+        if official and 0 in found:
+            raise DataError(f"a split needs training and test samples, found {found[0]} and {found[1]}")
+        if self.test == "merged":
+            samples = replace(samples, is_test=np.zeros(len(samples.labels), dtype=bool))
+        asked = replace(self, min_train=max(self.min_train, need))
+        problem = ""
+        for draw in range(max(1, self.redraws)):
+            owner = asked.assign(samples, clients, rng.numpy_stream(seed, "partition", draw))
+            is_test = samples.is_test
+            if not official:
+                owner = np.where(is_test, -1, owner)
+                take = cut(np.bincount(owner[owner >= 0], minlength=clients), self.test_share)
+                is_test = chosen(owner, owner >= 0, take, rng.numpy_stream(seed, "test"))
+            problem = too_few(owner, is_test, clients, asked.min_train)
+            if not problem:
+                return Dealt(owner, is_test)
+        raise DataError(
+            f"impossible split: {problem}, after {max(1, self.redraws)} draws of {self!r} over {found[0]} training and "
+            f"{found[1]} test samples"
+        )
+
+
+def too_few(owner: Ints, is_test: Bools, clients: int, need: int) -> str:
+    """What is wrong where a client has fewer than `need` training samples or no test sample; empty where all is well."""
+    train, test = (np.bincount(owner[(owner >= 0) & (is_test == part)], minlength=clients) for part in (False, True))
+    short = np.flatnonzero((train < need) | (test < 1))
+    if not len(short):
+        return ""
+    k = int(short[0])
+    return (
+        f"{len(short)} of {clients} clients are left short, for example client {k} with {train[k]} training and {test[k]} "
+        f"test samples (at least {need} and 1 are needed)"
+    )
+
+
+def cut(sizes: Ints, share: float) -> Ints:
+    """How many samples a cut of `share` takes of clients with `sizes` [clients] samples: one at least, but never all."""
+    taken: Ints = np.clip(np.rint(share * sizes).astype(np.int64), 1, np.maximum(sizes - 1, 0))
+    return taken
+
+
+def chosen(owner: Ints, among: Bools, take: Ints, stream: np.random.Generator) -> Bools:
+    """A mask [N] of ``take[k]`` samples of every client k, drawn from its samples `among` [N]."""
+    mixed = stream.permutation(np.flatnonzero(among))
+    mixed = mixed[np.argsort(owner[mixed], kind="stable")]  # by client, in random order inside
+    whose = owner[mixed]
+    sizes = np.bincount(whose, minlength=len(take))
+    rank = np.arange(len(mixed)) - (np.cumsum(sizes) - sizes)[whose]
+    mask = np.zeros(len(owner), dtype=bool)
+    mask[mixed[rank < take[whose]]] = True
+    return mask
+
+
+def dirichlet_shares(
+    counts: Ints, clients: int, alpha: float, stream: np.random.Generator, balanced: bool = True
+) -> NDArray[np.float64]:
+    """Each group's shares from a symmetric Dirichlet over the clients, [G, clients]; `counts` [G]: the groups' sizes.
+
+    `balanced`: a client that already holds its equal part of all samples gets no more. Setting its share to 0 and
+    scaling the others up is the same as drawing from the Dirichlet of the others, which is what happens here. Groups
+    take their turns in random order, so that it is not always the last classes that end up with few clients.
+    """
+    shares = np.zeros((len(counts), clients))
+    held = np.zeros(clients)
+    for group in stream.permutation(len(counts)):
+        takers = np.flatnonzero(held < counts.sum() / clients) if balanced else np.arange(clients)
+        if not len(takers):  # all have their part: what is left is empty groups and rounding
+            takers = np.arange(clients)
+        shares[group, takers] = stream.dirichlet(np.full(len(takers), alpha))
+        held += shares[group] * counts[group]
+    return shares
+
+
+def level_owners(classes: int, clients: int, each: int, stream: np.random.Generator) -> Bools:
+    """Who owns which class, [C, clients]: `each` per client, and the classes' owner counts differ by at most one.
+
+    Always taking the classes with the most free places keeps the places level, so no client ever meets fewer than
+    `each` classes with a free place. Raises DataError where there are too few classes or too few clients for them.
+    """
+    if each > classes:
+        raise DataError(f"impossible split: classes_per_client is {each}, but the dataset has {classes} classes")
+    if each * clients < classes:
+        raise DataError(
+            f"impossible split: {clients} clients with {each} classes each cannot own all {classes} classes; "
+            f"raise classes_per_client to {-(-classes // clients)} or clients.number to {-(-classes // each)}"
+        )
+    places = np.full(classes, each * clients // classes)
+    places[stream.permutation(classes)[: each * clients % classes]] += 1
+    owned = np.zeros((classes, clients), dtype=bool)
+    for k in range(clients):
+        mine = np.lexsort((stream.random(classes), -places))[:each]
+        owned[mine, k] = True
+        places[mine] -= 1
+    return owned

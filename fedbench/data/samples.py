@@ -1,0 +1,75 @@
+"""What a dataset holds: images, labels and columns, and the contract of the plug-ins that load them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class DataError(ValueError):
+    """Data that cannot be used: says which file or split, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All images of a dataset with their labels; N images of one size.
+
+    ``images`` uint8 [N, H, W, 3] (a memory map is welcome), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
+    optional ``domain`` and ``user`` int64 [N], a user of -1: nobody's.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Ints
+    is_test: NDArray[np.bool_]
+    domain: Ints | None = None
+    user: Ints | None = None
+    class_names: tuple[str, ...] = ()
+    domain_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        for name in ("labels", "domain", "user"):
+            value = getattr(self, name)
+            if value is not None and value.dtype != np.int64:
+                raise DataError(f"{name} must be int64, not {value.dtype}")
+        if self.is_test.dtype != np.bool_:
+            raise DataError(f"is_test must be bool, not {self.is_test.dtype}")
+        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
+            raise DataError(f"images must be uint8 [N, H, W, 3], not {self.images.dtype} {list(self.images.shape)}")
+        for name in ("images", "is_test", "domain", "user"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise DataError(f"{name} has {len(value)} rows, labels has {count}")
+        if count == 0:
+            raise DataError("the dataset is empty")
+        if self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names)):
+            raise DataError(
+                f"labels must be in 0..{len(self.class_names) - 1}, found {self.labels.min()}..{self.labels.max()}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """C: the number of classes, from the names where there are some."""
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Base of all datasets: a frozen dataclass called ``Dataset`` in a file of ``datasets/``; its fields are options.
+
+    A field annotated ``Path`` names a file or folder of the user; it enters a run's identity by content, not by name.
+    """
+
+    citation: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+
+    def load(self, root: Path) -> Samples:
+        """Read the samples; downloads and caches go below `root`. Raises DataError."""
+        raise TypeError(f"{type(self).__module__} must define load()")

@@ -1,0 +1,128 @@
+"""Who holds what: training, validation and test samples per client, and which clients never train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbench import rng
+from fedbench.data.partition import SplitSource, chosen, cut
+from fedbench.data.samples import Bools, DataError, Ints, Samples
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(Sequence[Ints]):
+    """The sample indices of every client, one after the other in one array: a million clients are no million arrays."""
+
+    indices: Ints
+    edges: Ints  # [clients + 1] where each client's begin and end
+
+    @classmethod
+    def of(cls, parts: Iterable[Ints]) -> Parts:
+        """From an array for each client."""
+        arrays = [np.asarray(part, dtype=np.int64) for part in parts]
+        return cls(np.concatenate([*arrays, np.zeros(0, np.int64)]), np.cumsum([0, *map(len, arrays)]))
+
+    @classmethod
+    def where(cls, owner: Ints, mask: Bools, clients: int) -> Parts:
+        """The samples of `mask` [N] by their `owner` [N], ascending inside a client."""
+        index = np.flatnonzero(mask)
+        sizes = np.bincount(owner[index], minlength=clients)
+        return cls(index[np.argsort(owner[index], kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __getitem__(self, k: int) -> Ints:  # type: ignore[override]
+        if not 0 <= k < len(self):
+            raise IndexError(f"client {k} of {len(self)}")
+        return self.indices[self.edges[k] : self.edges[k + 1]]
+
+    @property
+    def sizes(self) -> Ints:
+        """How many samples each client has, [clients]."""
+        return np.diff(self.edges)
+
+    @property
+    def owners(self) -> Ints:
+        """The client of each of `indices`."""
+        return np.repeat(np.arange(len(self)), self.sizes)
+
+    def class_counts(self, labels: Ints, num_classes: int) -> Ints:
+        """Label histogram of each client's samples, [clients, C]."""
+        flat = np.bincount(self.owners * num_classes + labels[self.indices], minlength=len(self) * num_classes)
+        return flat.reshape(len(self), num_classes)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who holds what: sample indices per client, and which clients never train."""
+
+    train: Parts
+    validation: Parts
+    test: Parts
+    held_out: NDArray[np.bool_]  # [clients]
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change whenever any client's train, validation or test set or role does."""
+        digest = hashlib.sha256(np.packbits(self.held_out).tobytes())
+        for part in (self.train, self.validation, self.test):  # each client's number of samples, then the samples
+            digest.update(np.insert(part.indices, part.edges[:-1], part.sizes).astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def class_counts(self, labels: Ints, num_classes: int) -> Ints:
+        """Label histogram of each client's training part, [clients, C]."""
+        return self.train.class_counts(labels, num_classes)
+
+    def global_test(self, samples: Samples) -> Ints:
+        """What the global model is tested on: the official test set, unless clients train on a part of it (training and
+        test set merged) or there is none; then all clients' test samples."""
+        used = np.concatenate([self.train.indices, self.validation.indices])
+        if samples.is_test.any() and not samples.is_test[used].any():
+            return np.flatnonzero(samples.is_test)
+        return np.sort(self.test.indices)
+
+
+def split(
+    samples: Samples,
+    source: SplitSource,
+    clients: int,
+    held_out: float = 0.0,
+    validation: float = 0.0,
+    seed: int = 0,
+) -> Split:
+    """Deal `samples` to `clients` clients; a pure function of its arguments, independent of any method.
+
+    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the
+    share of each client's training samples set aside for selection (at least one where a client can spare it).
+    Raises DataError, with the numbers, where a client would be left without training or test samples.
+    """
+    dealt = source.deal(samples, clients, seed, need=2 if validation else 1)
+    owner, train = dealt.owner, (dealt.owner >= 0) & ~dealt.is_test
+    aside = dealt.validation
+    if aside is None:
+        take = cut(np.bincount(owner[train], minlength=clients), validation) if validation else np.zeros(clients, int)
+        aside = chosen(owner, train, take, rng.numpy_stream(seed, "validation"))
+    count = int(held_out) if held_out >= 1 else round(held_out * clients)
+    if count >= clients:
+        raise DataError(f"{count} of {clients} clients held out: nobody is left to train")
+    out = dealt.held_out
+    if out is None:
+        out = np.zeros(clients, dtype=bool)
+        out[rng.numpy_stream(seed, "held_out").permutation(clients)[:count]] = True
+    elif out.sum() != count:
+        raise DataError(
+            f"clients.held_out asks for {count} clients, but the split itself holds {out.sum()} out; "
+            f"set clients.held_out to {out.sum()}"
+        )
+    return Split(
+        train=Parts.where(owner, train & ~aside, clients),
+        validation=Parts.where(owner, aside, clients),
+        test=Parts.where(owner, (owner >= 0) & dealt.is_test, clients),
+        held_out=out,
+    )
