@@ -25,11 +25,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pathological": [{"classes_per_client": 2}, {"classes_per_client": 3}],
     "dirichlet": [{"alpha": 0.1}, {"alpha": 1.0, "min_train": 1}, {"alpha": 0.3, "balanced": False}],
     "dirichlet_client": [{"alpha": 1.0}, {"alpha": 100.0}],
-    "domain": [{}, {"alpha": 0.5}],
+    "domain": [{}, {"alpha": 0.5}, {"test": "own"}],
+    "iid": [{}, {"test": "merged"}, {"test": "own", "test_share": 0.5}],
+    "shards": [{}, {"shards_per_client": 3}],
+    "quantity": [{"sigma": 0.0}, {"sigma": 0.7}],
+    "imbalanced": [{"classes_per_client": 1}, {"classes_per_client": 3, "owned": 0.8, "alpha": 0.3}],
+    "natural": [{"users": "draw"}, {"users": "merge"}, {"users": "merge", "test": "own"}],
 }
 CASES = [
     pytest.param(make(**options), id=f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}")
     for name, make in PARTITIONERS.items()
+    if issubclass(make, data.Partitioner)  # what only reads a split has tests of its own
     for options in VARIANTS.get(name, [{}])
 ]
 every_partitioner = pytest.mark.parametrize("partitioner", CASES)
@@ -38,15 +44,16 @@ every_partitioner = pytest.mark.parametrize("partitioner", CASES)
 def samples(
     train: list[int], test: list[int], domains: int = 3, names: int | None = None, order: int | None = None
 ) -> Samples:
-    """`train[c]` and `test[c]` samples of class c, dealt round to the domains; in a random order if `order` names one."""
+    """`train[c]` and `test[c]` samples of class c, dealt round to the domains and to 17 users, in a random order if
+    `order` names one."""
     labels = np.concatenate([np.full(n, c) for part in (train, test) for c, n in enumerate(part)])
     is_test = np.arange(len(labels)) >= sum(train)
-    domain = np.arange(len(labels)) % domains
+    domain, user = (np.arange(len(labels)) % n for n in (domains, 17))
     if order is not None:
         shuffled = np.random.default_rng(order).permutation(len(labels))
-        labels, is_test, domain = labels[shuffled], is_test[shuffled], domain[shuffled]
+        labels, is_test, domain, user = labels[shuffled], is_test[shuffled], domain[shuffled], user[shuffled]
     images = np.zeros((len(labels), 1, 1, 3), dtype=np.uint8)
-    return Samples(images, labels, is_test, domain, None, tuple(map(str, range(names or len(train)))))
+    return Samples(images, labels, is_test, domain, user, tuple(map(str, range(names or len(train)))))
 
 
 def owners(part: tuple[data.Ints, ...], count: int) -> data.Ints:
@@ -89,8 +96,9 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
     used = np.concatenate(parts)
     assert len(np.unique(used)) == len(used), "a sample occurs twice"
     assert all((np.diff(part) > 0).all() for part in parts), "indices are sorted"
-    assert not given_samples.is_test[np.concatenate([*made.train, *made.validation])].any()
-    assert given_samples.is_test[np.concatenate(made.test)].all()
+    if partitioner.test != "merged":
+        assert not given_samples.is_test[np.concatenate([*made.train, *made.validation])].any()
+        assert (given_samples.is_test[np.concatenate(made.test)] == (partitioner.test == "official")).all()
 
     need = max(partitioner.min_train, 2 if validation else 1)
     for k in range(clients):  # held-out clients too: they are evaluated, and may fine-tune
@@ -100,13 +108,16 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
         assert len(made.test[k]) >= 1
         expected = min(max(1, round(validation * held)), held - 1) if validation else 0
         assert len(made.validation[k]) == expected
+        if partitioner.test != "official":
+            assert len(made.test[k]) == max(1, round(partitioner.test_share * (held + len(made.test[k]))))
     assert made.held_out.sum() == (held_out if held_out >= 1 else round(held_out * clients))
 
     counts = made.class_counts(given_samples.labels, classes)
     assert counts.shape == (clients, classes)
     assert (counts.sum(1) == [len(part) for part in made.train]).all()
     everything = counts.sum(0) + np.bincount(given_samples.labels[np.concatenate(made.validation)], minlength=classes)
-    assert (everything <= train).all()
+    if partitioner.test != "merged":
+        assert (everything <= train).all()
     assert used.max() < len(given_samples.labels)
 
 
@@ -114,7 +125,14 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
 def test_nothing_is_lost(partitioner: Any) -> None:
     given_samples = samples([120] * 6, [40] * 6)
     made = split(given_samples, partitioner, 9, validation=0.1)
-    assert sum(map(len, [*made.train, *made.validation, *made.test])) == len(given_samples.labels)
+    used = np.concatenate([*made.train, *made.validation, *made.test])
+    if isinstance(partitioner, PARTITIONERS["natural"]) and partitioner.users == "draw":  # other users are left out
+        lost = np.setdiff1d(np.arange(len(given_samples.labels)), used)
+        assert not np.isin(given_samples.user[lost], given_samples.user[used]).any()
+    elif partitioner.test == "own":
+        assert (np.sort(used) == np.flatnonzero(~given_samples.is_test)).all()
+    else:
+        assert len(used) == len(given_samples.labels)
 
 
 @every_partitioner
@@ -123,6 +141,12 @@ def test_test_data_follow_the_train_distribution(partitioner: Any, seed: int) ->
     given_samples = samples([200, 130, 90, 200, 170, 111], [50, 31, 23, 60, 40, 37])
     made = split(given_samples, partitioner, 8, seed=seed)
     groups = partitioner.groups(given_samples)
+    if partitioner.test != "official":  # a client's test samples are a random part of its own
+        for part, test in zip(made.train, made.test, strict=True):
+            found, expected = (np.bincount(given_samples.labels[p], minlength=6) for p in (test, np.append(part, test)))
+            mean = partitioner.test_share * expected
+            assert (np.abs(found - mean) <= 5 * np.sqrt(mean * (1 - partitioner.test_share)) + 1).all()
+        return
     for group in np.unique(groups):
         shares, counts = [], []
         for part, is_test in ((made.train, False), (made.test, True)):

@@ -48,8 +48,10 @@ class Partitioner(data.Partitioner):
                 "partition's test: own (a part of each client's training samples is held out, the official test set "
                 "stays for the global model) or test: merged (training and test samples merged, each client cut)"
             )
-        left = train if self.test == "official" else train - data.cut(train, self.test_share)
-        fit = np.flatnonzero((left >= self.min_train) & ((test > 0) | (self.test != "official")))
+        if self.test != "official":
+            test = data.cut(train, self.test_share)
+            train = train - test
+        fit = np.flatnonzero((train >= self.min_train) & (test > 0))
         client = np.full(len(names), -1, dtype=np.int64)
         client[fit] = self._clients(len(fit), len(names), clients, stream)
         owner = np.full(len(user), -1, dtype=np.int64)

@@ -45,4 +45,5 @@ class Partitioner(data.Partitioner):
         held = np.zeros((len(counts), clients))
         np.add.at(held, (label, owner[shard]), np.diff(cuts))
         held[counts == 0] = 1 / clients  # a class without training samples: its test samples
-        return np.asarray(held / np.maximum(counts, 1)[:, None])
+        held /= np.maximum(counts, 1)[:, None]
+        return held

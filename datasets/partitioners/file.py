@@ -1,0 +1,28 @@
+"""An explicit split, read from a file: to use what others have published, or what `python -m fedbench.data split` wrote.
+
+Columns (ours): `image`, the sample's number in the dataset; `client`, 0..K-1; `split`, train, validation or test; optional
+`held_out`, 0 or 1, the same in all rows of a client; optional `label`, which is checked against the dataset's. Images that
+the file does not name are nobody's. Where no row is for validation, `clients.validation` is drawn from the training rows;
+where there is no column `held_out`, `clients.held_out` is drawn, else it must be the number that the file holds out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from fedbench import data
+from fedbench.data import published
+
+
+@dataclass(frozen=True)
+class Partitioner(data.SplitSource):
+    """The split of a .csv, .csv.gz or .parquet file."""
+
+    citation: ClassVar[str] = "the file's authors"
+    path: Path = field(metadata={"meaning": "the .csv, .csv.gz or .parquet file"})
+
+    def deal(self, samples: data.Samples, clients: int, seed: int, need: int) -> data.Dealt:
+        """Read and check the file; nothing is drawn. Raises DataError."""
+        return published.read(self.path, samples, clients, need)
