@@ -57,7 +57,7 @@ class Setting:
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
         elif self.cohort.method.pooled:
-            train, clients = (self._pool(clients, *stream),), np.zeros(1, dtype=np.int64)
+            train, clients = data.Parts.of([self._pool(clients, *stream)]), np.zeros(1, dtype=np.int64)
         local, seed = trainer.local, self.run.stream("batches")
         batches = [
             data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
@@ -71,9 +71,10 @@ class Setting:
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
-        pool = np.concatenate([part for k, part in enumerate(self.split.train) if not self.split.held_out[k]])
+        train = self.split.train
+        pool = train.indices[~self.split.held_out[train.owners]]
         draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
-        return np.sort(draw.choice(pool, sum(len(self.split.train[k]) for k in clients), replace=False))
+        return np.sort(draw.choice(pool, int(train.sizes[clients].sum()), replace=False))
 
 
 def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:

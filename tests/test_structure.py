@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim"),
     ("method",),
     ("data",),
-    ("plugins", "images", "backbone", "cache", "safe_pickle"),
+    ("plugins", "images", "backbone", "cache", "safe_pickle", "memory"),
     ("config", "features", "cohort", "server"),
     ("local", "cost"),
     ("setting",),
