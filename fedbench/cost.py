@@ -112,11 +112,11 @@ def chunk_images(cost: PassCost, device: torch.device) -> int:
     return max(32, GPU_CHUNK_TOKENS // tokens)
 
 
-def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int) -> Task:
+def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int, held_out: int = 0) -> Task:
     """What a method may know: of the backbone, and of the clients' `class_counts` [clients, C]."""
     frozen = dict(vit.named_parameters())
     size = (vit.width, vit.depth, vit.patch_size)
-    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen)
+    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen, held_out)
 
 
 @dataclass(frozen=True)

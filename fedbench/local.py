@@ -84,7 +84,11 @@ class Trainer:
         total = torch.zeros(count, device=device, dtype=torch.float64)
         samples, steps = torch.zeros_like(total), torch.zeros_like(total)
         seen: Stacked = {}
-        gradient: Stacked = {}
+        shared = [n for n, param in self.cohort.spec.items() if param.home == "shared" and param.trains]
+        gradient: Stacked = (
+            {n: torch.zeros_like(values[n]) for n in shared} if self.aggregation.wants_gradient else {}
+        )  # sums over steps, of all phases that train a name
+        taken = {name: torch.zeros_like(steps) for name in gradient}
         for phase, batches in zip(self.phases, phases, strict=True):
             leaves = {name: values[name].requires_grad_() for name in phase.names}
             optimizer = self._optimizer(leaves, lr)
@@ -95,8 +99,6 @@ class Trainer:
             filled = (
                 (batches.weight > 0).sum(2).max(1)
             )  # [S] columns in use: what is padding for everyone is not computed
-            sums_of_gradients = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-            taken = torch.zeros_like(steps)
             for step, active in enumerate(batches.active):
                 now = slice(0, active)  # the clients still at work; the others' data have ended
                 live = {name: value if active == count else value[now] for name, value in values.items()} | dict(read)
@@ -117,18 +119,16 @@ class Trainer:
                     self._moves_all(phase, gradients)
                 if self.local.clip is not None:
                     clip(gradients, self.local.clip)
-                if self.aggregation.wants_gradient:
-                    for name, g in zip(leaves, gradients, strict=True):
-                        if g is not None and self.cohort.spec[name].home == "shared":
-                            sums_of_gradients[name] += g  # of clients that stand still it is zero
+                for name, g in zip(leaves, gradients, strict=True):
+                    if name in gradient and g is not None:
+                        gradient[name] += g  # of clients that stand still it is zero
+                        taken[name][now] += 1
                 self._step(leaves, gradients, optimizer, active, phase.cohort, read)
                 samples[now] += n
                 steps[now] += 1
-                taken[now] += 1
             for name in phase.names:
                 values[name] = leaves[name].detach().requires_grad_(False)
-                if self.aggregation.wants_gradient and self.cohort.spec[name].home == "shared":
-                    gradient[name] = sums_of_gradients[name] / per_client(taken, values[name]).to(values[name])
+        gradient = {n: g / per_client(taken[n], g).to(g) for n, g in gradient.items()}
         got = {name: value.detach() for name, value in values.items()}
         own = torch.from_numpy(np.array(phases[0].clients)).to(device)
         epochs = max(1, self.local.epochs * len(phases))
@@ -173,10 +173,8 @@ class Trainer:
                     f"{list(extra.shape[1:])}"
                 )
             loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
-        if self.aggregation.extra_loss is not None and first and not self.finetuning:
-            shared = {
-                name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains
-            }
+        shared = {name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains}
+        if self.aggregation.extra_loss is not None and shared and first and not self.finetuning:
             loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
         if method.observe is None or self.finetuning:
             return loss, {}

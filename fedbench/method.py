@@ -57,6 +57,7 @@ class Task:
     seed: int
     image_size: int = 0
     frozen: Values = field(default_factory=dict)
+    held_out: int = 0  # clients of these that never train
 
     def normal(self, name: str, *shape: int, std: float) -> Tensor:
         """N(0, std^2) draws of the given shape, from the stream of the parameter `name`."""
@@ -275,12 +276,13 @@ class Aggregation:
     """
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
-    # extra_loss(p, sent) -> scalar; sent: the shared parameters as the server sent them
+    # extra_loss(p, sent) -> scalar; sent: the trained shared parameters as the server sent them; not called where a method
+    # has none
     extra_loss: ClassVar[Any] = None
     wants_gradient: ClassVar[bool] = False  # clients send the mean of their gradients as well: ``report.gradient``
 
-    def params(self, spec: Mapping[str, Param]) -> dict[str, Param]:
-        """Tensors of its own, by name; `spec` are the method's."""
+    def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
+        """Tensors of its own, by name; `spec` are the method's. Clients read what is "server" or "local", as `p`."""
         return {}
 
     def merge(self, server: Values, report: Report, mean: Values) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str
     """Every tensor of a run by name: the method's, the aggregation's, and ``prior``, each client's class distribution
     [clients, C], for a method that uses it."""
     own = method.params(task)
-    own |= aggregation.params(own)
+    own |= aggregation.params(own, task)
     if method.uses_prior or method.logit_prior != "none":
         uniform = torch.full((task.num_classes,), 1 / task.num_classes)
         own["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))

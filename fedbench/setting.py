@@ -92,7 +92,8 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
 
     counts = torch.from_numpy(dealt.class_counts(samples.labels, samples.num_classes)).float()
-    spec = parameters(method, aggregation, cost.task_of(vit, samples.num_classes, counts, run.stream("init")))
+    held_out = int(dealt.held_out.sum())
+    spec = parameters(method, aggregation, cost.task_of(vit, samples.num_classes, counts, run.stream("init"), held_out))
     _fits(method, spec)
     per_pass = cost.one_pass(method, spec, vit)
     chunk = machine.chunk_images or cost.chunk_images(per_pass, device)

@@ -13,7 +13,7 @@ from fedbench.plugins import HOME
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim"),
     ("method",),
-    ("data",),
+    ("data", "fedopt"),
     ("plugins", "images", "backbone", "cache", "safe_pickle", "memory"),
     ("config", "features", "cohort", "server"),
     ("local", "cost"),
@@ -35,6 +35,7 @@ ALLOWED_ACROSS = {
 }
 PLUGIN_SEES = (
     "fedbench.method",
+    "fedbench.fedopt",
     "fedbench.data",
     "fedbench.cache",
     "fedbench.safe_pickle",

@@ -1,0 +1,33 @@
+"""FedAvgM: the server follows the cohort's mean change with momentum.
+
+Source: Hsu et al. 2019, arXiv 1909.06335, section 3 (paper): v <- beta v + Delta, x <- x + lr v. With beta = 0 and lr = 1 it
+is FedAvg; the default lr of 1 - beta makes a steady change as large as FedAvg's (ours; the paper tunes lr).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.fedopt import FedOpt
+from fedbench.method import Values, option
+
+
+@dataclass(frozen=True)
+class Aggregation(FedOpt):
+    """Momentum on the server."""
+
+    lr: Annotated[float, Field(gt=0)] = option(0.1, "the server's learning rate", told=True)
+    beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "momentum of the server")
+
+    citation: ClassVar[str] = "Hsu et al. 2019, arXiv 1909.06335"
+
+    def moments(self) -> dict[str, float]:
+        """v = 0."""
+        return {"v": 0.0}
+
+    def step(self, delta: Tensor, moments: Values) -> tuple[Tensor, dict[str, Tensor]]:
+        """v <- beta v + Delta; x moves by lr v."""
+        v = self.beta * moments["v"] + delta
+        return self.lr * v, {"v": v}

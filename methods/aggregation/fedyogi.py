@@ -1,0 +1,22 @@
+"""FedYogi: the server follows the cohort's mean change by Yogi, whose v grows and shrinks by bounded amounts.
+
+Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). What it shares with FedAdam is in ``fedbench/fedopt.py``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedbench.fedopt import Adaptive
+
+
+@dataclass(frozen=True)
+class Aggregation(Adaptive):
+    """v moves towards Delta^2 by (1 - beta2) Delta^2, however far away it is."""
+
+    citation: ClassVar[str] = "Reddi et al. 2021, arXiv 2003.00295"
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2)."""
+        return v - (1 - self.beta2) * square * (v - square).sign()

@@ -1,0 +1,56 @@
+"""SCAFFOLD: control variates take out of each client's steps what makes its gradient differ from the cohort's.
+
+Source: Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1 (paper): clients step by g(y) - c_k + c; option II sets
+c_k <- c_k - c + (x - y)/(K lr); then c <- c + |S|/N mean_S(new c_k - old c_k), x <- x + lr_g (mean(y) - x).
+
+What differs. (x - y)/(K lr) is the mean of the K corrected gradients only for plain SGD with one learning rate; with
+momentum, Adam or learning-rate factors of single values it is no gradient at all. So the mean gradient itself is sent,
+``report.gradient``: the same numbers for plain SGD (without weight decay, which is left to the optimiser), and a control
+variate with every optimiser (ours). In c clients count alike, as in the paper; mean(y) is weighted by n_k, as FedAvg's is
+(ours). N is the number of clients that train. The correction enters as the loss <c - c_k, y - x>, whose gradient it is. It
+applies to the trained shared values of any method; where there are none, nothing is corrected and nothing sent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Aggregation as Base
+from fedbench.method import Param, Report, Task, Values, option
+
+
+@dataclass(frozen=True)
+class Aggregation(Base):
+    """A control variate per client and one of the server, for each trained shared value."""
+
+    lr: Annotated[float, Field(gt=0)] = option(1.0, "lr_g: the server's step towards the mean of what clients trained")
+
+    citation: ClassVar[str] = "Karimireddy et al. 2020, arXiv 1910.06378"
+    wants_gradient: ClassVar[bool] = True
+
+    def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
+        """c and c_k of each value, zero at first, and 1/N."""
+        own: dict[str, Param] = {}
+        for name, param in spec.items():
+            if param.home == "shared" and param.trained:
+                zero = torch.zeros_like(param.init)
+                own |= {f"c.{name}": Param(zero, "server"), f"c_k.{name}": Param(zero, "local", trained=False)}
+        return own | {"1/N": Param(torch.tensor(1 / (task.num_clients - task.held_out)), "server_only")}
+
+    def extra_loss(self, p: Values, sent: Values) -> Tensor:
+        """<c - c_k, y - x>."""
+        return sum(((p[f"c.{n}"] - p[f"c_k.{n}"]) * (p[n] - x)).sum() for n, x in sent.items())  # type: ignore[return-value]
+
+    def merge(self, server: Values, report: Report, mean: Values) -> dict[str, Tensor]:
+        """New c_k [S, ...] of the cohort S, the server's c and x."""
+        new: dict[str, Tensor] = {}
+        for name, y in mean.items():
+            c, old = server[f"c.{name}"], report.sent[f"c_k.{name}"]
+            own = old - c + report.gradient[name]
+            new |= {f"c_k.{name}": own, f"c.{name}": c + server["1/N"] * (own - old).sum(0)}
+            new[name] = server[name] + self.lr * (y - server[name])
+        return new
