@@ -1,9 +1,10 @@
 """FedNCM: the nearest class prototype, without any training, optionally with the client's class prior.
 
-Source: Legate et al. 2023, arXiv 2402.01862 (paper). The control that shows what prototypes and priors are worth alone.
-
-Each client sends per-class sums and counts of the frozen feature once; the server divides. Cosine similarity and the
-temperature at which the prior is weighed against it are ours, the same as PEP-FedPT's.
+Source: Legate et al. 2023 (NeurIPS), arXiv 2306.03937 (paper): each client sends per-class means and counts of the frozen
+feature once (here sums: the same numbers), and the server's averages are the pooled class means exactly. Scores are z times
+the means scaled to norm 1, as in the comparison of Goswami et al. 2025 (code); dividing by |z| and by the temperature at
+which a prior is weighed against them is ours, changes no answer without a prior, and is the same as PEP-FedPT's. The
+control that shows what prototypes and priors are worth alone. Not ported: fine-tuning afterwards (FedNCM+FT).
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Method(Base):
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
-    citation: ClassVar[str] = "Legate et al. 2023, arXiv 2402.01862"
+    citation: ClassVar[str] = "Legate et al. 2023, arXiv 2306.03937"
 
     def params(self, task: Task) -> dict[str, Param]:
         """prototype [C, D], and the server's running sums [C, D] and counts [C]."""

@@ -1,0 +1,66 @@
+"""Fed3R: ridge regression from features to one-hot labels, exact from clients' second moments, without any training.
+
+Source: Fani et al. 2024, arXiv 2406.01116 (paper), and the authors' code: a constant 1 is appended to the feature z,
+lambda = 0.01 also on the bias, each class's weight vector (and its bias with it) is scaled to norm 1 (code). A client sends
+A_k = sum z z^T and b_k = sum z y^T once; W = (sum_k A_k + lambda I)^-1 sum_k b_k is the pooled data's solution whatever the
+split. Not ported: random features (Fed3R-RF) and fine-tuning afterwards.
+
+Scores are standardised over the classes, sample by sample, and divided by a temperature (ours): no answer changes, but a
+log prior (`logit_prior: eval`) is weighed against them alike on every backbone and with any number of classes: one
+standard deviation of the scores is worth 1/tau nats. Solved in double precision, since A is close to singular where there
+are fewer samples than dimensions.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, class_sums, option
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Scores W^T (z, 1), standardised, over tau."""
+
+    ridge: Annotated[float, Field(gt=0)] = option(0.01, "lambda: added to the diagonal of the summed second moments")
+    normalize: bool = option(True, "scale each class's weights to norm 1")
+    temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: matters only beside a prior")
+
+    family: ClassVar[str] = "training-free"
+    reference: ClassVar[bool] = True
+    citation: ClassVar[str] = "Fani et al. 2024, arXiv 2406.01116"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """weight [C, D] and bias [C] for clients; the server's running sums A [D+1, D+1] and b [D+1, C]."""
+        classes, width = task.num_classes, task.width
+        return {
+            "weight": Param(torch.zeros(classes, width), "server"),
+            "bias": Param(torch.zeros(classes), "server"),
+            "A": Param(torch.zeros(width + 1, width + 1), "server_only"),
+            "b": Param(torch.zeros(width + 1, classes), "server_only"),
+        }
+
+    def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """A_k and b_k of one client's features [n, D]."""
+        one = torch.ones_like(query[:, :1])
+        z = torch.cat([query, one], 1)  # [n, D+1]
+        return {"A": z.T @ z, "b": class_sums(z, y, one[:, 0], len(p["bias"]))["sum"].T}
+
+    def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
+        """The regression on all clients that have reported."""
+        A, b = server["A"] + stats["A"].sum(0), server["b"] + stats["b"].sum(0)
+        eye = torch.eye(len(A), dtype=torch.float64, device=A.device)
+        W = torch.linalg.solve(A.double() + self.ridge * eye, b.double())  # [D+1, C]
+        if self.normalize:
+            W = W / W[:-1].norm(dim=0).clamp(min=1e-12)
+        return {"A": A, "b": b, "weight": W[:-1].T.to(A), "bias": W[-1].to(A)}
+
+    def logits(self, p: Values, out: Values) -> Tensor:
+        """Standardised scores over tau, [B, C]."""
+        scores = F.linear(out["cls"], p["weight"], p["bias"])
+        return F.layer_norm(scores, scores.shape[-1:], eps=1e-12) / self.temperature

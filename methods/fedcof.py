@@ -1,0 +1,85 @@
+"""FedCOF: ridge-like classifier whose covariances are estimated from the clients' class means, without any training.
+
+Source: Goswami et al. 2025 (NeurIPS), arXiv 2412.14326 (paper), and the authors' code (code). A client sends what FedNCM
+sends: per class its number of samples n_kc and the mean mu_kc of the frozen feature (here sums: the same numbers). A mean of
+n samples scatters n times less than a sample, so that over the K_c clients that hold class c
+  S_c = 1/(K_c - 1) sum_k n_kc (mu_kc - mu_c)(mu_kc - mu_c)^T
+is an unbiased estimate of its covariance, if clients draw their samples of a class alike. The classifier is
+  G = sum_c (N_c - 1) (S_c + gamma I) + N mu mu^T,   W = G^-1 B,   B = (N_c mu_c)_c,
+each class's weights scaled to norm 1, no bias: within-class scatter alone, the scatter between classes is left out. A class
+that one client holds has S_c = 0; G is inverted by the pseudo-inverse (both code).
+
+No D x D matrix per class is ever made: the server keeps the means that it was sent as rows [M, D], M = number of (client,
+class) pairs, and G is one product of weighted rows (ours). That is at most a row per training sample: 370 MB for
+iNaturalist User-120k at D = 768. Standardised scores and the temperature are Fed3R's (ours).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, class_sums, option
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Scores w_c . z, standardised, over tau."""
+
+    shrinkage: Annotated[float, Field(ge=0)] = option(1.0, "gamma: added to the diagonal of each class's covariance")
+    temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: matters only beside a prior")
+
+    family: ClassVar[str] = "training-free"
+    reference: ClassVar[bool] = True
+    citation: ClassVar[str] = "Goswami et al. 2025, arXiv 2412.14326"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """weight [C, D] for clients; the server's rows: means [M, D], their classes [M] and numbers of samples [M]."""
+        zero = torch.zeros(task.num_classes, task.width)
+        return {
+            "weight": Param(zero, "server"),
+            "means": Param(zero[:0], "server_only"),
+            "of": Param(torch.zeros(0, dtype=torch.long), "server_only"),
+            "n": Param(zero[:0, 0], "server_only"),
+        }
+
+    def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Per-class sums [C, D] and counts [C] of one client's features [n, D]."""
+        return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["weight"]))
+
+    def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
+        """The classifier of all clients that have reported."""
+        count = stats["count"]  # [K, C]
+        held = count > 0
+        means = torch.cat([server["means"], stats["sum"][held] / count[held][:, None]])
+        of = torch.cat([server["of"], held.nonzero()[:, 1]])
+        n = torch.cat([server["n"], count[held]])
+        weight = self.classifier(means.double(), of, n.double(), count.shape[1])
+        return {"means": means, "of": of, "n": n, "weight": weight.to(means)}
+
+    def gram(self, means: Tensor, of: Tensor, n: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """G [D, D] and B [C, D] from the rows [M, D], their classes [M] and numbers of samples [M]."""
+        N = means.new_zeros(classes).index_add(0, of, n)  # [C]
+        K = torch.bincount(of, minlength=classes)  # [C]
+        B = means.new_zeros(classes, means.shape[1]).index_add(0, of, n[:, None] * means)
+        apart = means - (B / N.clamp(min=1)[:, None])[of]  # [M, D]
+        dof = (N - 1).clamp(min=0)
+        weight = n * (dof / (K - 1).clamp(min=1))[of]  # [M]
+        total = B.sum(0)
+        eye = torch.eye(len(total), dtype=total.dtype, device=total.device)
+        G = (weight[:, None] * apart).T @ apart + self.shrinkage * dof.sum() * eye + torch.outer(total, total) / N.sum()
+        return G, B
+
+    def classifier(self, means: Tensor, of: Tensor, n: Tensor, classes: int) -> Tensor:
+        """W [C, D], rows of norm 1; zero for a class that nobody has shown."""
+        G, B = self.gram(means, of, n, classes)
+        return F.normalize(B @ torch.linalg.pinv(G, hermitian=True))
+
+    def logits(self, p: Values, out: Values) -> Tensor:
+        """Standardised scores over tau, [B, C]."""
+        scores = F.linear(out["cls"], p["weight"])
+        return F.layer_norm(scores, scores.shape[-1:], eps=1e-12) / self.temperature
