@@ -139,3 +139,17 @@ class Server:
 def nbytes(value: Tensor) -> int:
     """Bytes of a tensor as it would be sent, in single precision where it is floating point."""
     return value.numel() * (4 if value.is_floating_point() else value.element_size())
+
+
+def bytes_of_sums(value: Tensor) -> int:
+    """Bytes in which K clients send sums [K, rows, ...], such as one row a class.
+
+    A row of zeros, of a class that the client lacks, is not sent; the others go with their numbers (4 bytes each), or all
+    without numbers where that is less.
+    """
+    if value.dim() < 2 or not value.numel():
+        return nbytes(value)
+    clients, count = value.shape[:2]
+    row = nbytes(value) // (clients * count)
+    filled = (value.reshape(clients, count, -1) != 0).any(2).sum(1)  # [K]
+    return int((filled * (row + 4)).clamp(max=count * row).sum())

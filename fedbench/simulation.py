@@ -14,7 +14,7 @@ from fedbench.config import Machine, PlannedRun
 from fedbench.data import Ints
 from fedbench.plugins import Plugins
 from fedbench.records import RunFolder
-from fedbench.server import nbytes
+from fedbench.server import bytes_of_sums
 from fedbench.setting import Setting, build
 
 
@@ -68,7 +68,7 @@ def one_round(setting: Setting, round_: int) -> dict[str, Any]:
     server.merge(report)
     pooled = setting.cohort.method.pooled  # its data lie in one place: nothing is sent
     up, down = (0, 0) if pooled else server.bytes_per_client()
-    seen = sum(nbytes(value) for value in report.seen.values())
+    seen = sum(bytes_of_sums(value) for value in report.seen.values())
     samples = int(report.weight.sum()) * run.local.epochs
     return {
         "train_loss": _finite(weighted(report.loss, report.weight)),
@@ -92,7 +92,7 @@ def introduce(setting: Setting, cohort: Ints) -> int:
     stacked = {name: torch.stack([s[name] for s in stats]) for name in stats[0]}
     server.absorb(stacked)
     server.introduced[new] = True
-    return sum(nbytes(value) for value in stacked.values())
+    return sum(bytes_of_sums(value) for value in stacked.values())
 
 
 def weighted(value: Tensor, weight: Tensor) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from fedbench import local as local_module
 from fedbench.method import Aggregation
-from fedbench.server import nbytes
+from fedbench.server import bytes_of_sums
 
 CASES = {name: (method, Aggregation()) for name, method in tiny.METHODS.items()} | tiny.PAIRS
 COHORT = (4, 0, 5, 2)  # of 9, 7, 1 and 12 samples: 6, 4, 2 and 6 batches of 4 in 2 epochs
@@ -140,7 +140,31 @@ def test_bytes_are_those_of_what_is_serialised(case):
     report = small.round([2])
     back = {name: report.got[name] for name in shared if server.spec[name].trains}
     assert payload(back | {f"gradient.{name}": value for name, value in report.gradient.items()}) == up
-    assert payload(report.seen) == sum(nbytes(value) for value in report.seen.values())
+    assert cheapest(report.seen) == sum(bytes_of_sums(value) for value in report.seen.values())
+
+
+@pytest.mark.parametrize("name", ["fedncm", "fed3r", "fedcof", "pep_fedpt"])
+def test_statistics_are_sent_for_classes_that_a_client_has(name):
+    small = tiny.tiny(tiny.METHODS[name], dtype=torch.float32)
+    hook, cohort = small.cohort.method.statistics, small.cohort
+    stats = [hook(small.server.read(), cohort.features[part], cohort.labels[part]) for part in small.train]
+    counted = sum(bytes_of_sums(torch.stack([s[key] for s in stats])) for key in stats[0])
+    assert counted == sum(cheapest({key: value[None]}) for s in stats for key, value in s.items())
+    if name == "fedncm":  # float32 [32] sums, counts and the class's number with each, of every (client, class) pair
+        pairs = [len(set(small.labels[part])) for part in small.train]
+        assert counted == sum(4 * min(33 * n, 32 * 5) + 4 * min(2 * n, 5) for n in pairs)
+        assert min(pairs) == 1
+
+
+def cheapest(sums: dict[str, torch.Tensor]) -> int:
+    """Each client's tensors as safetensors: whole, or the rows that are not zero with their numbers, whichever is less."""
+    total = 0
+    for stacked in sums.values():
+        for value in stacked:
+            rows = [i for i, row in enumerate(value) if row.count_nonzero()]
+            sparse = {"rows": value[rows], "at": torch.tensor(rows, dtype=torch.int32)}
+            total += min(payload({"all": value}), payload(sparse))
+    return total
 
 
 def payload(tensors: dict[str, torch.Tensor]) -> int:

@@ -184,13 +184,20 @@ def test_a_diverged_run_has_no_number(data, tmp_path):
 
 
 def test_statistics_are_reported_once(data, tmp_path):
-    """PEP-FedPT's prototypes of the prompt-free feature: 4 classes x (128 + 1) numbers, when a client first takes part."""
+    """PEP-FedPT's prototypes of the prompt-free feature: 128 sums, a count and twice the class's number (4 bytes each) for
+    each class that a client has, when it first takes part; all 4 rows without numbers where that is less."""
+    from fedbench.setting import build
+
     plan = sweep(data, ["pep_fedpt", "fedvpt"], rounds=30, evaluate_every=1)
     pep, vpt = (numbers(run(planned, plan, tmp_path)) for planned in plan.runs)
     parameters = {r["trained_parameters"] for r in pep}
     assert parameters == {vpt[0]["trained_parameters"] + 4 * 128}
     total = sum(r["bytes_up"] for r in pep) - 30 * 3 * 4 * parameters.pop()
-    assert total == 5 * 4 * 4 * 129  # five clients train; the sixth is held out
+    setting = build(plan.runs[0], plan.machine, plan.plugins)
+    parts = [part for part, out in zip(setting.split.train, setting.split.held_out, strict=True) if not out]
+    classes = [len(set(setting.samples.labels[part])) for part in parts]
+    assert len(classes) == 5  # five clients train; the sixth is held out
+    assert total == sum(min(n * 4 * 129, 4 * 4 * 128) + min(n * 8, 16) for n in classes)
 
 
 def test_held_out_clients_never_train(data, tmp_path):
