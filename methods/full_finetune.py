@@ -1,0 +1,35 @@
+"""Full fine-tuning: FedAvg of the whole network, every tensor of the backbone and a linear head.
+
+Source: McMahan et al. 2017, arXiv 1602.05629 (paper). The reference that prompts are an alternative to: it trains and sends
+everything. Each client has a backbone of its own in memory and in a pass of its own, so this is slow, and a cohort needs
+about (3 + optimiser) copies of the weights (ours: no other way is possible).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, linear_head, option
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """All of the backbone's tensors and the head, averaged."""
+
+    backbone_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the backbone")
+
+    family: ClassVar[str] = "reference"
+    reference: ClassVar[bool] = True
+    citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """Every tensor of the backbone as it was pre-trained, by its name, and the head."""
+        start = {name: Param(value.detach(), lr_scale=self.backbone_lr_scale) for name, value in task.frozen.items()}
+        return start | linear_head(task)
+
+    def backbone_weights(self, p: Values, frozen: Values) -> dict[str, Tensor]:
+        """The client's own tensors in the place of all frozen ones."""
+        return {name: p[name] for name in frozen}

@@ -1,0 +1,54 @@
+"""LoRA with FedAvg: low-rank updates of the attention's projections, the parameter-efficient alternative to prompts.
+
+Source: Hu et al. 2021, arXiv 2106.09685 (paper): W = W_0 + (alpha/r) B A at the query and value projections of every block,
+A Gaussian, B = 0. A's spread is 1/sqrt(D) (ours). A and B are averaged each by itself, as federated LoRA is usually run
+(FedIT, Zhang et al. 2023, arXiv 2305.05644 - paper); the mean of products B A is another matrix than the product of means.
+Each client's weights differ, so that it has a pass of its own: slower than prompts, which share one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, linear_head, option
+
+PARTS = {"qv": (0, 2), "qkv": (0, 1, 2)}  # of timm's joint projection, [q; k; v] by rows
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Rank-r updates at every block and a linear head, all averaged."""
+
+    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of each update", told=True)
+    alpha: Annotated[float, Field(gt=0)] = option(8.0, "alpha: updates are scaled by alpha/r")
+    target: Literal["qv", "qkv"] = option("qv", "projections that are updated: query and value, or key as well")
+    lora_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of A and B")
+
+    family: ClassVar[str] = "reference"
+    reference: ClassVar[bool] = True
+    citation: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """A [L, J, r, D] and B [L, J, D, r] for the J projections of a block, and the head."""
+        shape, r, width = (task.depth, len(PARTS[self.target])), self.rank, task.width
+        return {
+            "A": Param(task.normal("A", *shape, r, width, std=width**-0.5), lr_scale=self.lora_lr_scale),
+            "B": Param(torch.zeros(*shape, width, r), lr_scale=self.lora_lr_scale),
+            **linear_head(task),
+        }
+
+    def backbone_weights(self, p: Values, frozen: Values) -> dict[str, Tensor]:
+        """W_0 + (alpha/r) B A in the rows of q and v (and k) of every block."""
+        update = self.alpha / self.rank * p["B"] @ p["A"]  # [L, J, D, D]
+        made = {}
+        for block, rows in enumerate(update):
+            name = f"vit.blocks.{block}.attn.qkv.weight"
+            parts = list(frozen[name].chunk(3))
+            for part, row in zip(PARTS[self.target], rows, strict=True):
+                parts[part] = parts[part] + row
+            made[name] = torch.cat(parts)  # [3D, D]
+        return made
