@@ -177,7 +177,8 @@ class Trainer:
             shared = {
                 name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains
             }
-            loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
+            if shared:  # else nothing holds the clients together
+                loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
         if method.observe is None or self.finetuning:
             return loss, {}
         with torch.no_grad():
