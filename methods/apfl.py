@@ -3,9 +3,10 @@
 Source: Deng et al. 2020, arXiv 2003.13461, algorithm 1 (paper): the client takes steps on its copy of w by the gradient of
 f(w), which the server averages; on v_k by the gradient of f(alpha v_k + (1 - alpha) w) with w held; and, if alpha adapts,
 on alpha by <v_k - w, gradient of f at the mix>, which is f's derivative by alpha. Here w and v_k are prompts at block 0
-and a head (ours). The paper takes the steps in turn; here all steps of w (phase 0) come before those of v_k and alpha
-(phase 1), `local.epochs` epochs each (ours). alpha is clipped to [0, 1] (ours) and has the learning rate, momentum and
-weight decay of the rest (ours); it starts at 1/2 (ours).
+and a head (ours). The paper takes the steps in turn; here v_k and alpha take all of theirs (phase 0) before w takes its own
+(phase 1), `local.epochs` epochs each (ours): so w in the mix is the one that the server sent, as it is in evaluation. (The
+other order drives alpha to 0: w has then just been fitted to the client and v_k has not.) alpha is clipped to [0, 1] (ours)
+and has the learning rate, momentum and weight decay of the rest (ours); it starts at 1/2 (ours).
 
 A client that never took part starts with v_k = w (ours; the paper starts all at the same v): it is evaluated with the
 shared model, whatever alpha is. `finetune_epochs` trains v_k through the mix, w and alpha being held.
@@ -38,7 +39,7 @@ class Method(Base):
 
     family: ClassVar[str] = "personalised"
     citation: ClassVar[str] = "Deng et al. 2020, arXiv 2003.13461"
-    phases: ClassVar[Phases | None] = (("prompt", "head"), ("own", "alpha"))
+    phases: ClassVar[Phases | None] = (("own", "alpha"), ("prompt", "head"))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 
     def layers(self, depth: int) -> tuple[int, ...]:
@@ -57,8 +58,8 @@ class Method(Base):
         return {f"own.{name}": p[name] for name in SHARED}
 
     def _mix(self, p: Values, name: str) -> Tensor:
-        """Phase 0 trains w; phase 1, fine-tuning and evaluation use the mix."""
-        return p[name] if self.phase == 0 else p["alpha"] * p[f"own.{name}"] + (1 - p["alpha"]) * p[name]
+        """Phase 1 trains w; phase 0, fine-tuning and evaluation use the mix."""
+        return p[name] if self.phase == 1 else p["alpha"] * p[f"own.{name}"] + (1 - p["alpha"]) * p[name]
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """The same tokens for every sample."""
@@ -71,7 +72,7 @@ class Method(Base):
     @property
     def steer(self) -> Any:
         """Where alpha is trained, its step ends within [0, 1]."""
-        return self._steer if self.adaptive and self.phase == 1 else None
+        return self._steer if self.adaptive and self.phase == 0 else None
 
     def _steer(self, p: Values, step: Values) -> dict[str, Tensor]:
         return {"alpha": (p["alpha"] + step["alpha"]).clamp(0, 1) - p["alpha"]}
