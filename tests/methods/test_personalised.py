@@ -99,12 +99,13 @@ def test_fedrep_fits_a_newcomers_head_to_the_averaged_prompts():
 
 def test_fedbabus_head_is_still_until_fine_tuning():
     small = one_step("fedbabu")
-    start = {name: small.server.memory[name].clone() for name in HEAD}
+    everyone = torch.arange(tiny.CLIENTS)
+    start = small.server.send(everyone)
     prompt = small.server.values["prompt"].clone()
     for round_ in (1, 2):
         small.server.merge(small.round(COHORT, round_=round_))
     for name in HEAD:
-        assert torch.equal(small.server.memory[name], start[name])
+        assert torch.equal(small.server.send(everyone)[name], start[name])
         assert torch.equal(start[name][0], start[name][5])  # one head for all
     assert not torch.equal(small.server.values["prompt"], prompt)
     sent = small.server.send(torch.tensor([1]))
@@ -147,7 +148,7 @@ def test_ditto_is_evaluated_with_the_own_copy_and_a_newcomer_with_the_shared_mod
     small.server.merge(report)
     values, index = small.server.send(torch.tensor([0, 1])), torch.tensor([[40, 41], [42, 43]])
     logits = small.cohort.forward(values, index, add_prior=False).logits
-    models = [[small.server.memory[f"own.{n}"][0] for n in MODEL], [small.server.values[n] for n in MODEL]]
+    models = [[small.server.memory.rows[f"own.{n}"][0] for n in MODEL], [small.server.values[n] for n in MODEL]]
     assert not same(models[0][0], models[1][0])
     for row, (prompt, weight, bias) in enumerate(models):
         expected = feature(small, small.cohort.images.batch(index[row]), prompt) @ weight.T + bias
@@ -192,7 +193,7 @@ def test_apfl_is_evaluated_with_the_mix_and_a_newcomer_with_the_shared_model():
     values, index = small.server.send(torch.tensor([0, 1])), torch.tensor([[40, 41], [42, 43]])
     logits = small.cohort.forward(values, index, add_prior=False).logits
     w = [small.server.values[n] for n in MODEL]
-    mix = [0.25 * small.server.memory[f"own.{n}"][0] + 0.75 * w_n for n, w_n in zip(MODEL, w, strict=True)]
+    mix = [0.25 * small.server.memory.rows[f"own.{n}"][0] + 0.75 * w_n for n, w_n in zip(MODEL, w, strict=True)]
     for row, (prompt, weight, bias) in enumerate([mix, w]):
         expected = feature(small, small.cohort.images.batch(index[row]), prompt) @ weight.T + bias
         assert same(logits[row], expected)
@@ -201,7 +202,7 @@ def test_apfl_is_evaluated_with_the_mix_and_a_newcomer_with_the_shared_model():
 # -- newcomers, in the core ------------------------------------------------------------------------------------------
 
 
-def test_newcomers_are_those_who_never_trained_and_a_restored_server_remembers():
+def test_newcomers_are_those_without_a_row_and_a_restored_server_remembers():
     small, report = second_round("ditto")
     small.server.merge(report)
     state = {name: value.clone() for name, value in small.server.state().items()}
@@ -252,7 +253,7 @@ def test_pfedpts_border_is_added_and_leaves_the_inside_alone():
     size, b = 16, 3
     small = one_step("pfedpt", border=b)
     torch.manual_seed(0)
-    strips = {n: torch.randn(v.shape[1:]).double() for n, v in small.server.memory.items()}
+    strips = {n: torch.randn(v.init.shape).double() for n, v in small.server.memory.spec.items()}
     images = torch.randn(2, 3, size, size).double()
     shown = METHOD["pfedpt"](border=b).pixels(strips, images)
     assert torch.equal(shown[:, :, b:-b, b:-b], images[:, :, b:-b, b:-b])
