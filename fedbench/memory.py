@@ -49,6 +49,10 @@ class Memory:
             values = param.init.cpu().expand(len(clients), *param.init.shape).clone()
         return values.to(self.dtype) if values.is_floating_point() else values
 
+    def known(self, name: str, clients: Tensor) -> Tensor:
+        """Which of the clients [K] have a row, on the device."""
+        return torch.tensor([k in self.rows[name] for k in clients.tolist()], device=self.device)
+
     def write(self, clients: Tensor, name: str, values: Tensor) -> None:
         """Keep the rows `values` [K, ...] of the clients [K]."""
         host = values.detach().cpu()

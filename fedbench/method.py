@@ -212,6 +212,8 @@ class Method:
     absorb: ClassVar[Any] = None
     # send(server, clients) -> {name: [K, ...]} sent instead of a copy of the server's value
     send: ClassVar[Any] = None
+    # newcomer(p) -> {local name: value} with which a client that never took part starts, made from what it is sent
+    newcomer: ClassVar[Any] = None
     # merge(server, report) -> {name: value} on top of the n_k-weighted mean (local names: [K, ...] rows); what it says of
     # shared values is where the aggregation steps to
     merge: ClassVar[Any] = None

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedbench.memory import Memory
-from fedbench.method import Aggregation, Method, Param, Report, Task
-from fedbench.stacked import Stacked, weighted_mean
+from fedbench.method import Aggregation, HookError, Method, Param, Report, Task, told
+from fedbench.stacked import Stacked, each_client, per_client, weighted_mean
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
@@ -56,13 +56,29 @@ class Server:
         return {name: self.values[name] for name, param in self.spec.items() if param.home == "server"}
 
     def send(self, clients: Tensor) -> Stacked:
-        """What the clients [K] start from, stacked [K, ...]: their own memory and copies of the shared values."""
+        """What the clients [K] start from, stacked [K, ...]: their own memory and copies of the shared values.
+
+        Raises HookError where `newcomer` gives what is no local value of that shape.
+        """
         count = len(clients)
         values = self.memory.read(clients)
         for name, param in self.spec.items():
             if param.home == "shared":
                 values[name] = self.values[name].expand(count, *self.values[name].shape).clone()
-        return values | self._made(clients)
+        values |= self._made(clients)
+        return values if self.method.newcomer is None else values | self._newcomers(values, clients)
+
+    def _newcomers(self, values: Stacked, clients: Tensor) -> Stacked:
+        """Local values [K, ...] of which the rows of clients that never took part are what `newcomer` makes."""
+        p, hook, made = values | self.read(), self.method.newcomer, {}
+        dims = {name: None if self.spec[name].home == "server" else 0 for name in p}
+        for name, value in each_client(hook, (p,), (dims,)).items():
+            if name not in self.memory.spec or value.shape != values[name].shape:
+                here = list(values[name].shape[1:]) if name in self.memory.spec else "no local value"
+                raise HookError(f"{told(hook)}: {name!r} of shape {list(value.shape[1:])}, expected {here}")
+            known = self.memory.known(name, clients)
+            made[name] = torch.where(per_client(known, value), values[name], value)
+        return made
 
     def _made(self, clients: Tensor) -> Stacked:
         return self.method.send(self.values, clients) if self.method.send is not None else {}

@@ -13,6 +13,9 @@ shared         local       FedPer on prompts
 local          local       both local, initialised jointly; with own_init: local only (SingleSet-VPT)
 shared         shared      with finetune_epochs: FedVPT + local fine-tuning
 =============  ==========  ===========================================================================
+
+A client that never took part has the averaged values, and of what is local the initial ones: with a local head its answers
+are a guess. `finetune_epochs` trains prompts and head on a client's own data before it is evaluated, wherever they live.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,70 @@
+"""FedPGP: shared prompts plus a low-rank term of the client, and a contrast that keeps the shared ones near the backbone.
+
+Source: Cui et al. 2024 (ICML), arXiv 2405.09771 (paper and code; made for the text prompts of CLIP, so this is a port).
+Kept: P_k = P_G + U_k V_k, P_G averaged, the factors U_k [P, r] and V_k [r, D] local and N(0, 0.02^2) at the start (code);
+the two-way contrast, cross-entropy of (cos(z_0, z_G), cos(z_G, z_k)) / tau with the first as the right answer (code): the
+feature under the shared prompts is drawn to that of the model without learned prompts and away from that of the client's
+own. Changed (ours): prompts enter the image ViT at block 0, so the features are CLS features of each image, where CLIP has
+one text feature per class; z_0 is the prompt-free feature, of the image without augmentation, where CLIP has the
+hand-written prompt; CLIP classifies by its text features, here a linear head does, shared unless told. rank, mu, tau and
+the factors' learning rate are ours.
+
+A client that never took part has its initial factors, whose product is next to nothing: it is evaluated with the shared
+prompts, and with the shared head (with `head: local` with the initial one, whose answers are a guess).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Task, Values, linear_head, option, tokens
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Prompts P_G + U_k V_k [P, D] at block 0; view ``global`` passes P_G alone, for the contrast."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the shared prompts")
+    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of the client's own term")
+    factor_lr_scale: Annotated[float, Field(gt=0)] = option(10.0, "factor on the learning rate of U_k and V_k")
+    mu: Annotated[float, Field(ge=0)] = option(1.0, "weight of the contrast")
+    temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: the cosines are divided by it")
+    head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
+
+    family: ClassVar[str] = "personalised"
+    citation: ClassVar[str] = "Cui et al. 2024, arXiv 2405.09771"
+    views: ClassVar[tuple[str, ...]] = ("global",)
+
+    @property
+    def uses_query(self) -> bool:
+        """z_0."""
+        return True
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The first block."""
+        return (0,)
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """prompt P_G [P, D], U [P, r], V [r, D], and the head."""
+        start = task.prompt_init("prompt", self.prompt_length, task.width)
+        shapes = {"U": (self.prompt_length, self.rank), "V": (self.rank, task.width)}
+        factors = {
+            name: Param(task.normal(f"factor.{name}", *shape, std=0.02), "local", lr_scale=self.factor_lr_scale)
+            for name, shape in shapes.items()
+        }
+        return {"prompt": Param(start, lr_scale=self.prompt_lr_scale), **factors, **linear_head(task, self.head)}
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """P_G + U V, the same tokens for every sample; in the view P_G."""
+        return {"prompt": tokens(p["prompt"] if self.view == "global" else p["prompt"] + p["U"] @ p["V"], cls)}
+
+    def extra_loss(self, p: Values, sent: Values, out: Values, query: Tensor) -> Tensor:
+        """mu times the contrast of each sample [B]: -log softmax of (positive, negative) / tau at the positive."""
+        positive = F.cosine_similarity(query, out["global.cls"], dim=-1)
+        negative = F.cosine_similarity(out["global.cls"], out["cls"], dim=-1)
+        return self.mu * F.softplus((negative - positive) / self.temperature)
