@@ -119,7 +119,7 @@ class Trainer:
                     clip(gradients, self.local.clip)
                 if self.aggregation.wants_gradient:
                     for name, g in zip(leaves, gradients, strict=True):
-                        if g is not None and self.cohort.spec[name].home == "shared":
+                        if g is not None and self.cohort.spec[name].aggregated:
                             sums_of_gradients[name] += g  # of clients that stand still it is zero
                 self._step(leaves, gradients, optimizer, active, phase.cohort, read)
                 samples[now] += n
@@ -127,7 +127,7 @@ class Trainer:
                 taken[now] += 1
             for name in phase.names:
                 values[name] = leaves[name].detach().requires_grad_(False)
-                if self.aggregation.wants_gradient and self.cohort.spec[name].home == "shared":
+                if self.aggregation.wants_gradient and self.cohort.spec[name].aggregated:
                     gradient[name] = sums_of_gradients[name] / per_client(taken, values[name]).to(values[name])
         got = {name: value.detach() for name, value in values.items()}
         own = torch.from_numpy(np.array(phases[0].clients)).to(device)
@@ -174,9 +174,7 @@ class Trainer:
                 )
             loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
         if self.aggregation.extra_loss is not None and first and not self.finetuning:
-            shared = {
-                name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains
-            }
+            shared = {name: sent[name] for name, param in cohort.spec.items() if param.aggregated}
             loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
         if method.observe is None or self.finetuning:
             return loss, {}

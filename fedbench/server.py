@@ -15,7 +15,7 @@ def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str
     """Every tensor of a run by name: the method's, the aggregation's, and ``prior``, each client's class distribution
     [clients, C], for a method that uses it."""
     own = method.params(task)
-    own |= aggregation.params(own)
+    own |= aggregation.params({name: param for name, param in own.items() if param.averaged})
     if method.uses_prior or method.logit_prior != "none":
         counts = task.class_counts.double()
         own["prior"] = Param((counts / counts.sum(1, keepdim=True)).float(), home="local", trained=False, rows=True)
@@ -69,9 +69,7 @@ class Server:
         """Average what came back by n_k, let the method and then the aggregation replace values, and keep local rows."""
         spec = {name: self.spec[name] for name in report.got}
         mean = {
-            name: weighted_mean(value, report.weight)
-            for name, value in report.got.items()
-            if spec[name].home == "shared" and spec[name].trained
+            name: weighted_mean(value, report.weight) for name, value in report.got.items() if spec[name].aggregated
         }
         new = mean | {n: v for n, v in report.got.items() if spec[n].home == "local" and spec[n].trained}
         if self.method.merge is not None:
@@ -93,8 +91,10 @@ class Server:
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
         exchanged |= {name: value[0] for name, value in self._made(one).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
+        if self.aggregation.wants_gradient:
+            up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
         down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
-        return up * (1 + self.aggregation.wants_gradient), down
+        return up, down
 
     def stranger(self) -> Stacked | None:
         """The values [1, ...] of a client of which nothing is known: initial local values, a uniform prior.
