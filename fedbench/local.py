@@ -84,7 +84,7 @@ class Trainer:
         total = torch.zeros(count, device=device, dtype=torch.float64)
         samples, steps = torch.zeros_like(total), torch.zeros_like(total)
         seen: Stacked = {}
-        shared = [n for n, param in self.cohort.spec.items() if param.home == "shared" and param.trains]
+        shared = [n for n, param in self.cohort.spec.items() if param.aggregated]
         gradient: Stacked = (
             {n: torch.zeros_like(values[n]) for n in shared} if self.aggregation.wants_gradient else {}
         )  # sums over steps, of all phases that train a name
@@ -173,9 +173,10 @@ class Trainer:
                     f"{list(extra.shape[1:])}"
                 )
             loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
-        shared = {name: sent[name] for name, param in cohort.spec.items() if param.home == "shared" and param.trains}
-        if self.aggregation.extra_loss is not None and shared and first and not self.finetuning:
-            loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
+        if self.aggregation.extra_loss is not None and first and not self.finetuning:
+            shared = {name: sent[name] for name, param in cohort.spec.items() if param.aggregated}
+            if shared:  # else nothing holds the clients together
+                loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
         if method.observe is None or self.finetuning:
             return loss, {}
         with torch.no_grad():

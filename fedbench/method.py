@@ -88,7 +88,8 @@ class Param:
     ``home``: "shared" - clients train copies of it and the server averages them; "local" - a row per client, which stays
     with that client; "server" - kept by the server, sent to clients, which only read it; "server_only" - never sent.
     ``rows``: the clients [K] -> [K, ...] that they start from, a row a function of its client alone (local only); `init` is
-    then what a client of which nothing is known has. ``lr_scale`` multiplies the learning rate.
+    then what a client of which nothing is known has. ``lr_scale`` multiplies the learning rate. ``averaged=False``: a shared
+    value that the method's `merge` makes anew, perhaps of another shape; it is not averaged, and no aggregation touches it.
     """
 
     init: Tensor
@@ -96,11 +97,17 @@ class Param:
     trained: bool = True
     lr_scale: float = 1.0
     rows: Callable[[Tensor], Tensor] | None = None
+    averaged: bool = True
 
     @property
     def trains(self) -> bool:
         """Whether clients change it by gradient descent."""
         return self.trained and self.home in ("shared", "local")
+
+    @property
+    def aggregated(self) -> bool:
+        """Whether the server averages what clients made of it, and an aggregation steps on it."""
+        return self.trained and self.home == "shared" and self.averaged
 
 
 @dataclass(frozen=True)

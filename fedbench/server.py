@@ -16,7 +16,7 @@ def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str
     """Every tensor of a run by name: the method's, the aggregation's, and ``prior``, each client's class distribution
     [clients, C], for a method that uses it."""
     own = method.params(task)
-    own |= aggregation.params(own, task)
+    own |= aggregation.params({name: param for name, param in own.items() if param.averaged}, task)
     if method.uses_prior or method.logit_prior != "none":
         uniform = torch.full((task.num_classes,), 1 / task.num_classes)
         own["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
@@ -91,9 +91,7 @@ class Server:
         """Average what came back by n_k, let the method and then the aggregation replace values, and keep local rows."""
         spec = {name: self.spec[name] for name in report.got}
         mean = {
-            name: weighted_mean(value, report.weight)
-            for name, value in report.got.items()
-            if spec[name].home == "shared" and spec[name].trained
+            name: weighted_mean(value, report.weight) for name, value in report.got.items() if spec[name].aggregated
         }
         new = mean | {n: v for n, v in report.got.items() if spec[n].home == "local" and spec[n].trained}
         if self.method.merge is not None:
@@ -115,8 +113,10 @@ class Server:
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
         exchanged |= {name: value[0] for name, value in self._made(one).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
+        if self.aggregation.wants_gradient:
+            up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
         down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
-        return up * (1 + self.aggregation.wants_gradient), down
+        return up, down
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""

@@ -65,9 +65,9 @@ def one_round(setting: Setting, round_: int) -> dict[str, Any]:
     values = [*report.got.values(), *report.seen.values()]
     if any(not bool(v.isfinite().all()) for v in values if v.is_floating_point()):
         raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {lr:g})")
-    server.merge(report)
     pooled = setting.cohort.method.pooled  # its data lie in one place: nothing is sent
-    up, down = (0, 0) if pooled else server.bytes_per_client()
+    up, down = (0, 0) if pooled else server.bytes_per_client()  # of what was sent: a merge may change shapes
+    server.merge(report)
     seen = sum(bytes_of_sums(value) for value in report.seen.values())
     samples = int(report.weight.sum()) * run.local.epochs
     return {

@@ -1,0 +1,146 @@
+"""SGPT: shared prompt tokens for everybody, and group tokens that each sample picks for itself by its frozen feature.
+
+Source: Deng, Thrampoulidis and Li, CVPR 2024, arXiv 2310.18285. From the authors' code (code): shared tokens that start at
+zero, enter after CLS and are never removed; one group per sample, the nearest key to ReLU(z) by cosine, in training
+corrected by how often a group has been chosen; head on the mean of CLS and the group tokens; two local phases; groups and
+keys move half way; keys averaged by the clients' choices; all counts. Ours: frequencies are those of the round's start, over
+all rounds so far (the code updates them between the clients of one round, so that their order matters); every key is
+normalised (the code leaves out key 0); group tokens start as VPT's; the first phase, without groups, reads CLS alone.
+
+Depth: the source's 12 blocks have shared tokens at 0..3 and group tokens at 4..6. Another backbone of L blocks gets
+round(L/3) and then round(L/4) blocks, at least one of each: 2 and 2 for the 6 blocks of `nano`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fedbench.method import Method as Base
+from fedbench.method import Param, Phases, Report, Task, Values, linear_head, option, tokens
+
+FLOOR = 5e-4  # added to a group's frequency: a group that nobody has chosen is still compared by its distance
+FEW = 50  # a group chosen by no more samples than this averages its key over clients uniformly
+
+
+@dataclass(frozen=True)
+class Method(Base):
+    """Shared tokens at the first blocks, then one of G groups of tokens per sample at the next blocks."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(1, "shared tokens that each shared block adds")
+    group_length: Annotated[int, Field(ge=1)] = option(1, "tokens of a group at each group block")
+    groups: Annotated[int, Field(ge=1)] = option(20, "G: groups to choose from")
+    shared_blocks: Annotated[int, Field(ge=1)] | None = option(
+        None, "blocks that add shared tokens; a third of the backbone if not given"
+    )
+    group_blocks: Annotated[int, Field(ge=1)] | None = option(
+        None, "blocks after them that add group tokens; a quarter of the backbone if not given"
+    )
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
+        1.0, "factor on the learning rate of shared and group tokens"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(0.5, "share of the old groups and keys in the new ones")
+
+    family: ClassVar[str] = "grouped"
+    citation: ClassVar[str] = "Deng et al. 2024 (CVPR), arXiv 2310.18285"
+    reads_slots: ClassVar[bool] = True
+    phases: ClassVar[Phases | None] = (("shared", "head"), ("group", "key", "head"))
+
+    def _blocks(self, depth: int) -> tuple[int, int]:
+        """How many blocks add shared tokens, and how many add group tokens."""
+        return self.shared_blocks or max(1, round(depth / 3)), self.group_blocks or max(1, round(depth / 4))
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The shared blocks, and behind them, but for the first phase, the group blocks. Raises ValueError."""
+        shared, grouped = self._blocks(depth)
+        if shared + grouped > depth:
+            raise ValueError(f"sgpt: {shared} shared and {grouped} group blocks, but the backbone has {depth} in all")
+        return tuple(range(shared if self.phase == 0 else shared + grouped))
+
+    @property
+    def uses_query(self) -> bool:
+        """Groups are chosen by the prompt-free feature."""
+        return True
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """shared [Ls, P, D], group [Lg, G, n, D], orthonormal keys [G, D], the head, and how often groups were chosen."""
+        shared, grouped = self._blocks(task.depth)
+        size, scale = (self.groups, self.group_length, task.width), self.prompt_lr_scale
+        key = _orthonormal(task.normal("key", self.groups, task.width, std=1.0).double())
+        return {
+            "shared": Param(torch.zeros(shared, self.prompt_length, task.width), lr_scale=scale),
+            "group": Param(task.prompt_init("group", grouped, *size), lr_scale=scale),
+            "key": Param(key.float()),
+            **linear_head(task),
+            "frequency": Param(torch.zeros(self.groups), "server"),
+            "count": Param(torch.zeros(self.groups, dtype=torch.float64), "server_only"),
+        }
+
+    def choose(self, p: Values, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The group of each sample [B], and its cosine to all keys [B, G]."""
+        cosine = F.normalize(query.relu(), dim=-1) @ F.normalize(p["key"], dim=-1).T
+        distance = (1 - cosine).detach()
+        if self.phase is not None:  # in training a group that has had its share is harder to get into
+            distance = distance * (p["frequency"] + FLOOR)
+        return distance.argmin(-1), cosine
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """A slot of its own per block: nothing is replaced, so tokens accumulate."""
+        before = len(p["shared"])
+        if layer < before:
+            return {f"shared{layer}": tokens(p["shared"][layer], cls)}
+        assert query is not None  # noqa: S101 - uses_query
+        chosen, _ = self.choose(p, query)
+        return {f"group{layer}": p["group"][layer - before][chosen]}  # [B, n, D]
+
+    def logits(self, p: Values, out: Values) -> Tensor:
+        """The head on the mean of CLS and the group tokens, [B, C]."""
+        read = [out["cls"][:, None], *(value for slot, value in out.items() if slot.startswith("group"))]
+        return F.linear(torch.cat(read, 1).mean(1), p["head.weight"], p["head.bias"])
+
+    @property
+    def extra_loss(self) -> Any:
+        """The second phase draws keys to the samples that chose them."""
+        return None if self.phase == 0 else self._pull
+
+    def _pull(self, p: Values, sent: Values, out: Values, query: Tensor) -> Tensor:
+        chosen, cosine = self.choose(p, query)
+        return -cosine.gather(1, chosen[:, None])[:, 0]  # [B]
+
+    @property
+    def observe(self) -> Any:
+        """The second phase counts the samples that chose each group."""
+        return None if self.phase == 0 else self._chosen
+
+    def _chosen(self, p: Values, taps: Values, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        chosen, _ = self.choose(p, query)
+        return {"chosen": (F.one_hot(chosen, self.groups).to(weight) * weight[:, None]).sum(0)}  # [G]
+
+    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+        """Groups by n_k and keys by who chose them, both with momentum; the next round's frequencies."""
+        chosen = report.seen["chosen"]  # [K, G]
+        total = chosen.sum(0)
+        by_choice = torch.where(total > FEW, chosen / total.clamp(min=1), 1 / len(chosen))  # [K, G]
+        key = torch.einsum("kg,kgd->gd", by_choice, report.got["key"])
+        by_size = (report.weight / report.weight.sum()).to(key)  # [K]
+        group = torch.tensordot(by_size, report.got["group"], dims=1)
+        count = server["count"] + total
+        m = self.momentum
+        return {
+            "group": m * server["group"] + (1 - m) * group,
+            "key": m * server["key"] + (1 - m) * key,
+            "count": count,
+            "frequency": (count / count.sum()).to(key),
+        }
+
+
+def _orthonormal(draw: Tensor) -> Tensor:
+    """Orthonormal rows (columns where there are more rows than columns) out of normal draws [G, D]."""
+    wide = draw.shape[0] <= draw.shape[1]
+    q, r = torch.linalg.qr(draw.T if wide else draw)
+    q = q * r.diagonal().sign()  # the factorisation that is unique
+    rows: Tensor = q.T if wide else q
+    return rows.contiguous()
