@@ -112,9 +112,9 @@ def variants(kind: Literal["method", "aggregation"]) -> dict[str, Any]:
 
 
 METHODS, AGGREGATIONS = variants("method"), variants("aggregation")
-# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the
-# client, some merged by the method itself.
-STRUCTURES = ("fedvpt", "fedvpt-head=local", "pep_fedpt-average=class_counts")
+# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the client
+# and trained in phases, some merged by the method itself.
+STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")
 PAIRS = {
     f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"
 }

@@ -39,7 +39,9 @@ class Aggregation(Base):
             if param.home == "shared" and param.trained:
                 zero = torch.zeros_like(param.init)
                 own |= {f"c.{name}": Param(zero, "server"), f"c_k.{name}": Param(zero, "local", trained=False)}
-        return own | {"1/N": Param(torch.tensor(1 / (task.num_clients - task.held_out)), "server_only")}
+        return own | {
+            "1/N": Param(torch.tensor(1 / (task.num_clients - task.held_out), dtype=torch.float64), "server_only")
+        }
 
     def extra_loss(self, p: Values, sent: Values) -> Tensor:
         """<c - c_k, y - x>."""
