@@ -31,7 +31,7 @@ class Method(Base):
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the shared prompts")
     rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of the client's own term")
-    factor_lr_scale: Annotated[float, Field(gt=0)] = option(10.0, "factor on the learning rate of U_k and V_k")
+    factor_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of U_k and V_k")
     mu: Annotated[float, Field(ge=0)] = option(1.0, "weight of the contrast")
     temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: the cosines are divided by it")
     head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
