@@ -38,7 +38,7 @@ class Method(Base):
 
     pool_size: Annotated[int, Field(ge=1)] = option(20, "n: prompts in the pool at the start")
     prompt_length: Annotated[int, Field(ge=1)] = option(10, "P: prompts of the pool that a sample takes")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the pool")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(0.1, "factor on the learning rate of the pool")
     similarity: float = option(0.01, "weight of the cosines in the loss; negative draws prompts to their queries")
     loops: Annotated[int, Field(ge=1)] = option(50, "loops of the server over the cohort")
 

@@ -141,6 +141,6 @@ def _orthonormal(draw: Tensor) -> Tensor:
     """Orthonormal rows (columns where there are more rows than columns) out of normal draws [G, D]."""
     wide = draw.shape[0] <= draw.shape[1]
     q, r = torch.linalg.qr(draw.T if wide else draw)
-    q = q * r.diagonal().sign()  # the factorisation that is unique
+    q *= r.diagonal().sign()  # the factorisation that is unique
     rows: Tensor = q.T if wide else q
     return rows.contiguous()

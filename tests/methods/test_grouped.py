@@ -1,0 +1,272 @@
+"""SGPT, PFPT and FedPR on numbers small enough to follow: selection, averaging, matching, projection."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import pytest
+import tiny
+import torch
+
+from fedbench import checkpoint, cost
+from fedbench.method import Report
+
+METHOD = tiny.plugins().classes["method"]
+SGPT, PFPT, FEDPR = METHOD["sgpt"], METHOD["pfpt"], METHOD["fedpr"]
+pfpt = sys.modules[PFPT.__module__]
+
+
+def report(weight, got, seen):
+    """What two or three clients bring back, of what `merge` reads."""
+    k = len(weight)
+    return Report(torch.arange(k), {}, got, seen, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
+
+
+# -- SGPT ------------------------------------------------------------------------------------------------------------
+
+
+def test_sgpt_chooses_the_nearest_key_in_tests_and_the_least_used_near_one_in_training():
+    """Keys e1 and e2 (not of unit length: the cosine counts). ReLU([.8, .6, -9]) = [.8, .6, 0] has the cosines .8 and .6,
+    the distances .2 and .4. With frequencies .7 and .3 training compares .2 * .7005 = .1401 and .4 * .3005 = .1202."""
+    p = {"key": torch.tensor([[3.0, 0, 0], [0, 0.5, 0]]), "frequency": torch.tensor([0.7, 0.3])}
+    query = torch.tensor([[0.8, 0.6, -9.0]])
+    method = SGPT(groups=2)
+    in_test, cosine = method.choose(p, query)
+    assert in_test.tolist() == [0]
+    assert torch.allclose(cosine, torch.tensor([[0.8, 0.6]]))
+    training = method.at(phase=1)
+    assert training.choose(p, query)[0].tolist() == [1]
+    p["frequency"] = torch.tensor([0.6, 0.4])  # .2 * .6005 = .1201 against .4 * .4005 = .1602
+    assert training.choose(p, query)[0].tolist() == [0]
+    p["frequency"] = torch.tensor([1.0, 0.0])  # .2 * 1.0005 against .4 * .0005: nobody's group is nearly free
+    assert training.choose(p, query)[0].tolist() == [1]
+    p["frequency"] = torch.zeros(2)  # the first round: by distance alone
+    assert training.choose(p, query)[0].tolist() == [0]
+    assert training.extra_loss(p, {}, {}, query).tolist() == pytest.approx([-0.8])
+
+
+def test_sgpt_averages_keys_by_choice_and_groups_by_samples_and_moves_half_way():
+    """Group 0 was chosen by 90 + 10 samples: its key is .9 * 2 + .1 * 12 = 3. Group 1 by 30 + 20 = 50, few: (4 + 8)/2 = 6.
+    Tokens go by n_k = 3 : 1, .75 * 4 + .25 * 8 = 5. Half of the old: keys (1 + 3)/2 and (1 + 6)/2, tokens (2 + 5)/2."""
+    server = {
+        "key": torch.ones(2, 1),
+        "group": torch.full((1, 2, 1, 1), 2.0),
+        "count": torch.tensor([50.0, 0.0]),
+        "frequency": torch.tensor([1.0, 0.0]),
+    }
+    got = {
+        "key": torch.tensor([[[2.0], [4.0]], [[12.0], [8.0]]]),  # [K, G, D]
+        "group": torch.tensor([4.0, 8.0])[:, None, None, None, None].expand(2, 1, 2, 1, 1),
+    }
+    chosen = torch.tensor([[90.0, 30.0], [10.0, 20.0]])
+    new = SGPT(groups=2).merge(server, report([30.0, 10.0], got, {"chosen": chosen}))
+    assert new["key"][:, 0].tolist() == pytest.approx([2.0, 3.5])
+    assert new["group"].flatten().tolist() == pytest.approx([3.5, 3.5])
+    assert new["count"].tolist() == [150, 50]
+    assert new["frequency"].tolist() == pytest.approx([0.75, 0.25])
+    one_more = torch.tensor([[90.0, 31.0], [10.0, 20.0]])  # 51: by choice, (31 * 4 + 20 * 8)/51
+    new = SGPT(groups=2, momentum=0.0).merge(server, report([30.0, 10.0], got, {"chosen": one_more}))
+    assert new["key"][1].item() == pytest.approx(284 / 51)
+
+
+def test_sgpt_tokens_accumulate_and_the_first_phase_has_no_groups():
+    """2 shared blocks of 2 tokens and 2 group blocks of 3: behind 5 tokens of CLS and patches stand 2, 4, 7 and 10."""
+    method = SGPT(prompt_length=2, group_length=3, groups=4, shared_blocks=2, group_blocks=2)
+    small = tiny.tiny(method)
+    spec, vit = small.server.spec, tiny.backbone(torch.float32)
+    assert cost.one_pass(method, spec, vit).tokens == (7, 9, 12, 15)
+    assert cost.one_pass(method.at(phase=1), spec, vit).tokens == (7, 9, 12, 15)
+    assert cost.one_pass(method.at(phase=0), spec, vit).tokens == (7, 9, 9, 9)
+    slots = {phase: out_slots(small, method.at(phase=phase)) for phase in (0, 1, None)}
+    assert slots[0] == ["cls", "shared0", "shared1"]
+    assert slots[1] == slots[None] == ["cls", "shared0", "shared1", "group2", "group3"]
+    first, second = small.trainer.phases
+    assert first.names == ["shared", "head.weight", "head.bias"]
+    assert second.names == ["group", "key", "head.weight", "head.bias"]
+    assert first.cohort.method.observe is None
+    assert second.cohort.method.observe is not None
+
+
+def out_slots(small, method):
+    cohort = dataclasses.replace(small.cohort, method=method)
+    p = small.server.send(torch.tensor([0])) | small.server.read()
+    return list(cohort.forward(p, torch.tensor([[0, 1]]), False).out)
+
+
+def test_sgpt_reads_the_mean_of_cls_and_the_group_tokens():
+    p = {"head.weight": torch.tensor([[1.0, 0.0]]), "head.bias": torch.zeros(1)}
+    out = {
+        "cls": torch.tensor([[1.0, 5.0]]),
+        "shared0": torch.full((1, 1, 2), 99.0),
+        "group2": torch.tensor([[[3.0, 0.0]]]),
+        "group3": torch.tensor([[[8.0, 0.0]]]),
+    }
+    assert SGPT().logits(p, out).item() == 4.0  # (1 + 3 + 8)/3
+
+
+@pytest.mark.parametrize(("depth", "shared", "grouped"), [(12, 4, 3), (6, 2, 2), (4, 1, 1), (24, 8, 6), (2, 1, 1)])
+def test_sgpt_fits_its_blocks_to_the_backbone(depth, shared, grouped):
+    method = SGPT()
+    assert method.layers(depth) == tuple(range(shared + grouped))
+    assert method.at(phase=0).layers(depth) == tuple(range(shared))
+
+
+def test_sgpt_names_blocks_that_the_backbone_lacks():
+    with pytest.raises(ValueError, match="3 shared and 2 group blocks, but the backbone has 4"):
+        SGPT(shared_blocks=3, group_blocks=2).layers(4)
+
+
+def test_sgpt_keys_start_orthonormal():
+    for groups in (20, 40):  # of 32 dimensions
+        spec = tiny.tiny(SGPT(groups=groups)).server.spec
+        key = spec["key"].init.double()
+        gram = key @ key.T if groups <= 32 else key.T @ key
+        assert (gram - torch.eye(len(gram))).abs().max() < 1e-6
+
+
+# -- PFPT ------------------------------------------------------------------------------------------------------------
+
+
+def test_pfpt_assigns_by_the_greatest_sum_not_prompt_by_prompt():
+    """Both prompts like centroid 0 best. Greedy: 9 + 1 = 10; the best pairing is 8 + 7 = 15. Centroid 2 stays free."""
+    assert pfpt.assign(torch.tensor([[9.0, 7.0, 0.0], [8.0, 1.0, 2.0]])).tolist() == [1, 0]
+
+
+def test_pfpt_log_likelihood_is_that_of_the_model():
+    """One prompt x = (1, 0), centroids (0, 0) and (1, 2), standard deviations (1, 2) and (1, 1), g = .5 and .2."""
+    x = torch.tensor([[1.0, 0.0]])
+    phi, std = torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [1.0, 1.0]])
+    logit = torch.tensor([0.0, math.log(0.2 / 0.8)])
+    scores, unused = pfpt.log_likelihood(x, phi, std, logit)
+    normal = [-0.5 - math.log(2) - math.log(2 * math.pi), -2.0 - math.log(2 * math.pi)]
+    assert (scores[0, 0] + unused).item() == pytest.approx(normal[0] + math.log(0.5) + math.log(0.8), abs=1e-5)
+    assert (scores[0, 1] + unused).item() == pytest.approx(normal[1] + math.log(0.5) + math.log(0.2), abs=1e-5)
+
+
+def test_pfpt_merges_close_versions_and_keeps_strangers_apart():
+    """Two clients hold the same two prompts, but for 1e-3, in another order; the third has one of them and one far away."""
+    a, b, far = (torch.tensor([v] * 8, dtype=torch.float64) for v in (0.5, -0.5, 4.0))
+    local = torch.stack([torch.stack([a, b]), torch.stack([b + 1e-3, a + 1e-3]), torch.stack([a - 1e-3, far])])
+    pool, (first, second, third) = pfpt.match(local, 50, seed=0, round_=1)
+    assert len(pool) == 3  # of six candidates
+    assert first[0] == second[1] == third[0]
+    assert first[1] == second[0]
+    for centroid, prompt in zip((first[0], first[1], third[1]), (a, b, far), strict=True):
+        assert (pool[centroid] - prompt).abs().max() < 0.2  # a first draw may have moved it a little
+
+
+def test_pfpt_draws_are_of_the_seed_and_the_round():
+    torch.manual_seed(1)
+    local = torch.randn(2, 3, 4, dtype=torch.float64)
+    before = torch.random.get_rng_state()
+    pool = pfpt.match(local, 5, seed=0, round_=1)[0]
+    assert torch.equal(before, torch.random.get_rng_state())  # nobody else's draws move
+    torch.manual_seed(2)
+    assert torch.equal(pool, pfpt.match(local, 5, seed=0, round_=1)[0])
+    for seed, round_ in ((0, 2), (1, 1)):
+        other = pfpt.match(local, 5, seed=seed, round_=round_)[0]
+        assert other.shape != pool.shape or not torch.equal(pool, other)
+
+
+def test_pfpt_prompts_that_nobody_used_are_gone():
+    server = {"pool": torch.zeros(3, 4), "seed": torch.tensor(0), "round": torch.tensor(4)}
+    torch.manual_seed(0)
+    got = {"pool": torch.randn(2, 3, 4)}
+    got["pool"][:, 1] = 50.0
+    seen = {"used": torch.tensor([[5.0, 0.0, 0.0], [2.0, 0.0, 1.0]])}
+    new = PFPT(prompt_length=1, loops=2).merge(server, report([1.0, 1.0], got, seen))
+    assert new["round"] == 5
+    assert 2 <= len(new["pool"]) <= 4  # two used prompts, a candidate for each of two clients
+    assert new["pool"].max() < 10
+
+
+def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbers(tmp_path):
+    straight, killed = tiny.tiny(PFPT()), tiny.tiny(PFPT())
+    sizes = []
+    for round_ in (1, 2, 3):
+        straight.server.merge(straight.round((0, 2, 4), round_))
+        sizes.append(len(straight.server.values["pool"]))
+        if round_ < 3:
+            killed.server.merge(killed.round((0, 2, 4), round_))
+    assert sizes[0] != 20 or sizes[1] != sizes[0]
+    down = straight.server.bytes_per_client()[1]
+    assert down == 4 * (32 * (sizes[-1] + 32) + 33 * tiny.CLASSES)  # the pool as it is now, the map, the head
+    checkpoint.save(tmp_path, killed.server.state(), 2, {})
+    restored = tiny.tiny(PFPT())
+    restored.server.restore(checkpoint.load(tmp_path)[0])
+    restored.server.merge(restored.round((0, 2, 4), 3))
+    for name, value in straight.server.values.items():
+        assert torch.equal(value, restored.server.values[name]), name
+
+
+def test_pfpt_chooses_per_sample():
+    """Each sample's prompts are its own nearest, whoever else is in the batch."""
+    pool = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, -1.0]])
+    p = {"pool": pool, "map": torch.tensor([[0.0, 1.0], [1.0, 0.0]])}  # the map swaps the axes
+    query = torch.tensor([[0.6, 0.8], [-0.8, 0.6], [0.6, 0.8], [0.6, 0.8]])
+    method = PFPT(pool_size=4, prompt_length=2)
+    chosen, cosine = method.choose(p, query)
+    assert chosen.tolist() == [[0, 1], [3, 0], [0, 1], [0, 1]]  # mapped (.8, .6) and (.6, -.8)
+    assert torch.allclose(cosine[:2], torch.tensor([[0.8, 0.6], [0.8, 0.6]]))
+    assert method.choose(p, query[1:2])[0].tolist() == [[3, 0]]
+    slot = method.prompts(0, p, query, query)["prompt"]
+    assert torch.equal(slot[1], pool[[3, 0]])
+    assert method.extra_loss(p, {}, {}, query).tolist() == pytest.approx([0.014] * 4)
+    used = method.observe(p, {}, query, torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 1.0]))["used"]
+    assert used.tolist() == [3, 2, 0, 1]  # the third sample is padding
+
+
+def test_pfpt_takes_no_more_prompts_than_there_are():
+    with pytest.raises(ValueError, match="prompt_length 5 is more than pool_size 4"):
+        tiny.tiny(PFPT(pool_size=4, prompt_length=5))
+
+
+# -- FedPR -----------------------------------------------------------------------------------------------------------
+
+
+def test_fedpr_projector_is_symmetric_of_full_rank_but_for_the_leading_directions():
+    """Invariants, no entries: what is left of the identity matrix after `steer`, times its norm."""
+    torch.manual_seed(0)
+    depth, length, width = 2, 3, 20
+    got = torch.randn(2, depth, length, width, dtype=torch.float64)
+    weight = [3.0, 1.0]
+    method = FEDPR(prompt_length=length)
+    spec = {"leading": torch.zeros(depth, 3, width, dtype=torch.float64)}  # min(.2 * 20, 3 tokens)
+    leading = method.merge(spec, report(weight, {"prompt": got}, {}))["leading"]
+    assert leading.shape == (depth, 3, width)
+    steered = method.steer({"leading": leading}, {"prompt": torch.eye(width, dtype=torch.float64).repeat(depth, 1, 1)})
+    mean = 0.75 * got[0] + 0.25 * got[1]
+    for projector, prompt in zip(steered["prompt"], mean, strict=True):
+        assert (projector - projector.T).abs().max() < 1e-12
+        assert projector.norm().item() == pytest.approx(1.0)
+        scaled = projector * math.sqrt(width - 3)  # V V^T
+        assert (scaled @ scaled - scaled).abs().max() < 1e-12
+        assert torch.linalg.matrix_rank(scaled) == width - 3
+        assert (prompt @ projector).abs().max() < 1e-12  # all that P has is gone: three directions for three tokens
+
+
+def test_fedpr_drops_the_leading_directions_first():
+    """P^T P with eigenvalues 100, 9, 1 and 0 along rotated axes; half of four directions dropped are those of 100 and 9."""
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    prompt = torch.tensor([10.0, 3.0, 1.0], dtype=torch.float64)[:, None] * axes[:3]
+    method = FEDPR(prompt_length=3, drop=0.5)
+    server = {"leading": torch.zeros(1, 2, 4, dtype=torch.float64)}
+    leading = method.merge(server, report([1.0], {"prompt": prompt[None, None]}, {}))["leading"]
+    left = method.steer({"leading": leading}, {"prompt": axes[None]})["prompt"][0]
+    assert left.norm(dim=1).tolist() == pytest.approx([0, 0, math.sqrt(0.5), math.sqrt(0.5)], abs=1e-7)
+
+
+def test_fedpr_clients_leave_the_global_directions_alone():
+    """Momentum, weight decay and all: a client's whole move is orthogonal to the prompts that it was sent."""
+    small = tiny.tiny(FEDPR(prompt_length=3))
+    first = small.round((0, 2, 4), 1)  # nothing to leave alone yet
+    small.server.merge(first)
+    second = small.round((1, 3), 2)
+    for rep, alone in ((first, False), (second, True)):
+        sent, moved = rep.sent["prompt"], rep.got["prompt"] - rep.sent["prompt"]
+        assert moved.abs().max() > 1e-3
+        along = (moved @ sent.mT).abs().max()
+        assert (along < 1e-12) if alone else (along > 1e-3)
