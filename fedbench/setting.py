@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -52,7 +52,8 @@ class Setting:
 
         The report's rows stand in an order of their own: see ``report.clients``.
         """
-        local, server, train = self.run.local, self.server, self.split.train
+        local, server = self.run.local, self.server
+        train: Sequence[Ints] = self.split.train
         trainer = self.trainer
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
@@ -71,9 +72,10 @@ class Setting:
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
-        pool = np.concatenate([part for k, part in enumerate(self.split.train) if not self.split.held_out[k]])
+        train = self.split.train
+        pool = train.indices[~self.split.held_out[train.owners]]
         draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
-        return np.sort(draw.choice(pool, sum(len(self.split.train[k]) for k in clients), replace=False))
+        return np.sort(draw.choice(pool, int(train.sizes[clients].sum()), replace=False))
 
 
 def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:

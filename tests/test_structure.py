@@ -15,16 +15,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("method",),
     ("data",),
     ("plugins", "images", "backbone", "cache", "safe_pickle"),
+    ("memory",),
     ("config", "features", "cohort", "server"),
     ("local", "cost"),
     ("setting",),
     ("evaluation",),
     ("simulation",),
     ("job",),
-    ("launch", "watch"),
+    ("launch", "watch", "split_view"),
     ("sweep", "data_cli", "pretrain"),
 )
-TORCH_FREE = ("tables", "figures", "page", "report", "records")
+TORCH_FREE = ("tables", "figures", "split_figure", "page", "report", "records")
 ALLOWED_ACROSS = {
     ("checkpoint", "records"),
     ("claim", "records"),
