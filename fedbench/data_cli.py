@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedbench import split_view
+from fedbench.config import ConfigError
 from fedbench.data import DataError
 from fedbench.plugins import PluginError, Plugins, plugins
 
@@ -36,6 +38,11 @@ def _no_arguments(_: argparse.ArgumentParser) -> None:
     pass
 
 
+def _split(given: argparse.Namespace, _: Plugins) -> int:
+    split_view.show(given, say)
+    return DONE
+
+
 def _list(_: argparse.Namespace, found: Plugins) -> int:
     for name, cls in found.classes["dataset"].items():
         say(f"{name:<20} {(cls.__doc__ or '').strip().splitlines()[0]}")
@@ -44,6 +51,7 @@ def _list(_: argparse.Namespace, found: Plugins) -> int:
 
 VERBS: dict[str, Verb] = {
     "list": Verb("every data set that is known, one a line", _no_arguments, _list),
+    "split": Verb("what the splits of a sweep look like; figures, and files to publish", split_view.arguments, _split),
 }
 
 
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         return VERBS[given.verb].run(given, plugins(given.plugins))
-    except PluginError as error:
+    except (PluginError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
     except DataError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -52,7 +52,8 @@ class Setting:
 
         The report's rows stand in an order of their own: see ``report.clients``.
         """
-        local, server, train = self.run.local, self.server, self.split.train
+        local, server = self.run.local, self.server
+        train: Sequence[Ints] = self.split.train
         trainer = self.trainer
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)

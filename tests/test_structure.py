@@ -21,10 +21,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("simulation",),
     ("job",),
-    ("launch", "watch"),
+    ("launch", "watch", "split_view"),
     ("sweep", "data_cli", "pretrain"),
 )
-TORCH_FREE = ("tables", "figures", "page", "report", "records")
+TORCH_FREE = ("tables", "figures", "split_figure", "page", "report", "records")
 ALLOWED_ACROSS = {
     ("checkpoint", "records"),
     ("claim", "records"),

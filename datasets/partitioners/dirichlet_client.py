@@ -51,12 +51,13 @@ def _draw(counts: data.Ints, clients: int, alpha: float, stream: np.random.Gener
     need = total // clients + (stream.permutation(clients) < total % clients)
     drawn = np.zeros((clients, len(counts)), dtype=np.int64)
     while left.any():  # each turn deals everything or empties a class, so there are at most C turns
-        odds = wish * (left > 0)
+        short = np.flatnonzero(need)
+        odds = wish[short] * (left > 0)
         odds[odds.sum(1) == 0] = left  # a client whose classes have all run out takes what there is
-        asked = stream.multinomial(need, odds / odds.sum(1, keepdims=True))
+        asked = stream.multinomial(need[short], odds / odds.sum(1, keepdims=True))
         for c in np.flatnonzero(asked.sum(0) > left):
             asked[:, c] = stream.multivariate_hypergeometric(asked[:, c], left[c])
-        drawn += asked
-        need = need - asked.sum(1)
+        drawn[short] += asked
+        need[short] -= asked.sum(1)
         left -= asked.sum(0)
     return drawn

@@ -79,7 +79,8 @@ def read(path: Path, samples: Samples, clients: int, need: int) -> Dealt:
     owner, is_test, aside = np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     owner[image], is_test[image], aside[image] = client, role == "test", role == "validation"
     given = bool(aside.any())
-    if problem := too_few(np.where(aside, -1, owner), is_test, clients, 1 if given else need):
+    short, problem = too_few(np.where(aside, -1, owner), is_test, clients, 1 if given else need)
+    if short:
         raise DataError(f"{path}: {problem}")
     return Dealt(owner, is_test, aside if given else None, _held_out(path, rows, client, clients))
 

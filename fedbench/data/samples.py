@@ -22,7 +22,8 @@ class Samples:
     """All images of a dataset with their labels; N images of one size.
 
     ``images`` uint8 [N, H, W, 3] (a memory map is welcome), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
-    optional ``domain`` and ``user`` int64 [N], a user of -1: nobody's.
+    optional ``domain`` and ``user`` int64 [N]. A test image of user -1 is nobody's: such images make up the global test
+    set, beside the test images of each user's own.
     """
 
     images: NDArray[np.uint8]
@@ -49,6 +50,8 @@ class Samples:
                 raise DataError(f"{name} has {len(value)} rows, labels has {count}")
         if count == 0:
             raise DataError("the dataset is empty")
+        if self.user is not None and (self.user[~self.is_test] < 0).any():
+            raise DataError("user may be -1 (nobody's) for test samples only")
         if self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names)):
             raise DataError(
                 f"labels must be in 0..{len(self.class_names) - 1}, found {self.labels.min()}..{self.labels.max()}"
@@ -58,6 +61,12 @@ class Samples:
     def num_classes(self) -> int:
         """C: the number of classes, from the names where there are some."""
         return len(self.class_names) or int(self.labels.max()) + 1
+
+    @property
+    def global_test(self) -> Ints:
+        """The samples that the server's model is tested on: nobody's test images where there are some, else all of them."""
+        nobodys = self.is_test & (self.user < 0) if self.user is not None else np.zeros(1, dtype=bool)
+        return np.flatnonzero(nobodys if nobodys.any() else self.is_test)
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ class Split:
         return self.train.class_counts(labels, num_classes)
 
     def global_test(self, samples: Samples) -> Ints:
-        """What the global model is tested on: the official test set, unless clients train on a part of it (training and
-        test set merged) or there is none; then all clients' test samples."""
-        used = np.concatenate([self.train.indices, self.validation.indices])
-        if samples.is_test.any() and not samples.is_test[used].any():
-            return np.flatnonzero(samples.is_test)
-        return np.sort(self.test.indices)
+        """What the global model is tested on: the dataset's global test set, unless clients train on a part of it (training
+        and test set merged) or there is none; then all clients' test samples."""
+        own = np.zeros(len(samples.labels), dtype=bool)
+        own[self.train.indices] = own[self.validation.indices] = True
+        whole = samples.global_test
+        return whole if len(whole) and not own[whole].any() else np.sort(self.test.indices)
 
 
 def split(
