@@ -146,6 +146,12 @@ def _link(path: Path, me: Owner) -> bool:
         os.link(aside, path)
     except FileExistsError:
         return False
+    except OSError:  # a file system without links: its own "only if it is not there" has to do
+        try:
+            with open(path, "xb") as file:
+                file.write(aside.read_bytes())
+        except FileExistsError:
+            return False
     finally:
         aside.unlink(missing_ok=True)
     return True
