@@ -72,6 +72,7 @@ class Dataset(ImageDataset):
     clients: Literal["user_120k", "geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"] = option(
         "user_120k", "whose images belong together: those of a user, or of a cell of the map", told=True
     )
+
     @property
     def needed(self) -> tuple[Archive, ...]:
         """The images, and the lists of the split."""

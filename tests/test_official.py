@@ -209,10 +209,10 @@ def test_inaturalist_cells_share_the_pixels(tmp_path: Path, monkeypatch: pytest.
     official("inaturalist", tmp_path, monkeypatch)
     DATASETS["inaturalist"](**SMALL).load(tmp_path)
     for clients in ("geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"):
-        made = DATASETS["inaturalist"](clients=clients, test_share=0.5, **SMALL).load(tmp_path)
+        made = DATASETS["inaturalist"](clients=clients, **SMALL).load(tmp_path)
         assert made.user is not None
         assert list(made.user) == [0] * 4 + [1] * 4 + [-1] * 3
-        assert [made.is_test[made.user == user].sum() for user in (0, 1)] == [2, 2]
+        assert list(made.is_test) == [False] * 8 + [True] * 3
     assert len(list((tmp_path / "cache").glob("inaturalist-8px-*"))) == 1, "decoded once for all splits"
 
 

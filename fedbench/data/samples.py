@@ -81,7 +81,9 @@ class Dataset:
     def prepare(self, root: Path, given: Path | None = None) -> Samples:
         """Do once what `load` needs, with files from `given` (an archive or a folder) before others. Raises DataError."""
         if given is not None:
-            raise DataError(f"{type(self).__module__.rpartition('_')[2]} reads no archive, so {given} is of no use to it")
+            raise DataError(
+                f"{type(self).__module__.rpartition('_')[2]} reads no archive, so {given} is of no use to it"
+            )
         return self.load(root)
 
     def damages(self, root: Path) -> list[str]:
