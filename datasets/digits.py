@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedbench.data import Dataset as Base
-from fedbench.data import Samples
+from fedbench.data import Facts, Samples
 from fedbench.method import option
 
 
@@ -24,6 +24,7 @@ class Dataset(Base):
         "https://doi.org/10.24432/C50P49"
     )
     licence: ClassVar[str] = "CC BY 4.0"
+    facts: ClassVar[Facts | None] = Facts(1_797, 10, page="part of scikit-learn, nothing is downloaded")
     test_every: int = option(5, "each class gives its every n-th image to the test set")
 
     def load(self, root: Path) -> Samples:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pydantic import Field
 
-from fedbench import data, rng
+from fedbench import data, decode, pixels, rng
+from fedbench.archive import open_source
 from fedbench.cache import cached_arrays
 from fedbench.data import DataError, Samples
 from fedbench.method import option
 
-VERSION = 1  # raise it whenever decoding changes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "class/image or domain/class/image, either with or without train/ and test/ above"
 
@@ -39,6 +36,8 @@ class Dataset(data.Dataset):
         0.2, "share of each class (of each domain) for testing; of no effect where there are train/ and test/"
     )
 
+    skip: Annotated[float, Field(ge=0, le=1)] = option(0.0, "largest share of damaged images that are left out")
+
     def load(self, root: Path) -> Samples:
         """Map the decoded images; the first time they are decoded into a folder of `root`."""
         files = _scan(self.path)
@@ -51,12 +50,19 @@ class Dataset(data.Dataset):
                 f"{self.path}: expected training and test images, found {is_test.sum()} of {len(files)} for testing"
             )
         folder = root / "cache" / f"imagefolder-{self._fingerprint(files)}"
-        images = cached_arrays(folder, lambda aside: _decode(self.path, files, self.image_size, aside))["images"]
+        listed = [(0, file.as_posix()) for file in files]
+
+        def build(aside: Path) -> dict[str, Any]:
+            left_out = pixels.write([open_source(self.path)], listed, str, self.image_size, self.skip, aside)
+            return {"skipped": left_out}
+
+        arrays = cached_arrays(folder, build, resumes=True)
+        kept = arrays["kept"]
         return Samples(
-            images=images,
-            labels=labels.astype(np.int64),
-            is_test=is_test,
-            domain=domain.astype(np.int64) if len(places[0]) == 2 else None,
+            images=arrays["images"],
+            labels=labels.astype(np.int64)[kept],
+            is_test=is_test[kept],
+            domain=domain.astype(np.int64)[kept] if len(places[0]) == 2 else None,
             class_names=tuple(map(str, class_names)),
             domain_names=tuple(map(str, domain_names)) if len(places[0]) == 2 else (),
         )
@@ -72,7 +78,7 @@ class Dataset(data.Dataset):
 
     def _fingerprint(self, files: list[Path]) -> str:
         """16 hex digits of all that may change a pixel; a changed file shows by its size or time, as in make."""
-        digest = hashlib.sha256(repr((VERSION, PIL.__version__, self.image_size)).encode())
+        digest = hashlib.sha256(repr((decode.VERSION, self.image_size, self.skip)).encode())
         for file in files:
             status = (self.path / file).stat()
             digest.update(repr((file.as_posix(), status.st_size, status.st_mtime_ns)).encode())
@@ -113,34 +119,3 @@ def _places(folder: Path, files: list[Path]) -> tuple[NDArray[np.bool_] | None, 
         if len(place) not in (1, 2) or len(place) != depth:
             raise DataError(f"{folder}: expected {LAYOUT}, for all files alike, found {file} beside {files[0]}")
     return part, places
-
-
-def _decode(folder: Path, files: list[Path], size: int, aside: Path) -> None:
-    """Write all images as one array, images.npy [N, size, size, 3]."""
-    shape = (len(files), size, size, 3)
-    images = np.lib.format.open_memmap(aside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-
-    def one(index: int) -> None:
-        images[index] = _square(folder / files[index], size)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        for _ in pool.map(one, range(len(files))):
-            pass
-    images.flush()
-
-
-def _square(path: Path, size: int) -> NDArray[np.uint8]:
-    """One image, uint8 [size, size, 3]. Raises DataError."""
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-                image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 256).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(image)
-    except Exception as error:  # decoders raise what they like on a damaged file, and the file is named
-        raise DataError(f"{path}: expected an image, which cannot be read ({type(error).__name__}: {error})") from error

@@ -2,74 +2,120 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbench.claim import alive, owner_in, process
 from fedbench.data import DataError
+from fedbench.lock import one_at_a_time
 
-if sys.platform != "win32":
-    import fcntl
+FORMAT = 2  # raise it whenever what is in a folder changes: caches of another format are made again
+CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256]}, notes}, written last
+OWNER = "owner.json"  # whose unfinished work a folder is
 
-CONTENTS = "contents.json"  # {name: [dtype, shape]}, written last
+Build = Callable[[Path], Mapping[str, Any] | None]
 
 
-def cached_arrays(folder: Path, build: Callable[[Path], None]) -> dict[str, NDArray[Any]]:
+def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str, NDArray[Any]]:
     """The arrays in `folder`, {file name without .npy: read-only memory map}; made by `build` if they are not there.
 
-    `build` gets an empty folder and saves .npy files in it (`numpy.lib.format.open_memmap` for what is larger than
-    memory). That folder is then renamed to `folder`, so nobody ever sees half of it; a `folder` that was damaged later
-    is replaced. Jobs that come meanwhile wait for the first. `folder` must be named after everything that changes the
-    arrays. Raises DataError where nothing can be written; what `build` raises goes through.
+    `build` gets a folder of its own, saves .npy files in it (`numpy.lib.format.open_memmap` for what is larger than
+    memory) and may return notes about them (see `notes`). That folder is then renamed to `folder`, so nobody ever sees
+    half of it; a `folder` that was damaged later or is of another format is replaced. Jobs that come meanwhile wait for
+    the first. `folder` must be named after everything that changes the arrays. A build that fails leaves nothing; with
+    `resumes`, one that was killed or interrupted leaves its folder to the next, who finds in it what was there. Raises
+    DataError where nothing can be written; what `build` raises goes through.
     """
-    arrays = _read(folder)
+    arrays = read(folder)
     if arrays is not None:
         return arrays
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder):
-            arrays = _read(folder)  # made while we waited?
-            if arrays is None:
-                _make(folder, build)
-                arrays = _read(folder)
+        for _ in range(3):  # more than once only where somebody damages it meanwhile
+            with one_at_a_time(folder, lambda: read(folder) is not None) as mine:
+                if mine:
+                    _make(folder, build, resumes)
+            if (arrays := read(folder)) is not None:
+                return arrays
     except OSError as error:
         raise DataError(f"{folder}: this cache cannot be written ({error})") from error
-    if arrays is None:
-        raise DataError(f"{folder}: this cache was written, but cannot be read back")
-    return arrays
+    raise DataError(f"{folder}: this cache was written, but cannot be read back")
 
 
-def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays, or None where they are missing or not what was written."""
+def notes(folder: Path) -> dict[str, Any]:
+    """What the build said about the arrays of a cache ({} where there is none)."""
+    contents = _contents(folder)
+    return dict(contents["notes"]) if contents else {}
+
+
+def damages(folder: Path) -> list[str]:
+    """What is wrong with a cache, a line each, by reading every byte of it; [] if it is as it was written."""
+    contents = _contents(folder)
+    if contents is None or read(folder) is None:
+        return [f"{folder}: expected a cache, found none or a part of one"]
+    wrong = []
+    for name, (_, _, digest) in contents["arrays"].items():
+        found = _sha256(folder / f"{name}.npy")
+        if found != digest:
+            wrong.append(f"{folder / name}.npy: expected sha256 {digest}, found {found}")
+    return wrong
+
+
+def _contents(folder: Path) -> dict[str, Any] | None:
     try:
         contents = json.loads((folder / CONTENTS).read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in contents}
-        whole = all([array.dtype.str, list(array.shape)] == contents[name] for name, array in arrays.items())
-    except (OSError, ValueError, AttributeError, TypeError, EOFError):
+        return contents if contents["format"] == FORMAT else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read(folder: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays, or None where they are missing or, as far as their sizes tell, not what was written."""
+    contents = _contents(folder)
+    if contents is None:
+        return None
+    try:
+        listed = contents["arrays"]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in listed}
+        whole = all([array.dtype.str, list(array.shape)] == listed[name][:2] for name, array in arrays.items())
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, EOFError):
         return None  # the length of each file is checked by mapping it
     return arrays if whole else None
 
 
-def _make(folder: Path, build: Callable[[Path], None]) -> None:
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make(folder: Path, build: Build, resumes: bool) -> None:
     # Not tempfile.mkdtemp: its folders are for one user only, and data folders are often shared by a group.
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    aside.mkdir()
+    keep = False
     try:
-        build(aside)
-        contents = {}
+        _take_over(folder, aside if resumes else None)
+        aside.mkdir(exist_ok=True)
+        (aside / OWNER).write_text(json.dumps(asdict(process())))
+        told = build(aside)
+        arrays = {}
         for path in sorted(aside.glob("*.npy")):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            contents[path.stem] = [array.dtype.str, list(array.shape)]
-        (aside / CONTENTS).write_text(json.dumps(contents))
+            arrays[path.stem] = [array.dtype.str, list(array.shape), _sha256(path)]
+        for path in aside.iterdir():
+            if path.suffix != ".npy":  # what a build needs to go on after an interruption
+                path.unlink()
+        (aside / CONTENTS).write_text(json.dumps({"format": FORMAT, "arrays": arrays, "notes": dict(told or {})}))
         for path in aside.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())  # else a power cut after the rename could leave a whole name on half a file
@@ -79,18 +125,22 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
         with suppress(OSError):  # without a lock another job may have been faster: then its arrays stay
             os.replace(aside, folder)
         shutil.rmtree(damaged, ignore_errors=True)
+    except BaseException as error:
+        keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next goes on
+        raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; it is given back even by a job that is killed.
-
-    Only saves work: where a file system has no locks, jobs do the same work side by side and the first rename counts.
-    """
-    with open(folder.with_name(f".{folder.name}.lock"), "ab") as file:
-        if sys.platform != "win32":
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _take_over(folder: Path, aside: Path | None) -> None:
+    """Rename an unfinished folder that a dead process left to `aside`, and remove all others of the dead."""
+    for left in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
+        owner = owner_in(left / OWNER)
+        if owner is not None and owner.host == process().host and alive(owner):
+            continue  # works without a lock beside us
+        if aside is not None and not aside.exists():
+            with suppress(OSError):  # somebody else was faster
+                left.rename(aside)
+        else:
+            shutil.rmtree(left, ignore_errors=True)

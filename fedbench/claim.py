@@ -1,4 +1,4 @@
-"""Who works on a run: a claim file in its folder, so that a second copy of a job passes it over while the first lives."""
+"""Who works on a folder, such as a run's: a claim file in it, so that a second copy of a job passes over what is taken."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
-from fedbench.records import RunFolder, write_aside
+from fedbench.records import write_aside
 
 HEARTBEAT_SECONDS = 10.0
 SILENT_BEATS = 6  # a claim from another host that misses so many heartbeats in a row is nobody's
+
+
+class Place(Protocol):
+    """A folder with work to do, such as a run's: `fedbench.records.RunFolder`."""
+
+    @property
+    def path(self) -> Path:
+        """The folder, where the claim files lie."""
+
+    @property
+    def status(self) -> str:
+        """``done`` when nothing is left to do."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,15 @@ def _started(pid: int) -> str | None:
     return None if not state or state.startswith("Z") else started.strip()
 
 
-def claims(folder: RunFolder) -> list[Path]:
-    """The claim files of a run, oldest first; all but the last were left by processes that died."""
+def claims(folder: Place) -> list[Path]:
+    """The claim files of a folder, oldest first; all but the last were left by processes that died."""
     return sorted(folder.path.glob("claim.*"), key=lambda path: int(path.suffix[1:]))
 
 
-def holder(folder: RunFolder) -> Owner | None:
-    """The live process that works on the run, as far as can be told at once: another host is believed for a minute."""
+def holder(folder: Place) -> Owner | None:
+    """The live process that works there, as far as can be told at once: another host is believed for a minute."""
     for path in claims(folder)[-1:]:
-        owner = _owner(path)
+        owner = owner_in(path)
         if owner is None or owner.host == socket.gethostname():
             return owner if owner is not None and alive(owner) else None
         with suppress(FileNotFoundError):
@@ -70,7 +83,8 @@ def holder(folder: RunFolder) -> Owner | None:
     return None
 
 
-def _owner(path: Path) -> Owner | None:
+def owner_in(path: Path) -> Owner | None:
+    """Whom a file names, None where it cannot be read."""
     try:
         return Owner(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -79,7 +93,7 @@ def _owner(path: Path) -> Owner | None:
 
 def _silent(path: Path, me: Owner) -> bool:
     """Whether the process behind a claim is gone. Clocks of two hosts are not compared: a heartbeat is waited for."""
-    owner = _owner(path)
+    owner = owner_in(path)
     if owner is not None and owner.host == me.host:
         return not alive(owner)
     if owner is not None and me.job and owner.job == me.job:
@@ -96,12 +110,12 @@ def _silent(path: Path, me: Owner) -> bool:
 
 
 @contextmanager
-def claim(folder: RunFolder) -> Iterator[bool]:
-    """Hold the run against other processes; gives False where a live one holds it.
+def claim(folder: Place) -> Iterator[bool]:
+    """Hold the folder against other processes; gives False where a live one holds it.
 
     Claims are numbered and each number is taken by an atomic link, so of all who find claim 3 abandoned one gets 4.
-    Abandoned claims stay until the run is done: removing one could free a number that somebody else has just judged.
-    Whoever holds a claim looks again whether the run is done.
+    Abandoned claims stay until the work is done: removing one could free a number that somebody else has just judged.
+    Whoever holds a claim looks again whether the work is done.
     """
     me = process()
     while True:
@@ -126,12 +140,18 @@ def claim(folder: RunFolder) -> Iterator[bool]:
 
 def _link(path: Path, me: Owner) -> bool:
     """Make `path` with its content in one step; False where it is there."""
-    aside = path.with_name(f".owner.{me.host}.{me.pid}")
+    aside = path.with_name(f".owner.{me.host}.{me.pid}.{threading.get_ident()}")
     write_aside(aside, json.dumps(asdict(me)).encode())
     try:
         os.link(aside, path)
     except FileExistsError:
         return False
+    except OSError:  # a file system without links: its own "only if it is not there" has to do
+        try:
+            with open(path, "xb") as file:
+                file.write(aside.read_bytes())
+        except FileExistsError:
+            return False
     finally:
         aside.unlink(missing_ok=True)
     return True

@@ -1,4 +1,4 @@
-"""Opens pickles that data sets come in - plain containers, text, numbers, NumPy arrays - and nothing that can run.
+"""Opens pickles that data sets come in - plain containers, text, numbers, arrays of them - and nothing that can run.
 
 A pickle is a program that may call whatever it can import. Here it can import three names, and gets stand-ins for them:
 not even NumPy's own unpickling sees what the file says, only `numpy.frombuffer` on checked bytes does.
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fedbench.data import DataError
 
-PLAIN_DTYPE = re.compile(r"[<>|=]?([biuf][1248]|b1)")
+PLAIN_DTYPE = re.compile(r"[<>|=]?([biuf][1248]|b1|[SU][1-9][0-9]{0,4})")
+OBJECT_DTYPE = re.compile(r"\|?O[48]?")  # admitted for text alone: what pandas columns of names are
 
 
 def loads(content: bytes, source: str) -> Any:
@@ -44,12 +45,12 @@ class _DType:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, subarray, names, fields = state[:5]  # a version, and for compound types what they are made of
         if order not in ("<", ">", "|", "=") or any(part is not None for part in (subarray, names, fields)):
-            raise pickle.UnpicklingError("only arrays of plain numbers are admitted")
+            raise pickle.UnpicklingError("only arrays of plain numbers and text are admitted")
         self.order = order
 
     def real(self) -> np.dtype[Any]:
         if not isinstance(self.text, str) or not PLAIN_DTYPE.fullmatch(self.text):
-            raise pickle.UnpicklingError(f"only arrays of plain numbers are admitted, not {self.text!r:.40}")
+            raise pickle.UnpicklingError(f"only arrays of plain numbers and text are admitted, not {self.text!r:.40}")
         dtype = np.dtype(self.text)
         return dtype.newbyteorder("<" if self.order == "<" else ">") if self.order in ("<", ">") else dtype
 
@@ -69,6 +70,12 @@ class _Array:
         _, shape, dtype, fortran, content = self.state
         if not isinstance(dtype, _DType):
             raise pickle.UnpicklingError("an array without a type")
+        if isinstance(dtype.text, str) and OBJECT_DTYPE.fullmatch(dtype.text):
+            if not (
+                isinstance(content, list) and all(type(item) is str for item in content) and shape == (len(content),)
+            ):
+                raise pickle.UnpicklingError("an array of objects that are not all text")
+            return np.array(content, dtype=np.str_)
         if isinstance(content, str):
             content = content.encode("latin1")  # what Python 2 wrote as a string
         if not (isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)):

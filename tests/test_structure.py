@@ -11,10 +11,13 @@ from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim"),
+    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim", "lock", "progress"),
     ("method",),
     ("data", "fedopt"),
-    ("plugins", "images", "backbone", "cache", "safe_pickle", "memory"),
+    ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),
+    ("pixels",),
+    ("prepared",),
+    ("cifar", "domains"),
     ("config", "features", "cohort", "server"),
     ("local", "cost"),
     ("setting",),
@@ -28,6 +31,7 @@ TORCH_FREE = ("tables", "figures", "split_figure", "page", "report", "records")
 ALLOWED_ACROSS = {
     ("checkpoint", "records"),
     ("claim", "records"),
+    ("lock", "claim"),
     ("nano", "glyph_renderer"),
     ("local", "config"),
     ("watch", "launch"),
@@ -37,7 +41,13 @@ PLUGIN_SEES = (
     "fedbench.method",
     "fedbench.fedopt",
     "fedbench.data",
+    "fedbench.archive",
     "fedbench.cache",
+    "fedbench.cifar",
+    "fedbench.decode",
+    "fedbench.domains",
+    "fedbench.pixels",
+    "fedbench.prepared",
     "fedbench.safe_pickle",
     "fedbench.glyph_renderer",
     "fedbench.rng",

@@ -1,6 +1,7 @@
 """The data contract: what a dataset holds, how a partitioner deals it out, and the batches that clients train on."""
 
 from fedbench.data.batches import Batches, batches
+from fedbench.data.official import Archive, Facts
 from fedbench.data.partition import (
     Dealt,
     Partitioner,
@@ -14,11 +15,13 @@ from fedbench.data.samples import Bools, DataError, Dataset, Ints, Samples
 from fedbench.data.split import Parts, Split, split
 
 __all__ = [
+    "Archive",
     "Batches",
     "Bools",
     "DataError",
     "Dataset",
     "Dealt",
+    "Facts",
     "Ints",
     "Partitioner",
     "Parts",

@@ -9,6 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbench.data.official import Archive, Facts
+
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -78,7 +80,25 @@ class Dataset:
 
     citation: ClassVar[str] = ""
     licence: ClassVar[str] = ""
+    facts: ClassVar[Facts | None] = None  # what is published about its size
+    archives: ClassVar[tuple[Archive, ...]] = ()  # the files that it comes in
 
     def load(self, root: Path) -> Samples:
         """Read the samples; downloads and caches go below `root`. Raises DataError."""
         raise TypeError(f"{type(self).__module__} must define load()")
+
+    def prepare(self, root: Path, given: Path | None = None) -> Samples:
+        """Do once what `load` needs, with files from `given` (an archive or a folder) before others. Raises DataError."""
+        if given is not None:
+            raise DataError(
+                f"{type(self).__module__.rpartition('_')[2]} reads no archive, so {given} is of no use to it"
+            )
+        return self.load(root)
+
+    def damages(self, root: Path) -> list[str]:
+        """What is wrong with the files and caches below `root`, a line each."""
+        return []
+
+    def told(self, root: Path) -> list[str]:
+        """What is to be known about the files and caches below `root`, a line each."""
+        return []

@@ -1,0 +1,59 @@
+"""How far a long piece of work is: a bar on a terminal, and elsewhere (a job's log) a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+LINE_SECONDS = 15.0
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Advance]:
+    """Gives a function that is told how much more is done, from any thread; `total` 0: not known; unit bytes or a noun."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(what, total, done, unit)
+        return
+    middle: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    )
+    shown = Progress(TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn(), console=console)
+    with shown:
+        task = shown.add_task(what, total=total or None, completed=done)
+        yield lambda more: shown.advance(task, more)
+
+
+class _Lines:
+    """One line each LINE_SECONDS, none for what is quickly over."""
+
+    def __init__(self, what: str, total: int, done: int, unit: str) -> None:
+        self.what, self.total, self.done, self.unit = what, total, done, unit
+        self.lock, self.next = threading.Lock(), time.monotonic() + LINE_SECONDS
+
+    def __call__(self, more: int) -> None:
+        with self.lock:
+            self.done += more
+            if time.monotonic() < self.next:
+                return
+            self.next = time.monotonic() + LINE_SECONDS
+            of = f" of {self.total:,}" if self.total else ""
+            sys.stderr.write(f"{self.what}: {self.done:,}{of} {self.unit}\n")
+            sys.stderr.flush()

@@ -1,0 +1,176 @@
+"""Downloads against a real server on this machine: whole, in pieces, cut off, wrong, missing, moved."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedbench import download as module
+from fedbench.data import DataError
+from fedbench.download import download
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT at /file; `cuts` are the lengths after which the next connections are dropped."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cuts: list[int] = []
+        self.content, self.etag, self.ranges = CONTENT, '"one"', True
+        self.seen: list[str] = []  # the Range header of each request
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that stops listening is part of the test
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range", "")
+        server.seen.append(asked)
+        self.close_connection = True
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/file")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == "/busy" and len(server.seen) < 3:
+            self.send_error(503)
+            return
+        if self.path not in ("/file", "/busy"):
+            self.send_error(404)
+            return
+        start = 0
+        if asked and server.ranges and self.headers.get("If-Range") == server.etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+        else:
+            self.send_response(200)
+        body = server.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", server.etag)
+        self.end_headers()
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "PIECE", 10_000)
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def named(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("page", ["file", "moved", "busy"])
+def test_a_file_comes_whole(page: str, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    download(f"{server.url}/{page}", path, len(CONTENT), MD5)
+    assert path.read_bytes() == CONTENT
+    assert named(path.parent) == ["file"]
+    asked = len(server.seen)
+    download(f"{server.url}/{page}", path, len(CONTENT), MD5)
+    assert len(server.seen) == asked, "and is not fetched again"
+
+
+def test_a_cut_connection_goes_on(server: Server, tmp_path: Path) -> None:
+    server.cuts = [100_000, 0, 50_000]
+    download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.seen == ["", "bytes=100000-", "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_later_command_goes_on(server: Server, tmp_path: Path) -> None:
+    server.cuts = [120_000] + [0] * 20
+    with pytest.raises(
+        DataError, match=r"could not be fetched .*120,000 bytes are in .*file.part, and the same command"
+    ):
+        download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
+    assert named(tmp_path) == ["file.part", "file.part.json"]
+    server.cuts, server.seen = [], []
+    download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.seen == ["bytes=120000-"]
+
+
+@pytest.mark.parametrize("how", ["another version", "no ranges"])
+def test_pieces_of_two_versions_are_never_mixed(how: str, server: Server, tmp_path: Path) -> None:
+    server.cuts = [120_000] + [0] * 20
+    with pytest.raises(DataError):
+        download(f"{server.url}/file", tmp_path / "file")
+    server.cuts = []
+    if how == "another version":
+        server.content, server.etag = CONTENT[::-1], '"two"'
+    else:
+        server.ranges = False
+    download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == server.content
+
+
+def test_a_wrong_checksum_is_refused(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"expected a file with md5 {'0' * 32}, found {MD5}"):
+        download(f"{server.url}/file", tmp_path / "file", len(CONTENT), "0" * 32)
+    assert "file" not in named(tmp_path)
+    assert "file.part" not in named(tmp_path)
+
+
+def test_a_wrong_size_is_refused_before_it_comes(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected 5 bytes, but the server has 300,000"):
+        download(f"{server.url}/file", tmp_path / "file", 5)
+    assert "file" not in named(tmp_path)
+
+
+def test_a_missing_page_and_a_dead_server_are_told(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/nothing: the server says 404 Not Found"):
+        download(f"{server.url}/nothing", tmp_path / "file")
+    with pytest.raises(DataError, match=r"could not be fetched .*refused"):
+        download("http://127.0.0.1:9/file", tmp_path / "file")
+    assert named(tmp_path) == []
+
+
+def test_no_room_is_told_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DataError, match=r"300,000 more bytes are needed for file.part, 1,000 are free"):
+        download(f"{server.url}/file", tmp_path / "file")
+
+
+def test_two_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+    threads = [threading.Thread(target=download, args=(f"{server.url}/file", tmp_path / "file")) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.seen) == 1

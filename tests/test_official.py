@@ -1,0 +1,233 @@
+"""Sets of image files: each official layout gives the right images, labels, domains and users, whatever form it comes in."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from archives import DATASETS, attack, level, make_zip, official, pacs, publish, tiny_imagenet, unpack
+
+from fedbench.data import DataError, Samples
+from fedbench.domains import DOMAINNET
+
+SMALL = {"image_size": 8}
+
+
+def near(found: list[int], expected: list[int]) -> bool:
+    """JPEG and CMYK change a grey level by a little."""
+    return len(found) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(found, expected, strict=True))
+
+
+# ---------------------------------------------------------------- Tiny ImageNet
+
+
+@pytest.mark.parametrize("form", ["archive", "unpacked"])
+def test_tiny_imagenet(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("tiny_imagenet", tmp_path, monkeypatch)
+    if form == "unpacked":
+        unpack(folder / "tiny-imagenet-200.zip", folder)
+        (folder / "tiny-imagenet-200.zip").unlink()
+    made = DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    # six training images of two classes (40 * class + 10 * number), then val_0 to val_3, whose classes alternate
+    assert near(level(made.images), [0, 10, 20, 40, 50, 60, 200, 210, 220, 230])
+    assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0, 1]
+    assert list(made.is_test) == [False] * 6 + [True] * 4
+    assert made.images.shape[1:] == (8, 8, 3)
+    assert made.num_classes == 200
+    assert made.class_names[:4] == ("Egyptian cat", "crane (n00000002)", "crane (n00000003)", "n00000004")
+
+
+def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny_imagenet").mkdir()
+    tiny_imagenet(tmp_path / "tiny_imagenet", damaged=True)
+    publish(monkeypatch, "tiny_imagenet", tmp_path / "tiny_imagenet")
+    with pytest.raises(DataError) as told:
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    assert "1 of 10 images cannot be used, more than the share of 0.001 that may be left out" in str(told.value)
+    assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(told.value)
+    assert not list((tmp_path / "cache").rglob("images.npy")), "nothing half-made is left"
+    dataset = DATASETS["tiny_imagenet"](**SMALL, skip=0.1)
+    made = dataset.load(tmp_path)
+    # the last image takes the place of the damaged one
+    assert near(level(made.images), [0, 10, 20, 40, 50, 230, 200, 210, 220])
+    assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0]
+    assert list(made.is_test) == [False] * 5 + [True] + [True] * 3
+    assert any("1 images left out" in line and "n00000002_2.JPEG" in line for line in dataset.told(tmp_path))
+    with pytest.raises(DataError, match=r"1 of 10 images were left out when this cache was made, more than"):
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+
+
+def test_tiny_imagenet_names_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_zip(tmp_path / "tiny-imagenet-200.zip", [("other/readme.txt", b"hello")])
+    publish(monkeypatch, "tiny_imagenet", tmp_path)
+    with pytest.raises(DataError) as told:
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    assert str(told.value) == f"{path}: expected tiny-imagenet-200/wnids.txt in it, found other/readme.txt"
+
+
+# ---------------------------------------------------------------- DomainNet
+
+
+def test_domainnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official("domainnet", tmp_path, monkeypatch)
+    made = DATASETS["domainnet"](**SMALL).load(tmp_path)
+    assert made.num_classes == 345
+    assert (made.class_names[0], made.class_names[327]) == ("aircraft_carrier", "t-shirt")
+    assert made.domain_names == DOMAINNET
+    assert made.domain is not None
+    assert list(np.bincount(made.domain)) == [347, 4, 4, 4, 4, 4]
+    for number in range(6):  # level 40 * domain + 20 * label + 1 for training and 2 for test images
+        for label in (0, 1):
+            for test in (False, True):
+                (row,) = np.flatnonzero((made.domain == number) & (made.labels == label) & (made.is_test == test))
+                assert near(level(made.images[[row]]), [40 * number + 20 * label + 1 + test])
+    assert sorted(made.labels[(made.domain == 0) & ~made.is_test]) == list(range(345))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("clipart_train.txt", "clipart/aircraft_carrier/a.jpg 345"),
+        ("sketch_test.txt", "sketch/airplane/a.jpg 0"),  # 0 is the aircraft carrier
+        ("real_train.txt", "real/aircraft_carrier/a.jpg"),
+        ("real_test.txt", "aircraft_carrier/a.jpg 0"),
+    ],
+)
+def test_domainnet_names_a_wrong_line(name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("domainnet", tmp_path, monkeypatch)
+    with open(folder / name, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError) as told:
+        DATASETS["domainnet"](**SMALL).load(tmp_path)
+    assert str(told.value).startswith(f"{folder / name}: expected lines of ")
+    assert repr(line) in str(told.value)
+
+
+def test_a_list_leads_nowhere_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("domainnet", tmp_path, monkeypatch)
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    with open(folder / "real_test.txt", "a") as file:
+        file.write("../aircraft_carrier/secret.jpg 0\n")
+    with pytest.raises(DataError, match=r"\.\./aircraft_carrier/secret.jpg: not in .*real.zip"):
+        DATASETS["domainnet"](**SMALL).load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["domainnet10", "office_caltech10"])
+@pytest.mark.parametrize("form", ["archive", "unpacked"])
+def test_lists_of_fedbn(name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official(name, tmp_path, monkeypatch)
+    module = sys.modules[DATASETS[name].__module__]
+    if form == "unpacked":
+        for path in folder.glob("*.zip"):
+            unpack(path, folder)
+            path.unlink()
+    made: Samples = DATASETS[name](**SMALL).load(tmp_path)
+    domains = 6 if name == "domainnet10" else 4
+    step, per_domain = (4, 40) if name == "domainnet10" else (5, 60)
+    assert made.class_names == module.CLASSES
+    assert made.domain is not None
+    assert len(made.domain_names) == domains
+    assert len(made.labels) == domains * 10 * 3
+    assert made.is_test.sum() * 3 == len(made.labels)
+    expected = made.domain * per_domain + made.labels * step
+    assert near(level(made.images), expected.tolist())
+
+
+def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("office_caltech10", tmp_path, monkeypatch)
+    with zipfile.ZipFile(folder / "office_caltech_10_dataset.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    files["office_caltech_10/dslr_train.pkl"] = attack(tmp_path / "canary")
+    make_zip(folder / "office_caltech_10_dataset.zip", files.items())
+    with pytest.raises(
+        DataError, match=r"dslr_train.pkl: expected a pickle of plain data.*system, which is not admitted"
+    ):
+        DATASETS["office_caltech10"](**SMALL).load(tmp_path)
+    assert not (tmp_path / "canary").exists()
+    for wrong in ([1, 2], (["a"], []), (["a.jpg"], ["sofa"]), ([1], ["mug"])):
+        files["office_caltech_10/dslr_train.pkl"] = pickle.dumps(wrong)
+        make_zip(folder / "office_caltech_10_dataset.zip", files.items())
+        with pytest.raises(DataError, match=r"dslr_train.pkl|expected a pickle"):
+            DATASETS["office_caltech10"](**SMALL).load(tmp_path)
+
+
+# ---------------------------------------------------------------- PACS
+
+
+@pytest.mark.parametrize("above", ["PACS/kfold/", "kfold/", "", "PACS/Raw images/kfold/"])
+def test_pacs_by_the_authors_lists(above: str, tmp_path: Path) -> None:
+    pacs(tmp_path / "pacs", above=above)
+    made = DATASETS["pacs"](**SMALL).load(tmp_path)
+    assert made.domain is not None
+    assert len(made.labels) == 4 * 7 * 5
+    assert made.is_test.sum() == 4 * 7, "the fifth of five"
+    assert near(level(made.images), (60 * made.domain + 8 * made.labels).tolist())
+    assert made.class_names[0] == "dog"
+
+
+def test_pacs_without_lists(tmp_path: Path) -> None:
+    path = pacs(tmp_path / "mine", lists=False)
+    with pytest.raises(DataError, match=r"art_painting_train_kfold.txt in it.*take parts: drawn"):
+        DATASETS["pacs"](**SMALL).prepare(tmp_path, path)
+    made = DATASETS["pacs"](**SMALL, parts="drawn", test_share=0.4).prepare(tmp_path, path)
+    assert made.domain is not None
+    groups = made.domain * 7 + made.labels
+    assert list(np.bincount(groups[made.is_test])) == [2] * 28
+    assert near(level(made.images), (60 * made.domain + 8 * made.labels).tolist())
+
+
+# ---------------------------------------------------------------- iNaturalist
+
+
+@pytest.mark.parametrize("form", ["archive", "unpacked"])
+def test_inaturalist_users(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("inaturalist", tmp_path, monkeypatch)
+    if form == "unpacked":
+        for path in [*folder.glob("*.zip"), *folder.glob("*.tar.gz")]:
+            unpack(path, folder)
+            path.unlink()
+    made = DATASETS["inaturalist"](**SMALL).load(tmp_path)
+    assert made.num_classes == 1203
+    assert near(level(made.images), [10 * n + 5 for n in range(11)]), "the eleven images of the lists, one of them CMYK"
+    assert list(made.labels) == [n % 3 for n in range(11)]
+    assert made.user is not None
+    # user "7" comes first, then alice (5 images), then bob; images 8 to 10 are the global test set
+    assert list(made.user) == [1] * 5 + [0] * 2 + [2] + [-1] * 3
+    assert [made.is_test[made.user == user].sum() for user in (0, 1, 2)] == [1, 1, 0], (
+        "a fifth, one of two, none of one"
+    )
+    assert made.is_test[8:].all()
+    assert list(made.global_test) == [8, 9, 10]
+
+
+def test_inaturalist_cells_share_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official("inaturalist", tmp_path, monkeypatch)
+    DATASETS["inaturalist"](**SMALL).load(tmp_path)
+    for clients in ("geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"):
+        made = DATASETS["inaturalist"](clients=clients, **SMALL).load(tmp_path)
+        assert made.user is not None
+        assert list(made.user) == [0] * 4 + [1] * 4 + [-1] * 3
+        assert list(made.is_test) == [False] * 8 + [True] * 3
+    assert len(list((tmp_path / "cache").glob("inaturalist-8px-*"))) == 1, "decoded once for all splits"
+
+
+def test_inaturalist_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("inaturalist", tmp_path, monkeypatch)
+    make_zip(folder / "inaturalist-geo.zip", [("inaturalist-geo/federated_train_geo_1k.csv", b""), ("a/test.csv", b"")])
+    with pytest.raises(
+        DataError, match=r"expected one federated_train.*geo_100.csv, found .*federated_train_geo_1k.csv"
+    ):
+        DATASETS["inaturalist"](clients="geo_100", **SMALL).load(tmp_path)
+    lists: list[Any] = [("x/federated_train_user_120k.csv", b"user,image_id,class\na,b,1\n"), ("x/test.csv", b"")]
+    make_zip(folder / "inaturalist-user-120k.zip", lists)
+    with pytest.raises(DataError, match=r"expected the column user_id in x/federated_train_user_120k.csv"):
+        DATASETS["inaturalist"](**SMALL).load(tmp_path)
+    lists = [("x/federated_train_user_120k.csv", b"user_id,image_id,class\na,../../b,1\n"), ("x/test.csv", b"")]
+    make_zip(folder / "inaturalist-user-120k.zip", lists)
+    with pytest.raises(DataError, match=r"expected an image and a class number"):
+        DATASETS["inaturalist"](**SMALL).load(tmp_path)

@@ -1,0 +1,266 @@
+"""Preparing a data set: the command line, downloads, interruptions, full disks, many jobs at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from archives import DATASETS, cifar_archive, level, official, publish, tiny_imagenet
+from test_cache import left
+from test_download import Server
+
+from fedbench import download, pixels
+from fedbench.data import DataError
+from fedbench.data_cli import main
+
+fork = multiprocessing.get_context("fork")  # importing everything anew would take seconds
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with a small Tiny ImageNet of ten images."""
+    official("tiny_imagenet", tmp_path / "data", monkeypatch)
+    return tmp_path / "data"
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_list_and_info(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in DATASETS)
+    assert "155,941 images, 1,203 classes, 9,275 users" in told
+    for name in DATASETS:
+        if name not in ("npz", "imagefolder"):  # those are nothing without a path
+            assert main(["info", name, "--root", str(tiny)]) == 0
+    told = capsys.readouterr().out
+    for said in (
+        "citation",
+        "licence",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "169,001,437 bytes",
+    ):
+        assert said in told
+
+
+def test_prepare_and_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tiny_imagenet", "--root", str(tiny), "--image-size", "16"]
+    assert main(["verify", *words]) == 1, "there is nothing yet"
+    assert main(["prepare", *words]) == 0
+    assert main(["verify", *words]) == 0
+    told = capsys.readouterr().out
+    assert "tiny_imagenet: 10 images of 16 x 16 pixels (6 training, 4 test), 200 classes" in told
+    assert "not the published 110,000 images" in told
+    assert "as third parties report" in told
+    (archive,) = (tiny / "tiny_imagenet").glob("*.zip")
+    archive.unlink()
+    assert main(["prepare", *words]) == 0, "the cache is enough"
+    (images,) = (tiny / "cache").rglob("images.npy")
+    with open(images, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")
+    assert main(["verify", *words]) == 1
+    assert "images.npy: expected sha256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["prepare", "tiny_imagnet"], 2, "did you mean 'tiny_imagenet'? legal: cifar10, "),
+        (["prepare", "tiny_imagenet", "--set", "size=3"], 2, "has the fields: image_size, skip"),
+        (
+            ["prepare", "tiny_imagenet", "--image-size", "0"],
+            2,
+            "image_size: Input should be greater than or equal to 1",
+        ),
+        (["prepare", "cifar10", "--image-size", "8"], 2, "has the fields: none"),
+        (["prepare", "inaturalist", "--set", "clients=geo_5"], 2, "Input should be 'user_120k', 'geo_100'"),
+        (["prepare", "tiny_imagenet", "--from", "/nowhere"], 1, "/nowhere: "),
+        (["prepare", "domainnet", "--from", "/etc"], 1, "/etc: expected clipart.zip or infograph.zip or"),
+        (["prepare", "digits", "--from", "/etc"], 1, "digits reads no archive"),
+        (["prepare", "pacs"], 1, "cannot be fetched without a person; it is offered at https://sketchx"),
+    ],
+)
+def test_mistakes_are_told(words: list[str], code: int, said: str, tmp_path: Path, capsys: Any) -> None:
+    assert main([*words, "--root", str(tmp_path)]) == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["archive", "renamed", "folder of archives", "unpacked", "above the unpacked"])
+def test_from(given: str, tiny: Path, tmp_path: Path) -> None:
+    (archive,) = (tiny / "tiny_imagenet").glob("*.zip")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    path = mine / ("other.zip" if given == "renamed" else archive.name)
+    archive.rename(path)
+    if "unpacked" in given:
+        subprocess.run(["python3", "-m", "zipfile", "-e", path, mine], check=True)
+        path.unlink()
+    where = {"archive": path, "renamed": path, "unpacked": mine / "tiny-imagenet-200"}.get(given, mine)
+    assert main(["prepare", "tiny_imagenet", "--root", str(tiny), "--from", str(where), "--set", "image_size=8"]) == 0
+    assert len(DATASETS["tiny_imagenet"](image_size=8).load(tiny).labels) == 10
+
+
+# ---------------------------------------------------------------- downloads
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.001)
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_prepare_fetches(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.content = cifar_archive(tmp_path / "server").read_bytes()
+    server.cuts = [len(server.content) // 2]
+    publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file")
+    root = tmp_path / "root"
+    assert main(["prepare", "cifar100", "--root", str(root)]) == 0
+    assert len(server.seen) == 2, "once more after the cut"
+    assert (root / "cifar100" / "cifar-100-python.tar.gz").read_bytes() == server.content
+    assert len(DATASETS["cifar100"]().load(root).labels) == 50
+    assert len(server.seen) == 2
+
+
+def test_a_run_fetches_what_is_small_and_says_how_to_get_the_rest(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = cifar_archive(tmp_path / "server").read_bytes()
+    publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=0)
+    with pytest.raises(
+        DataError, match=r"too much to fetch unasked: run python -m fedbench.data prepare cifar100 --root"
+    ):
+        DATASETS["cifar100"]().load(tmp_path / "root")
+    assert not server.seen
+    publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=len(server.content))
+    assert len(DATASETS["cifar100"]().load(tmp_path / "root").labels) == 50
+
+
+def test_a_failed_download_says_what_else_can_be_done(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar_archive(tmp_path / "server")
+    publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/gone")
+    with pytest.raises(DataError) as told:
+        DATASETS["cifar100"]().load(tmp_path / "root")
+    for said in ("404", f"{server.url}/gone", "put it at", str(tmp_path / "root" / "cifar100"), "--from PATH", "md5"):
+        assert said in str(told.value)
+    assert left(tmp_path / "root" / "cache") == []
+
+
+# ---------------------------------------------------------------- interruptions, full disks, many jobs
+
+
+class Counted(pixels._Work):
+    """Notes in the folder `counts` what each process decodes, and takes its time."""
+
+    counts: Path
+    seconds = 0.0
+
+    def _one(self, row: int, name: str, read: Any) -> None:
+        super()._one(row, name, read)
+        (self.counts / f"{os.getpid()}-{row}").touch()
+        time.sleep(self.seconds)
+
+
+@pytest.fixture
+def counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    Counted.counts, Counted.seconds = tmp_path / "counts", 0.0
+    Counted.counts.mkdir()
+    monkeypatch.setattr(pixels, "_Work", Counted)
+    monkeypatch.setattr(pixels, "SAFE_EVERY", 1)
+    return Counted.counts
+
+
+def prepare(root: Path, size: int = 8) -> None:
+    DATASETS["tiny_imagenet"](image_size=size).load(root)
+
+
+def test_a_killed_prepare_goes_on(tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "cores", lambda: 1)
+    Counted.seconds = 0.1
+    victim = fork.Process(target=prepare, args=(tiny,))
+    victim.start()
+    while len(list(counts.iterdir())) < 7:  # four wait in the queue of one worker: by now some are noted as done
+        time.sleep(0.01)
+    assert victim.pid
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    (half,) = (tiny / "cache").glob(".tiny_imagenet-8px-*.tmp")
+    done = int(np.fromfile(half / "done.bin", dtype=bool).sum())
+    assert 0 < done < 10
+    Counted.seconds = 0.0
+    made = DATASETS["tiny_imagenet"](image_size=8).load(tiny)
+    assert len(list(counts.glob(f"{os.getpid()}-*"))) == 10 - done, "only the rest is decoded"
+    assert [round(value, -1) for value in level(made.images)] == [0, 10, 20, 40, 50, 60, 200, 210, 220, 230]
+    assert len(left(tiny / "cache")) == 2, "the table and the pixels, and nothing half-made"
+
+
+def test_many_jobs_decode_once(tiny: Path, counts: Path) -> None:
+    jobs = [fork.Process(target=prepare, args=(tiny,)) for _ in range(8)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0] * 8
+    assert sorted(int(path.name.partition("-")[2]) for path in counts.iterdir()) == list(range(10))
+
+
+def refused(root: Path, said: list[str], limit: int) -> None:
+    """In a process of its own: prepare with too little room, and write down what is said."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        prepare(root, 64)
+    except DataError as error:
+        (root / "said").write_text(str(error))
+
+
+def check_refusal(root: Path, limit: int = 0) -> None:
+    job = fork.Process(target=refused, args=(root, [], limit))
+    job.start()
+    job.join(60)
+    assert job.exitcode == 0
+    assert "this cache cannot be written" in (root / "said").read_text()
+    assert [name for name in left(root / "cache") if "px" in name] == [], "no half cache"
+
+
+def test_a_limit_on_the_size_of_files(tiny: Path) -> None:
+    check_refusal(tiny, limit=64_000)  # ten images of 64 x 64 pixels take 122,880 bytes
+    prepare(tiny, 64)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        (small / "tiny_imagenet").mkdir()
+        tiny_imagenet(small / "tiny_imagenet")
+        publish(monkeypatch, "tiny_imagenet", small / "tiny_imagenet")
+        check_refusal(small)
+        assert "No space left" in (small / "said").read_text()
+        prepare(small, 8)
+    finally:
+        subprocess.run(["umount", small], check=True)
