@@ -19,10 +19,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("local", "cost"),
     ("setting",),
     ("evaluation",),
-    ("simulation",),
+    ("simulation", "contract"),
     ("job",),
     ("launch", "watch"),
-    ("sweep", "data_cli", "pretrain"),
+    ("sweep", "data_cli", "pretrain", "check", "methods"),
 )
 TORCH_FREE = ("tables", "figures", "page", "report", "records")
 ALLOWED_ACROSS = {

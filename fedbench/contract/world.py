@@ -1,9 +1,9 @@
-"""A run in miniature for tests of the core: a random ViT of 4 blocks, 16 px noise images, uneven clients, float64."""
+"""A run in miniature for the contract checks: a random ViT of 4 blocks, 16 px noise images, uneven clients, float64."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import itertools
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,14 +17,14 @@ from fedbench.config import Local
 from fedbench.cost import task_of
 from fedbench.images import Images
 from fedbench.local import Trainer
-from fedbench.method import Aggregation, Method
-from fedbench.plugins import plugins
+from fedbench.method import Aggregation, Method, Report, Task
 from fedbench.server import Server, parameters
 
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # training samples of each client: none fills its last batch alike
 
 
 def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
+    """D = 32, L = 4, four patches of 8 px, random weights."""
     torch.manual_seed(3)
     vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2, num_classes=0)
     for value in vit.parameters():  # timm starts with a near-zero CLS and positions; here every part must matter
@@ -34,7 +34,7 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
 
 @dataclasses.dataclass
 class Tiny:
-    """What a test needs to train and merge: like fedbench.setting.Setting, without a dataset or a folder."""
+    """What a check needs to train and merge: like fedbench.setting.Setting, without a dataset or a folder."""
 
     trainer: Trainer
     server: Server
@@ -43,9 +43,11 @@ class Tiny:
 
     @property
     def cohort(self) -> Cohort:
+        """The method on the backbone."""
         return self.trainer.cohort
 
     def batches(self, clients: Any, batch_size: int | None = None, round_: int = 1) -> list[data.Batches]:
+        """The batches of `clients` in a round, one a local phase."""
         local = self.trainer.local
         return [
             data.batches(
@@ -54,67 +56,98 @@ class Tiny:
             for phase in range(len(self.trainer.phases))
         ]
 
-    def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Any:
+    def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Report:
         """Train `clients`; `change` replaces fields of the trainer."""
         trainer = dataclasses.replace(self.trainer, **change)
         batches = batches or self.batches(clients, round_=round_)
         sent = self.server.send(torch.from_numpy(batches[0].clients))
         return trainer.train(sent, self.server.read(), batches, trainer.local.lr)
 
+    def copy(self) -> Tiny:
+        """The same, with a server of its own that may change."""
+        server = copy.copy(self.server)
+        server.values, server.memory = copy.deepcopy((server.values, server.memory))
+        return dataclasses.replace(self, server=server)
+
     def introduce(self, clients: Any) -> None:
+        """Let the server have the statistics of `clients`."""
         method = self.cohort.method
-        if method.statistics is None:
+        features = self.cohort.features
+        if method.statistics is None or features is None:
             return
+        labels = self.cohort.labels
         stats = [
-            method.statistics(
-                self.server.read(), self.cohort.features[self.train[k]], self.cohort.labels[self.train[k]]
-            )
-            for k in clients
+            method.statistics(self.server.read(), features[mine], labels[mine])
+            for mine in (self.train[k] for k in clients)
         ]
         self.server.absorb({name: torch.stack([s[name] for s in stats]) for name in stats[0]})
+
+
+def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """The clients' samples, all images, and their labels; 20 images are nobody's."""
+    draw = np.random.default_rng(0)
+    train = tuple(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+    count = sum(SIZES) + 20
+    return train, draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), draw.integers(0, CLASSES, count)
+
+
+def task(vit: Backbone | None = None) -> Task:
+    """What a method may know of this world."""
+    train, _, labels = _samples()
+    counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
+    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0)
 
 
 def tiny(
     method: Method, aggregation: Aggregation | None = None, dtype: torch.dtype = torch.float64, **local: Any
 ) -> Tiny:
+    """A run of `method` before its first round; `local` are fields of the recipe."""
     vit = backbone(dtype)
-    draw = np.random.default_rng(0)
-    train = tuple(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
-    count = sum(SIZES) + 20
-    pixels = draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    labels = draw.integers(0, CLASSES, count)
-    counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
+    train, pixels, labels = _samples()
     images = Images(pixels, 16, vit.mean, vit.std, torch.device("cpu"), dtype)
-    task = task_of(vit, CLASSES, torch.from_numpy(counts).float(), seed=0)
     aggregation = aggregation or Aggregation()
-    spec = parameters(method, aggregation, task)
+    spec = parameters(method, aggregation, task(vit))
     with torch.no_grad():
-        features = vit(images.batch(torch.arange(count)))[0]["cls"]
+        features = vit(images.batch(torch.arange(len(labels))))[0]["cls"] if method.reads_features(vit.depth) else None
     cohort = Cohort(method, spec, vit, images, torch.from_numpy(labels), features)
     recipe = Local(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     trainer = Trainer(cohort, aggregation, recipe, chunk=CLIENTS)
     return Tiny(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
 
 
-def variants(kind: Literal["method", "aggregation"]) -> dict[str, Any]:
-    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch."""
-    found: dict[str, Any] = {}
-    for name, cls in plugins().classes[kind].items():
-        found[name] = cls()
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            hint = hints[field.name]
-            values = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
-            for value in values:
-                if value != field.default:
-                    found[f"{name}-{field.name}={value}"] = cls(**{field.name: value})
+def variants(name: str, cls: type, **given: Any) -> dict[str, Any]:
+    """A plug-in with its defaults and `given`, and once with each other value of each field that is a choice or a switch."""
+    found: dict[str, Any] = {name: (first := cls(**given))}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(first):
+        hint = hints[field.name]
+        values = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
+        for value in values:
+            if value != getattr(first, field.name):
+                found[f"{name}-{field.name}={value}"] = cls(**{**given, field.name: value})
     return found
 
 
-METHODS, AGGREGATIONS = variants("method"), variants("aggregation")
-# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the
-# client, some merged by the method itself.
-STRUCTURES = ("fedvpt", "fedvpt-head=local", "pep_fedpt-average=class_counts")
-PAIRS = {
-    f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"
-}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A method with an aggregation, to be checked; worlds that have been warmed up are kept, and must not be changed."""
+
+    method: Method
+    aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)
+    _worlds: dict[str, Tiny] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def trains(self) -> bool:
+        """Whether clients train anything."""
+        return any(param.trains for param in self.method.params(task()).values())
+
+    def warmed(self, **options: Any) -> Tiny:
+        """A world after one merged round, so that no value is still at zero; `options` as in `tiny`."""
+        key = repr(sorted(options.items(), key=str))
+        if key not in self._worlds:
+            small = tiny(self.method, self.aggregation, **options)
+            small.introduce(range(CLIENTS))
+            if small.trainer.phases:
+                small.server.merge(small.round((1, 2, 3), round_=0))
+            self._worlds[key] = small
+        return self._worlds[key]

@@ -1,0 +1,25 @@
+"""The miniature run of `fedbench.contract`, and every plug-in of the folders in all its variants."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from fedbench.contract.world import CLASSES, CLIENTS, SIZES, Tiny, backbone, tiny, variants
+from fedbench.plugins import Kind, plugins
+
+__all__ = ["AGGREGATIONS", "CLASSES", "CLIENTS", "METHODS", "PAIRS", "SIZES", "Tiny", "backbone", "plugins", "tiny"]
+
+
+def every(kind: Kind) -> dict[str, Any]:
+    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch."""
+    return {key: made for name, cls in plugins().classes[kind].items() for key, made in variants(name, cls).items()}
+
+
+METHODS, AGGREGATIONS = every("method"), every("aggregation")
+# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the
+# client, some merged by the method itself.
+STRUCTURES = ("fedvpt", "fedvpt-head=local", "pep_fedpt-average=class_counts")
+PAIRS = {
+    f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"
+}
