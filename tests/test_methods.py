@@ -11,18 +11,22 @@ from fedbench.contract import Check, ContractError, form, isolation, rounds
 from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import Case
 from fedbench.method import Aggregation
+from fedbench.server import bytes_of_sums
 
 CASES = {name: Case(method, Aggregation()) for name, method in tiny.METHODS.items()}
 CASES |= {name: Case(*pair) for name, pair in tiny.PAIRS.items()}
 CHECKS = [*rounds.CHECKS, *isolation.CHECKS]
-TRAINED = [name for name, case in CASES.items() if case.trains]
+MERGED = [name for name, case in CASES.items() if case.trains]
+# What the server does with what came back is no matter of the clients: here every aggregation that has a part in their loss.
+TRAINED = [name for name in MERGED if name not in tiny.PAIRS or CASES[name].aggregation.extra_loss is not None]
+CONCERNS = {"run": list(CASES), "merge": MERGED, "round": TRAINED}
 
 
 def test_plug_ins_are_found():
     assert {"head_only", "fedvpt", "fedvpt_deep", "pep_fedpt", "fedncm"} <= tiny.METHODS.keys()
-    assert {"fedavg", "fedprox"} <= tiny.AGGREGATIONS.keys()
+    assert {"fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi"} <= tiny.AGGREGATIONS.keys()
     assert len(TRAINED) > 20
-    assert len(CHECKS) >= 14
+    assert len(CHECKS) >= 15
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,7 @@ def test_plug_ins_are_found():
         pytest.param(case, check, id=f"{name}-{check.name}")
         for name, case in CASES.items()
         for check in CHECKS
-        if check.of == "run" or name in TRAINED
+        if name in CONCERNS[check.of]
     ],
 )
 def test_contract(case: Case, check: Check):
@@ -42,6 +46,16 @@ def test_contract(case: Case, check: Check):
 def test_form(check: Check):
     for plugin in [*tiny.METHODS.values(), *tiny.AGGREGATIONS.values()]:
         check.run(plugin)
+
+
+def test_statistics_are_sent_for_classes_that_a_client_has():
+    small = tiny.tiny(tiny.METHODS["fedncm"], dtype=torch.float32)
+    each = small.statistics(range(tiny.CLIENTS))
+    counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
+    # float32 [32] sums, counts and the class's number with each, of every (client, class) pair
+    pairs = [len(set(small.labels[part])) for part in small.train]
+    assert counted == sum(4 * min(33 * n, 32 * 5) + 4 * min(2 * n, 5) for n in pairs)
+    assert min(pairs) == 1
 
 
 # -- the contract can fail: break the core on purpose and see each break caught --------------------------------------

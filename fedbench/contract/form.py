@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.contract import ContractError, check
-from fedbench.data import Dataset, Partitioner
+from fedbench.data import Dataset, Partitioner, SplitSource
 from fedbench.method import Aggregation, Method
 
-BASES: tuple[type, ...] = (Method, Aggregation, Dataset, Partitioner)
+BASES: tuple[type, ...] = (Method, Aggregation, Dataset, Partitioner, SplitSource)
 # What each hook is called with: as in fedbench/method.py and fedbench/data (a test compares them).
 HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
     Method: {
@@ -31,22 +31,25 @@ HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
         "statistics": ("p", "query", "y"),
         "absorb": ("server", "stats"),
         "send": ("server", "clients"),
+        "newcomer": ("p",),
         "merge": ("server", "report"),
     },
-    Aggregation: {"extra_loss": ("p", "sent"), "params": ("spec",), "merge": ("server", "report", "mean")},
+    Aggregation: {"extra_loss": ("p", "sent"), "params": ("spec", "task"), "merge": ("server", "report", "mean")},
     Dataset: {"load": ("root",)},
     Partitioner: {
         "groups": ("samples",),
         "shares": ("samples", "clients", "stream"),
         "assign": ("samples", "clients", "stream"),
+        "deal": ("samples", "clients", "seed", "need"),
     },
+    SplitSource: {"deal": ("samples", "clients", "seed", "need")},
 }
 FAMILIES = ("global", "personalised", "grouped", "training-free", "reference")
 DEPTH = 4  # of the miniature backbone
 
 
 def base_of(plugin: Any) -> type:
-    """Method, Aggregation, Dataset or Partitioner: of which the object `plugin` is one."""
+    """Method, Aggregation, Dataset, Partitioner or SplitSource: of which the object `plugin` is one."""
     return next(base for base in BASES if isinstance(plugin, base))
 
 
@@ -119,8 +122,10 @@ def hooks_are_complete(plugin: Any) -> None:
             need("extra_loss", "the only one that reads the views")
     elif isinstance(plugin, Dataset) and not own("load"):
         need("load", "that reads the samples")
-    elif isinstance(plugin, Partitioner) and not own("shares") and not own("assign"):
+    elif isinstance(plugin, Partitioner) and not (own("shares") or own("assign") or own("deal")):
         need("shares", "or assign()")
+    elif base is SplitSource and not own("deal"):
+        need("deal", "that says whose each sample is")
 
 
 def _moments(method: Method) -> Iterator[Method]:

@@ -16,10 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, Tiny, task
+from fedbench.contract.world import CLIENTS, SIZES, Case, Tiny, task, tiny
 from fedbench.evaluation import accuracies
 from fedbench.method import Param, Report, told
-from fedbench.server import nbytes
+from fedbench.server import bytes_of_sums
 from fedbench.stacked import rows
 
 COHORT = (4, 0, 5, 2)  # of 9, 7, 1 and 12 samples: 6, 4, 2 and 6 batches of 4 in 2 epochs
@@ -76,6 +76,16 @@ def params_are_declared(case: Case) -> None:
             raise ContractError(where, "home shared, local, server or server_only", repr(param.home))
         if param.rows and param.home != "local":
             raise ContractError(where, "rows with home local only", f"home {param.home}")
+        if param.rows is not None:
+            mine = param.rows(torch.arange(CLIENTS))
+            if mine.shape != (CLIENTS, *param.init.shape) or not torch.equal(mine[3:4], param.rows(torch.tensor([3]))):
+                raise ContractError(
+                    f"{where}, rows",
+                    f"clients [K] -> [K, {', '.join(map(str, param.init.shape))}], a row a function of its client alone",
+                    f"{list(mine.shape)} for {CLIENTS} clients, client 3's row another one alone"
+                    if mine.shape == (CLIENTS, *param.init.shape)
+                    else f"{list(mine.shape)} for {CLIENTS} clients",
+                )
         if not torch.equal(param.init, again[name].init):
             raise ContractError(
                 where,
@@ -150,7 +160,7 @@ def what_trains_moves_and_nothing_else(case: Case) -> None:
             )
 
 
-@check("round")
+@check("merge")
 def absent_clients_are_untouched(case: Case) -> None:
     """A round leaves what it holds of other clients, and finite numbers."""
     small = case.warmed().copy()
@@ -168,10 +178,7 @@ def absent_clients_are_untouched(case: Case) -> None:
 
 def kept(small: Tiny, clients: Tensor) -> dict[str, Tensor]:
     """What the clients hold themselves, {name: [K, ...]}."""
-    server = small.server
-    made = server._made(clients)
-    sent = server.send(clients)
-    return {n: v for n, v in sent.items() if server.spec[n].home == "local" and n not in made}
+    return small.server.memory.read(clients)
 
 
 @check("run")
@@ -189,7 +196,7 @@ def bytes_are_those_of_what_is_serialised(case: Case) -> None:
     report = small.round([2])
     back = {name: report.got[name] for name in shared if server.spec[name].trains}
     _count("up", payload(back | {f"gradient.{name}": value for name, value in report.gradient.items()}), up)
-    _count("observed", payload(report.seen), sum(nbytes(value) for value in report.seen.values()))
+    _count("observed", cheapest(report.seen), sum(bytes_of_sums(value) for value in report.seen.values()))
     return None
 
 
@@ -206,6 +213,30 @@ def payload(tensors: dict[str, Tensor]) -> int:
     header = int.from_bytes(blob[:8], "little")
     json.loads(blob[8 : 8 + header])
     return len(blob) - 8 - header
+
+
+@check("run")
+def bytes_of_statistics_are_those_of_what_is_serialised(case: Case) -> None:
+    """Statistics, written as safetensors: rows of classes that a client has, or all, whichever is less."""
+    if case.method.statistics is None:
+        return
+    small = tiny(case.method, case.aggregation, dtype=torch.float32)
+    each = small.statistics(range(CLIENTS))
+    counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
+    written = sum(cheapest({name: value[None]}) for stats in each for name, value in stats.items())
+    _count("of statistics", written, counted)
+
+
+def cheapest(sums: Mapping[str, Tensor]) -> int:
+    """Each client's sums as safetensors: whole, or the rows that are not zero with their numbers, whichever is less."""
+    total = 0
+    for stacked in sums.values():
+        for value in stacked:
+            filled = [i for i, one in enumerate(value) if one.count_nonzero()] if value.dim() else []
+            sparse = {"rows": value[filled], "at": torch.tensor(filled, dtype=torch.int32)} if value.dim() else None
+            whole = payload({"all": value})
+            total += whole if sparse is None else min(whole, payload(sparse))
+    return total
 
 
 @check("run")
@@ -240,5 +271,6 @@ CHECKS = (
     what_trains_moves_and_nothing_else,
     absent_clients_are_untouched,
     bytes_are_those_of_what_is_serialised,
+    bytes_of_statistics_are_those_of_what_is_serialised,
     evaluation_equals_the_loop_over_samples,
 )

@@ -69,18 +69,17 @@ class Tiny:
         server.values, server.memory = copy.deepcopy((server.values, server.memory))
         return dataclasses.replace(self, server=server)
 
+    def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
+        """What each of `clients` reports once; nothing for a method that asks for nothing."""
+        hook, features, labels = self.cohort.method.statistics, self.cohort.features, self.cohort.labels
+        if hook is None or features is None:
+            return []
+        return [hook(self.server.read(), features[mine], labels[mine]) for mine in (self.train[k] for k in clients)]
+
     def introduce(self, clients: Any) -> None:
         """Let the server have the statistics of `clients`."""
-        method = self.cohort.method
-        features = self.cohort.features
-        if method.statistics is None or features is None:
-            return
-        labels = self.cohort.labels
-        stats = [
-            method.statistics(self.server.read(), features[mine], labels[mine])
-            for mine in (self.train[k] for k in clients)
-        ]
-        self.server.absorb({name: torch.stack([s[name] for s in stats]) for name in stats[0]})
+        if stats := self.statistics(clients):
+            self.server.absorb({name: torch.stack([s[name] for s in stats]) for name in stats[0]})
 
 
 def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
