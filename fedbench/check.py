@@ -111,7 +111,7 @@ def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     if wrong := [name for name in given if name not in legal]:
         raise PluginError(f"{file}: no field {wrong[0]!r}; legal: {', '.join(legal)}")
     try:
-        made = TypeAdapter(cls).validate_python(given)
+        made: Any = TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PluginError(f"{file}: {mistakes} (give it with --set FIELD=VALUE)") from error

@@ -23,8 +23,8 @@ class ContractError(ValueError):
 class Check:
     """One promise of a plug-in, with a name and a sentence.
 
-    ``of``: what it is about - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that
-    trains), "merge" (the same: what the server does with what comes back), "dataset" or "partition". ``warns``: what it finds may be meant.
+    ``of``: what it is about - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that trains), "merge" (the
+    same: what the server does with what comes back), "dataset" or "partition". ``warns``: what it finds may be meant.
     """
 
     name: str

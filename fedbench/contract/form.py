@@ -145,7 +145,7 @@ def public_names_are_hooks(plugin: Any) -> None:
     tree = ast.parse(Path(inspect.getfile(cls)).read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     fields = {field.name for field in dataclasses.fields(cls)}
-    for owner in cls.__mro__[: cls.__mro__.index(base)]:
+    for owner in (one for one in cls.__mro__ if one.__module__ == cls.__module__):
         for name in vars(owner):
             if name.startswith("_") or hasattr(base, name) or name in fields | used:
                 continue
