@@ -95,7 +95,7 @@ def as_text(entries: Iterable[Entry]) -> str:
     """For a terminal: every field on a line of its own, those of all methods once at the end."""
     lines = []
     for entry in entries:
-        mark = ", a reference" if entry.reference else ""
+        mark = ", a reference" if entry.reference and entry.family != "reference" else ""
         lines += [f"{entry.name}  ({entry.family}{mark})", *_wrapped(entry.sentence, "    "), f"    {entry.citation}"]
         for field in entry.fields:
             if field.name not in COMMON:
