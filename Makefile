@@ -1,9 +1,9 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
-# pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant.
+# pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the README takes from the code.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test test-all pin check lock
+.PHONY: env demo test test-all pin check docs lock
 
 env: .venv/installed
 
@@ -31,6 +31,9 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env
+	$(BIN)/python -m fedbench.methods --write README.md
 
 lock:
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

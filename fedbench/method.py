@@ -167,6 +167,10 @@ class Method:
             self.layers(depth) or self.taps(depth) or self.pixels is not None or self.backbone_weights is not None
         )
 
+    def reads_features(self, depth: int) -> bool:
+        """Whether the prompt-free features are needed: by a hook, or in place of a backbone with `depth` blocks."""
+        return self.uses_query or self.statistics is not None or not self.touches(depth)
+
     def layers(self, depth: int) -> tuple[int, ...]:
         """The blocks, of a backbone with `depth` blocks, at which `prompts` is called."""
         return ()

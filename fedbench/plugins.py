@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from fedbench import data, method
@@ -73,17 +74,23 @@ def load(path: Path, class_name: str, base: type) -> type:
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
-    spec = importlib.util.spec_from_file_location(f"fedbench_plugin_{path.parent.name}_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # before exec: dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is the file's fault, and is named
-        raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
+    module = execute(path, f"fedbench_plugin_{path.parent.name}_{path.stem}")
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         raise PluginError(f"{path}: expected a class {class_name!r}, a frozen dataclass derived from {base.__name__}")
     _loaded[path] = cls
     return cls
+
+
+def execute(path: Path, name: str) -> ModuleType:
+    """The file `path` run as a new module called `name`. Raises PluginError with whatever the file raises."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before exec: dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises is the file's fault, and is named
+        raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
+    return module

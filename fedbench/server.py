@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,11 +82,14 @@ class Server:
         return made
 
     def _made(self, clients: Tensor) -> Stacked:
-        return self.method.send(self.values, clients) if self.method.send is not None else {}
+        if self.method.send is None:
+            return {}
+        return self._declared(self.method.send, self.method.send(self.values, clients), rows=len(clients))
 
     def absorb(self, stats: Mapping[str, Tensor]) -> None:
         """Take in the statistics {name: [K, ...]} of clients that take part for the first time."""
-        self.values |= {name: value.detach() for name, value in self.method.absorb(self.values, stats).items()}
+        new = self._declared(self.method.absorb, self.method.absorb(self.values, stats))
+        self.values |= {name: value.detach() for name, value in new.items()}
 
     def merge(self, report: Report) -> None:
         """Average what came back by n_k, let the method and then the aggregation replace values, and keep local rows."""
@@ -95,13 +99,31 @@ class Server:
         }
         new = mean | {n: v for n, v in report.got.items() if spec[n].home == "local" and spec[n].trained}
         if self.method.merge is not None:
-            new |= self.method.merge(self.values, report)
-        new |= self.aggregation.merge(self.values, report, {name: new[name] for name in mean})
+            new |= self._declared(self.method.merge, self.method.merge(self.values, report), len(report.clients))
+        more = self.aggregation.merge(self.values, report, {name: new[name] for name in mean})
+        new |= self._declared(self.aggregation.merge, more, len(report.clients))
         for name, value in new.items():
             if self.spec[name].home == "local":
                 self.memory.write(report.clients, name, value)
             else:
                 self.values[name] = value.detach()
+
+    def _declared(self, hook: Any, made: Any, rows: int = 0) -> Stacked:
+        """What `hook` made, if it is as params() declares it: local values, and all that is sent, with a row for each of `rows`
+        clients. What is not averaged may change its shape. Raises HookError."""
+        if not isinstance(made, dict):
+            raise HookError(f"{told(hook)}: expected {{name: tensor}}, given {type(made).__name__}")
+        for name, value in made.items():
+            if name not in self.spec:
+                raise HookError(f"{told(hook)}: {name!r} is not one of params(): {', '.join(self.spec)}")
+            param, sent = self.spec[name], hook == self.method.send
+            stacked = sent or param.home == "local"
+            free = not (param.home == "local" or param.aggregated)
+            wanted = [rows] * stacked + list(param.init.shape)
+            given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if given != wanted and not (free and isinstance(given, list) and (not stacked or given[:1] == [rows])):
+                raise HookError(f"{told(hook)}: {name!r} expected {wanted}, given {given}")
+        return made
 
     def bytes_per_client(self) -> tuple[int, int]:
         """Bytes (up, down) of one client's round, without observed sums and statistics: each value at its own size.

@@ -98,10 +98,9 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     _fits(method, spec)
     per_pass = cost.one_pass(method, spec, vit)
     chunk = machine.chunk_images or cost.chunk_images(per_pass, device)
-    wants = method.uses_query or method.statistics is not None or not method.touches(vit.depth)
     weights, contents = vit.weights_hash(), data_hash(samples)
     cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
-    query = features(vit, images, cached, machine.data) if wants else None
+    query = features(vit, images, cached, machine.data) if method.reads_features(vit.depth) else None
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
     cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")

@@ -22,10 +22,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("local", "cost"),
     ("setting",),
     ("evaluation",),
-    ("simulation",),
+    ("simulation", "contract"),
     ("job",),
     ("launch", "watch", "split_view"),
-    ("sweep", "data_cli", "pretrain"),
+    ("sweep", "data_cli", "pretrain", "check", "methods"),
 )
 TORCH_FREE = ("tables", "figures", "split_figure", "page", "report", "records")
 ALLOWED_ACROSS = {

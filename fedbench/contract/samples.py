@@ -1,0 +1,121 @@
+"""What a dataset gives and how a partitioner deals: the promises that every run relies on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fedbench.contract import ContractError, check
+from fedbench.data import Dataset, Partitioner, Samples, Split, split
+
+CLIENTS, CLASSES, DOMAINS, USERS = 6, 5, 3, 30
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A dataset with the folder that its downloads and caches lie in."""
+
+    dataset: Dataset
+    root: Path
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Loaded once for all checks."""
+        return self.dataset.load(self.root)
+
+
+@check("dataset")
+def samples_are_whole(case: OnDisk) -> None:
+    """load() gives training and test images with labels, domains and users from 0 on, and names that differ."""
+    samples = case.samples
+    if not isinstance(samples, Samples):
+        raise ContractError("load()", "Samples(images, labels, is_test, ...)", type(samples).__name__)
+    test, count = int(samples.is_test.sum()), len(samples.labels)
+    if not 0 < test < count:
+        raise ContractError("load(), is_test", "training and test samples", f"{test} of {count} for testing")
+    for name, names in (("domain", samples.domain_names), ("user", ())):
+        column = getattr(samples, name)
+        if column is not None and (column.min() < 0 or (names and column.max() >= len(names))):
+            raise ContractError(
+                f"load(), {name}", f"0..{len(names) - 1 if names else '...'}", f"{column.min()}..{column.max()}"
+            )
+    for label, names in (("class_names", samples.class_names), ("domain_names", samples.domain_names)):
+        if len(set(names)) != len(names):
+            raise ContractError(f"load(), {label}", "names that differ", "a name twice")
+    missing = set(range(samples.num_classes)) - set(np.unique(samples.labels[~samples.is_test]).tolist())
+    if not samples.class_names and missing:
+        raise ContractError("load(), labels", "training samples of every class", f"none of class {min(missing)}")
+
+
+@check("dataset")
+def loading_again_gives_the_same(case: OnDisk) -> None:
+    """load() gives the same samples in the same order each time."""
+    again = case.dataset.load(case.root)
+    for column in dataclasses.fields(Samples):
+        one, other = getattr(case.samples, column.name), getattr(again, column.name)
+        if not (np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other):
+            raise ContractError(f"load(), {column.name}", "the same each time", "another one")
+
+
+def some() -> Samples:
+    """Samples to deal: 40 for training and 20 for testing of each of five classes, of three domains and 30 users, mixed."""
+    draw = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), 60)[draw.permutation(60 * CLASSES)]
+    is_test = np.zeros(len(labels), dtype=bool)
+    for c in range(CLASSES):
+        is_test[np.flatnonzero(labels == c)[:20]] = True
+    images = np.zeros((len(labels), 1, 1, 3), dtype=np.uint8)
+    user = draw.integers(0, USERS, len(labels))
+    names = tuple(f"class {c}" for c in range(CLASSES)), tuple(f"domain {d}" for d in range(DOMAINS))
+    return Samples(images, labels, is_test, user % DOMAINS, user, *names)
+
+
+def dealt(partitioner: Partitioner, seed: int = 0) -> Split:
+    """`some` samples dealt to six clients. Raises DataError."""
+    return split(some(), partitioner, CLIENTS, held_out=1, validation=0.1, seed=seed)
+
+
+@check("partition")
+def a_split_is_sound(partitioner: Partitioner) -> None:
+    """Every client has training, validation and test samples, and no sample is dealt twice."""
+    made = dealt(partitioner)
+    used = np.concatenate([part.indices for part in (made.train, made.validation, made.test)])
+    if len(np.unique(used)) != len(used):
+        raise ContractError("deal()", "each sample at one client", f"{len(used) - len(np.unique(used))} dealt twice")
+    for k in range(CLIENTS):
+        for name in ("train", "validation", "test"):
+            mine = getattr(made, name)[k]
+            if not len(mine):
+                raise ContractError("deal()", f"{name} samples for client {k}", "none")
+
+
+@check("partition")
+def a_split_is_its_seed(partitioner: Partitioner) -> None:
+    """The same seed deals the same, whatever was dealt before: draws come from `stream` alone."""
+    first = dealt(partitioner).hash
+    dealt(partitioner, seed=1)
+    if dealt(partitioner).hash != first:
+        raise ContractError("shares()", "the same split for the same seed: draw from `stream` alone", "another split")
+
+
+@check("partition")
+def images_are_not_read(partitioner: Partitioner) -> None:
+    """A split depends on labels, domains and users alone."""
+    samples = some()
+    other = dataclasses.replace(samples, images=samples.images + 9)
+    hashes = {split(s, partitioner, CLIENTS, 1, 0.1).hash for s in (samples, other)}
+    if len(hashes) != 1:
+        raise ContractError("shares()", "a split of labels, domains and users alone", "one that images change")
+
+
+CHECKS = (
+    samples_are_whole,
+    loading_again_gives_the_same,
+    a_split_is_sound,
+    a_split_is_its_seed,
+    images_are_not_read,
+)

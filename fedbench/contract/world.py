@@ -1,0 +1,152 @@
+"""A run in miniature for the contract checks: a random ViT of 4 blocks, 16 px noise images, uneven clients, float64."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from fedbench import data
+from fedbench.backbone import Backbone
+from fedbench.cohort import Cohort
+from fedbench.config import Local
+from fedbench.cost import task_of
+from fedbench.images import Images
+from fedbench.local import Trainer
+from fedbench.method import Aggregation, Method, Report, Task
+from fedbench.server import Server, parameters
+
+CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # training samples of each client: none fills its last batch alike
+
+
+def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
+    """D = 32, L = 4, four patches of 8 px, random weights."""
+    torch.manual_seed(3)
+    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2, num_classes=0)
+    for value in vit.parameters():  # timm starts with a near-zero CLS and positions; here every part must matter
+        torch.nn.init.normal_(value, std=0.15)
+    return Backbone(vit, (0.5,) * 3, (0.5,) * 3).to(dtype)
+
+
+@dataclasses.dataclass
+class Tiny:
+    """What a check needs to train and merge: like fedbench.setting.Setting, without a dataset or a folder."""
+
+    trainer: Trainer
+    server: Server
+    train: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+    @property
+    def cohort(self) -> Cohort:
+        """The method on the backbone."""
+        return self.trainer.cohort
+
+    def batches(self, clients: Any, batch_size: int | None = None, round_: int = 1) -> list[data.Batches]:
+        """The batches of `clients` in a round, one a local phase."""
+        local = self.trainer.local
+        return [
+            data.batches(
+                self.train, np.asarray(clients), batch_size or local.batch_size, local.epochs, 0, round_, phase
+            )
+            for phase in range(len(self.trainer.phases))
+        ]
+
+    def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Report:
+        """Train `clients`; `change` replaces fields of the trainer."""
+        trainer = dataclasses.replace(self.trainer, **change)
+        batches = batches or self.batches(clients, round_=round_)
+        sent = self.server.send(torch.from_numpy(batches[0].clients))
+        return trainer.train(sent, self.server.read(), batches, trainer.local.lr)
+
+    def copy(self) -> Tiny:
+        """The same, with a server of its own that may change."""
+        server = copy.copy(self.server)
+        server.values, server.memory = copy.deepcopy((server.values, server.memory))
+        return dataclasses.replace(self, server=server)
+
+    def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
+        """What each of `clients` reports once; nothing for a method that asks for nothing."""
+        hook, features, labels = self.cohort.method.statistics, self.cohort.features, self.cohort.labels
+        if hook is None or features is None:
+            return []
+        return [hook(self.server.read(), features[mine], labels[mine]) for mine in (self.train[k] for k in clients)]
+
+    def introduce(self, clients: Any) -> None:
+        """Let the server have the statistics of `clients`."""
+        if stats := self.statistics(clients):
+            self.server.absorb({name: torch.stack([s[name] for s in stats]) for name in stats[0]})
+
+
+def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """The clients' samples, all images, and their labels; 20 images are nobody's."""
+    draw = np.random.default_rng(0)
+    train = tuple(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+    count = sum(SIZES) + 20
+    return train, draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), draw.integers(0, CLASSES, count)
+
+
+def task(vit: Backbone | None = None) -> Task:
+    """What a method may know of this world."""
+    train, _, labels = _samples()
+    counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
+    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0)
+
+
+def tiny(
+    method: Method, aggregation: Aggregation | None = None, dtype: torch.dtype = torch.float64, **local: Any
+) -> Tiny:
+    """A run of `method` before its first round; `local` are fields of the recipe."""
+    vit = backbone(dtype)
+    train, pixels, labels = _samples()
+    images = Images(pixels, 16, vit.mean, vit.std, torch.device("cpu"), dtype)
+    aggregation = aggregation or Aggregation()
+    spec = parameters(method, aggregation, task(vit))
+    with torch.no_grad():
+        features = vit(images.batch(torch.arange(len(labels))))[0]["cls"] if method.reads_features(vit.depth) else None
+    cohort = Cohort(method, spec, vit, images, torch.from_numpy(labels), features)
+    recipe = Local(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
+    trainer = Trainer(cohort, aggregation, recipe, chunk=CLIENTS)
+    return Tiny(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
+
+
+def variants(name: str, cls: type, **given: Any) -> dict[str, Any]:
+    """A plug-in with its defaults and `given`, and once with each other value of each field that is a choice or a switch."""
+    found: dict[str, Any] = {name: (first := cls(**given))}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(first):
+        hint = hints[field.name]
+        values = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
+        for value in values:
+            if value != getattr(first, field.name):
+                found[f"{name}-{field.name}={value}"] = cls(**{**given, field.name: value})
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A method with an aggregation, to be checked; worlds that have been warmed up are kept, and must not be changed."""
+
+    method: Method
+    aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)
+    _worlds: dict[str, Tiny] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def trains(self) -> bool:
+        """Whether clients train anything."""
+        return any(param.trains for param in self.method.params(task()).values())
+
+    def warmed(self, **options: Any) -> Tiny:
+        """A world after one merged round, so that no value is still at zero; `options` as in `tiny`."""
+        key = repr(sorted(options.items(), key=str))
+        if key not in self._worlds:
+            small = tiny(self.method, self.aggregation, **options)
+            small.introduce(range(CLIENTS))
+            if small.trainer.phases:
+                small.server.merge(small.round((1, 2, 3), round_=0))
+            self._worlds[key] = small
+        return self._worlds[key]

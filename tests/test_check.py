@@ -1,0 +1,384 @@
+"""The command line of the contract: each kind of mistake in a plug-in is told with its hook, what was expected and found."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+from fedbench import check, data, method
+from fedbench.contract import form
+from fedbench.method import Aggregation, Method
+from fedbench.plugins import HOME, KINDS, PluginError
+
+HEAD = '''
+"""A plug-in of the tests."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedbench import data, method
+from fedbench.method import Param, class_sums, linear_head, option, tokens
+
+SEEN = []
+
+'''
+PROMPTED = {  # a sound method: a shared prompt and a client's own
+    "layers": "def layers(self, depth): return (0,)",
+    "params": """
+        def params(self, task):
+            start = task.prompt_init("prompt", 2, task.width)
+            return {"prompt": Param(start), "own": Param(start, "local")} | linear_head(task)
+    """,
+    "prompts": """
+        def prompts(self, layer, p, cls, query):
+            return {"prompt": tokens(p["prompt"], cls), "own": tokens(p["own"], cls)}
+    """,
+}
+SPARE = PROMPTED["params"].replace("| linear_head", '| {"spare": Param(start[0, 0])} | linear_head')
+CLASSES = {"method": "Method", "aggregation": "Aggregation", "dataset": "Dataset", "partition": "Partitioner"}
+
+
+def write(folder: Path, kind: str = "method", decorator: str = "@dataclass(frozen=True)", **members: str) -> Path:
+    """A plug-in file whose class has the given members; a method also those of `PROMPTED` that are not set to ''."""
+    name = CLASSES[kind]
+    module = "data" if kind in ("dataset", "partition") else "method"
+    found = {**(PROMPTED if kind == "method" else {}), **members}
+    body = "\n\n".join(indent(dedent(text).strip(), "    ") for text in found.values() if text)
+    path = folder / f"{kind}_{len(list(folder.iterdir()))}.py"
+    path.write_text(f'{HEAD}\n{decorator}\nclass {name}({module}.{name}):\n    """One."""\n\n{body or "    pass"}\n')
+    return path
+
+
+def first_wrong(path: Path) -> tuple[str, str]:
+    """The first check that a file breaks, with its defaults, and what it says."""
+    kind, cls = check.find(path)
+    for one, subjects in check.plan(kind, {path.stem: cls()}, path.parent):
+        if wrong := check.verdict(one, subjects):
+            return one.name, wrong
+    return "", ""
+
+
+WRONG: dict[str, tuple[dict[str, str], str, str]] = {
+    "no prompts()": (
+        {"prompts": ""},
+        "hooks_are_complete",
+        r"^prompts\(\): expected a hook prompts\(layer, p, cls, query\), .*; found none",
+    ),
+    "no layers()": ({"layers": ""}, "hooks_are_complete", r"^layers\(\): expected .*; found none"),
+    "no absorb()": (
+        {"statistics": "def statistics(self, p, query, y): return {}"},
+        "hooks_are_complete",
+        r"^absorb\(\): expected a hook absorb\(server, stats\), .*; found none",
+    ),
+    "prompts() of a wrong shape": (
+        {"prompts": 'def prompts(self, layer, p, cls, query): return {"prompt": p["prompt"] + 0 * p["own"]}'},
+        "samples_do_not_see_each_other",
+        r"prompts\(\), slot 'prompt': expected \[B, P, D\] = \[4, any, 32\] for one client, given \[2, 32\]",
+    ),
+    "logits() of a wrong shape": (
+        {"logits": 'def logits(self, p, out): return out["cls"].sum()'},
+        "samples_do_not_see_each_other",
+        r"logits\(\): expected \[B, C\] = .* for one client, given \[\]",
+    ),
+    "merge() of a wrong shape": (
+        {"merge": 'def merge(self, server, report): return {"prompt": report.got["prompt"]}'},
+        "",
+        r"merge\(\): 'prompt' expected \[2, 32\], given \[3, 2, 32\]",
+    ),
+    "merge() of an unknown value": (
+        {"merge": 'def merge(self, server, report): return {"promt": server["prompt"]}'},
+        "",
+        r"merge\(\): 'promt' is not one of params\(\): prompt, own, head.weight, head.bias",
+    ),
+    "a parameter that nothing uses": (
+        {"params": SPARE},
+        "samples_do_not_see_each_other",
+        r"params\(\) declares 'spare' as trained, but the loss does not depend on it: no hook uses it",
+    ),
+    "a parameter that nothing moves": (
+        {
+            "params": SPARE,
+            "logits": 'def logits(self, p, out): return F.linear(out["cls"], p["head.weight"]) + 0 * p["spare"] + 0 * '
+            'p["head.bias"]',
+        },
+        "what_trains_moves_and_nothing_else",
+        r"^params\(\) 'spare': expected a value that moves, .*; found no change",
+    ),
+    "initial values without a stream": (
+        {"params": 'def params(self, task): return {"prompt": Param(torch.randn(2, task.width))} | linear_head(task)'},
+        "params_are_declared",
+        r"^params\(\) 'prompt': expected the same initial value in every process",
+    ),
+    "send() that mixes clients": (
+        {
+            "send": 'def send(self, server, clients): return {"prompt": server["prompt"].expand(len(clients), 2, -1) + '
+            "clients.double().mean()}"
+        },
+        "send_keeps_clients_apart",
+        r"^send\(\), 'prompt': expected client 4's row to be the same alone; found a difference of",
+    ),
+    "merge() that mixes clients": (
+        {"merge": 'def merge(self, server, report): g = report.got["own"]; return {"own": g.mean(0).expand_as(g)}'},
+        "merge_keeps_clients_apart",
+        r"^merge\(\), 'own': expected client 4's row to come from its own report alone; found a difference of",
+    ),
+    "merge() that reads what stays with the client": (
+        {"merge": 'def merge(self, server, report): return {"prompt": report.got["own"].mean(0)}'},
+        "what_is_local_stays_with_the_client",
+        r"^merge\(\), 'prompt': expected no trace of what clients keep to themselves \(own\)",
+    ),
+    "state on the object": (
+        {"logits": "def logits(self, p, out): object.__setattr__(self, 'last', 1); return super().logits(p, out)"},
+        "nothing_is_remembered_outside_params",
+        r"expected values that last in params\(\), .*; found self.last set by a hook",
+    ),
+    "state in the module": (
+        {"logits": "def logits(self, p, out): SEEN.append(1); return super().logits(p, out)"},
+        "nothing_is_remembered_outside_params",
+        r"^the module: .*; found SEEN changed by a hook",
+    ),
+    "state on the class": (
+        {
+            "count": "count = 0",
+            "logits": """
+                def logits(self, p, out):
+                    type(self).count += 1
+                    return super().logits(p, out)
+            """,
+        },
+        "nothing_is_remembered_outside_params",
+        r"^the class: .*; found count changed by a hook",
+    ),
+    "prompts() that see other samples": (
+        {
+            "prompts": """
+                def prompts(self, layer, p, cls, query):
+                    return {"prompt": tokens(p["prompt"] + cls.mean(0), cls), "own": tokens(p["own"], cls)}
+            """
+        },
+        "samples_do_not_see_each_other",
+        r"^prompts\(\), slot 'prompt': expected what it gives for a sample to depend on that sample alone",
+    ),
+    "a loss that counts padding": (
+        {"extra_loss": 'def extra_loss(self, p, sent, out, query): return out["cls"].square().mean()'},
+        "samples_do_not_see_each_other",
+        r"^extra_loss\(\): expected \[B\] where it is about samples .*; found a scalar that depends on samples",
+    ),
+    "sums that count padding": (
+        {
+            "taps": "def taps(self, depth): return (1,)",
+            "observe": 'def observe(self, p, taps, query, y, weight): return {"sum": taps[1].sum(0)}',
+        },
+        "samples_do_not_see_each_other",
+        r"^observe\(\), 'sum': expected sums without padding",
+    ),
+    "a query that is not asked for": (
+        {
+            "prompts": 'def prompts(self, layer, p, cls, query): return {"prompt": query[:, None] + p["prompt"] + p["own"]}'
+        },
+        "samples_do_not_see_each_other",
+        r"prompts\(\): TypeError: 'NoneType' object is not subscriptable",
+    ),
+    "no decorator": ({"decorator": ""}, "fields_are_options", r"^class Method: expected @dataclass\(frozen=True\)"),
+    "a fact that has become a field": (
+        {"family": 'family: str = "personalised"'},
+        "fields_are_options",
+        r"^field 'family': expected no field of this name, .*; found family: <class 'str'>",
+    ),
+    "a field without meaning": (
+        {"length": "length: int = 3"},
+        "fields_are_options",
+        r"^field 'length': expected option\(default, 'its meaning'\); found no meaning",
+    ),
+    "a value kept on a frozen object": (
+        {"logits": "def logits(self, p, out): self.last = out; return super().logits(p, out)"},
+        "samples_do_not_see_each_other",
+        r"logits\(\): FrozenInstanceError: cannot assign to field 'last'",
+    ),
+    "a hook with other arguments": (
+        {"prompts": 'def prompts(self, layer, p, cls): return {"prompt": tokens(p["prompt"], cls)}'},
+        "hooks_have_the_right_arguments",
+        r"^prompts\(\): expected prompts\(layer, p, cls, query\); found prompts\(layer, p, cls\)",
+    ),
+    "a hook that is a value": (
+        {"layers": "layers = (0,)"},
+        "hooks_have_the_right_arguments",
+        r"^layers\(\): expected a method layers\(depth\); found layers = \(0,\)",
+    ),
+    "a fact that is a method": (
+        {"uses_query": "def uses_query(self): return False"},
+        "hooks_have_the_right_arguments",
+        r"^uses_query: expected True, False or a @property",
+    ),
+    "a misspelt hook": (
+        {"merges": "def merges(self, server, report): return {}"},
+        "public_names_are_hooks",
+        r"^merges: expected a hook \(did you mean 'merge'\?\); found a name that nothing calls or reads",
+    ),
+    "a hook that raises": (
+        {"merge": "def merge(self, server, report): return report.nothing"},
+        "",
+        r"^merge\(\) in line \d+: expected no exception; found AttributeError: 'Report' object has no attribute",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_in_a_method_is_told(mistake, tmp_path):
+    members, name, says = WRONG[mistake]
+    found, wrong = first_wrong(write(tmp_path, **members))
+    assert re.search(says, wrong), wrong
+    assert found == name or not name
+
+
+def test_the_method_without_the_mistakes_is_sound(tmp_path):
+    assert first_wrong(write(tmp_path)) == ("", "")
+
+
+SHARES = "def shares(self, samples, clients, stream): return "
+OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
+    "an aggregation that gives another shape": (
+        "aggregation",
+        {"merge": "def merge(self, server, report, mean): return {n: v[None] for n, v in mean.items()}"},
+        r"merge\(\): 'prompt' expected \[8, 32\], given \[1, 8, 32\]",
+    ),
+    "an aggregation with other arguments": (
+        "aggregation",
+        {"merge": "def merge(self, server, report): return {}"},
+        r"^merge\(\): expected merge\(server, report, mean\); found merge\(server, report\)",
+    ),
+    "a dataset that loads nothing": ("dataset", {}, r"^load\(\): expected a hook load\(root\), .*; found none"),
+    "a dataset of floats": (
+        "dataset",
+        {
+            "load": """
+                def load(self, root):
+                    return data.Samples(np.zeros((4, 2, 2, 3)), np.arange(4) % 2, np.arange(4) < 2)
+            """
+        },
+        r"images must be uint8 \[N, H, W, 3\], not float64 \[4, 2, 2, 3\]",
+    ),
+    "a dataset that is drawn anew": (
+        "dataset",
+        {
+            "load": """
+                def load(self, root):
+                    images = np.random.default_rng().integers(0, 256, (4, 2, 2, 3)).astype(np.uint8)
+                    return data.Samples(images, np.array([0, 1, 0, 1]), np.arange(4) < 2)
+            """
+        },
+        r"^load\(\), images: expected the same each time",
+    ),
+    "a partitioner without shares": ("partition", {}, r"^shares\(\): expected a hook shares\(.*\), or assign\(\)"),
+    "shares of a wrong shape": (
+        "partition",
+        {"shares": SHARES + "np.full((5, 2), 0.5)"},
+        r"shares\(\) must give at least \[5, 6\] shares, rows summing to 1, not \[5, 2\]",
+    ),
+    "a partitioner with a stream of its own": (
+        "partition",
+        {"shares": SHARES + "np.random.default_rng().dirichlet(np.full(clients, 9.0), 5)"},
+        r"^shares\(\): expected the same split for the same seed",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", OTHERS)
+def test_a_mistake_in_another_plug_in_is_told(mistake, tmp_path):
+    kind, members, says = OTHERS[mistake]
+    members = {"citation": "citation = 'ours'"} | members
+    _, wrong = first_wrong(write(tmp_path, kind, **members))
+    assert re.search(says, wrong), wrong
+
+
+def test_the_command_line(tmp_path, capsys):
+    folder = tmp_path / "datasets" / "partitioners"
+    folder.mkdir(parents=True)
+    fine = write(folder, "partition", shares=SHARES + "np.full((5, clients), 1 / clients)")
+    assert check.main([str(fine)]) == check.FINE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{fine}: partition {fine.stem}"
+    assert len(lines) == 8
+    assert all(line.startswith("  ok ") for line in lines[1:])
+
+    misspelt = write(
+        tmp_path, prompts="", layers="", params="", merges="def merges(self): return 1", broken="layers = 3"
+    )
+    assert check.main([str(misspelt), str(fine)]) == check.BROKEN
+    printed = capsys.readouterr().out
+    assert "FAIL  Each hook takes the arguments" in printed
+    assert "warn  Each public name" in printed
+    assert f"note  a sweep finds it in a folder {KINDS['method'][0]}/ below" in printed
+    assert printed.endswith("\n")
+
+    warned = write(
+        folder, "partition", shares=SHARES + "np.full((5, clients), 1 / clients)", group="def group(self): 1"
+    )
+    assert check.main([str(warned)]) == check.FINE
+    assert "did you mean 'groups'?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read (No such file"),
+        ("def broken(:", "not Python: invalid syntax"),
+        ("class Methods: pass", "expected one class called Method, Aggregation, Dataset, Partitioner; found Methods"),
+        ("class Method: pass", "expected a class 'Method', a frozen dataclass derived from Method"),
+        ("import nothing_of_this_name\nclass Method: pass", "ModuleNotFoundError: No module named"),
+        (f"{HEAD}\n@dataclass\nclass Method(method.Method): pass", "cannot inherit non-frozen dataclass from a frozen"),
+    ],
+)
+def test_a_file_without_a_plug_in_is_a_mistake(text, says, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    assert check.main([str(path)]) == check.MISTAKE
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert str(path) in printed
+
+
+def test_fields_are_given_by_hand(tmp_path, capsys):
+    assert check.main([str(HOME / "datasets" / "npz.py")]) == check.MISTAKE
+    assert "path: Field required (give it with --set FIELD=VALUE)" in capsys.readouterr().err
+    path = HOME / "datasets" / "digits.py"
+    assert check.main([str(path), "--set", "test_evry=3"]) == check.MISTAKE
+    assert "no field 'test_evry'; legal: test_every" in capsys.readouterr().err
+    assert check.main([str(path), "--set", "test_every=3"]) == check.FINE
+
+
+def test_the_table_of_hooks_is_that_of_the_contract():
+    """Hooks that a base class defines, by signature; those that are None there, by the comment that describes them."""
+    comments = dict(re.findall(r"^    # (\w+)\(([\w, ]+)\) ->", inspect.getsource(method), re.MULTILINE))
+    assert comments.keys() >= {"pixels", "observe", "send", "merge"}
+    for base, hooks in form.HOOKS.items():
+        for name, arguments in hooks.items():
+            if (hook := getattr(base, name)) is not None:
+                assert tuple(inspect.signature(hook).parameters)[1:] == arguments, (base, name)
+            elif base is Method:
+                assert tuple(comments[name].split(", ")) == arguments, name
+    hooks = {name for name, value in vars(Method).items() if value is None} - {
+        "phases",
+        "finetune_phases",
+        "phase",
+        "view",
+    }
+    assert hooks <= form.HOOKS[Method].keys()
+    assert (
+        {base for _, _, base in KINDS.values()}
+        == set(form.BASES)
+        == {Method, Aggregation, data.Dataset, data.Partitioner}
+    )
+
+
+def test_a_plug_in_error_names_the_file(tmp_path):
+    with pytest.raises(PluginError, match=r"nothing\.py: cannot be read"):
+        check.find(tmp_path / "nothing.py")
