@@ -97,12 +97,18 @@ def tiny(
 
 
 def variants(kind: Literal["method", "aggregation"]) -> dict[str, Any]:
-    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch."""
+    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch.
+
+    Fields that every method has are varied where the core has different things to do: trained, mixed, without training.
+    """
+    common = {field.name for field in dataclasses.fields(Method)}
     found: dict[str, Any] = {}
     for name, cls in plugins().classes[kind].items():
         found[name] = cls()
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
+            if field.name in common and name not in ("fedvpt", "pep_fedpt", "fedncm"):
+                continue
             hint = hints[field.name]
             values = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
             for value in values:
