@@ -55,7 +55,7 @@ class FedOpt(Aggregation):
 class Adaptive(FedOpt):
     """m is the running mean of Delta, v says how large it is in each coordinate: x <- x + lr m / (sqrt(v) + tau)."""
 
-    lr: Annotated[float, Field(gt=0)] = option(0.01, "eta: the server's learning rate", told=True)
+    lr: Annotated[float, Field(gt=0)] = option(0.03, "eta: the server's learning rate", told=True)
     beta1: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "decay of m, the mean change")
     beta2: Annotated[float, Field(ge=0, lt=1)] = option(0.99, "decay of v, the mean squared change")
     tau: Annotated[float, Field(gt=0)] = option(1e-3, "degree of adaptivity: small changes are taken for this large")

@@ -29,7 +29,7 @@ class Method(Base):
 
     ridge: Annotated[float, Field(gt=0)] = option(0.01, "lambda: added to the diagonal of the summed second moments")
     normalize: bool = option(True, "scale each class's weights to norm 1")
-    temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: matters only beside a prior")
+    temperature: Annotated[float, Field(gt=0)] = option(0.25, "tau: matters only beside a prior")
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True

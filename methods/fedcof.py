@@ -31,7 +31,7 @@ class Method(Base):
     """Scores w_c . z, standardised, over tau."""
 
     shrinkage: Annotated[float, Field(ge=0)] = option(1.0, "gamma: added to the diagonal of each class's covariance")
-    temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: matters only beside a prior")
+    temperature: Annotated[float, Field(gt=0)] = option(0.25, "tau: matters only beside a prior")
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
 from fedbench.contract.world import CLASSES, CLIENTS, SIZES, Tiny, backbone, tiny, variants
+from fedbench.method import Method
 from fedbench.plugins import Kind, plugins
 
 __all__ = ["AGGREGATIONS", "CLASSES", "CLIENTS", "METHODS", "PAIRS", "SIZES", "Tiny", "backbone", "plugins", "tiny"]
 
 
 def every(kind: Kind) -> dict[str, Any]:
-    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch."""
-    return {key: made for name, cls in plugins().classes[kind].items() for key, made in variants(name, cls).items()}
+    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch.
+
+    Fields that every method has are varied where the core has different things to do: trained, mixed, without training.
+    """
+    common = tuple(f"-{field.name}=" for field in dataclasses.fields(Method))
+    return {
+        key: made
+        for name, cls in plugins().classes[kind].items()
+        for key, made in variants(name, cls).items()
+        if name in ("fedvpt", "pep_fedpt", "fedncm") or not key.removeprefix(name).startswith(common)
+    }
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")

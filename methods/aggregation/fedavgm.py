@@ -1,7 +1,7 @@
 """FedAvgM: the server follows the cohort's mean change with momentum.
 
 Source: Hsu et al. 2019, arXiv 1909.06335, section 3 (paper): v <- beta v + Delta, x <- x + lr v. With beta = 0 and lr = 1 it
-is FedAvg; the default lr of 1 - beta makes a steady change as large as FedAvg's (ours; the paper tunes lr).
+is FedAvg; with lr = 1 a steady change grows to 1/(1 - beta) times FedAvg's, which short runs need more than long ones.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fedbench.method import Values, option
 class Aggregation(FedOpt):
     """Momentum on the server."""
 
-    lr: Annotated[float, Field(gt=0)] = option(0.1, "the server's learning rate", told=True)
+    lr: Annotated[float, Field(gt=0)] = option(1.0, "the server's learning rate", told=True)
     beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "momentum of the server")
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv 1909.06335"

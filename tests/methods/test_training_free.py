@@ -87,10 +87,10 @@ def test_fedcof_classifier_by_hand():
 
 
 def test_fedcof_covariance_is_unbiased():
-    """4,000 federations of 6 uneven clients, N(mu, Sigma) in the plane: the mean estimate is Sigma to 3 standard errors."""
+    """1,500 federations of 6 uneven clients, N(mu, Sigma) in the plane: the mean estimate is Sigma to 3 standard errors."""
     draw = np.random.default_rng(0)
     root = np.array([[1.0, 0.0], [0.8, 0.6]])  # Sigma = root root^T = [[1, .8], [.8, 1]]
-    sizes, trials = np.array([1, 2, 3, 5, 8, 13]), 4000
+    sizes, trials = np.array([1, 2, 3, 5, 8, 13]), 1500
     method = METHOD["fedcof"](shrinkage=0.0)
     found = np.zeros((trials, 2, 2))
     for t in range(trials):
