@@ -187,7 +187,7 @@ class _Tar(Source):
 
     def _members(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         limits = _Limits(self.path)
-        with _named(self.path), tarfile.open(self.path, "r|*") as archive:
+        with _named(self.path), tarfile.open(self.path) as archive:
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of a million
                 limits.member(member.name, member.size)
@@ -198,6 +198,8 @@ class _Tar(Source):
                     if file is None:
                         raise DataError(f"{self.path}: expected {member.name} to be a file")
                     yield member.name, _content(file, member.name, self.path)
+            while archive.fileobj and (rest := archive.fileobj.read(1 << 16)):  # its checksum stands at the very end
+                limits.member("the end", len(rest))
 
 
 class _Folder(Source):

@@ -103,10 +103,12 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
     # Not tempfile.mkdtemp: its folders are for one user only, and data folders are often shared by a group.
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     keep = False
+    fresh = aside.with_suffix(".new")
     try:
-        _take_over(folder, aside if resumes else None)
-        aside.mkdir(exist_ok=True)
-        (aside / OWNER).write_text(json.dumps(asdict(process())))
+        _take_over(folder, fresh if resumes else None)
+        fresh.mkdir(exist_ok=True)
+        (fresh / OWNER).write_text(json.dumps(asdict(process())))
+        fresh.rename(aside)  # from now on others see it, and see whose it is
         told = build(aside)
         arrays = {}
         for path in sorted(aside.glob("*.npy")):
@@ -119,28 +121,32 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
         for path in aside.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())  # else a power cut after the rename could leave a whole name on half a file
-        damaged = aside.with_suffix(".old")
-        if folder.exists():
-            os.replace(folder, damaged)  # a folder cannot be renamed onto another that has files
-        with suppress(OSError):  # without a lock another job may have been faster: then its arrays stay
-            os.replace(aside, folder)
-        shutil.rmtree(damaged, ignore_errors=True)
+        if read(folder) is None:  # without a lock another job may have been faster: then its arrays stay
+            damaged = aside.with_suffix(".old")
+            with suppress(OSError):  # a folder cannot be renamed onto another that has files
+                os.replace(folder, damaged)
+            with suppress(OSError):
+                os.replace(aside, folder)
+            shutil.rmtree(damaged, ignore_errors=True)
     except BaseException as error:
         keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next goes on
+        if keep:
+            (aside / OWNER).unlink(missing_ok=True)
         raise
     finally:
+        shutil.rmtree(fresh, ignore_errors=True)
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _take_over(folder: Path, aside: Path | None) -> None:
-    """Rename an unfinished folder that a dead process left to `aside`, and remove all others of the dead."""
+def _take_over(folder: Path, fresh: Path | None) -> None:
+    """Rename an unfinished folder that a dead process left to `fresh`, and remove all others of the dead."""
     for left in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
         owner = owner_in(left / OWNER)
         if owner is not None and owner.host == process().host and alive(owner):
             continue  # works without a lock beside us
-        if aside is not None and not aside.exists():
+        if fresh is not None and not fresh.exists():
             with suppress(OSError):  # somebody else was faster
-                left.rename(aside)
+                left.rename(fresh)
         else:
             shutil.rmtree(left, ignore_errors=True)

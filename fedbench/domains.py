@@ -64,7 +64,10 @@ def fedbn_table(
             name = f"{site}_{part}.pkl"
             name = lists.base(name) + name
             pair = loads(lists.read(name), f"{lists.path}: {name}")
-            if not (isinstance(pair, list | tuple | np.ndarray) and len(pair) == 2 and len(pair[0]) == len(pair[1])):
+            columns = isinstance(pair, list | tuple) and all(
+                isinstance(part, list | tuple | np.ndarray) for part in pair
+            )
+            if not columns or len(pair) != 2 or len(pair[0]) != len(pair[1]):
                 raise DataError(f"{lists.path}: expected {name} to hold as many paths as classes, found {pair!r:.80}")
             for path, text in zip(*map(list, pair), strict=True):
                 if text not in classes or not isinstance(path, str):

@@ -1,6 +1,6 @@
 """Opens pickles that data sets come in - plain containers, text, numbers, arrays of them - and nothing that can run.
 
-A pickle is a program that may call whatever it can import. Here it can import three names, and gets stand-ins for them:
+A pickle is a program that may call whatever it can import. Here it can import four names, and gets stand-ins for them:
 not even NumPy's own unpickling sees what the file says, only `numpy.frombuffer` on checked bytes does.
 """
 
@@ -84,6 +84,13 @@ class _Array:
         return flat.reshape(shape, order="F" if fortran else "C")
 
 
+def _encode(text: object, codec: object) -> bytes:
+    """How Python 3 writes bytes by protocol 2: as a call of _codecs.encode."""
+    if not isinstance(text, str) or codec != "latin1":
+        raise pickle.UnpicklingError("bytes that are not written as Latin-1")
+    return text.encode("latin1")
+
+
 class _Unpickler(pickle.Unpickler):
     # Python 2 and NumPy 1 say numpy.core, NumPy 2 says numpy._core.
     ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
@@ -91,6 +98,7 @@ class _Unpickler(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"): _Array,
         ("numpy", "ndarray"): "ndarray",  # only named as an argument
         ("numpy", "dtype"): _DType,
+        ("_codecs", "encode"): _encode,
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
@@ -111,7 +119,7 @@ def _finish(value: Any, done: dict[int, Any]) -> Any:
         result = {key: _finish(item, done) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         result = type(value)(_finish(item, done) for item in value)
-    elif isinstance(value, type):
+    elif isinstance(value, type) or value is _encode:
         raise pickle.UnpicklingError("a type where data was expected")
     done[id(value)] = result
     return result

@@ -123,7 +123,7 @@ def job(folder: Path, name: str, without: str, ready: Any) -> None:
 def test_processes_build_at_once(without: str, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     fork = multiprocessing.get_context("fork")  # importing everything anew would take seconds
-    ready = fork.Barrier(4)
+    ready = fork.Barrier(4, timeout=30)
     jobs = [fork.Process(target=job, args=(folder, name, without, ready)) for name in "abcd"]
     for each in jobs:
         each.start()

@@ -114,13 +114,13 @@ def test_drawn_images_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytes
     again = small.load(tmp_path).images
     assert isinstance(again, np.memmap)
     assert np.array_equal(first, again)
-    assert list(path.parent.iterdir()) == [path], "nothing is left aside"
+    assert sorted(path.parent.iterdir()) == [path.parent / "contents.json", path], "nothing is left aside"
 
 
 def test_options_have_folders_of_their_own(tmp_path: Path) -> None:
     for seed in (0, 1):
         dataset("glyphs", train_per_class=1, test_per_class=1, render_seed=seed).load(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("glyphs-*"))) == 2
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "pickle", "other shape"])
@@ -143,8 +143,8 @@ def test_a_damaged_file_is_drawn_again(tmp_path: Path, damage: str) -> None:
 
 def test_a_file_that_another_job_left_half_written_is_ignored(tmp_path: Path) -> None:
     small = dataset("glyphs", train_per_class=1, test_per_class=1)
-    folder = tmp_path / f"glyphs-{small.fingerprint()}"
-    folder.mkdir()
+    folder = tmp_path / "cache" / f"glyphs-{small.fingerprint()}"
+    folder.mkdir(parents=True)
     (folder / "left.tmp").write_bytes(b"\x93NUMPY")
     assert small.load(tmp_path).images.shape == (1200, SIZE, SIZE, 3)
 

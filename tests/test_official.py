@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from archives import DATASETS, attack, level, make_zip, official, pacs, publish, tiny_imagenet, unpack
 
-from fedbench.data import DataError, Samples
+from fedbench.data import DataError, Samples, split
 from fedbench.domains import DOMAINNET
+from fedbench.plugins import plugins
 
 SMALL = {"image_size": 8}
 
@@ -198,11 +199,13 @@ def test_inaturalist_users(form: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert made.user is not None
     # user "7" comes first, then alice (5 images), then bob; images 8 to 10 are the global test set
     assert list(made.user) == [1] * 5 + [0] * 2 + [2] + [-1] * 3
-    assert [made.is_test[made.user == user].sum() for user in (0, 1, 2)] == [1, 1, 0], (
-        "a fifth, one of two, none of one"
-    )
-    assert made.is_test[8:].all()
-    assert list(made.global_test) == [8, 9, 10]
+    assert list(made.is_test) == [False] * 8 + [True] * 3
+    # Clients are the users with two images or more; a part of their own is for testing them (the partition's test: own).
+    natural = plugins().classes["partition"]["natural"]
+    dealt = split(made, natural(test="own", test_share=0.4), 2)  # type: ignore[call-arg]
+    assert [sorted([*dealt.train[k], *dealt.test[k]]) for k in (0, 1)] == [[5, 6], [0, 1, 2, 3, 4]]
+    assert [len(dealt.test[k]) for k in (0, 1)] == [1, 2]
+    assert list(dealt.global_test(made)) == [8, 9, 10]
 
 
 def test_inaturalist_cells_share_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "state of a type": lambda canary: b"cnumpy\ndtype\n(dS'text'\nS'x'\nsb.",
     "array without state": lambda canary: b"cnumpy.core.multiarray\n_reconstruct\n(I1\nI1\nI1\ntR.",
     "new without init": lambda canary: b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)\x81.",
+    "another codec": lambda canary: b"c_codecs\nencode\n(Vx\nVidna\ntR.",
+    "a function as data": lambda canary: b"c_codecs\nencode\n.",
     "persistent": lambda canary: b"Pname\n.",
     "extension": lambda canary: b"\x80\x02\x82\x01.",
     "objects": lambda canary: pickle.dumps(np.array([Call(os.system, f"touch '{canary}'")], object), 2),
