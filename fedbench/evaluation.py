@@ -18,7 +18,7 @@ from fedbench.data import Ints
 from fedbench.setting import Setting
 from fedbench.stacked import Stacked, rows
 
-BLOCK_BYTES = 256 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
+BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
 
 

@@ -71,8 +71,10 @@ class Task:
         """The same for a parameter of which each client draws its own: the clients [K] -> [K, *shape], for `Param.rows`."""
 
         def rows(clients: Tensor) -> Tensor:
-            streams = (rng.torch_stream(self.seed, "init", name, k) for k in clients.tolist())
-            return torch.stack([torch.randn(*shape, generator=stream) for stream in streams]) * std
+            values = torch.empty(len(clients), *shape)
+            for row, k in zip(values, clients.tolist(), strict=True):
+                row.normal_(std=std, generator=rng.torch_stream(self.seed, "init", name, k))
+            return values
 
         return rows
 
