@@ -15,9 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
-from fedbench.contract import Check, ContractError, form, isolation, rounds, samples
+from fedbench.contract import Check, form, isolation, rounds, samples, verdict
 from fedbench.contract.world import Case, variants
-from fedbench.method import HookError
 from fedbench.plugins import KINDS, Kind, PluginError, load, plugins
 
 FINE, BROKEN, MISTAKE = 0, 1, 2
@@ -75,7 +74,7 @@ def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
     for one, subjects in plan(kind, made, root):
         if not subjects:
             continue  # it trains nothing
-        wrong = verdict(one, subjects)
+        wrong = first_wrong(one, subjects)
         mark = "ok" if wrong is None else "warn" if one.warns else "FAIL"
         say(f"  {mark:<5} {one.sentence}" + ("" if wrong is None else f"\n        {wrong}"))
         failed += mark == "FAIL"
@@ -151,13 +150,11 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
             yield f"{name} + fedvpt{told}", Case(fedvpt(**options), aggregation)
 
 
-def verdict(one: Check, subjects: dict[str, Any]) -> str | None:
+def first_wrong(one: Check, subjects: dict[str, Any]) -> str | None:
     """What is wrong with the first subject that breaks the check, or None."""
     for name, subject in subjects.items():
-        try:
-            one.run(subject)
-        except (ContractError, HookError, data.DataError) as error:
-            return f"{error}" + (f" [{name}]" if len(subjects) > 1 else "")
+        if says := verdict(one, subject):
+            return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None
 
 

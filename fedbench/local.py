@@ -227,7 +227,7 @@ def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
 def clip(gradients: Sequence[Tensor | None], largest: float) -> None:
     """Scale each client's gradient, over all its tensors [K, ...], to a norm of at most `largest`, in place."""
     present = [gradient for gradient in gradients if gradient is not None]
-    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in present]).sum(0)
+    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in present]).sum(0)
     factor = (largest / squares.sqrt().clamp(min=1e-12)).clamp(max=1)
     for gradient in present:
         gradient.mul_(per_client(factor, gradient))

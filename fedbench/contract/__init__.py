@@ -65,3 +65,12 @@ def _place(error: Exception, subject: Any) -> str:
     files = [inspect.getfile(type(part)) for part in parts or [subject]]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     return f"{frames[-1].name.lstrip('_')}() in line {frames[-1].lineno}" if frames else files[0]
+
+
+def verdict(one: Check, subject: Any) -> str | None:
+    """What is wrong with `subject`, or None."""
+    try:
+        one.run(subject)
+    except (ContractError, HookError, DataError) as error:
+        return str(error)
+    return None

@@ -96,8 +96,9 @@ def nothing_is_remembered_outside_params(case: Case) -> None:
     small.introduce(range(len(small.train)))
     first = small.round(COHORT[:1])
     small.round(COHORT[1:])
-    _no_leftovers(method)
-    _no_leftovers(case.aggregation)
+    cohorts = [small.cohort, *(c for phase in small.trainer.phases for c in (phase.cohort, *phase.views.values()))]
+    for plugin in (*(cohort.method for cohort in cohorts), case.aggregation):
+        _no_leftovers(plugin)
     expected = "the same whoever trained before (no state in globals or on the class)"
     reports_agree(expected, first, small.round(COHORT[:1]))
 
@@ -109,7 +110,7 @@ def _no_leftovers(plugin: Any) -> None:
     wanted = "values that last in params(), with home local, server or server_only"
     for name in vars(plugin).keys() - known:
         if not isinstance(value := getattr(cls, name, None), property) and type(value).__name__ != "cached_property":
-            raise ContractError("the method object", wanted, f"self.{name} set by a hook")
+            raise ContractError("the object", wanted, f"self.{name} set by a hook")
     module = sys.modules[cls.__module__]
     if not module.__name__.startswith("fedbench_plugin_"):  # the base class itself
         return

@@ -58,7 +58,7 @@ class Tiny:
 
     def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Report:
         """Train `clients`; `change` replaces fields of the trainer."""
-        trainer = dataclasses.replace(self.trainer, **change)
+        trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
         sent = self.server.send(torch.from_numpy(batches[0].clients))
         return trainer.train(sent, self.server.read(), batches, trainer.local.lr)
