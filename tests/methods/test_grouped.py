@@ -13,7 +13,7 @@ import torch
 from fedbench import checkpoint, cost
 from fedbench.method import Report
 
-METHOD = tiny.plugins().classes["method"]
+METHOD, AGGREGATION = (tiny.plugins().classes[kind] for kind in ("method", "aggregation"))
 SGPT, PFPT, FEDPR = METHOD["sgpt"], METHOD["pfpt"], METHOD["fedpr"]
 pfpt = sys.modules[PFPT.__module__]
 
@@ -199,6 +199,20 @@ def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbe
     restored.server.merge(restored.round((0, 2, 4), 3))
     for name, value in straight.server.values.items():
         assert torch.equal(value, restored.server.values[name]), name
+
+
+@pytest.mark.parametrize("name", ["fedadam", "scaffold"])
+def test_pfpt_pool_is_the_matchings_alone(name):
+    """An aggregation with state of its own steps on map and head, and neither knows nor moves the pool."""
+    plain, other = tiny.tiny(PFPT()), tiny.tiny(PFPT(), AGGREGATION[name](lr=0.5))
+    reports = {}
+    for small in (plain, other):
+        reports[small is other] = small.round((0, 2, 4), 1)
+        small.server.merge(reports[small is other])
+    assert torch.equal(plain.server.values["pool"], other.server.values["pool"])
+    assert not torch.equal(plain.server.values["head.weight"], other.server.values["head.weight"])
+    assert not [n for n in other.server.spec if n.endswith("pool") and n != "pool"]
+    assert "pool" not in reports[True].gradient
 
 
 def test_pfpt_chooses_per_sample():
