@@ -14,13 +14,21 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def state(folder: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
-    """Tensors of the last checkpoint whose name, behind ``server.`` or ``client.``, is one of `names`; {} without one."""
+    """Tensors of the last checkpoint that are called one of `names`: ``server.<name>``, and ``client.<name>`` with the rows
+    of all clients that have one, [clients, ...] in their order; {} without a checkpoint."""
+    found: dict[str, NDArray[np.float64]] = {}
+    rows: dict[str, dict[int, NDArray[np.float64]]] = {}
     try:
         with safe_open(folder / CHECKPOINT, "np") as file:
-            found = [key for key in file.keys() if key.partition(".")[2] in names]  # noqa: SIM118 - not a mapping
-            return {key: file.get_tensor(key).astype(np.float64) for key in found}
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                home, _, name = key.partition(".")
+                if home == "server" and name in names:
+                    found[key] = file.get_tensor(key).astype(np.float64)
+                elif home == "client" and (whole := name.rpartition("."))[0] in names:
+                    rows.setdefault(whole[0], {})[int(whole[2])] = file.get_tensor(key).astype(np.float64)
     except (OSError, SafetensorError, TypeError, ValueError):  # absent, cut, or in bfloat16
         return {}
+    return found | {f"client.{name}": np.stack([own[k] for k in sorted(own)]) for name, own in rows.items()}
 
 
 def class_counts(folder: Path) -> pd.DataFrame:

@@ -276,7 +276,8 @@ def _files(evidence: Evidence) -> dict[str, list[str]]:
 def show(written: Written, evidence: Evidence, console: Console, wishes: Wishes) -> None:
     """Print the main table, its legend, warnings, and where the files are."""
     name = min(30, max(len(label) for label in labels(evidence.runs)) + 2)
-    each = max(1, min(3, (console.width - name - 4) // (16 * len(wishes.metrics))))
+    room = console.width - name - 4 - 9 * len(wishes.metrics)  # beside the last settings stand average ranks
+    each = max(1, min(3, room // (16 * len(wishes.metrics))))
     for block in grid.main_grids(written.summary, each, wishes.metrics, wishes.spread):
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("Method", overflow="fold")

@@ -91,6 +91,6 @@ def holdings(axes: Axes, counts: pd.DataFrame) -> None:
     size = 46 * counts["samples"] / largest * min(1.0, 24 / max(1, counts["client"].nunique()))
     axes.scatter(counts["client"], counts["class"], s=size, color="#0072B2", alpha=0.75, linewidths=0)
     axes.margins(0.03)
-    axes.text(1.0, 1.01, f"largest: {largest}", transform=axes.transAxes, ha="right", va="bottom", fontsize=6)
+    axes.text(1.0, -0.1, f"largest: {largest}", transform=axes.transAxes, ha="right", va="top", fontsize=6)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -48,7 +48,7 @@ def panels(
     heading: Callable[[Any], str] = str,
 ) -> Figure:
     """A figure with a panel per key and one legend below all of them."""
-    columns = min(COLUMNS, len(keys))
+    columns = 2 if len(keys) == 4 else min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
     beside = legend and columns < COLUMNS  # a legend at the right, else below
     across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, told.values()))))))
@@ -80,6 +80,9 @@ def panels(
 
 def save(figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and PDF, without dates, so that the same figure is the same bytes."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # once for both files: it takes as long as drawing does
+        figure.set_layout_engine("none")
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "ModDate": None})):
         stream = io.BytesIO()
@@ -140,5 +143,6 @@ def bytes_axis(axes: Axes) -> None:
 def log_axis(axes: Axes) -> None:
     """Make the x axis logarithmic, labelled at few decades only."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,), numticks=5))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -370,18 +370,18 @@ def _tuning(gallery: _Gallery, trials: pd.DataFrame) -> None:
 
 def _inside(gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str]) -> None:
     """The first seed of every method that has prompts of classes or clients, in the first setting that has some."""
-    states: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = []
+    states: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = []
     for setting in settings:
         here = done[done["setting"] == setting].sort_values("seed", kind="stable").drop_duplicates("label")
         for one in here.itertuples():
             state = leavings.state(evidence.results / str(one.run), inside.TENSORS)
             if {"class", "client"} & set(inside.sets(state)):
-                states.append((setting, str(one.label), state, json.loads(str(one.config))["method"]))
+                states.append((setting, str(one.run), str(one.label), state, json.loads(str(one.config))["method"]))
         if states:
             break
     kinds = [
         (setting, label, state, kind)
-        for setting, label, state, _ in states
+        for setting, _, label, state, _ in states
         for kind in ("PCA", "t-SNE")
         if kind == "PCA" or sum(map(len, inside.sets(state).values())) >= inside.TSNE_FROM
     ]
@@ -398,13 +398,12 @@ def _inside(gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings:
         legend=False,
     )
     mixed = []
-    for _, label, state, method in states:
+    for _, run, label, state, method in states:
         if "server.prototype" in state and "server.class_prompt" in state and len(state["server.prototype"]) > 2:
             mixed.append((f"{label} · uniform prior", state, inside.mixture(state, method)))
-            if "client.prior" in state and method.get("prior") == "client":
-                mixed.append(
-                    (f"{label} · prior of client 0", state, inside.mixture(state, method, state["client.prior"][0]))
-                )
+            prior = _prior(leavings.class_counts(evidence.results / run), len(state["server.prototype"]))
+            if prior is not None and method.get("prior") == "client":
+                mixed.append((f"{label} · prior of one client", state, inside.mixture(state, method, prior)))
     gallery.add(
         "mixture",
         "Weights of the class-contextualised mixed prompt",
@@ -417,6 +416,14 @@ def _inside(gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings:
         heading=lambda key: key[0],
         legend=False,
     )
+
+
+def _prior(counts: pd.DataFrame, classes: int) -> Any:
+    """The class distribution [C] of the first client, or None where the run does not tell."""
+    own = counts[counts["client"] == counts["client"].min()]
+    if own.empty:
+        return None
+    return np.bincount(own["class"], own["samples"], minlength=classes) / own["samples"].sum()
 
 
 def _ordered(axes: Any, key: tuple[str, dict[str, Any], Any]) -> None:

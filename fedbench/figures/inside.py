@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-TENSORS = ("prompt", "class_prompt", "prototype", "prior")
+TENSORS = ("prompt", "class_prompt", "prototype")
 LOOKS: dict[str, dict[str, Any]] = {
     "shared": {"marker": "s", "c": "black", "s": 12},
     "client": {"marker": "^", "c": "#D55E00"},
