@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fedbench import track
 from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -80,6 +81,9 @@ class Machine(Block):
     clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="trackers that are sent the records as well; nothing needs a network"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
 
@@ -197,7 +201,8 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
 
 
 def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterable[str] = ()) -> Sweep:
-    """Read and check a sweep file; `settings` are ``key=value`` lines that override `base` (dotted keys reach inside).
+    """Read and check a sweep file; `settings` are ``key=value`` lines that override `base` (dotted keys reach inside);
+    ``grid.key=[...]`` puts another list in its place.
 
     Raises ConfigError with every mistake found, each with the legal names and the nearest one.
     """
@@ -264,6 +269,8 @@ def check_sweep(
             checker.mistake(f"--set {setting}", "expected key=value")
         elif name.split(".")[0] in ("cluster", "machine", "tune"):
             checker.set(content, name, value)
+        elif name.startswith("grid."):
+            grid[name.removeprefix("grid.")] = value  # another list for this key
         elif checker.names([name.split(".")[0]], legal, "--set"):
             grid.pop(name, None)  # a value given by hand replaces the whole list
             by_hand.append((name, value))
@@ -275,6 +282,8 @@ def check_sweep(
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
             grid[key] = [values]
     machine = checker.block(Machine, content["machine"], "machine")
+    for problem in track.missing(machine.track) if machine else ():
+        checker.mistake("machine.track", problem)
     cluster = checker.block(Cluster, content["cluster"], "cluster")
     tune = checker.block(Tune, content["tune"], "tune") if content["tune"] else None
     runs: dict[str, PlannedRun] = {}

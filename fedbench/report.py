@@ -96,7 +96,7 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
             page.Content(
                 evidence.title, " and ".join(METRIC[name].title.lower() for name in wishes.metrics).capitalize(),
                 runs, evidence.records, main, transposed, details, legend, footer, alarms, drawings, words, overall.pairs,
-                _tuning(evidence.trials), _budget(evidence.trials), _beside(beside),
+                _tuning(evidence.trials), _budget(evidence.trials), _beside(beside), int((beside["label"] == "").sum()),
                 os.path.relpath(evidence.results, out).replace(os.sep, "/"),
                 _files(evidence),
             )
@@ -178,11 +178,11 @@ def _words(overall: contests.Overall) -> list[str]:
             + ", ".join(f"{n} {r:.2f}" for n, r in zip(ranking.names, ranking.ranks, strict=True))
             + "."
         )
-    apart = [pair for pair in overall.pairs if pair.verdict != "not told apart"]
+    apart = len([pair for pair in overall.pairs if pair.verdict != "not told apart"])
     told.append(
-        f"Of {len(overall.pairs)} pairs of methods, {len(apart)} are told apart over all settings and seeds "
-        f"(Wilcoxon's signed-rank test over pairs of setting and seed, Holm's correction, {LEVEL:.0%} level, and a paired "
-        "bootstrap interval of the difference that leaves out zero)."
+        f"Of {len(overall.pairs)} pairs of methods, {apart or 'none'} {'is' if apart < 2 else 'are'} told apart over all "
+        f"settings and seeds (Wilcoxon's signed-rank test over pairs of setting and seed, Holm's correction, {LEVEL:.0%} "
+        "level, and a paired bootstrap interval of the difference that leaves out zero)."
     )
     n = overall.pairs[0].n
     least = 2.0 ** (1 - n) if n < 50 else 0.0
@@ -236,7 +236,7 @@ def _tuning(trials: pd.DataFrame) -> list[Mapping[str, Any]]:
                 "label": label,
                 "trials": len(own),
                 "diverged": int((own["state"] == "diverged").sum()),
-                "values": ", ".join(f"{k} = {v}" for k, v in values.items())
+                "chosen": ", ".join(f"{k} = {v}" for k, v in values.items())
                 or f"undecided: {ended} of {len(own)} ended",
                 "validation": f"{100 * float(best['validation'].iloc[0]):.1f}" if len(best) else "",
                 "cost": grid.scaled(spent).strip(),
@@ -256,7 +256,7 @@ def _beside(frame: pd.DataFrame) -> list[Mapping[str, Any]]:
             "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]
             "protocol": row.protocol or "as far as stated, none",
         }
-        for row in frame.itertuples()
+        for row in frame[frame["label"] != ""].itertuples()
     ]
 
 

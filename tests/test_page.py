@@ -79,7 +79,8 @@ said.before = rows(table);
 head[1].click(); said.down = rows(table); said.aria = head[1].getAttribute("aria-sort");
 head[1].click(); said.up = rows(table);
 head[0].click(); said.names = rows(table);
-const type = (text) => { const box = document.getElementById("method"); box.value = text; box.dispatchEvent(new Event("input")); };
+const box = document.getElementById("method");
+const type = (text) => { box.value = text; box.dispatchEvent(new Event("input")); };
 type("hi"); said.filtered = rows(table); type("");
 const choose = document.getElementById("setting");
 choose.value = "1"; choose.dispatchEvent(new Event("change"));
@@ -92,7 +93,8 @@ said.open = dialog.open; said.title = dialog.querySelector("h2").textContent;
 said.seeds = [...dialog.querySelectorAll("h3")].map((one) => one.textContent);
 said.curves = dialog.querySelectorAll("polyline").length;
 said.links = [...dialog.querySelectorAll("a")].map((one) => one.getAttribute("href"));
-said.hash = dialog.textContent.includes("part-0.1-0"); said.config = dialog.querySelector("pre").textContent.includes('"alpha": 0.1');
+said.hash = dialog.textContent.includes("part-0.1-0");
+said.config = dialog.querySelector("pre").textContent.includes('"alpha": 0.1');
 dialog.querySelector(".close").click(); said.closed = !dialog.open;
 cell.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" })); said.keyboard = dialog.open; dialog.close();
 said.page = document.title; said.errors = errors;
@@ -104,7 +106,7 @@ def browse(page: Path, width: int, tmp_path: Path) -> tuple[dict[str, Any], str]
     """What STEPS found out on `page` in a window of `width` pixels, and what the browser said on its console."""
     assert CHROMIUM is not None
     trial = page.with_name(f"trial-{width}.html")  # beside it, so that relative links mean the same
-    trial.write_text(page.read_text().replace("</body>", f"<script>{STEPS}</script></body>"))
+    trial.write_text(page.read_text().replace("</body>", f"<script>{{{STEPS}}}</script></body>"))  # a scope of its own
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", trial.as_uri(),
@@ -128,8 +130,8 @@ def test_in_a_browser_it_sorts_filters_and_opens_the_runs_of_a_cell(made: Path, 
     assert said["before"] == [
         "</script><script>document.title='broken'</script> a_b & \\u2028",
         "high",
-        "lost",
         "low",
+        "lost",
         "ref †",
     ]
     assert said["down"] == ["ref †", "high", said["before"][0], "low", "lost"]  # what has no number stays below

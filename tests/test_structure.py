@@ -11,7 +11,7 @@ from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim", "lock", "progress"),
+    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim", "lock", "progress", "track"),
     ("method",),
     ("data", "fedopt"),
     ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),
@@ -35,6 +35,7 @@ ALLOWED_ACROSS = {
     ("checkpoint", "records"),
     ("claim", "records"),
     ("lock", "claim"),
+    ("track", "records"),
     ("nano", "glyph_renderer"),
     ("local", "config"),
     ("watch", "launch"),

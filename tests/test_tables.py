@@ -237,8 +237,7 @@ def test_one_label_for_two_configs_becomes_two_rows(tmp_path: Path) -> None:
     write_run(tmp_path, "A", 0, {20: 0.2}, config={"local": {"lr": 0.1}})
     write_run(tmp_path, "A", 1, {20: 0.6})
     write_run(tmp_path, "B", 0)
-    labels = labels(gather([], tmp_path).runs)
-    assert labels == ["A [local.lr=0.01]", "A [local.lr=0.1]", "B"]
+    assert labels(gather([], tmp_path).runs) == ["A [local.lr=0.01]", "A [local.lr=0.1]", "B"]
 
 
 def test_settings_that_differ_out_of_sight_are_told_apart(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class Content:
     tuning: Sequence[Mapping[str, Any]] = ()
     budget: str = ""
     beside: Sequence[Mapping[str, Any]] = ()
+    unmatched: int = 0  # published numbers on datasets of the report that no run repeats
     results: str = "."
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of FILES, by run
 
