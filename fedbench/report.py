@@ -18,12 +18,14 @@ from rich.text import Text
 
 from fedbench import page, reference
 from fedbench.evidence import Evidence, ReportError, gather
-from fedbench.figures import gallery
+from fedbench.figures import gallery, studio
 from fedbench.records import RecordsError, write_aside
 from fedbench.statistics import LEVEL, Comparison
 from fedbench.tables import contests, grid, notes, text
 from fedbench.tables.metrics import MAIN, METRIC, REFERENCE, TIE
 from fedbench.tables.summary import labels, summary
+
+BLOCKS = 8  # of settings that the terminal shows
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
     """
     runs = evidence.runs
     _check(wishes, runs)
-    within = contests.within(runs, evidence.clients)
     overall = contests.overall(runs)
+    drawn = studio.begin(gallery.all_figures(evidence, overall, wishes.versus))
+    within = contests.within(runs, evidence.clients)
     table = summary(runs, within)
     alarms, footer = notes.alarms(runs), notes.footer(runs)
     legend = notes.legend(table, bool(within), wishes.spread)
@@ -87,7 +90,7 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
         for old in sorted((out / "figures").glob("*")):
             if old.suffix in (".png", ".pdf") and old.name.startswith(gallery.NAMES):
                 old.unlink()
-        drawings, paths = gallery.all_figures(evidence, overall, wishes.versus), []
+        drawings, paths = drawn(), []
         for drawing in drawings:
             for kind, data in drawing.files.items():
                 paths.append(out / "figures" / f"{drawing.name}.{kind}")
@@ -278,7 +281,12 @@ def show(written: Written, evidence: Evidence, console: Console, wishes: Wishes)
     name = min(30, max(len(label) for label in labels(evidence.runs)) + 2)
     room = console.width - name - 4 - 9 * len(wishes.metrics)  # beside the last settings stand average ranks
     each = max(1, min(3, room // (16 * len(wishes.metrics))))
-    for block in grid.main_grids(written.summary, each, wishes.metrics, wishes.spread):
+    blocks = grid.main_grids(written.summary, each, wishes.metrics, wishes.spread)
+    if len(blocks) > BLOCKS:
+        console.print(
+            Text(f"The last {BLOCKS} of {len(blocks)} blocks of settings; the page has all.", style="bold"), ""
+        )
+    for block in blocks[-BLOCKS:]:
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("Method", overflow="fold")
         for lines, titles in block.groups:

@@ -40,7 +40,7 @@ class TensorBoard:
     def __init__(self, folder: Path, config: Mapping[str, Any], done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
         """One scalar a number."""

@@ -15,7 +15,7 @@ from written import write_run
 from fedbench import leavings, report
 from fedbench.evidence import gather
 from fedbench.figures import clients, gallery, inside, scores, style, varied
-from fedbench.figures.frame import PANELS
+from fedbench.figures.frame import DPI, PANELS
 from fedbench.tables import contests
 
 
@@ -50,7 +50,7 @@ def test_figures_are_written_and_hold_something(made: Path) -> None:
     for name in DRAWN:
         with Image.open(made / "out" / "figures" / f"{name}.png") as image:
             colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
-            assert style.WIDTH * 200 + 1 > image.width > 0.2 * style.WIDTH * 200
+            assert style.WIDTH * DPI + 1 > image.width > 0.2 * style.WIDTH * DPI
         assert colours is not None
         assert len(colours) > 20
         pdf = (made / "out" / "figures" / f"{name}.pdf").read_bytes()
@@ -98,13 +98,12 @@ def test_figures_of_an_earlier_report_do_not_linger(made: Path, tmp_path: Path) 
 def test_more_settings_than_panels_make_more_figures_up_to_a_limit_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery, "save", lambda figure: {})
     monkeypatch.setattr(gallery, "MOST", 2 * PANELS)
     for i in range(2 * PANELS + 1):
         write_run(tmp_path, alpha=0.1 * (i + 1))
     evidence = gather([], tmp_path)
-    drawings = gallery.all_figures(evidence, contests.overall(evidence.runs))
-    rounds = [drawing for drawing in drawings if drawing.title == "Accuracy over rounds"]
+    sketches = gallery.all_figures(evidence, contests.overall(evidence.runs))
+    rounds = [sketch.drawing for sketch in sketches if sketch.drawing.title == "Accuracy over rounds"]
     assert [drawing.name for drawing in rounds] == ["rounds", "rounds-2"]
     assert "1 more are not drawn" in rounds[0].caption
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial as partial_
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,15 @@ from matplotlib.figure import Figure
 from fedbench import leavings
 from fedbench.evidence import Evidence
 from fedbench.figures import clients, curves, inside, scores, tuned, varied
-from fedbench.figures.frame import PANELS, Drawing, Panel, panels, save
-from fedbench.figures.style import WIDTH, Look, Looks, looks, style
+from fedbench.figures.frame import PANELS, Drawing, Panel, panels
+from fedbench.figures.studio import Sketch
+from fedbench.figures.style import Look, Looks, looks
 from fedbench.statistics import LEVEL
 from fedbench.tables.contests import Overall
 from fedbench.tables.metrics import REFERENCE
 from fedbench.tables.summary import labels
 
-MOST = 3 * PANELS  # panels of a kind that are drawn; tables hold all settings
+MOST = 3 * PANELS  # panels of a kind that are drawn, and fewer of many methods; tables hold all settings
 # Files that a report makes begin with one of these; an earlier report's are removed.
 NAMES = (
     *("rounds", "bytes", "by-", "worst", "cost", "heat", "ranks"),
@@ -32,12 +33,13 @@ NAMES = (
 
 @dataclass
 class _Gallery:
-    """Draws and collects; `look` and `told` are every method's look and name in a legend."""
+    """Collects sketches; `look` and `told` are every method's look and name in a legend, `most` the panels of a kind."""
 
     look: Looks
     told: dict[str, str]
     marks: str
-    drawings: list[Drawing] = field(default_factory=list)
+    most: int
+    sketches: list[Sketch] = field(default_factory=list)
 
     def add(
         self,
@@ -52,46 +54,38 @@ class _Gallery:
         **layout: Any,
     ) -> None:
         """Figures with a panel for each of `keys`; `shown` says which labels a key's panel holds, for the legend."""
+        left = len(keys) - self.most
+        caption += self.marks + (f" {left} more are not drawn; report fewer sweeps to see them." if left > 0 else "")
         if not keys:
-            self.drawings.append(Drawing(name, title, f"Not drawn: {why_not}.", {}))
-        left = len(keys) - MOST
-        caption += self.marks + (
-            f" {left} more are not drawn; report fewer sweeps or settings to see them." if left > 0 else ""
-        )
-        for start in range(0, min(len(keys), MOST), PANELS):
+            self.one(name, title, "", why_not, None)
+        for start in range(0, min(len(keys), self.most), PANELS):
             part = keys[start : start + PANELS]
             present = {label for key in part for label in shown(key)} if shown else set(self.told)
             kept = {label: one for label, one in (look or self.look).items() if label in present or not shown}
             told = {label: self.told.get(label, label) for label in kept}
             more = f"-{start // PANELS + 1}" if start else ""
-            with style():
-                figure = panels(part, panel, kept, told, **layout)
-                self.drawings.append(Drawing(name + more, title, caption, save(figure), figure.get_figwidth() / WIDTH))
+            self.one(name + more, title, caption, "", partial(panels, part, panel, kept, told, **layout))
 
     def one(self, name: str, title: str, caption: str, why_not: str, make: Callable[[], Figure] | None) -> None:
         """A figure that lays itself out."""
-        if make is None:
-            self.drawings.append(Drawing(name, title, f"Not drawn: {why_not}.", {}))
-            return
-        with style():
-            figure = make()
-            self.drawings.append(Drawing(name, title, caption, save(figure), figure.get_figwidth() / WIDTH))
+        self.sketches.append(Sketch(Drawing(name, title, caption if make else f"Not drawn: {why_not}.", {}), make))
 
 
-def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | None = None) -> list[Drawing]:
-    """Every figure of a report; one without data has no files and says why. versus: the two methods of the duel."""
+def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | None = None) -> list[Sketch]:
+    """Every figure of a report, to be drawn; one without data says why. versus: the two methods of the duel."""
     runs = evidence.runs
     names = labels(runs)
     references = list(runs.loc[runs["reference"].astype(bool), "label"].unique())
-    partial = _partial(runs)
-    told = {name: name + REFERENCE * (name in references) + "*" * (name in partial) for name in names}
+    short = _partial(runs)
+    told = {name: name + REFERENCE * (name in references) + "*" * (name in short) for name in names}
     marks = f" {REFERENCE}: a reference." if references else ""
-    marks += " *: not all seeds are done in every setting." if partial else ""
-    gallery = _Gallery(looks(names, references), told, marks)
+    marks += " *: not all seeds are done in every setting." if short else ""
+    settings = list(dict.fromkeys(runs["setting"]))
+    most = MOST if len(settings) * len(names) <= MOST * 20 else PANELS
+    gallery = _Gallery(looks(names, references), told, marks, most)
     percents = ["mean_accuracy", "worst_accuracy", "held_out_mean_accuracy"]
     done = runs.assign(**{name: 100 * runs[name] for name in percents})
     done = done.assign(sent=done["total_bytes_up"] + done["total_bytes_down"])[done["state"] == "done"]
-    settings = list(dict.fromkeys(runs["setting"]))
     _learning(gallery, evidence.records, settings)
     _varied(gallery, done)
     _scores(gallery, done, settings, names, overall)
@@ -99,7 +93,7 @@ def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | 
     if not evidence.trials.empty:
         _tuning(gallery, evidence.trials)
     _inside(gallery, evidence, done, settings)
-    return gallery.drawings
+    return gallery.sketches
 
 
 def _partial(runs: pd.DataFrame) -> set[str]:
@@ -243,14 +237,14 @@ def _scores(
         heading=lambda key: key[0],
     )
     values = scores.heat_values(done, names, settings)
-    few = [values.iloc[:, start : start + PANELS] for start in range(0, min(values.shape[1], MOST), PANELS)]
+    few = [values.iloc[:, start : start + PANELS] for start in range(0, min(values.shape[1], gallery.most), PANELS)]
     for i, part in enumerate(few):
         gallery.one(
             "heat" + f"-{i + 1}" * (i > 0),
             "Methods by settings",
             "Mean accuracy over clients in percent at the last round, mean over the seeds that are done; blank: none is.",
             "",
-            partial_(scores.heat, part.rename(index=gallery.told), ""),
+            partial(scores.heat, part.rename(index=gallery.told), ""),
         )
     ranking = overall.ranking
     caption = ""
@@ -270,7 +264,7 @@ def _scores(
         "Average ranks and critical difference",
         caption,
         "it needs three methods, references apart, that are done in all settings and seeds, and two of these",
-        None if ranking is None else lambda: scores.critical_difference(ranking, look),
+        None if ranking is None else partial(scores.critical_difference, ranking, look),
     )
 
 
@@ -392,7 +386,7 @@ def _inside(gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings:
         "where the class's prototype lies on the first principal component of all prototypes (alike colours, alike classes); "
         "triangles: the prompts of clients. PCA: first two principal components; t-SNE keeps neighbourhoods only.",
         "no finished run left a checkpoint with prompts of classes or clients",
-        kinds[:MOST],
+        kinds[:PANELS],
         lambda axes, key: inside.prompts(axes, key[2], key[3]),
         heading=lambda key: f"{key[1]} · {key[3]}",
         legend=False,
