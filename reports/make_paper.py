@@ -91,8 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break  # a mistake, and the same one for each sweep
     links = "".join(f'<li><a href="{html.escape(name)}/index.html">{html.escape(name)}</a></li>' for name, _ in rows)
     given.out.mkdir(parents=True, exist_ok=True)
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>fedbench: paper</title><h1>Reports</h1><ul>{links}</ul>'
-    (given.out / "index.html").write_text(page + "</html>\n")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>fedbench: paper</title><ul>{links}</ul></html>\n'
+    )
+    (given.out / "index.html").write_text(page)
     sys.stdout.write(f"{given.out / 'index.html'}: {sum(seconds for _, seconds in rows) / 60:.1f} minutes in all\n")
     return worst
 

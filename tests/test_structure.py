@@ -11,7 +11,19 @@ from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("rng", "stacked", "records", "measure", "nano", "glyph_renderer", "checkpoint", "claim", "lock", "progress", "track"),
+    (
+        "rng",
+        "stacked",
+        "records",
+        "measure",
+        "nano",
+        "glyph_renderer",
+        "checkpoint",
+        "claim",
+        "lock",
+        "progress",
+        "track",
+    ),
     ("method",),
     ("data", "fedopt"),
     ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedbench.figures.frame import percent
 from fedbench.figures.style import Looks
+from fedbench.split_figure import bubbles
 
 
 def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, told: Mapping[str, str]) -> None:
@@ -82,15 +84,12 @@ def newcomers(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
     percent(axes.yaxis)
 
 
-def holdings(axes: Axes, counts: pd.DataFrame) -> None:
-    """Who holds what: a bubble per client (across) and class (up), its area the number of training samples.
-
-    counts: client, class, samples.
-    """
-    largest = counts["samples"].max()
-    size = 46 * counts["samples"] / largest * min(1.0, 24 / max(1, counts["client"].nunique()))
-    axes.scatter(counts["client"], counts["class"], s=size, color="#0072B2", alpha=0.75, linewidths=0)
-    axes.margins(0.03)
-    axes.text(1.0, -0.1, f"largest: {largest}", transform=axes.transAxes, ha="right", va="top", fontsize=6)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+def holdings(axes: Axes, counts: pd.DataFrame, held_out: pd.Series[bool]) -> None:
+    """Who holds what, in a small panel. counts: client, class, samples; held_out: by client."""
+    table = np.zeros((len(held_out), int(counts["class"].max()) + 1), dtype=np.int64)
+    table[counts["client"], counts["class"]] = counts["samples"]
+    bubbles(axes, table, held_out.to_numpy(dtype=bool), cell=72 * min(1.9 / table.shape[0], 1.7 / table.shape[1]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_ylabel("")
+    axes.set_xlabel(f"client (largest bubble: {table.max():,})")

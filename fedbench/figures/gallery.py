@@ -322,15 +322,15 @@ def _clients(
         for run in part.sort_values("seed", kind="stable")["run"].iloc[:1]:
             found = leavings.class_counts(evidence.results / run)
             if not found.empty:
-                counts[str(setting)] = found
+                own = evidence.clients[evidence.clients["run"] == run]
+                counts[str(setting)] = found, own.sort_values("client")["held_out"]
     gallery.add(
         "split",
         "Who holds what",
-        "Training samples of each client (across) and class (up); a bubble's area is their number. First seed.",
+        "Training samples of each client and class; a bubble's area is their number; orange: held-out clients. First seed.",
         "no finished run tells which classes its clients hold",
         [setting for setting in settings if setting in counts],
-        lambda axes, setting: clients.holdings(axes, counts[setting]),
-        x="client",
+        lambda axes, setting: clients.holdings(axes, *counts[setting]),
         y="class",
         legend=False,
     )
