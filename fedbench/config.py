@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fedbench import track
 from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -80,6 +81,9 @@ class Machine(Block):
     clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="trackers that are sent the records as well; nothing needs a network"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
 
 
@@ -101,6 +105,17 @@ class Cluster(Block):
     slurm: dict[str, Any] = Field(default_factory=dict, description="further sbatch options, as submitit names them")
 
 
+class Tune(Block):
+    """The same number of trials for every method, each over its own search space; validation data choose."""
+
+    trials: int = Field(8, ge=1, description="runs that look for a method's values in a setting, on the first seed")
+    rounds: int | None = Field(None, ge=1, description="of a trial; a run's own if not given")
+    search: dict[str, dict[Literal["log", "linear", "choice"], tuple[Any, ...]] | None] = Field(
+        default_factory=dict,
+        description="ranges that replace a method's own, e.g. {local.lr: {log: [0.001, 1]}}; null: not searched",
+    )
+
+
 class Run(Block):
     """One run: a dataset dealt to clients, a method, a budget, a seed. Plug-in blocks carry all fields with defaults."""
 
@@ -118,6 +133,7 @@ class Run(Block):
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast of the backbone"
     )
+    test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never touch them")
 
     def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
         """The seed of one source of chance: its own where `seeds` gives one, else the run's."""
@@ -132,6 +148,7 @@ class PlannedRun:
     run: Run
     label: str  # of the method
     identity: dict[str, Any]
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
 
     @property
     def key(self) -> str:
@@ -154,6 +171,8 @@ class Sweep:
     machine: Machine
     cluster: Cluster
     plugins: Plugins
+    tune: Tune | None = None
+    later: tuple[PlannedRun, ...] = ()  # runs whose values are not chosen yet; see fedbench.tuning
 
     def on_disk(self, planned: PlannedRun) -> dict[str, Any]:
         """What run.yaml says: enough for a job to run it, and for a reader to know what it was."""
@@ -165,6 +184,7 @@ class Sweep:
             "machine": _plain(self.machine.model_dump()),
             "cpus": self.cluster.cpus,
             "plugins": [str(folder) for folder in self.plugins.folders],
+            **({"tuning": dict(planned.tuning)} if planned.tuning else {}),
         }
 
 
@@ -181,7 +201,8 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
 
 
 def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterable[str] = ()) -> Sweep:
-    """Read and check a sweep file; `settings` are ``key=value`` lines that override `base` (dotted keys reach inside).
+    """Read and check a sweep file; `settings` are ``key=value`` lines that override `base` (dotted keys reach inside);
+    ``grid.key=[...]`` puts another list in its place.
 
     Raises ConfigError with every mistake found, each with the legal names and the nearest one.
     """
@@ -201,7 +222,20 @@ def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterabl
     return check_sweep(content, found, settings, source=str(path), default_name=path.stem)
 
 
-_TOP = ("name", "base", "grid", "cluster", "machine")
+def changed(planned: PlannedRun, values: Mapping[str, Any], found: Plugins, tuning: Mapping[str, Any]) -> PlannedRun:
+    """`planned` with other `values` at dotted paths (``local.lr``, ``method.temperature``). Raises ConfigError."""
+    checker = _Checker(found)
+    content = copy.deepcopy(planned.run.model_dump())
+    for path, value in values.items():
+        checker.set(content, path, value)
+    new = checker.run(content, label=planned.label)
+    checker.raise_if_any(f"tune, {planned.label}")
+    if new is None:
+        raise ConfigError(f"tune, {planned.label}: {dict(values)} makes no run")
+    return dataclasses.replace(new, tuning=tuning)
+
+
+_TOP = ("name", "base", "grid", "tune", "cluster", "machine")
 
 
 def check_sweep(
@@ -216,7 +250,7 @@ def check_sweep(
     content_hash.cache_clear()  # files may have changed since the last sweep of this process
     checker.names(content, _TOP, "")
     content = {key: copy.deepcopy(content.get(key)) for key in _TOP}
-    for key in ("base", "grid", "cluster", "machine"):
+    for key in ("base", "grid", "tune", "cluster", "machine"):
         content[key] = {} if content[key] is None else content[key]
         if not isinstance(content[key], dict):
             checker.mistake(key, f"expected a mapping, found {content[key]!r}")
@@ -233,8 +267,10 @@ def check_sweep(
             continue
         if not equals:
             checker.mistake(f"--set {setting}", "expected key=value")
-        elif name.split(".")[0] in ("cluster", "machine"):
+        elif name.split(".")[0] in ("cluster", "machine", "tune"):
             checker.set(content, name, value)
+        elif name.startswith("grid."):
+            grid[name.removeprefix("grid.")] = value  # another list for this key
         elif checker.names([name.split(".")[0]], legal, "--set"):
             grid.pop(name, None)  # a value given by hand replaces the whole list
             by_hand.append((name, value))
@@ -246,7 +282,10 @@ def check_sweep(
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
             grid[key] = [values]
     machine = checker.block(Machine, content["machine"], "machine")
+    for problem in track.missing(machine.track) if machine else ():
+        checker.mistake("machine.track", problem)
     cluster = checker.block(Cluster, content["cluster"], "cluster")
+    tune = checker.block(Tune, content["tune"], "tune") if content["tune"] else None
     runs: dict[str, PlannedRun] = {}
     for run in _expand(base, grid, by_hand, checker):
         planned = checker.run(run)
@@ -256,7 +295,7 @@ def check_sweep(
     if machine is None or cluster is None:
         raise ConfigError(f"{source}: no machine or cluster block")
     machine = machine.model_copy(update={"data": machine.data.resolve()})
-    return Sweep(str(content["name"] or default_name), tuple(runs.values()), machine, cluster, found)
+    return Sweep(str(content["name"] or default_name), tuple(runs.values()), machine, cluster, found, tune)
 
 
 def _expand(

@@ -104,22 +104,28 @@ def summary(test: Accuracies, held_out: NDArray[np.bool_]) -> dict[str, float | 
 
 
 def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
-    """All metrics of the present state, and the accuracy of each client."""
+    """All metrics of the present state, and of each client its accuracy and what it trains on (classes, samples of each).
+
+    A run without `test_data` knows the validation accuracy alone.
+    """
     split, server, run = setting.split, setting.server, setting.run
     everyone = np.arange(run.clients.number)
     found: list[tuple[Accuracies, Accuracies]] = []
     for block in np.array_split(everyone, -(-len(everyone) * server.row_bytes() // BLOCK_BYTES) or 1):
         values = personal(setting, block)
-        parts = ([part[k] for k in block] for part in (split.test, split.validation))
+        test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
+        parts = (test_parts, [split.validation[k] for k in block])
         one, other = (accuracies(setting.cohort, values, server.read(), part, setting.chunk) for part in parts)
         found.append((one, other))
     test, validation = (Accuracies.joined(blocks) for blocks in zip(*found, strict=True))
     held_out = split.held_out
-    metrics: dict[str, Any] = summary(test, held_out)
+    metrics: dict[str, Any] = summary(test, held_out) if run.test_data else {}
     with np.errstate(invalid="ignore"):
         own = validation.each[~held_out]
         metrics["val_mean_accuracy"] = float(np.nanmean(own)) if validation.count[~held_out].any() else None
-    metrics["global_accuracy"] = global_accuracy(setting, test)
+    if run.test_data:
+        metrics["global_accuracy"] = global_accuracy(setting, test)
+    kept = [np.unique(setting.samples.labels[part], return_counts=True) for part in split.train]
     clients = pd.DataFrame(
         {
             "client": everyone,
@@ -128,6 +134,8 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
             "test_samples": test.count,
             "accuracy": test.each,
             "val_accuracy": validation.each,
+            "classes": [names for names, _ in kept],
+            "class_samples": [counts for _, counts in kept],
         }
     )
     return metrics, clients

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -54,6 +54,8 @@ class FedOpt(Aggregation):
 @dataclass(frozen=True)
 class Adaptive(FedOpt):
     """m is the running mean of Delta, v says how large it is in each coordinate: x <- x + lr m / (sqrt(v) + tau)."""
+
+    search: ClassVar = {"lr": {"log": (0.001, 1.0)}}
 
     lr: Annotated[float, Field(gt=0)] = option(0.03, "eta: the server's learning rate", told=True)
     beta1: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "decay of m, the mean change")

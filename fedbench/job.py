@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fedbench import measure
+from fedbench import measure, naming, track
 from fedbench.backbone import BackboneError
 from fedbench.claim import claim, claims
 from fedbench.config import ConfigError, planned_from_disk
@@ -90,7 +90,8 @@ def _attempt(folder: RunFolder, threads: int | None) -> None:
         changed = {key: (before.get(key), now) for key, now in environment.items() if before.get(key) != now}
         log.warning("begun before in another environment; its numbers mix both: %s", changed)
     write_aside(path, json.dumps(environment, indent=2).encode())
-    simulate(planned, machine, found, folder)
+    with track.tracked(folder, machine.track, {"label": planned.label, **naming.flat(planned.identity)}) as followed:
+        simulate(planned, machine, found, followed)
     log.info("done")
     folder.finish()
 

@@ -144,6 +144,9 @@ class Method:
     citation: ClassVar[str] = "ours"
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not out["cls"] alone
+    # What a sweep's `tune:` looks for, by field or dotted path of the run: {"log": (low, high)}, {"linear": (low, high)} or
+    # {"choice": (a, b, ...)}; a method that trains nothing has nothing to look for.
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
     pooled: ClassVar[bool] = False  # True: no clients, the same number of samples a round drawn from all their data
     # Names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. A phase takes
     # `local.epochs` epochs.
@@ -291,6 +294,7 @@ class Aggregation:
     """
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # as of a method
     # extra_loss(p, sent) -> scalar; sent: the trained shared parameters as the server sent them; not called where a method
     # has none
     extra_loss: ClassVar[Any] = None

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from fedbench.figures import COLOURS, WIDTH, style
-from fedbench.figures import _save as save
+from fedbench.figures.frame import save
+from fedbench.figures.style import COLOURS, WIDTH, style
 
 MOST = 60, 120  # clients and classes drawn as bubbles
 BINS = 150  # of a map's sides
@@ -42,7 +42,8 @@ def draw(
         small = [figure.add_subplot(wide[row, 1]) for row in range(3)]
         figure.suptitle(title, fontsize=8)
         if few:
-            _bubbles(axes, counts, held_out, cell=72 * min(4.2 / clients, (height - 0.7) / classes))
+            widest = bubbles(axes, counts, held_out, cell=72 * min(4.2 / clients, (height - 0.7) / classes))
+            _legend(axes, int(counts.max()), widest, bool(held_out.any()))
         else:
             _map(figure, axes, counts)
         _sizes(small[0], counts.sum(1))
@@ -51,8 +52,11 @@ def draw(
         return save(figure)
 
 
-def _bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], cell: float) -> None:
-    """A bubble for each client and class, its area the number of training samples; `cell`: points between two."""
+def bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], cell: float) -> float:
+    """A bubble for each client and class, its area the number of training samples; `cell`: points between two.
+
+    Returns the area of the largest, in square points.
+    """
     most = counts.max()
     widest = max(1.25 * cell, 2.5) ** 2  # of a marker, in square points
     for out, colour in ((False, BLUE), (True, ORANGE)):
@@ -64,9 +68,13 @@ def _bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_],
     axes.set_ylabel("class")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    shown = sorted({max(1, int(most) // 4), int(most)})
+    return float(widest)
+
+
+def _legend(axes: Axes, most: int, widest: float, held_out: bool) -> None:
+    shown = sorted({max(1, most // 4), most})
     dots = [(BLUE, float(np.sqrt(widest * n / most)), f"{n:,} sample{'s' * (n > 1)}") for n in shown]
-    if held_out.any():
+    if held_out:
         dots.append((ORANGE, min(6.0, dots[-1][1]), "held out"))
     look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markeredgewidth": 0, "alpha": 0.75}
     axes.legend(

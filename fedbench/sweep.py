@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedbench import launch, watch
+from fedbench import launch, tuning, watch
 from fedbench.claim import claims
 from fedbench.config import ConfigError, Sweep, read_sweep, short_name
 from fedbench.data import DataError
@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = given.results.expanduser().resolve()
     again = "python -m fedbench.sweep " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     try:
-        sweep = read_sweep(given.sweep, given.plugins, settings)
+        whole = read_sweep(given.sweep, given.plugins, settings)
+        sweep = tuning.staged(whole, results)
         if given.dry_run:
             return dry_run(sweep, results, given.json)
         if given.status:
@@ -111,7 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster = given.cluster
         if cluster == "auto":
             cluster = "slurm" if shutil.which("sbatch") else "local"
-        return launch_and_watch(sweep, results, cluster, given.watch, given.retry_failed, again)
+        while True:
+            code = launch_and_watch(sweep, results, cluster, given.watch, given.retry_failed, again)
+            waited, sweep = len(sweep.later), tuning.staged(whole, results)
+            if code == INTERRUPTED or len(sweep.later) >= waited:
+                return code  # nothing waits for trials, or what waits still does
     except (ConfigError, PluginError, RecordsError, launch.LaunchError) as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
@@ -132,7 +137,9 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
     problems: dict[str, None] = {}
     views = watch.Observer(results, sweep.runs).look()
     rows: list[dict[str, Any]] = []
-    for planned, view in zip(sweep.runs, views, strict=True):
+    states = [*((planned, planned.name, view.state) for planned, view in zip(sweep.runs, views, strict=True))]
+    states += [(planned, "(named when tuned)", "missing") for planned in sweep.later]
+    for planned, name, state in states:
         free = ("seed", "seeds", "partition", "evaluate_every")
         key = json.dumps({name: value for name, value in planned.identity.items() if name not in free}, sort_keys=True)
         if key not in estimates:
@@ -143,12 +150,12 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
         guess = estimates[key]
         run, classes = planned.run, sweep.plugins.classes
         row = {
-            "name": planned.name,
-            "method": planned.label,
+            "name": name,
+            "method": planned.label + " [trial]" * ("trial_of" in planned.tuning),
             "dataset": short_name(run.dataset, classes["dataset"][run.dataset["name"]]),
             "partition": short_name(run.partition, classes["partition"][run.partition["name"]]),
             "seed": run.seed,
-            "state": view.state,
+            "state": state,
         }
         if isinstance(guess, str):
             problems[guess] = None
@@ -165,11 +172,15 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     for line in cells:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    say(f"\n{sweep.name}: {watch.told(views)}")
+    say(f"\n{sweep.name}: {watch.told(views)}{_later(sweep)}")
     say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
     for problem in problems:
         say(f"no estimate: {problem}")
     return DONE
+
+
+def _later(sweep: Sweep) -> str:
+    return f"; {len(sweep.later)} more wait for trials of the tuning" if sweep.later else ""
 
 
 def _cell(key: str, value: Any) -> str:
@@ -187,7 +198,7 @@ def status(sweep: Sweep, results: Path, as_json: bool) -> int:
         found = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
         say(json.dumps({**found, "runs": [asdict(view) for view in views]}))
     else:
-        say(f"{sweep.name}: {watch.told(views)}")
+        say(f"{sweep.name}: {watch.told(views)}{_later(sweep)}")
         for line in watch.failures(views):
             say(line)
     return SOME_FAILED if watch.counts(views)["failed"] else DONE
@@ -233,7 +244,9 @@ def launch_and_watch(
                 elif names:
                     how = f" to Slurm: {', '.join(launch.slurm(sweep, results, names, folder))}"
             observer = watch.Observer(results, sweep.runs, patience=watch.PATIENCE_SECONDS if cluster == "slurm" else 0)
-            say(f"{sweep.name}: {watch.told(observer.look())}; {len(names)} started{how}. Results: {results}")
+            say(
+                f"{sweep.name}: {watch.told(observer.look())}{_later(sweep)}; {len(names)} started{how}. Results: {results}"
+            )
             if cluster == "inline":
                 inline(results, names, observer, console if stay else None)
             elif stay:

@@ -33,6 +33,7 @@ class Method(Base):
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
+    search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Fani et al. 2024, arXiv 2406.01116"
 
     def params(self, task: Task) -> dict[str, Param]:

@@ -28,6 +28,7 @@ class Method(Base):
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
     citation: ClassVar[str] = "Legate et al. 2023, arXiv 2306.03937"
+    search: ClassVar = {}  # nothing is trained
 
     def params(self, task: Task) -> dict[str, Param]:
         """prototype [C, D], and the server's running sums [C, D] and counts [C]."""

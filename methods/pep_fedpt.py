@@ -56,6 +56,11 @@ class Method(Base):
     )
 
     citation: ClassVar[str] = "arXiv 2510.25372"
+    search: ClassVar = {
+        **Base.search,
+        "temperature": {"log": (0.03, 1.0)},
+        "class_prompt_lr_scale": {"log": (1.0, 300.0)},
+    }
 
     def _inject(self, depth: int) -> int:
         return depth // 2 if self.inject is None else self.inject

@@ -18,6 +18,8 @@ from fedbench.method import Values, option
 class Aggregation(FedOpt):
     """Momentum on the server."""
 
+    search: ClassVar = {"lr": {"log": (0.1, 10.0)}}
+
     lr: Annotated[float, Field(gt=0)] = option(1.0, "the server's learning rate", told=True)
     beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "momentum of the server")
 

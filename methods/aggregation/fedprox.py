@@ -18,6 +18,8 @@ from fedbench.method import Values, option
 class Aggregation(Base):
     """FedAvg with the proximal term."""
 
+    search: ClassVar = {"mu": {"log": (0.001, 1.0)}}
+
     mu: Annotated[float, Field(ge=0)] = option(0.01, "weight of the proximal term")
 
     citation: ClassVar[str] = "Li et al. 2020, arXiv 1812.06127"

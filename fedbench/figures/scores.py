@@ -1,0 +1,150 @@
+"""Methods side by side at the end of their runs: worst client against mean, cost against accuracy, and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
+
+from fedbench.figures.frame import bytes_axis, log_axis, percent, plain, wrap
+from fedbench.figures.style import WIDTH, Looks
+from fedbench.statistics import LEVEL, Ranking
+from fedbench.tables.grid import scaled
+
+# column of the runs: what its axis says
+COSTS = {
+    "sent": "bytes sent, up + down",
+    "total_multiply_adds": "multiply-adds of training",
+    "seconds": "seconds of the run",
+}
+
+
+def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
+    """A point per method: mean accuracy across, the worst client's up, error bars over seeds, and the Pareto front."""
+    points = []
+    for name, shape in look.items():
+        own = runs.loc[runs["label"] == name, ["mean_accuracy", "worst_accuracy"]].dropna()
+        if own.empty:
+            continue
+        (x, y), (dx, dy) = own.mean(), own.std().fillna(0.0)
+        axes.errorbar([x], [y], xerr=[dx], yerr=[dy], fmt="none", ecolor=shape.colour, elinewidth=0.6, alpha=0.7)
+        axes.plot([x], [y], color=shape.colour, zorder=3, **shape.dot(5.5))
+        points.append((x, y))
+    if points:
+        front = np.array(points)[pareto(np.array(points))]
+        front = front[np.argsort(front[:, 0])]
+        axes.step(front[:, 0], front[:, 1], where="pre", color="#aaaaaa", linewidth=0.8, zorder=1)
+    percent(axes.xaxis)
+    percent(axes.yaxis)
+
+
+def pareto(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of points [n, 2] no other point exceeds in one coordinate while it is at least equal in the other."""
+    more = np.asarray(points[None] > points[:, None])
+    over = np.asarray(points[None] >= points[:, None]).all(2) & more.any(2)
+    return np.asarray(~np.asarray(over).any(1))
+
+
+def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
+    """A point per method: what it took in all rounds across (`column` of COSTS), mean accuracy up, bars over seeds."""
+    nothing, drawn = [], 0
+    for name, shape in look.items():
+        own = runs.loc[runs["label"] == name, [column, "mean_accuracy"]].dropna()
+        if own.empty:
+            continue
+        (x, y), (_, dy) = own.mean(), own.std().fillna(0.0)
+        if x <= 0:
+            nothing.append((y, shape))
+            continue
+        axes.errorbar([x], [y], yerr=[dy], fmt="none", ecolor=shape.colour, elinewidth=0.6, alpha=0.7)
+        axes.plot([x], [y], color=shape.colour, zorder=3, **shape.dot(5.5))
+        drawn += 1
+    for y, shape in nothing:  # at the left edge, which a logarithmic axis never reaches
+        axes.plot([0], [y], color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False, **shape.dot(5.5))
+    if drawn:
+        if column == "sent":
+            bytes_axis(axes)
+        else:
+            log_axis(axes)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value).strip()))
+    axes.set_xlabel(COSTS[column])
+    percent(axes.yaxis)
+
+
+def heat(values: pd.DataFrame, title: str) -> Figure:
+    """Methods (rows) by settings (columns), mean accuracy in percent; blank where no seed is done."""
+    rows, columns = values.shape
+    left = 0.06 * max(len(str(label)) for label in values.index)
+    width = min(WIDTH, left + 0.8 + 0.75 * columns)
+    figure, (axes,) = plain(width, 0.75 + 0.19 * rows + 0.1)
+    shown = axes.pcolormesh(values.to_numpy(dtype=float), cmap="cividis")
+    middle = np.nanmean(values.to_numpy(dtype=float))
+    for i, j in np.ndindex(rows, columns):
+        value = float(values.iloc[i, j])  # type: ignore[arg-type]
+        if np.isfinite(value):
+            light = "white" if value < middle else "black"
+            axes.text(j + 0.5, i + 0.5, f"{value:.1f}", ha="center", va="center", color=light, fontsize=6.5)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set_yticks(np.arange(rows) + 0.5, [str(label) for label in values.index])
+    heads = ["\n".join(wrap(part, 14) for part in str(name).split(" · ")) for name in values.columns]
+    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6)
+    axes.tick_params(length=0)
+    axes.set_title(title)
+    figure.colorbar(shown, ax=axes, label="mean accuracy (%)", fraction=0.05, pad=0.02)
+    return figure
+
+
+def critical_difference(ranking: Ranking, look: Looks) -> Figure:
+    """Average ranks on an axis, best at the left; bars join methods that are not told apart (after Demsar 2006)."""
+    names, ranks = ranking.names, ranking.ranks
+    count, half = len(names), (len(names) + 1) // 2
+    cliques = ranking.cliques
+    top = 0.55 + 0.11 * len(cliques)
+    height = top + 0.19 * half + 0.35
+    figure, (axes,) = plain(WIDTH * 0.85, height)
+    axes.set_axis_off()
+    low, high = 1.0, float(count)
+    margin = 0.42 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(height, 0)
+    at = 0.35
+    axes.plot([low, high], [at, at], color="black", linewidth=0.8)
+    for tick in range(1, count + 1):
+        axes.plot([tick, tick], [at - 0.05, at], color="black", linewidth=0.6)
+        if count <= 12 or tick % 2:
+            axes.text(tick, at - 0.07, f"{tick}", ha="center", va="bottom", fontsize=6.5)
+    if ranking.p < LEVEL:
+        end = min(low + ranking.critical, high + margin)
+        axes.plot([low, end], [0.1, 0.1], color="black", linewidth=1.4, clip_on=False)
+        axes.text(
+            end + 0.02 * (high - low), 0.1, f"critical difference {ranking.critical:.2f}", va="center", fontsize=6.5
+        )
+    for number, (first, last) in enumerate(cliques):
+        y = at + 0.1 + 0.11 * number
+        pad = 0.006 * (high - low)
+        axes.plot(
+            [ranks[first] - pad, ranks[last] + pad], [y, y], color="#333333", linewidth=2.4, solid_capstyle="butt"
+        )
+    for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        left = i < half
+        y = top + 0.19 * (i if left else count - 1 - i)
+        edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
+        shape = look[name]
+        axes.plot([rank, rank, edge], [at, y, y], color=shape.colour, linewidth=0.7)
+        axes.plot([rank], [at], color=shape.colour, zorder=3, **shape.dot(5))
+        text = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+        axes.text(edge, y, f" {text} ", ha="right" if left else "left", va="center", fontsize=7)
+    return figure
+
+
+def heat_values(runs: pd.DataFrame, names: Sequence[Any], settings: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds of the mean accuracy, methods by settings, in the given orders."""
+    mean = runs.groupby(["label", "setting"])["mean_accuracy"].mean().unstack("setting")
+    return mean.reindex(index=[n for n in names if n in mean.index], columns=[s for s in settings if s in mean.columns])

@@ -1,0 +1,61 @@
+"""One look per method throughout a report: colours that colour-blind readers tell apart, markers and lines besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+WIDTH = 7.0  # inches: both columns of a two-column paper
+
+# Okabe and Ito's colours (2008) without yellow, which is lost on white paper, and black, which is kept for references.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24")
+# The last two are stars with four and eight points.
+MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "d", "h", "*", (4, 1, 0), (8, 1, 0))
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+REFERENCES: tuple[Any, ...] = ((0, (6, 2)), (0, (2, 1)), (0, (6, 1, 1, 1)), (0, (1, 2)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, everywhere."""
+
+    colour: str
+    marker: Any
+    line: Any
+
+    def dot(self, size: float = 3.6) -> dict[str, Any]:
+        """The marker with a white rim, as matplotlib's arguments; stars are drawn larger, for they look smaller."""
+        star = self.marker == "*" or isinstance(self.marker, tuple)
+        rim = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+        return {"marker": self.marker, "markersize": size * (1.6 if star else 1), **rim}
+
+
+Looks = dict[str, Look]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw as paper.mplstyle says, whatever the user's own settings are."""
+    with mpl.rc_context(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=True)):
+        yield
+
+
+def looks(names: Sequence[str], references: Sequence[str] = ()) -> Looks:
+    """A look for each label: 7 colours, then the same colours with another line; the marker never repeats before 15.
+
+    References are black to grey with broken lines, so that colour means a contestant.
+    """
+    own = [name for name in names if name not in set(references)]
+    found = {
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, name in enumerate(own)
+    }
+    for i, name in enumerate(name for name in names if name in set(references)):
+        shade = ("#000000", "#6b6b6b")[i % 2]
+        found[name] = Look(shade, MARKERS[(len(own) + i) % len(MARKERS)], REFERENCES[i % len(REFERENCES)])
+    return found

@@ -1,0 +1,70 @@
+"""What a table may say: the metrics of a run, the states that a run may be in, and the marks of a cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["share", "bytes", "count", "seconds", "rate"]
+Mark = Literal["", "best", "tied"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the records: how it is called in a table, what it means, and whether its largest value wins."""
+
+    name: str
+    title: str
+    meaning: str
+    kind: Kind = "share"
+    ranked: bool = False
+
+
+METRICS = tuple(
+    Metric(*fields)
+    for fields in (
+        ("mean_accuracy", "Mean", "accuracy on a client's own test data, unweighted mean over clients", "share", True),
+        ("worst_accuracy", "Worst", "the lowest accuracy of any client", "share", True),
+        ("p10_accuracy", "10th pct.", "10th percentile of the clients' accuracies", "share", True),
+        ("bottom_decile_accuracy", "Bottom 10 %", "mean accuracy of the worst tenth of the clients", "share", True),
+        ("std_accuracy", "Spread", "standard deviation of accuracy over clients (not over seeds)"),
+        ("pooled_accuracy", "Pooled", "accuracy over all clients' test samples taken together", "share", True),
+        ("global_accuracy", "Global", "accuracy of the global model on the dataset's whole test set", "share", True),
+        ("held_out_mean_accuracy", "New, mean", "mean over held-out clients, which never trained", "share", True),
+        ("held_out_worst_accuracy", "New, worst", "the lowest accuracy of any held-out client", "share", True),
+        ("val_mean_accuracy", "Valid.", "mean over clients of accuracy on validation data (used for selection)"),
+        ("train_loss", "Train loss", "mean training loss of the last round's cohort", "rate"),
+        ("trained_parameters", "Trained", "parameters that training changes, on one client", "count"),
+        ("total_bytes_up", "Up", "bytes sent from clients to server in all rounds", "bytes"),
+        ("total_bytes_down", "Down", "bytes sent from server to clients in all rounds", "bytes"),
+        ("total_multiply_adds", "MACs", "multiply-adds of the clients' training in all rounds", "count"),
+        ("seconds", "Time", "seconds of the whole run (depends on the machine)", "seconds"),
+        ("samples_per_second", "Samples/s", "training samples per second (depends on the machine)", "rate"),
+        ("peak_memory_bytes", "Memory", "peak memory (depends on the machine)", "bytes"),
+    )
+)
+METRIC = {metric.name: metric for metric in METRICS}
+RANKED = tuple(metric.name for metric in METRICS if metric.ranked)
+MAIN = ("mean_accuracy", "worst_accuracy")
+
+# state: (letter in a cell that also holds a number, what the legend says)
+STATES = {
+    "done": ("", "finished: its last round is in the table"),
+    "running": ("R", "started and not finished; no number yet"),
+    "pending": ("P", "planned and not started"),
+    "missing": ("M", "in the sweep, but there is no folder of the run"),
+    "failed": ("F", "stopped by an error"),
+    "diverged": ("D", "stopped because its loss was no longer finite"),
+    "absent": ("–", "no run of this method with this seed was planned in this setting"),
+}
+
+# What a frame of runs holds besides the metrics and the provenance: one row per run.
+COLUMNS = (
+    *("run", "setting", "dataset", "partition", "aggregation", "backbone", "method", "label", "reference", "seed"),
+    *("state", "said", "round", "rounds"),
+)
+PROVENANCE = ("config_hash", "partition_hash", "cohort_hash", "data_hash", "backbone_hash", "commit")
+
+TIE = "≈"
+REFERENCE = "†"
+MINUS = "–"

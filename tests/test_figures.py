@@ -1,0 +1,237 @@
+"""Figures: that all are made, hold something, stay the same, and put every method where its numbers say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from written import write_run
+
+from fedbench import leavings, report
+from fedbench.evidence import gather
+from fedbench.figures import clients, gallery, inside, scores, style, varied
+from fedbench.figures.frame import DPI, PANELS
+from fedbench.tables import contests
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of 17 methods, two alphas and two seeds, with one run of each state."""
+    place = tmp_path_factory.mktemp("report")
+    for number in range(17):
+        for alpha in (0.1, 0.3):
+            for seed in range(2):
+                state = {(1, 1): "running", (2, 1): "failed", (3, 1): "diverged", (4, 0): "pending", (4, 1): "pending"}
+                now = state.get((number, seed), "done") if alpha == 0.3 else "done"
+                top = 0.5 + 0.02 * number + 0.01 * seed
+                curve = {at: top * (1 - 0.5**at) for at in range(1, 21)} if number else {20: top}
+                upto = dict(list(curve.items())[:9]) if now != "done" else curve
+                sent = 0 if number == 0 else 10**number
+                bytes_ = {"total_bytes_up": sent, "total_bytes_down": sent}
+                write_run(
+                    place / "results", f"Method {number}", seed, upto, state=now, alpha=alpha, reference=number == 0,
+                    clients=True, **bytes_,
+                )  # fmt: skip
+    report.write(gather([], place / "results"), place / "out")
+    return place
+
+
+DRAWN = {"rounds", "bytes", "by-partition-alpha", "worst", "cost", "heat", "ranks", "clients", "duel", "split"}
+
+
+def test_figures_are_written_and_hold_something(made: Path) -> None:
+    names = {path.name for path in (made / "out" / "figures").iterdir()}
+    assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("png", "pdf")}
+    for name in DRAWN:
+        with Image.open(made / "out" / "figures" / f"{name}.png") as image:
+            colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
+            assert style.WIDTH * DPI + 1 > image.width > 0.2 * style.WIDTH * DPI
+        assert colours is not None
+        assert len(colours) > 20
+        pdf = (made / "out" / "figures" / f"{name}.pdf").read_bytes()
+        assert b"/FontFile2" in pdf  # TrueType outlines are embedded, fonttype 42
+        assert b"/Type3" not in pdf
+        assert b"CreationDate" not in pdf
+
+
+def test_the_same_records_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "results", tmp_path / "results")  # the page names the folder as seen from its own
+    report.write(gather([], tmp_path / "results"), tmp_path / "out")
+    files = sorted(path.relative_to(made / "out") for path in (made / "out").rglob("*") if path.is_file())
+    assert len(files) > 10
+    for file in files:
+        assert (made / "out" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
+
+
+def test_looks_differ_for_all_methods_and_stay_with_their_label() -> None:
+    names = [f"m{i}" for i in range(28)]
+    found = style.looks(names, ["m3"])
+    assert len({(look.colour, look.line) for look in found.values()}) == 28
+    assert len({look.marker for look in list(found.values())[:15]}) >= 14
+    assert found["m3"].colour == "#000000"
+    assert style.looks(names[:5], ["m3"])["m4"] == found["m4"]
+
+
+def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", state="pending")
+    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    assert written.figures == ()
+    html = written.page.read_text()
+    assert html.count("Not drawn:") == len(gallery.NAMES) - 2  # no heat map without a cell, no tuning without a trial
+    assert "no two finished runs of a method differ in one field" in html
+
+
+def test_figures_of_an_earlier_report_do_not_linger(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made / "out", out)
+    (out / "figures" / "mine.png").write_bytes(b"")
+    write_run(tmp_path / "r", state="pending")
+    report.write(gather([], tmp_path / "r"), out)
+    assert [path.name for path in (out / "figures").iterdir()] == ["mine.png"]
+
+
+def test_more_settings_than_panels_make_more_figures_up_to_a_limit_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "MOST", 2 * PANELS)
+    for i in range(2 * PANELS + 1):
+        write_run(tmp_path, alpha=0.1 * (i + 1))
+    evidence = gather([], tmp_path)
+    sketches = gallery.all_figures(evidence, contests.overall(evidence.runs))
+    rounds = [sketch.drawing for sketch in sketches if sketch.drawing.title == "Accuracy over rounds"]
+    assert [drawing.name for drawing in rounds] == ["rounds", "rounds-2"]
+    assert "1 more are not drawn" in rounds[0].caption
+
+
+# -- what is varied ----------------------------------------------------------------------------------------------------
+def of(tmp_path: Path, **evidence: str) -> dict[str, list[varied.Family]]:
+    runs = gather([], tmp_path).runs
+    return varied.families(runs[runs["state"] == "done"])
+
+
+def test_partitions_without_a_common_number_stand_side_by_side(tmp_path: Path) -> None:
+    write_run(tmp_path, alpha=0.1)
+    write_run(tmp_path, config={"partition": {"name": "iid"}}, partition="iid")
+    (family,) = of(tmp_path)[""]
+    assert not family.numeric
+    assert sorted(family.runs["level"]) == ["dirichlet(alpha=0.1)", "iid"]
+
+
+def test_whatever_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
+    for length in (4, 8):
+        for inject in (2, 3):
+            write_run(
+                tmp_path, f"pep(prompt_length={length}, inject={inject})", method="pep",
+                config={"method": {"name": "pep", "prompt_length": length, "inject": inject}},
+            )  # fmt: skip
+    write_run(tmp_path, "other", config={"method": {"name": "other", "prompt_length": 4}})
+    found = of(tmp_path)
+    assert set(found) == {"method.prompt_length", "method.inject"}
+    (family,) = found["method.prompt_length"]
+    assert family.numeric
+    assert sorted(set(family.runs["line"])) == ["pep(inject=2)", "pep(inject=3)"]  # `other` varies nothing
+    assert sorted(family.runs["level"]) == [4, 4, 8, 8]
+
+
+def test_a_choice_is_drawn_as_words_and_participation_as_panels_of_a_partition(tmp_path: Path) -> None:
+    for prior in ("client", "uniform"):
+        write_run(tmp_path, f"pep {prior}", method="pep", config={"method": {"name": "pep", "prior": prior}})
+    for cohort in (1, 2):
+        write_run(tmp_path, "A", config={"clients": {"number": 9, "per_round": cohort}})
+    found = of(tmp_path)
+    (choice,) = found["method.prior"]
+    assert not choice.numeric
+    assert set(choice.runs["line"]) == {"pep"}
+    (cohorts,) = found["clients.per_round"]
+    assert sorted(cohorts.runs["level"]) == [1, 2]
+    assert cohorts.title == "glyphs · dirichlet(alpha=0.3)"
+
+
+def test_values_that_a_tuning_chose_count_as_no_difference(tmp_path: Path) -> None:
+    for alpha, lr in ((0.1, 0.5), (0.3, 0.05)):
+        write_run(tmp_path, alpha=alpha, config={"local": {"lr": lr}}, tuning={"values": {"local.lr": lr}})
+    (family,) = of(tmp_path)["partition.alpha"]
+    assert sorted(family.runs["level"]) == [0.1, 0.3]
+    assert "local.lr" not in of(tmp_path)
+
+
+# -- single panels -----------------------------------------------------------------------------------------------------
+def test_the_pareto_front_by_hand() -> None:
+    points = np.array([[1.0, 5.0], [2.0, 4.0], [2.0, 3.0], [3.0, 1.0], [0.5, 4.9]])
+    assert scores.pareto(points).tolist() == [True, True, False, True, False]
+
+
+def test_mixture_is_what_the_method_computes() -> None:
+    import torch
+
+    from fedbench.plugins import plugins
+
+    cls = plugins().classes["method"]["pep_fedpt"]
+    mean = np.random.default_rng(0).normal(size=(4, 6))
+    prior = np.array([0.5, 0.5, 0.0, 0.0])
+    values = {"prototype": torch.from_numpy(mean), "prior": torch.from_numpy(prior)}
+    for similarity in ("cosine", "euclidean"):
+        for kind in ("client", "uniform"):
+            method = cls(similarity=similarity, prior=kind, temperature=0.3)
+            wanted = method.weights(values, torch.from_numpy(mean)).numpy()
+            fields = {"similarity": similarity, "temperature": 0.3}
+            found = inside.mixture({"server.prototype": mean}, fields, prior if kind == "client" else None)
+            np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    folder = write_run(
+        tmp_path / "r", "pep", method="pep_fedpt", clients=True, config={"method": {"name": "pep_fedpt"}}
+    )
+    draw = np.random.default_rng(0)
+    tensors = {"server.prompt": draw.normal(size=(3, 8)), "server.class_prompt": draw.normal(size=(40, 2, 8))}
+    tensors |= {"server.prototype": draw.normal(size=(40, 8)), "server.head.weight": draw.normal(size=(40, 8))}
+    tensors |= {"client.prompt.2": draw.normal(size=(3, 8)), "client.prompt.11": draw.normal(size=(3, 8))}
+    save_file(tensors, folder.path / "checkpoint.safetensors")
+    state = leavings.state(folder.path, inside.TENSORS)
+    assert set(state) == {"server.prompt", "server.class_prompt", "server.prototype", "client.prompt"}
+    np.testing.assert_array_equal(state["client.prompt"][1], tensors["client.prompt.11"])
+    sets = inside.sets(state)
+    assert {name: len(points) for name, points in sets.items()} == {"shared": 3, "class": 40, "client": 2}
+    np.testing.assert_allclose(sets["class"], tensors["server.class_prompt"].mean(1))
+    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    assert {"prompts.png", "mixture.png"} <= {path.name for path in written.figures}
+    assert leavings.state(tmp_path, inside.TENSORS) == {}
+    (folder.path / "checkpoint.safetensors").write_bytes(b"cut")
+    assert leavings.state(folder.path, inside.TENSORS) == {}
+
+
+def test_class_counts_by_client(tmp_path: Path) -> None:
+    counts = leavings.class_counts(write_run(tmp_path, clients=True).path)
+    # client k holds k + 1 samples of class 0 and 8 - k of class k + 1 (see `write_run`)
+    assert counts[counts["client"] == 2].to_numpy().tolist() == [[2, 0, 3], [2, 3, 6]]
+    assert leavings.class_counts(tmp_path).empty
+
+
+def test_the_plane_keeps_distances_of_points_in_a_plane() -> None:
+    draw = np.random.default_rng(0)
+    flat = draw.normal(size=(10, 2))
+    turned = flat @ np.linalg.qr(draw.normal(size=(7, 2)))[0].T
+    plane = inside.flat_map(turned, "PCA")
+    np.testing.assert_allclose(
+        np.linalg.norm(plane[:, None] - plane[None], axis=-1),
+        np.linalg.norm(flat[:, None] - flat[None], axis=-1),
+        atol=1e-9,
+    )
+
+
+def test_a_duel_counts_who_is_ahead() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    rows = [("A", 0, 90.0), ("A", 1, 50.0), ("A", 2, 20.0), ("B", 0, 80.0), ("B", 1, 50.0), ("B", 2, 10.0)]
+    frame = pd.DataFrame(rows, columns=["label", "client", "accuracy"]).assign(seed=0)
+    clients.duel(axes, frame, "A", "B", style.looks(["A", "B"]))
+    assert [text.get_text() for text in axes.texts] == ["ahead: 67 %", "behind: 0 %"]
+    assert axes.lines[1].get_ydata().tolist() == [90, 50, 20]

@@ -1,0 +1,240 @@
+"""A whole report: its files, their LaTeX, Markdown and CSV, what it warns of, and the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from written import write_run
+
+from fedbench import report
+from fedbench.evidence import gather
+from fedbench.figures import gallery
+from fedbench.records import RunFolder
+from fedbench.tables import grid, notes
+from fedbench.tables.summary import summary
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKE = ROOT / "reports" / "make_figures.py"
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+NASTY = r"<script>alert(1)</script> a_b & 50% $x$ #{~^\} | [c](d) *e* `f`"
+
+
+def test_labels_are_escaped_in_every_format(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", NASTY, clients=True, method="nasty")
+    write_run(tmp_path / "r", "_hidden", state="failed")
+    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    html = written.page.read_text()
+    assert html.count("<script") == 2  # the page's own
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "why it failed &lt;b&gt;" in html
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "<script" not in markdown
+    for block in re.findall(r"(?m)(?:^\|.*\n)+", markdown):  # the pipe in the label opens no cell
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    latex = (tmp_path / "out" / "table.tex").read_text()
+    row = next(line for line in latex.splitlines() if "script" in line and not line.startswith("%"))
+    for text in (r"a\_b \& 50\% \$x\$ \#\{\textasciitilde{}\textasciicircum{}\textbackslash{}\}", r"\textless{}script"):
+        assert text in row
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
+    assert {row["label"] for row in rows} == {NASTY, "_hidden"}
+
+
+def check_latex(text: str) -> None:
+    """Braces and environments balance, and each row of a tabular has as many cells as its columns."""
+    bare = re.sub(r"\\[\\{}%&$#_]", lambda m: r"\\" if m[0] == r"\\" else "", re.sub(r"(?m)^%.*$", "", text))
+    depth = 0
+    for char in bare:
+        depth += (char == "{") - (char == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert bare.count("$") % 2 == 0
+    stack: list[str] = []
+    for what, name in re.findall(r"\\(begin|end)\{([\w*]+)\}", bare):
+        if what == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    for columns, body in re.findall(r"\\begin\{tabular\}\{@\{\}(l[ r]*)@\{\}\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        for line in body.splitlines():
+            if line.endswith(r"\\"):
+                cells = len(re.findall(r"(?<!\\)&", line)) + 1
+                spans = [int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line)]
+                assert cells + sum(spans) == len(columns.replace(" ", ""))
+
+
+def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "all_figures", lambda *_: [])
+    for alpha in (0.1, 0.3, 1.0, 10.0):  # two blocks
+        write_run(tmp_path / "r", NASTY, alpha=alpha, method="nasty")
+        write_run(tmp_path / "r", "B", alpha=alpha, state="diverged")
+    write_run(tmp_path / "r", "B", 1, partition_hash="x_y")
+    write_run(tmp_path / "r", "ref", 1, reference=True)
+    report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    parts = [(tmp_path / "out" / name).read_text() for name in ("table.tex", "details.tex", "transposed.tex")]
+    for part in parts:
+        check_latex(part)
+    assert parts[0].count(r"\begin{tabular}") == 2
+    if shutil.which("pdflatex"):
+        head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+        (tmp_path / "all.tex").write_text(head + "\n".join(parts) + "\\end{document}\n")
+        command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "r", "A", 0)
+    write_run(tmp_path / "r", "B", 0, partition_hash="other")
+    write_run(tmp_path / "r", "C", 0, {40: 0.5}, rounds=40)
+    write_run(tmp_path / "r", "ref", 0, {1: 0.5}, rounds=1, reference=True)  # a reference's rounds are its own
+    evidence = gather([], tmp_path / "r")
+    first, second = notes.alarms(evidence.runs)
+    assert "different partitions" in first
+    assert "other: B" in first
+    assert "different budgets" in second
+    assert "20: A, B; 40: C" in second
+    assert "DIFFERENT" in " ".join(notes.footer(evidence.runs))
+    out = tmp_path / "out"
+    monkeypatch.setattr(gallery, "all_figures", lambda *_: [])
+    report.write(evidence, out)
+    assert "different partitions" in (out / "table.md").read_text()
+    assert "WARNING" in (out / "table.tex").read_text()
+    assert 'role="alert"' in (out / "index.html").read_text()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(MAKE), *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_prints_the_table_and_the_paths(tmp_path: Path) -> None:
+    write_run(tmp_path / "results", "[bold]A", accuracies={20: 0.5})
+    done = command(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[bold]A" in done.stdout  # a label is no markup
+    assert "50.0" in done.stdout
+    assert str(Path("reports/out/index.html")) in done.stdout
+    assert (tmp_path / "reports" / "out" / "figures" / "rounds.png").is_file()
+
+
+def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "there.yaml").write_text("grd: {}\n")
+    results = ["--results", str(tmp_path / "good")]
+    for arguments, told in (
+        (["--results", str(tmp_path / "bad")], "does not exist; folders beside it that hold runs: good"),
+        (["--results", str(tmp_path / "empty")], "holds no runs"),
+        (["--results", str(tmp_path / "file")], "is a file"),
+        ([str(tmp_path / "none.yaml")], "there.yaml"),
+        ([str(tmp_path / "there.yaml")], "did you mean 'grid'"),
+        ([*results, "--out", str(tmp_path / "file")], "cannot be written"),
+        ([*results, "--metrics", "accuracy"], "legal: mean_accuracy, worst_accuracy"),
+        ([*results, "--versus", "A", "B"], "no method is labelled B; legal: A"),
+    ):
+        assert report.main(arguments) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--resutls", "x"])
+    assert stop.value.code == 2
+
+
+def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
+    for seed in range(2):
+        for label, value in (("good", 0.8), ("poor", 0.4)):
+            write_run(tmp_path / "r", label, seed, {20: value + 0.01 * seed}, clients=True)
+    report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparisons.csv").read_text())))
+    assert [(row["setting"], row["first"], row["second"], row["pairs"]) for row in rows] == [
+        ("glyphs · dirichlet(alpha=0.3)", "good", "poor", "8"),  # four clients that train under each of two seeds
+        ("(all settings)", "good", "poor", "2"),
+    ]
+    # good is ahead by .4 for each of the 8: p = 2 / 2^8, all of the bootstrap's means are .4
+    assert float(rows[0]["p_holm"]) == 2 / 2**8
+    assert float(rows[0]["low"]) == pytest.approx(0.4)
+    assert rows[0]["verdict"] == "better"
+    assert rows[1]["verdict"] == "not told apart"  # of two pairs no test can tell
+    words = (tmp_path / "out" / "statistics.md").read_text()
+    assert (
+        "good is better than poor \\(+40.0 points \\[+40.0, +40.0\\], p = 0.008, effect +1.00, ahead in 100 % of 8".replace(
+            "\\(", "("
+        )
+        in words
+    )
+    assert "cannot reach the 5% level" in words
+
+
+def test_a_broken_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path)
+    (folder.path / "run.yaml").write_text("identity: [")
+    assert report.main(["--results", str(tmp_path)]) == 2
+    assert "run.yaml" in capsys.readouterr().err
+
+
+SWEEP = """
+name: small
+base:
+  backbone: {name: nano}
+  dataset: {name: DATASET}
+  rounds: 20
+  clients: {number: 4, per_round: 2}
+grid:
+  partition: [{name: dirichlet, alpha: 0.2}]
+  method: [{name: METHOD, label: Mine}]
+  seed: [0, 1, 2]
+"""
+
+
+def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> None:
+    """A user's own plug-ins, so that the test needs none of the project's."""
+    for kind, name, text in (
+        ("methods", "my_method", "from fedbench.method import Method as M\n\nclass Method(M): pass\n"),
+        ("datasets", "my_data", "from fedbench.data import Dataset as D\n\nclass Dataset(D): pass\n"),
+    ):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+        source = text.replace("class", "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass")
+        (tmp_path / "own" / kind / f"{name}.py").write_text(source)
+    file = tmp_path / "small.yaml"
+    file.write_text(SWEEP.replace("DATASET", "my_data").replace("METHOD", "my_method"))
+    from fedbench.config import read_sweep
+
+    sweep = read_sweep(file, [tmp_path / "own"])
+    first = RunFolder(tmp_path / "results" / sweep.runs[0].name)
+    first.plan(sweep.on_disk(sweep.runs[0]))
+    for at, accuracy in ((10, 0.9), (20, 0.5)):
+        first.append(
+            {"run": first.path.name, "round": at, "rounds": 20, "mean_accuracy": accuracy, "dataset": "my_data"}
+        )
+    first.finish()
+    RunFolder(tmp_path / "results" / sweep.runs[1].name).plan(sweep.on_disk(sweep.runs[1]))
+    write_run(tmp_path / "results", "Not of the sweep")
+    evidence = gather([file], tmp_path / "results", [tmp_path / "own"])
+    assert list(evidence.runs["state"]) == ["done", "pending", "missing"]
+    (row,) = grid.main_grids(summary(evidence.runs))[0].rows
+    assert (row.label, row.cells[0]) == ("Mine", grid.Cell("50.0", "(1/3 PM)"))
+    assert set(evidence.runs["setting"]) == {"my_data · dirichlet(alpha=0.2)"}
+
+
+def test_reports_import_no_torch(tmp_path: Path) -> None:
+    write_run(tmp_path / "results", clients=True)
+    code = (
+        "import sys; from fedbench import report; "
+        f"code = report.main(['--results', {str(tmp_path / 'results')!r}, '--out', {str(tmp_path / 'out')!r}]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,102 @@
+"""The repository's sweep files: each is legal, compares what its name says, and runs shrunk to the embedded default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedbench import report, sweep
+from fedbench.config import Sweep, read_sweep
+from fedbench.evidence import gather
+
+FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+NAMES = [path.stem for path in FILES]
+WANTED = {
+    *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
+    "quickstart",
+}
+# What makes any of them small enough for minutes on a laptop: one command line for all.
+SHRINK = {
+    "backbone": "nano",
+    "dataset": "{name: glyphs, train_per_class: 1, test_per_class: 1}",
+    "rounds": "1",
+    "evaluate_every": "1",
+    "clients.number": "6",
+    "clients.per_round": "2",
+    "clients.held_out": "1",
+    "local.epochs": "1",
+    "partition": "{name: iid}",
+    "seed": "0",
+    "machine.device": "cpu",
+}
+
+
+def read(name: str) -> Sweep:
+    return read_sweep(FILES[NAMES.index(name)])
+
+
+def test_all_that_are_promised_are_there() -> None:
+    assert set(NAMES) >= WANTED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_legal_and_fair(name: str) -> None:
+    made = read(name)
+    assert made.name == name
+    seeds = {planned.run.seed for planned in made.runs}
+    assert len(seeds) >= (2 if name == "quickstart" else 3)
+    for setting in {repr((p.run.dataset, p.run.partition, p.run.clients)) for p in made.runs}:
+        here = [p for p in made.runs if repr((p.run.dataset, p.run.partition, p.run.clients)) == setting]
+        for label in {p.label for p in here}:
+            assert {p.run.seed for p in here if p.label == label} == seeds  # every method with every seed
+        assert len({(p.run.rounds, p.run.local) for p in here}) == 1  # the same budget
+    assert all(planned.run.clients.validation > 0 for planned in made.runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "least"),
+    [
+        ("participation", "per_round", 4),
+        ("clients", "number", 4),
+        ("held_out", "held_out", 3),
+    ],
+)
+def test_what_is_varied_in_the_setting(name: str, field: str, least: int) -> None:
+    assert len({getattr(planned.run.clients, field) for planned in read(name).runs}) >= least
+
+
+def test_ablations_vary_one_factor_at_a_time() -> None:
+    runs = read("pep_ablation").runs
+    default = runs[0].run.method
+    changes = [{k for k, v in planned.run.method.items() if v != default[k]} for planned in runs]
+    assert all(len(change) <= 1 for change in changes)
+    assert {"inject", "temperature", "prior", "prototypes", "similarity"} <= set().union(*changes)
+    lengths = {(p.run.method["name"], p.run.method["prompt_length"]) for p in read("prompt_length").runs}
+    assert len(lengths) == 3 * 6
+
+
+def test_the_main_table_tunes_all_alike_and_holds_the_controls() -> None:
+    made = read("main_table")
+    assert made.tune is not None
+    labels = {planned.label for planned in made.runs}
+    assert {"fedvpt + log-prior", "pep_fedpt, uniform prior", "pep_fedpt, shuffled prototypes", "fedncm"} <= labels
+    assert len({(repr(p.run.dataset), repr(p.run.partition)) for p in made.runs}) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
+    """Every run of it, on the embedded default, from the command line to the report."""
+    file, results = FILES[NAMES.index(name)], tmp_path / "results"
+    shrink = SHRINK | {"machine.data": str(tmp_path / "data")}
+    if read(name).tune:
+        shrink["tune"] = "{trials: 1, rounds: 1}"
+    if name == "pep_ablation":
+        shrink["grid.method"] = "[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 1}]"  # nano has six blocks
+    settings = [f"{key}={value}" for key, value in shrink.items()]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", *flags]) == 0
+    evidence = gather([file], results, settings=settings)
+    assert set(evidence.runs["state"]) == {"done"}
+    assert report.write(evidence, tmp_path / "out").page.is_file()

@@ -1,0 +1,264 @@
+"""Tables: what cells say of runs that the test writes; every expected number is derived here."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from written import cell, shown, summarise, write_run
+
+from fedbench.evidence import gather
+from fedbench.tables import grid, notes, text
+from fedbench.tables.metrics import STATES
+from fedbench.tables.summary import average_ranks, labels
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def test_mean_and_sample_standard_deviation_over_seeds(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate([0.5, 0.6, 0.7]):
+        write_run(tmp_path, seed=seed, accuracies={20: accuracy})
+    found = cell(tmp_path, "A")
+    assert (found["n"], found["of"]) == (3, 3)
+    assert found["mean"] == pytest.approx((0.5 + 0.6 + 0.7) / 3)
+    assert found["std"] == pytest.approx(math.sqrt((0.1**2 + 0 + 0.1**2) / (3 - 1)))  # = 0.1
+    assert shown(tmp_path, "A").number == "60.0 ± 10.0"
+    assert cell(tmp_path, "A", "worst_accuracy")["mean"] == pytest.approx(0.6 - 0.2)
+
+
+def test_the_last_round_is_reported_and_not_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path, accuracies={10: 0.9, 20: 0.4})
+    write_run(tmp_path, "B", accuracies={20: 0.3, 10: 0.95})  # also where the file is out of order
+    assert cell(tmp_path, "A")["mean"] == 0.4
+    assert cell(tmp_path, "B")["mean"] == 0.3
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
+    write_run(tmp_path, accuracies={20: 0.5})
+    assert math.isnan(cell(tmp_path, "A")["std"])
+    assert shown(tmp_path, "A").number == "50.0"
+
+
+def test_a_metric_that_no_run_has_is_empty_and_left_out_of_the_detail_table(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    found = cell(tmp_path, "A", "held_out_mean_accuracy")
+    assert found["n"] == 0
+    assert math.isnan(found["mean"])
+    table = summarise(tmp_path)
+    ((_, titles),) = grid.detail_grid(table, table["setting"].iloc[0]).groups
+    assert titles == ("Mean", "Worst", "10th pct.")
+
+
+def test_costs_carry_units(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    table = summarise(tmp_path)
+    costs = grid.cost_grid(table, table["setting"].iloc[0])
+    told = dict(zip(costs.groups[0][1], (cell.number.strip() for cell in costs.rows[0].cells), strict=True))
+    assert told["Trained"] == "1.23 M"  # 1,234,567
+    assert told["Up"] == "20.0 kB"  # 20 rounds of 1000 bytes
+    assert told["MACs"] == "20.0 G"  # 20 rounds of 10^9
+    assert told["Time"] == "40 s"  # 2 s a round
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 "), (999, "999 "), (1000, "1.00 k"), (999_499, "999 k"), (999_999, "1.00 M"), (2e18, "2.00 E")],
+)
+def test_scaled(value: float, text: str) -> None:
+    assert grid.scaled(value) == text
+
+
+# -- runs that are not done --------------------------------------------------------------------------------------------
+def test_every_state_is_marked_in_its_own_way_and_enters_no_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, "whole", 0, {20: 0.5})
+    for state in ("pending", "running", "failed", "diverged"):
+        write_run(tmp_path, state, 0, {10: 0.99}, state=state)
+    for state in ("pending", "running", "failed", "diverged"):
+        assert shown(tmp_path, state) == grid.Cell("", state)
+        assert cell(tmp_path, state)["n"] == 0
+        assert cell(tmp_path, state)[state] == 1
+    legend = " ".join(notes.legend(summarise(tmp_path)))
+    for state in ("pending", "running", "failed", "diverged"):
+        assert f"{STATES[state][0]}, {state}: " in legend
+    assert "missing" not in legend  # the legend explains what occurs
+
+
+def test_a_partial_cell_says_how_many_seeds_and_what_became_of_the_rest(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "whole", seed, {20: 0.5})
+    write_run(tmp_path, "part", 0, {20: 0.8})
+    write_run(tmp_path, "part", 1, {20: 0.6})
+    write_run(tmp_path, "part", 2, {10: 0.0}, state="diverged")
+    assert shown(tmp_path, "part") == grid.Cell("70.0 ± 14.1", "(2/3 D)")  # sd of .6 and .8: .1 * sqrt 2
+    assert shown(tmp_path, "whole").mark == "best"  # a partial cell is not ranked, though its mean is larger
+
+
+def test_seeds_that_were_never_planned_show(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", 0)
+    write_run(tmp_path, "A", 1)
+    write_run(tmp_path, "B", 0)
+    write_run(tmp_path, "B", 0, alpha=0.9)
+    assert shown(tmp_path, "B").note == "(1/2 –)"
+    row = grid.main_grids(summarise(tmp_path))[0].rows[0]
+    assert (row.label, row.cells[2]) == ("A", grid.Cell("", "–"))  # no run of A in the second setting
+
+
+@pytest.mark.parametrize("accuracies", [{10: 0.9}, {20: math.nan}, {}])
+def test_a_done_run_without_its_last_record_counts_as_failed_and_warns(
+    tmp_path: Path, accuracies: dict[int, float]
+) -> None:
+    write_run(tmp_path, accuracies=accuracies)
+    write_run(tmp_path, "B")
+    runs = gather([], tmp_path).runs
+    assert shown(tmp_path, "A") == grid.Cell("", "failed")
+    assert any("counts as failed" in alarm for alarm in notes.alarms(runs))
+
+
+def test_a_half_written_last_line_is_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, accuracies={10: 0.3}, state="running")
+    with open(folder.path / "records.jsonl", "a") as file:
+        file.write('{"run": "' + folder.path.name)
+    assert len(gather([], tmp_path).records) == 1
+
+
+# -- best and ties -----------------------------------------------------------------------------------------------------
+def test_ties_by_seeds_are_corrected_for_several_comparisons(tmp_path: Path) -> None:
+    # differences to the best .1, .1, .13: m = .11, s = .01732, t = m / (s / sqrt 3) = 11.0, p = .0082 on 2 degrees of freedom
+    for seed, gap in enumerate((0.1, 0.1, 0.13)):
+        write_run(tmp_path / "one", "best", seed, {20: 0.8})
+        write_run(tmp_path / "one", "other", seed, {20: 0.8 - gap})
+        for label in "abcdefg":  # seven such: Holm's first threshold is .05 / 7 = .0071
+            write_run(tmp_path / "many", label, seed, {20: 0.8 - gap})
+        write_run(tmp_path / "many", "best", seed, {20: 0.8})
+    assert shown(tmp_path / "one", "other").mark == ""
+    assert shown(tmp_path / "many", "a").mark == "tied"
+
+
+def test_ties_in_mean_accuracy_go_by_clients_where_they_are_known(tmp_path: Path) -> None:
+    for label, shift in (("best", 0.0), ("close", -0.001), ("far", -0.2)):
+        folder = write_run(tmp_path, label, 0, {20: 0.6 + shift})
+        draw = np.random.default_rng(0)  # the same clients; `far` loses on each, `close` on about half
+        each = draw.uniform(0.3, 0.9, 50)
+        each += draw.normal(shift, 0.05, 50) if label != "best" else 0
+        frame = pd.DataFrame({"client": range(50), "held_out": False, "accuracy": each})
+        frame.to_parquet(folder.path / "clients.parquet")
+    marks = {label: shown(tmp_path, label).mark for label in ("best", "close", "far")}
+    assert marks == {"best": "best", "close": "tied", "far": ""}  # with one seed, where seeds alone would tell nothing
+    legend = " ".join(notes.legend(summarise(tmp_path), clients=True))
+    assert "over clients paired within seeds" in legend
+
+
+def test_best_and_tied_cells_are_marked_in_all_formats(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "best", seed, {20: 0.80 + 0.01 * seed})
+        write_run(tmp_path, "close", seed, {20: [0.80, 0.78, 0.82][seed]})  # d = 0, .03, 0: t = 1
+        write_run(tmp_path, "far", seed, {20: 0.50 + 0.01 * seed})  # d = .3 each time
+        write_run(tmp_path, "top", seed, {20: 0.99}, reference=True)
+    marks = {label: shown(tmp_path, label).mark for label in ("best", "close", "far", "top")}
+    assert marks == {"best": "best", "close": "tied", "far": "", "top": ""}
+    grids = grid.main_grids(summarise(tmp_path))
+    assert [row.label for row in grids[0].rows] == ["best", "close", "far", "top"]  # references last
+    markdown, latex = text.to_markdown(grids), text.to_latex(grids, "", "main")
+    assert "| **81.0 ± 1.0** |" in markdown
+    assert "| 80.0 ± 2.0 ≈ |" in markdown
+    assert "top †" in markdown
+    assert r"\textbf{81.0 $\pm$ 1.0} &" in latex
+    assert r"80.0 $\pm$ 2.0\rlap{${}^{\approx}$}" in latex
+    assert r"\midrule" + "\n" + r"top\textsuperscript{$\dagger$}" in latex
+
+
+def test_intervals_on_demand(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate([0.5, 0.6, 0.7]):
+        write_run(tmp_path, seed=seed, accuracies={20: accuracy})
+    # t(.975, 2) = 4.3027, s / sqrt 3 = .057735: .6 -+ .24841
+    found = cell(tmp_path, "A")
+    assert (found["low"], found["high"]) == pytest.approx((0.6 - 0.24841, 0.6 + 0.24841), abs=1e-5)
+    (row,) = grid.main_grids(summarise(tmp_path), spread="interval")[0].rows
+    assert row.cells[0].number == "60.0 [35.2, 84.8]"
+    assert "95% interval" in notes.legend(summarise(tmp_path), spread="interval")[0]
+
+
+def test_other_metrics_on_demand(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (grids,) = grid.main_grids(summarise(tmp_path), names=("p10_accuracy", "total_bytes_up"))
+    assert grids.groups[0][1] == ("10th pct.", "Up")
+    assert [one.number for one in grids.rows[0].cells] == ["40.0", "20.0 kB"]
+
+
+def test_average_ranks(tmp_path: Path) -> None:
+    for alpha, values in ((0.1, (0.9, 0.5, 0.5)), (0.3, (0.5, 0.7, 0.6)), (0.9, (0.1, 0.2, None))):
+        for label, value in zip("ABC", values, strict=True):
+            write_run(tmp_path, label, 0, {20: value or 0.0}, alpha=alpha, state="done" if value else "failed")
+        write_run(tmp_path, "ref", 0, {20: 0.99}, alpha=alpha, reference=True)
+    ranks, settings = average_ranks(summarise(tmp_path))
+    assert settings == 2  # in the third, C has no number
+    # alpha .1: A 1, B and C share 2 and 3; alpha .3: B 1, C 2, A 3
+    assert ranks["mean_accuracy"].to_dict() == {"A": (1 + 3) / 2, "B": (2.5 + 1) / 2, "C": (2.5 + 2) / 2}
+    last = grid.main_grids(summarise(tmp_path))[-1]
+    assert last.groups[-1] == (("Average rank", "2 of 3 settings"), ("Mean", "Worst"))
+    told = {row.label: [one.number for one in row.cells[-2:]] for row in last.rows}
+    assert told == {"A": ["2.0", "2.0"], "B": ["1.8", "1.8"], "C": ["2.2", "2.2"], "ref": ["", ""]}
+    assert {row.label: row.cells[-1].mark for row in last.rows}["B"] == "best"
+
+
+def test_the_transposed_table_holds_the_same_cells(tmp_path: Path) -> None:
+    for alpha in (0.1, 0.3):
+        for label, value in (("A", 0.5), ("B", 0.6), ("C", 0.7), ("D", 0.8)):
+            write_run(tmp_path, label, 0, {20: value + alpha / 10}, alpha=alpha, reference=label == "B")
+    grids = grid.transposed_grids(summarise(tmp_path))
+    assert [len(one.groups) for one in grids] == [3, 1]  # three methods a block, the reference last
+    assert [heading for one in grids for heading, _ in one.groups] == [("A",), ("C",), ("D",), ("B †",)]
+    assert [row.label for row in grids[0].rows] == ["glyphs · dirichlet(alpha=0.1)", "glyphs · dirichlet(alpha=0.3)"]
+    assert [one.number for one in grids[0].rows[1].cells] == ["53.0", "33.0", "73.0", "53.0", "83.0", "63.0"]
+    latex = text.to_latex(grids, "", "t")
+    assert latex.count("Setting & Mean & Worst") == 2
+
+
+def test_equal_means_are_both_best(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", accuracies={20: 0.5})
+    write_run(tmp_path, "B", accuracies={20: 0.5})
+    assert shown(tmp_path, "A").mark == shown(tmp_path, "B").mark == "best"
+
+
+# -- what must not be mixed --------------------------------------------------------------------------------------------
+def test_equal_partitions_do_not_warn(tmp_path: Path) -> None:
+    for label in ("A", "B"):
+        for alpha in (0.1, 0.3):
+            write_run(tmp_path, label, alpha=alpha)
+    runs = gather([], tmp_path).runs
+    assert notes.alarms(runs) == []
+    assert "Partition hashes: equal (2 pairs of setting and seed checked)" in notes.footer(runs)
+
+
+def test_one_label_for_two_configs_becomes_two_rows(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", 0, {20: 0.2}, config={"local": {"lr": 0.1}})
+    write_run(tmp_path, "A", 1, {20: 0.6})
+    write_run(tmp_path, "B", 0)
+    assert labels(gather([], tmp_path).runs) == ["A [local.lr=0.01]", "A [local.lr=0.1]", "B"]
+
+
+def test_settings_that_differ_out_of_sight_are_told_apart(tmp_path: Path) -> None:
+    write_run(tmp_path, "A")
+    write_run(tmp_path, "A", config={"clients": {"number": 9, "per_round": 2}})
+    found = set(gather([], tmp_path).runs["setting"])
+    place = "glyphs · dirichlet(alpha=0.3) · "
+    assert found == {place + "[clients.number=4]", place + "[clients.number=9]"}
+
+
+def test_a_run_without_records_is_called_as_its_neighbours_are(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", 0)
+    write_run(tmp_path, "B", 0, state="pending")
+    assert set(gather([], tmp_path).runs["setting"]) == {"glyphs · dirichlet(alpha=0.3)"}
+
+
+def test_a_copied_folder_counts_once_and_warns(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    copy = tmp_path / (folder.path.name + "-copy")
+    shutil.copytree(folder.path, copy)
+    records = (copy / "records.jsonl").read_text().replace(f'"run": "{folder.path.name}"', f'"run": "{copy.name}"')
+    (copy / "records.jsonl").write_text(records)
+    assert cell(tmp_path, "A")["n"] == 1
+    assert "2 runs with seed 0" in notes.alarms(gather([], tmp_path).runs)[0]
