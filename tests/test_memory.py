@@ -1,0 +1,107 @@
+"""Per-client memory: rows of those that took part and of nobody else, made on first use, the same in any cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
+
+from fedbench import evaluation
+from fedbench.memory import Memory
+from fedbench.method import Param, Task
+from fedbench.setting import build
+from fedbench.simulation import one_round
+
+DEVICE = torch.device("cpu")
+
+
+def spec() -> dict[str, Param]:
+    task = Task(3, 10, 4, 2, 8, torch.ones(10, 3), seed=5)
+    return {
+        "same": Param(torch.arange(3.0), "local"),
+        "own": Param(torch.zeros(2), "local", rows=task.own_normal("own", 2, std=1.0)),
+        "shared": Param(torch.zeros(7)),
+    }
+
+
+def test_only_who_wrote_has_a_row():
+    memory = Memory(spec(), DEVICE, torch.float32)
+    assert memory.state() == {}
+    before = memory.read(torch.tensor([4, 9]))
+    assert set(before) == {"same", "own"}
+    assert torch.equal(before["same"], torch.arange(3.0).expand(2, 3))
+    written = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    memory.write(torch.tensor([9, 2]), "same", written)
+    written += 100  # what was given is copied
+    assert set(memory.state()) == {"client.same.9", "client.same.2"}
+    after = memory.read(torch.tensor([2, 4, 9]))["same"]
+    assert after.tolist() == [[4, 5, 6], [0, 1, 2], [1, 2, 3]]
+    after += 100  # and what is read as well
+    assert memory.read(torch.tensor([2, 4, 9]))["same"].tolist() == [[4, 5, 6], [0, 1, 2], [1, 2, 3]]
+    assert torch.equal(memory.read(torch.tensor([4, 9]))["own"], before["own"])
+
+
+def test_a_row_depends_on_its_client_alone():
+    whole = Memory(spec(), DEVICE, torch.float64).read(torch.arange(10))["own"]
+    assert whole.dtype == torch.float64
+    assert len({tuple(row) for row in whole.tolist()}) == 10
+    for cohort in ([3], [7, 3], [0, 9, 3, 5]):
+        some = Memory(spec(), DEVICE, torch.float64).read(torch.tensor(cohort))["own"]
+        assert torch.equal(some, whole[cohort])
+
+
+def test_state_and_restore_are_inverse():
+    memory, other = (Memory(spec(), DEVICE, torch.float32) for _ in range(2))
+    memory.write(torch.tensor([1, 8]), "own", torch.randn(2, 2))
+    memory.write(torch.tensor([8]), "same", torch.randn(1, 3))
+    other.write(torch.tensor([0]), "same", torch.randn(1, 3))  # is forgotten
+    other.restore(memory.state())
+    everyone = torch.arange(10)
+    for name, value in memory.read(everyone).items():
+        assert torch.equal(value, other.read(everyone)[name])
+    with pytest.raises(ValueError, match="'prompt' of clients, which this run has not"):
+        memory.restore({"client.prompt.3": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "fedvpt", "prompt": "local"}, {"name": "fedvpt", "finetune_epochs": 1}, "fedvpt"]
+)
+def test_blocks_of_clients_change_no_number(data: Path, tmp_path: Path, monkeypatch: Any, method: Any) -> None:  # noqa: F811
+    plan = sweep(data, [method], precision="float64")
+    whole = run(plan.runs[0], plan, tmp_path / "whole")
+    monkeypatch.setattr(evaluation, "BLOCK_BYTES", 1)  # every client alone
+    blocks = run(plan.runs[0], plan, tmp_path / "blocks")
+    for a, b in zip(numbers(whole), numbers(blocks), strict=True):
+        assert a == pytest.approx(b, abs=1e-9)
+    names = ("whole", "blocks")
+    one, other = ((tmp_path / n / plan.runs[0].name / "clients.parquet").read_bytes() for n in names)
+    assert one == other
+
+
+def test_a_population_costs_what_its_cohorts_cost(tmp_path: Path) -> None:
+    """3,000 users of four images: two rounds of three clients leave rows of at most six clients, whoever else there is."""
+    count = 3000
+    user = np.repeat(np.arange(count), 4)
+    images = np.random.default_rng(0).integers(0, 256, (len(user), 1, 1, 3), dtype=np.uint8)
+    labels = np.random.default_rng(1).permutation(len(user)) % 5
+    np.savez(tmp_path / "many.npz", images=images, labels=labels, is_test=np.arange(len(user)) % 4 == 3, user=user)
+    plan = sweep(
+        tmp_path / "many.npz",
+        [{"name": "fedvpt", "prompt": "local", "head": "local", "own_init": True}],
+        partition="natural",
+        clients={"number": count, "per_round": 3},
+    )
+    setting = build(plan.runs[0], plan.machine, plan.plugins)
+    cohorts = [set(setting.cohort_of(round_).tolist()) for round_ in (1, 2)]
+    for round_ in (1, 2):
+        one_round(setting, round_)
+    state = setting.server.state()
+    rows = {name for name in state if name.startswith("client.")}
+    expected = set.union(*cohorts)
+    assert rows == {f"client.{n}.{k}" for n in ("prompt", "head.weight", "head.bias") for k in expected}
+    size = sum(value.numel() for value in state.values())
+    assert size == len(expected) * (8 * 128 + 5 * 128 + 5) + count  # and who has been introduced
