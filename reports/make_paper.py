@@ -17,7 +17,7 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 SMALL = {
-    "backbone": "nano",
+    "backbone": "{name: nano}",
     "dataset": "{name: glyphs, train_per_class: 6, test_per_class: 2}",
     "rounds": "6",
     "evaluate_every": "2",

@@ -18,7 +18,7 @@ WANTED = {
 }
 # What makes any of them small enough for minutes on a laptop: one command line for all.
 SHRINK = {
-    "backbone": "nano",
+    "backbone": "{name: nano}",
     "dataset": "{name: glyphs, train_per_class: 1, test_per_class: 1}",
     "rounds": "1",
     "evaluate_every": "1",

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedbench.figures.frame import percent
+from fedbench.figures.frame import crosses, percent
 from fedbench.figures.style import Looks
 from fedbench.split_figure import bubbles
 
 
 def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, told: Mapping[str, str]) -> None:
     """Boxes of one setting, a method a line, the same line in each panel. clients: label, accuracy in percent."""
-    for place, name in enumerate(told):
-        values = clients.loc[clients["label"] == name, "accuracy"].dropna().to_numpy(dtype=float)
-        if not len(values):
-            continue
-        shape = look[name]
-        axes.boxplot(
-            [values],
-            positions=[place],
-            orientation="horizontal",
-            widths=0.6,
-            whis=(10, 90),
-            showfliers=False,
-            patch_artist=True,
-            manage_ticks=False,
-            boxprops={"facecolor": shape.colour, "alpha": 0.35, "edgecolor": shape.colour, "linewidth": 0.7},
-            medianprops={"color": shape.colour, "linewidth": 1.4},
-            whiskerprops={"color": shape.colour, "linewidth": 0.8},
-            capprops={"color": shape.colour, "linewidth": 0.8},
-        )
-        axes.plot([values.min()], [place], "x", color=shape.colour, markersize=3.2)
-        axes.plot([values.mean()], [place], "D", color="white", markeredgecolor=shape.colour, markersize=2.8, zorder=4)
+    values = {name: part.dropna().to_numpy(dtype=float) for name, part in clients.groupby("label")["accuracy"]}
+    rows = [(place, name) for place, name in enumerate(told) if len(values.get(name, ()))]
+    if rows:
+        at = np.array([place for place, _ in rows], dtype=float)
+        colours = [look[name].colour for _, name in rows]
+        parts = [np.percentile(values[name], [10, 25, 50, 75, 90]) for _, name in rows]
+        p10, q25, median, q75, p90 = np.array(parts).T
+        faint = [mpl.colors.to_rgba(colour, 0.35) for colour in colours]
+        axes.barh(at, q75 - q25, 0.6, left=q25, color=faint, edgecolor=colours, linewidth=0.7)
+        axes.hlines([*at, *at], [*p10, *q75], [*q25, *p90], colors=colours * 2, linewidth=0.8)
+        axes.vlines([*p10, *p90], [*at - 0.15] * 2, [*at + 0.15] * 2, colors=colours * 2, linewidth=0.8)
+        axes.vlines(median, at - 0.3, at + 0.3, colors=colours, linewidth=1.4)
+        lowest, mean = ([float(f(values[name])) for _, name in rows] for f in (np.min, np.mean))
+        axes.scatter(lowest, at, marker="x", c=colours, s=10, linewidths=1)
+        axes.scatter(mean, at, marker="D", facecolors="white", edgecolors=colours, s=8, linewidths=1, zorder=4)
     axes.set_yticks(range(len(told)), list(told.values()))
     axes.set_ylim(len(told) - 0.4, -0.6)
     axes.grid(False, axis="y")
@@ -68,18 +63,10 @@ def duel(axes: Axes, clients: pd.DataFrame, first: str, second: str, look: Looks
 
 def newcomers(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
     """A point per method: the mean over clients that train across, over held-out clients up, bars over seeds."""
-    columns = ["mean_accuracy", "held_out_mean_accuracy"]
-    seen: list[float] = []
-    for name, shape in look.items():
-        own = runs.loc[runs["label"] == name, columns].dropna()
-        if own.empty:
-            continue
-        (x, y), (dx, dy) = own.mean(), own.std().fillna(0.0)
-        axes.errorbar([x], [y], xerr=[dx], yerr=[dy], fmt="none", ecolor=shape.colour, elinewidth=0.6, alpha=0.7)
-        axes.plot([x], [y], color=shape.colour, zorder=3, **shape.dot(5.5))
-        seen += [x, y]
-    if seen:
-        axes.axline((min(seen), min(seen)), slope=1, color="#888888", linewidth=0.7, zorder=1)
+    mean = crosses(axes, runs, "mean_accuracy", "held_out_mean_accuracy", look)
+    if len(mean):
+        low = float(mean.min())
+        axes.axline((low, low), slope=1, color="#888888", linewidth=0.7, zorder=1)
     percent(axes.xaxis)
     percent(axes.yaxis)
 

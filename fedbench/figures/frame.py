@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from fedbench.figures.style import WIDTH, Look, Looks
 
@@ -90,6 +93,23 @@ def save(figure: Figure) -> dict[str, bytes]:
         figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
         files[kind] = stream.getvalue()
     return files
+
+
+def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across: bool = True) -> NDArray[np.float64]:
+    """A marker per method at its means of two columns, with a bar of ± one sample standard deviation up and (`across`)
+    sideways; returns the points [methods, 2]."""
+    cells = runs.dropna(subset=[x, y]).groupby("label")[[x, y]]
+    mean, std = cells.mean(), cells.std().fillna(0.0)
+    names = [name for name in look if name in mean.index]
+    points, spread = mean.loc[names].to_numpy(dtype=float), std.loc[names].to_numpy(dtype=float)
+    if names:
+        bars: dict[str, Any] = {"colors": [look[name].colour for name in names], "linewidth": 0.6, "alpha": 0.7}
+        axes.vlines(points[:, 0], points[:, 1] - spread[:, 1], points[:, 1] + spread[:, 1], **bars)
+        if across:
+            axes.hlines(points[:, 1], points[:, 0] - spread[:, 0], points[:, 0] + spread[:, 0], **bars)
+    for name, point in zip(names, points, strict=True):
+        axes.plot(point[:1], point[1:], color=look[name].colour, zorder=3, **look[name].dot(5.5))
+    return points
 
 
 def dots(shape: Look, count: int) -> dict[str, Any]:

@@ -179,6 +179,7 @@ def _varied(gallery: _Gallery, done: pd.DataFrame) -> None:
             look=look,
             y="mean accuracy (%)",
             heading=lambda family: family.title,
+            lines=group[0].numeric,
         )
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from fedbench.figures.frame import bytes_axis, log_axis, percent, plain, wrap
+from fedbench.figures.frame import bytes_axis, crosses, log_axis, percent, plain, wrap
 from fedbench.figures.style import WIDTH, Looks
 from fedbench.statistics import LEVEL, Ranking
 from fedbench.tables.grid import scaled
@@ -27,17 +27,9 @@ COSTS = {
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
     """A point per method: mean accuracy across, the worst client's up, error bars over seeds, and the Pareto front."""
-    points = []
-    for name, shape in look.items():
-        own = runs.loc[runs["label"] == name, ["mean_accuracy", "worst_accuracy"]].dropna()
-        if own.empty:
-            continue
-        (x, y), (dx, dy) = own.mean(), own.std().fillna(0.0)
-        axes.errorbar([x], [y], xerr=[dx], yerr=[dy], fmt="none", ecolor=shape.colour, elinewidth=0.6, alpha=0.7)
-        axes.plot([x], [y], color=shape.colour, zorder=3, **shape.dot(5.5))
-        points.append((x, y))
-    if points:
-        front = np.array(points)[pareto(np.array(points))]
+    mean = crosses(axes, runs, "mean_accuracy", "worst_accuracy", look)
+    if len(mean):
+        front = mean[pareto(mean)]
         front = front[np.argsort(front[:, 0])]
         axes.step(front[:, 0], front[:, 1], where="pre", color="#aaaaaa", linewidth=0.8, zorder=1)
     percent(axes.xaxis)
@@ -53,18 +45,10 @@ def pareto(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
     """A point per method: what it took in all rounds across (`column` of COSTS), mean accuracy up, bars over seeds."""
-    nothing, drawn = [], 0
-    for name, shape in look.items():
-        own = runs.loc[runs["label"] == name, [column, "mean_accuracy"]].dropna()
-        if own.empty:
-            continue
-        (x, y), (_, dy) = own.mean(), own.std().fillna(0.0)
-        if x <= 0:
-            nothing.append((y, shape))
-            continue
-        axes.errorbar([x], [y], yerr=[dy], fmt="none", ecolor=shape.colour, elinewidth=0.6, alpha=0.7)
-        axes.plot([x], [y], color=shape.colour, zorder=3, **shape.dot(5.5))
-        drawn += 1
+    idle = runs[runs[column] <= 0]
+    drawn = len(crosses(axes, runs[runs[column] > 0], column, "mean_accuracy", look, across=False))
+    means = idle.groupby("label")["mean_accuracy"].mean()
+    nothing = [(float(means[name]), shape) for name, shape in look.items() if name in means.index]
     for y, shape in nothing:  # at the left edge, which a logarithmic axis never reaches
         axes.plot([0], [y], color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False, **shape.dot(5.5))
     if drawn:
