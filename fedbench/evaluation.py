@@ -111,13 +111,14 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
     split, server, run = setting.split, setting.server, setting.run
     everyone = np.arange(run.clients.number)
     found: list[tuple[Accuracies, Accuracies]] = []
-    for block in np.array_split(everyone, -(-len(everyone) * server.row_bytes() // BLOCK_BYTES) or 1):
+    blocks = -(-len(everyone) * server.row_bytes() // BLOCK_BYTES)
+    for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
         values = personal(setting, block)
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
         parts = (test_parts, [split.validation[k] for k in block])
         one, other = (accuracies(setting.cohort, values, server.read(), part, setting.chunk) for part in parts)
         found.append((one, other))
-    test, validation = (Accuracies.joined(blocks) for blocks in zip(*found, strict=True))
+    test, validation = (Accuracies.joined(part) for part in zip(*found, strict=True))
     held_out = split.held_out
     metrics: dict[str, Any] = summary(test, held_out) if run.test_data else {}
     with np.errstate(invalid="ignore"):

@@ -58,7 +58,7 @@ def bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], 
     Returns the area of the largest, in square points.
     """
     most = counts.max()
-    widest = max(1.25 * cell, 2.5) ** 2  # of a marker, in square points
+    widest = float(np.clip(1.25 * cell, 2.5, 26)) ** 2  # of a marker, in square points
     for out, colour in ((False, BLUE), (True, ORANGE)):
         k, c = np.nonzero(counts * (held_out == out)[:, None])
         axes.scatter(k, c, s=widest * counts[k, c] / most, c=colour, alpha=0.75, linewidths=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
@@ -77,9 +78,8 @@ def test_blocks_of_clients_change_no_number(data: Path, tmp_path: Path, monkeypa
     blocks = run(plan.runs[0], plan, tmp_path / "blocks")
     for a, b in zip(numbers(whole), numbers(blocks), strict=True):
         assert a == pytest.approx(b, abs=1e-9)
-    names = ("whole", "blocks")
-    one, other = ((tmp_path / n / plan.runs[0].name / "clients.parquet").read_bytes() for n in names)
-    assert one == other
+    one, other = (pd.read_parquet(folder.path / "clients.parquet") for folder in (whole, blocks))
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_a_population_costs_what_its_cohorts_cost(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_it_shows_the_splits_of_the_runs(file: Path, tmp_path: Path, capsys: Any
     drawn = sorted((tmp_path / "out").glob("*.png"))
     assert len(drawn) == len(list((tmp_path / "out").glob("*.pdf"))) == 2
     assert all(str(path) in text for path in drawn)
-    assert Image.open(drawn[0]).width == 1400
+    with Image.open(drawn[0]) as image:
+        assert image.width > 1000
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -105,7 +105,7 @@ class Partitioner(SplitSource):
         if self.test == "merged":
             samples = replace(samples, is_test=np.zeros(len(samples.labels), dtype=bool))
         asked = replace(self, min_train=max(self.min_train, need))
-        best = len(samples.labels), ""
+        best = clients + 1, ""
         for draw in range(max(1, self.redraws)):
             owner = asked.assign(samples, clients, rng.numpy_stream(seed, "partition", draw))
             is_test = samples.is_test
