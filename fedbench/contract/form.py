@@ -145,9 +145,10 @@ def public_names_are_hooks(plugin: Any) -> None:
     tree = ast.parse(Path(inspect.getfile(cls)).read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     fields = {field.name for field in dataclasses.fields(cls)}
+    inherited = {name for one in cls.__mro__ if one.__module__ != cls.__module__ for name in vars(one)}
     for owner in (one for one in cls.__mro__ if one.__module__ == cls.__module__):
         for name in vars(owner):
-            if name.startswith("_") or hasattr(base, name) or name in fields | used:
+            if name.startswith("_") or name in inherited | fields | used:
                 continue
             near = difflib.get_close_matches(name, [n for n in dir(base) if not n.startswith("_")], n=1, cutoff=0.5)
             raise ContractError(
