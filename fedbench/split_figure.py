@@ -127,10 +127,10 @@ def _sizes(axes: Axes, sizes: NDArray[np.int64]) -> None:
     low, high = max(1, int(sizes.min())), int(sizes.max())
     log = high / low > 30
     if log:
-        edges = np.geomspace(low, high + 1, 25)
+        edges = np.geomspace(low, high + 1, 25).tolist()
     else:
         step = max(1, -(-(high - low + 1) // int(np.clip(2 * np.sqrt(len(sizes)), 6, 25))))
-        edges = np.arange(low, high + step + 1, step) - 0.5
+        edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
     axes.hist(sizes, bins=edges, color=BLUE, alpha=0.75)
     if log:
         axes.set_xscale("log")
@@ -144,13 +144,13 @@ def _sizes(axes: Axes, sizes: NDArray[np.int64]) -> None:
 def _classes(axes: Axes, held: NDArray[np.int64], classes: int) -> None:
     low, high = int(held.min()), int(held.max())
     step = max(1, -(-(high - low + 1) // 25))
-    edges = np.arange(low, high + step + 1, step) - 0.5
+    edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
     axes.hist(held, bins=edges, color=BLUE, alpha=0.75)
     _whole(axes, edges)
     _histogram(axes, f"classes of a client, of {classes:,}")
 
 
-def _whole(axes: Axes, edges: NDArray[np.float64]) -> None:
+def _whole(axes: Axes, edges: list[float]) -> None:
     """Whole numbers below, and a single bar that does not fill the panel."""
     middle, half = (edges[0] + edges[-1]) / 2, max(3.5, 0.55 * (edges[-1] - edges[0]))
     axes.set_xlim(max(-0.5, middle - half), middle + half)
@@ -158,7 +158,7 @@ def _whole(axes: Axes, edges: NDArray[np.float64]) -> None:
 
 
 def _variation(axes: Axes, variation: NDArray[np.float64], by_chance: NDArray[np.float64]) -> None:
-    edges = np.linspace(0, 1, 26)
+    edges = np.linspace(0, 1, 26).tolist()
     axes.hist(variation, bins=edges, color=BLUE, alpha=0.75)
     axes.hist(by_chance, bins=edges, histtype="step", color=GREY, linewidth=0.9)
     axes.set_xlim(0, 1)

@@ -5,7 +5,8 @@ f(w), which the server averages; on v_k by the gradient of f(alpha v_k + (1 - al
 on alpha by <v_k - w, gradient of f at the mix>, which is f's derivative by alpha. Here w and v_k are prompts at block 0
 and a head (ours). The paper takes the steps in turn; here v_k and alpha take all of theirs (phase 0) before w takes its own
 (phase 1), `local.epochs` epochs each (ours): so w in the mix is the one that the server sent, as it is in evaluation. (The
-other order drives alpha to 0: w has then just been fitted to the client and v_k has not.) alpha is clipped to [0, 1] (ours)
+other order scored far lower in a trial; the likely reason, not checked: w has just been fitted to the client, so alpha
+goes to 0.) alpha is clipped to [0, 1] (ours)
 and has the learning rate, momentum and weight decay of the rest (ours); it starts at 1/2 (ours).
 
 A client that never took part starts with v_k = w (ours; the paper starts all at the same v): it is evaluated with the

@@ -31,7 +31,8 @@ class Portrait:
     @property
     def classes(self) -> Ints:
         """How many classes each client trains on, [K]."""
-        return (self.counts > 0).sum(1)
+        held: Ints = (self.counts > 0).sum(1)
+        return held
 
     @classmethod
     def of(cls, split: Split, samples: Samples) -> Portrait:
