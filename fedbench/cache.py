@@ -37,20 +37,26 @@ def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str
     `resumes`, one that was killed or interrupted leaves its folder to the next, who finds in it what was there. Raises
     DataError where nothing can be written; what `build` raises goes through.
     """
-    arrays = read(folder)
-    if arrays is not None:
-        return arrays
+    found: list[dict[str, NDArray[Any]]] = []  # what was mapped stays whole, whatever becomes of the folder
+
+    def done() -> bool:
+        if not found and (arrays := read(folder)) is not None:
+            found.append(arrays)
+        return bool(found)
+
+    if done():
+        return found[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(3):  # more than once only where somebody damages it meanwhile
-            with one_at_a_time(folder, lambda: read(folder) is not None) as mine:
-                if mine:
-                    _make(folder, build, resumes)
-            if (arrays := read(folder)) is not None:
-                return arrays
+        with one_at_a_time(folder, done) as mine:
+            if mine:
+                _make(folder, build, resumes)
+                done()
     except OSError as error:
         raise DataError(f"{folder}: this cache cannot be written ({error})") from error
-    raise DataError(f"{folder}: this cache was written, but cannot be read back")
+    if not found:
+        raise DataError(f"{folder}: this cache was written, but cannot be read back")
+    return found[0]
 
 
 def notes(folder: Path) -> dict[str, Any]:
