@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fedbench import leavings
 from fedbench.evidence import Evidence
 from fedbench.figures import clients, curves, inside, scores, tuned, varied
-from fedbench.figures.frame import PANELS, Drawing, Panel, panels
+from fedbench.figures.collection import Collection
+from fedbench.figures.frame import PANELS, Panel
 from fedbench.figures.studio import Sketch
 from fedbench.figures.style import Look, Looks, looks
 from fedbench.statistics import LEVEL
@@ -31,46 +30,6 @@ NAMES = (
 )
 
 
-@dataclass
-class _Gallery:
-    """Collects sketches; `look` and `told` are every method's look and name in a legend, `most` the panels of a kind."""
-
-    look: Looks
-    told: dict[str, str]
-    marks: str
-    most: int
-    sketches: list[Sketch] = field(default_factory=list)
-
-    def add(
-        self,
-        name: str,
-        title: str,
-        caption: str,
-        why_not: str,
-        keys: Sequence[Any],
-        panel: Panel,
-        shown: Callable[[Any], Sequence[str]] | None = None,
-        look: Looks | None = None,
-        **layout: Any,
-    ) -> None:
-        """Figures with a panel for each of `keys`; `shown` says which labels a key's panel holds, for the legend."""
-        left = len(keys) - self.most
-        caption += self.marks + (f" {left} more are not drawn; report fewer sweeps to see them." if left > 0 else "")
-        if not keys:
-            self.one(name, title, "", why_not, None)
-        for start in range(0, min(len(keys), self.most), PANELS):
-            part = keys[start : start + PANELS]
-            present = {label for key in part for label in shown(key)} if shown else set(self.told)
-            kept = {label: one for label, one in (look or self.look).items() if label in present or not shown}
-            told = {label: self.told.get(label, label) for label in kept}
-            more = f"-{start // PANELS + 1}" if start else ""
-            self.one(name + more, title, caption, "", partial(panels, part, panel, kept, told, **layout))
-
-    def one(self, name: str, title: str, caption: str, why_not: str, make: Callable[[], Figure] | None) -> None:
-        """A figure that lays itself out."""
-        self.sketches.append(Sketch(Drawing(name, title, caption if make else f"Not drawn: {why_not}.", {}), make))
-
-
 def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | None = None) -> list[Sketch]:
     """Every figure of a report, to be drawn; one without data says why. versus: the two methods of the duel."""
     runs = evidence.runs
@@ -82,7 +41,7 @@ def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | 
     marks += " *: not all seeds are done in every setting." if short else ""
     settings = list(dict.fromkeys(runs["setting"]))
     most = MOST if len(settings) * len(names) <= MOST * 20 else PANELS
-    gallery = _Gallery(looks(names, references), told, marks, most)
+    gallery = Collection(looks(names, references), told, marks, most)
     percents = ["mean_accuracy", "worst_accuracy", "held_out_mean_accuracy"]
     done = runs.assign(**{name: 100 * runs[name] for name in percents})
     done = done.assign(sent=done["total_bytes_up"] + done["total_bytes_down"])[done["state"] == "done"]
@@ -109,14 +68,14 @@ def _by_setting(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _having(parts: dict[str, pd.DataFrame], settings: Sequence[str]) -> dict[str, Any]:
-    """The keys, and the labels of each, as `_Gallery.add` wants them."""
+    """The keys, and the labels of each, as `Collection.add` wants them."""
     return {
         "keys": [setting for setting in settings if setting in parts],
         "shown": lambda setting: list(parts[setting]["label"].unique()),
     }
 
 
-def _learning(gallery: _Gallery, records: pd.DataFrame, settings: Sequence[str]) -> None:
+def _learning(gallery: Collection, records: pd.DataFrame, settings: Sequence[str]) -> None:
     look = gallery.look
     if not records.empty:
         percent = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
@@ -149,7 +108,7 @@ def _learning(gallery: _Gallery, records: pd.DataFrame, settings: Sequence[str])
     )
 
 
-def _varied(gallery: _Gallery, done: pd.DataFrame) -> None:
+def _varied(gallery: Collection, done: pd.DataFrame) -> None:
     found = varied.families(done) if len(done) else {}
     caption = (
         "Mean accuracy over clients at the last round; mean ± sample standard deviation over the seeds that are done."
@@ -206,7 +165,7 @@ def _never(axes: Any, key: Any) -> None:
 
 
 def _scores(
-    gallery: _Gallery, done: pd.DataFrame, settings: Sequence[str], names: Sequence[str], overall: Overall
+    gallery: Collection, done: pd.DataFrame, settings: Sequence[str], names: Sequence[str], overall: Overall
 ) -> None:
     look = gallery.look
     parts = _by_setting(done)
@@ -270,7 +229,7 @@ def _scores(
 
 
 def _clients(
-    gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str], versus: tuple[str, str] | None
+    gallery: Collection, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str], versus: tuple[str, str] | None
 ) -> None:
     look, told = gallery.look, gallery.told
     frame = evidence.clients.assign(accuracy=100 * evidence.clients["accuracy"].astype(float))
@@ -346,7 +305,7 @@ def _two_best(runs: pd.DataFrame) -> tuple[str, str] | None:
     return (str(means.index[0]), str(means.index[1])) if len(means) > 1 else None
 
 
-def _tuning(gallery: _Gallery, trials: pd.DataFrame) -> None:
+def _tuning(gallery: Collection, trials: pd.DataFrame) -> None:
     tried = tuned.unfolded(trials)
     parts = dict(iter(tried.groupby(["setting", "path"], sort=False)))
     gallery.add(
@@ -363,7 +322,7 @@ def _tuning(gallery: _Gallery, trials: pd.DataFrame) -> None:
     )
 
 
-def _inside(gallery: _Gallery, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str]) -> None:
+def _inside(gallery: Collection, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str]) -> None:
     """The first seed of every method that has prompts of classes or clients, in the first setting that has some."""
     states: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = []
     for setting in settings:
