@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from fedbench.data import Dataset as Base
 from fedbench.data import Facts, Samples
@@ -29,6 +28,8 @@ class Dataset(Base):
 
     def load(self, root: Path) -> Samples:
         """Read the digits that scikit-learn carries; `root` is not used."""
+        from sklearn.datasets import load_digits  # slow to import, and needed here alone
+
         digits = load_digits()
         grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0..16
         large = np.stack(

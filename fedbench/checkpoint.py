@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedbench.records import aside
+from fedbench.storage import aside
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -19,10 +18,10 @@ def save(folder: Path, state: dict[str, Tensor], round_: int, totals: dict[str, 
     """Keep `state` as it is after `round_` rounds, and the running `totals`."""
     values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     numbers = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}
-    with aside(folder / CURRENT) as file:  # from where the values lie: a copy of them may be gigabytes
+    with aside(
+        folder / CURRENT, previous=folder / PREVIOUS
+    ) as file:  # from where the values lie: a copy may be gigabytes
         save_file(values | numbers, file, metadata={"round": str(round_)})
-        if (folder / CURRENT).exists():
-            os.replace(folder / CURRENT, folder / PREVIOUS)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], int, dict[str, float]] | None:

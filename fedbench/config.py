@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -80,6 +80,7 @@ class Machine(Block):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
+    halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="trackers that are sent the records as well; nothing needs a network"
@@ -100,6 +101,7 @@ class Cluster(Block):
     constraint: str | None = None
     array_parallelism: int = Field(64, ge=1, description="most jobs of an array at once")
     runs_per_job: int = Field(1, ge=1, description="short runs done one after another in one job")
+    runs_per_gpu: int = Field(1, ge=1, description="runs side by side on each GPU (without GPUs: in each job)")
     workers: int | None = Field(None, ge=1, description="local: processes at once; one per core or GPU if not given")
     setup: tuple[str, ...] = Field((), description="shell lines that a Slurm job runs first")
     slurm: dict[str, Any] = Field(default_factory=dict, description="further sbatch options, as submitit names them")
@@ -150,12 +152,12 @@ class PlannedRun:
     identity: dict[str, Any]
     tuning: Mapping[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
 
-    @property
+    @cached_property
     def key(self) -> str:
         """8 hex digits of the identity."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The folder's name: ``<method>-<dataset>-<partition>-s<seed>-<key>``."""
         run = self.run
@@ -313,12 +315,19 @@ def _expand(
                     overlays.extend(overlay.items())
                 else:
                     checker.mistake(f"{key}.with", f"expected a mapping, found {overlay!r}")
-            checker.set(run, key, copy.deepcopy(value), merge=True)
+            checker.set(run, key, _copied(value), merge=True)
         for key, value in overlays:
-            checker.set(run, key, copy.deepcopy(value), merge=True)
+            checker.set(run, key, _copied(value), merge=True)
         for key, value in by_hand:
-            checker.set(run, key, copy.deepcopy(value))
+            checker.set(run, key, _copied(value))
         yield run
+
+
+def _copied(value: Any) -> Any:
+    """A copy of what YAML gives: mappings and lists of plain values."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def short_name(block: Mapping[str, Any], cls: type) -> str:
@@ -499,8 +508,8 @@ def _identity(run: Run) -> dict[str, Any]:
             return [by_content(item) for item in value]
         return value
 
-    identity: dict[str, Any] = by_content(run.model_dump())
-    return identity
+    files = ("backbone", *KINDS)  # only these may name files, and ten thousand runs are to be named
+    return {key: by_content(value) if key in files else value for key, value in run.model_dump().items()}
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from fedbench.data import DataError
 from fedbench.lock import one_at_a_time
 from fedbench.progress import progress
-from fedbench.records import write_aside
+from fedbench.storage import write_aside
 
 PIECE = 1 << 20
 ATTEMPTS = 6  # in a row without a byte gained

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +19,9 @@ from fedbench.stacked import Stacked, rows
 
 BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
     if run.test_data:
         metrics["global_accuracy"] = global_accuracy(setting, test)
     kept = [np.unique(setting.samples.labels[part], return_counts=True) for part in split.train]
+    import pandas as pd  # slow to import, and needed here alone
+
     clients = pd.DataFrame(
         {
             "client": everyone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from fedbench.backbone import Backbone
 from fedbench.data import Samples
 from fedbench.images import Images
+
+log = logging.getLogger("fedbench")
 
 CHUNK = 64  # images in one pass; fixed, since another size would change the last bits of what all runs share
 
@@ -47,12 +50,20 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
             index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
             parts.append(backbone(images.batch(index), slots_read=False)[0]["cls"])
     result = torch.cat(parts).clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, result.cpu().numpy(), allow_pickle=False)
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    _keep(path, result)
     return result
+
+
+def _keep(path: Path, result: Tensor) -> None:
+    """Put features into the cache. A full or read-only disk costs the next run some time, and not this one its life."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, result.cpu().numpy(), allow_pickle=False)
+            os.replace(aside, path)
+        finally:
+            Path(aside).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: features cannot be kept (%s)", path, error)

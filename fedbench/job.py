@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
+import os
 import platform
-import socket
+import shlex
+import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedbench import measure, naming, track
+from fedbench import claim, failures, measure, naming, shared, storage, track
 from fedbench.backbone import BackboneError
-from fedbench.claim import claim, claims
 from fedbench.config import ConfigError, planned_from_disk
 from fedbench.data import DataError
 from fedbench.plugins import PluginError
-from fedbench.records import RecordsError, RunFolder, write_aside
-from fedbench.simulation import Diverged, simulate
+from fedbench.records import RecordsError, RunFolder
+from fedbench.simulation import Diverged, Stopped, simulate
 
 log = logging.getLogger("fedbench")
 
-# Set by a signal handler that ends the job by an ordinary exception: such an exception is no failure of the run.
-interrupted = threading.Event()
+LEFT = 3  # exit code of a process that was asked to leave before its runs had ended
+
+MIXED = ("python", "commit", "dirty", "code", "device", "threads")  # of env.json: what may change numbers
+
+
+class Leaving:
+    """Whether a signal has asked this process to leave at the next round boundary.
+
+    No threading.Event: two signals at once, both setting it, would wait for each other for ever.
+    """
+
+    asked = False
+
+    def ask(self, *_: Any) -> None:
+        """A signal handler."""
+        self.asked = True
+
+
+leaving = Leaving()
 
 KINDS: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
     ("diverged", (Diverged,)),
@@ -44,37 +63,107 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
 
     Runs that have ended are passed over, and those that a live process works on. When all is done, the runs `spare` are
     begun as well, each only if nobody ever began it: the packs of other workers, for one who is through with his own.
-    `threads` limits the threads that the runs' configs ask for. Raises RecordsError where `results` is no folder.
+    `threads` limits the threads that the runs' configs ask for. Raises RecordsError where `results` is no folder, Stopped
+    once `leaving` was asked for.
     """
-    if not results.is_dir():
+    if not storage.waited_for(results):
         raise RecordsError(f"{results}: no such results folder")
-    for name in [*names, *spare]:
+    for i, name in enumerate([*names, *spare]):
         folder = RunFolder(results / name)
-        if not folder.path.is_dir():
-            log.error("%s: no such run", folder.path)
-        elif name in names or not claims(folder):
+        if i >= len(names) and claim.claims(folder.path):
+            continue
+        if storage.waited_for(results) and folder.path.is_dir():
             _one(folder, threads)
+        else:
+            log.error("%s: no such run", folder.path)
 
 
 def _one(folder: RunFolder, threads: int | None) -> None:
-    with claim(folder) as mine:
-        if not mine:
-            return log.info("%s: another process works on it", folder.path.name)
+    """Try a run as often as the rules of its failures allow."""
+    patience = storage.Patience()
+    begun = -1
+    while not _tried(folder, threads, patience):
+        if folder.progress().get("round", 0) > begun:
+            begun = folder.progress().get("round", 0)
+            patience.restore()
+
+
+def _tried(folder: RunFolder, threads: int | None, patience: storage.Patience) -> bool:
+    """One try; whether it is to be the last."""
+    if leaving.asked:
+        raise Stopped(f"{folder.path.name}: not begun")
+    try:
         if folder.status in ("done", "failed"):
-            return log.info("%s: %s before", folder.path.name, folder.status)
-        with _logging_to(folder.log):
-            try:
-                _attempt(folder, threads)
-            except Exception as error:
-                if interrupted.is_set():
-                    raise
-                kind, reason = _kind(error), " ".join(f"{type(error).__name__}: {error}".split())
-                log.exception("failed (%s)", kind)
-                at = {"round": folder.progress()["round"]} if "round" in folder.progress() else {}
-                folder.fail(kind, reason, **at)
+            log.info("%s: %s before", folder.path.name, folder.status)
+            return True
+        with claim.claim(folder.path) as hold:
+            if hold is None:
+                log.info("%s: another process works on it", folder.path.name)
+                return True
+            return folder.status in ("done", "failed") or _held(folder, threads, hold)
+    except Stopped:
+        raise
+    except claim.Overtaken as error:
+        log.warning("%s: %s", folder.path.name, error)
+        return True
+    except Exception as error:  # of the claim or of writing down how the try ended
+        if not storage.is_away(error, folder.path):
+            log.exception("%s: given up", folder.path.name)
+            return True
+        log.warning("%s: its disk is full or away (%s); waiting", folder.path.name, error)
+        if patience():
+            return False
+        with suppress(OSError):
+            failures.note(folder, "storage", f"its disk was full or away for too long: {error}")
+        return True
 
 
-def _attempt(folder: RunFolder, threads: int | None) -> None:
+def _held(folder: RunFolder, threads: int | None, hold: claim.Hold) -> bool:
+    """One try of a run that is ours; whether it is to be the last. Raises what `_tried` waits for."""
+    with _logging_to(folder.log):
+        if hold.dead is not None and not _known(folder, hold.dead):
+            _end(folder, "lost", f"the process that did it on {hold.dead.host} ended without a word")
+            if folder.status == "failed":
+                return True
+        try:
+            _attempt(folder, threads, hold)
+        except (Stopped, claim.Overtaken):
+            log.info("leaving it to a later life")
+            raise
+        except Exception as error:
+            if storage.is_away(error, folder.path):
+                raise
+            kind, reason = _kind(error), " ".join(f"{type(error).__name__}: {error}".split())
+            log.exception("failed (%s)", kind)
+            at = {"round": folder.progress()["round"]} if "round" in folder.progress() else {}
+            again = _end(folder, kind, reason, **at)
+            error.__traceback__ = None  # it holds the tensors that did not fit
+        else:
+            log.info("done")
+            folder.finish()
+            hold.finish()
+            return True
+    gc.collect()
+    shared.forget()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return not again
+
+
+def _known(folder: RunFolder, dead: claim.Owner) -> bool:
+    """Whether the end of a process was written down already by whoever kept it."""
+    return any(note.get("pid") == dead.pid and note.get("started") == dead.started for note in folder.notes())
+
+
+def _end(folder: RunFolder, kind: str, reason: str, **more: Any) -> bool:
+    """Write down that a try ended; the run has failed where its rule allows no more. Whether it does."""
+    again = failures.note(folder, kind, reason, **more)
+    if not again:
+        folder.fail(kind, reason, **more)
+    return again
+
+
+def _attempt(folder: RunFolder, threads: int | None, hold: claim.Hold) -> None:
     config = folder.config()
     planned, machine, found = planned_from_disk(config)
     if planned.identity != config.get("identity"):
@@ -82,26 +171,43 @@ def _attempt(folder: RunFolder, threads: int | None) -> None:
             f"{folder.path / 'run.yaml'} describes another run than its identity says: a plug-in's fields or a file that "
             "it names has changed since the run was planned; start the sweep again"
         )
+    if halvings := failures.halvings(folder.notes()):
+        machine = machine.model_copy(update={"halvings": halvings})
+        log.warning("memory ran out before: images in a pass halved %d times", halvings)
     # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
     environment, path = _environment(), folder.path / "env.json"
+    environment |= {"code": measure.code(found.files(planned.identity)), "sweep_command": config.get("command")}
     log.info("start of %s on %s, commit %s", folder.path.name, environment["hostname"], environment["commit"])
-    if path.exists() and (before := json.loads(path.read_text())) != environment:
-        changed = {key: (before.get(key), now) for key, now in environment.items() if before.get(key) != now}
-        log.warning("begun before in another environment; its numbers mix both: %s", changed)
-    write_aside(path, json.dumps(environment, indent=2).encode())
+    if path.exists() and (before := json.loads(path.read_text() or "{}")):
+        changed = [(key, before.get(key), environment[key]) for key in MIXED if before.get(key) != environment[key]]
+        changed += [
+            (name, before["packages"].get(name), version)
+            for name, version in environment["packages"].items()
+            if before.get("packages", {}).get(name, version) != version
+        ]
+        if changed:
+            log.warning("begun before in another environment; its numbers mix both: %s", changed)
+    if config.get("code") not in (None, measure.code()):
+        log.warning("the code has changed since the sweep planned this run")
+    storage.write_aside(path, json.dumps(environment, indent=2).encode())
+
+    def leave() -> bool:
+        hold.check()
+        return leaving.asked
+
     with track.tracked(folder, machine.track, {"label": planned.label, **naming.flat(planned.identity)}) as followed:
-        simulate(planned, machine, found, followed)
-    log.info("done")
-    folder.finish()
+        simulate(planned, machine, found, followed, leave)
 
 
 def _kind(error: Exception) -> str:
-    for kind, classes in KINDS:
-        if isinstance(error, classes):
-            return kind
+    for one in storage.chain(error):  # a hook that fails is told by an error of its own, raised from the first
+        for kind, classes in KINDS:
+            if isinstance(one, classes):
+                return kind
     text = str(error).lower()  # the CPU allocator has no class of its own
-    return "out_of_memory" if "out of memory" in text or "can't allocate memory" in text else "error"
+    memory = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    return "out_of_memory" if any(words in text for words in memory) else "error"
 
 
 def _environment() -> dict[str, Any]:
@@ -111,18 +217,36 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "timm", "numpy")},
         "platform": platform.platform(),
-        "hostname": socket.gethostname(),
+        "hostname": platform.node(),
         "device": device,
         "threads": torch.get_num_threads(),
         "commit": commit and commit.rstrip("+"),
         "dirty": commit and commit.endswith("+"),
+        "command": shlex.join(sys.argv),
+        "job": claim.process().job or None,
+        "node": os.environ.get("SLURMD_NODENAME"),
+        "packages": _packages(),
     }
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """{name: version} of what is installed, by the names of the folders that say so: to open each takes its time."""
+    found = [path.stem for place in sys.path if Path(place).is_dir() for path in Path(place).glob("*.dist-info")]
+    return dict(sorted(name.rsplit("-", 1) for name in found if "-" in name))
+
+
+class _Quiet(logging.FileHandler):
+    """A log that a full disk does not stop."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: whoever writes the run's own files hears of the disk soon enough."""
 
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Everything logged or warned in this process goes to `path` as well."""
-    root, handler = logging.getLogger(), logging.FileHandler(path)
+    root, handler = logging.getLogger(), _Quiet(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level, log_level = root.level, log.level
     root.addHandler(handler)
@@ -139,21 +263,33 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fedbench.job RESULTS NAME...``; 0: all done, 1: some failed, 2: no such folder."""
+    """``python -m fedbench.job RESULTS NAME...``; 0: all done, 1: some failed, 2: no such folder, 3: asked to leave."""
     parser = argparse.ArgumentParser(
         prog="python -m fedbench.job",
         description="Bring planned runs to their end in this process.",
         epilog="example: python -m fedbench.job results fedvpt-cifar100-dirichlet-s0-1a2b3c4d",
     )
     parser.add_argument("results", type=Path, help="results folder")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="folder names of runs in it")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="folder names of runs in it; none: read from a keeper")
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    missing = [name for name in given.names if not (given.results / name).is_dir()]
-    if missing:
+    spare, threads, names = [], None, given.names
+    kept = not names
+    if kept:  # a keeper's child: thousands of names do not fit a command line
+        asked = json.load(sys.stdin)
+        names, spare, threads = asked["names"], asked["spare"], asked["threads"]
+    elif missing := [name for name in names if not (given.results / name).is_dir()]:
         parser.error(f"no such run in {given.results}: {', '.join(missing)}")
-    run_job(given.results, given.names)
-    return 0 if all(RunFolder(given.results / name).status == "done" for name in given.names) else 1
+    # Slurm signals all processes of a job, not only the keeper.
+    before = {n: signal.signal(n, leaving.ask) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        run_job(given.results, names, spare, threads)
+    except Stopped:
+        return LEFT
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if kept or all(RunFolder(given.results / name).status == "done" for name in names) else 1
 
 
 if __name__ == "__main__":

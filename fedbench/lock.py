@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedbench.claim import claim
@@ -21,16 +20,6 @@ if sys.platform != "win32":
     import fcntl
 
 WAIT_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class _Place:
-    path: Path
-    done: Callable[[], bool]
-
-    @property
-    def status(self) -> str:
-        return "done" if self.done() else "missing"
 
 
 @contextmanager
@@ -43,9 +32,11 @@ def one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[bool]:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
         while not done():
-            with claim(_Place(place, done)) as mine:
-                if mine:
+            with claim(place) as hold:
+                if hold:
                     yield not done()
+                    if done():
+                        hold.finish()
                     return
             time.sleep(WAIT_SECONDS)
     yield False

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+HOME = Path(__file__).resolve().parent.parent
 
 
 class Meter:
@@ -20,6 +26,8 @@ class Meter:
         self.start = self.marked = time.monotonic()
         self.images = 0
         if device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(device)
 
     def count(self, images: int) -> None:
@@ -47,6 +55,8 @@ class Meter:
     def read(self) -> dict[str, float | int]:
         """The measured part of a record; peak memory is the process's (the device's on a GPU)."""
         if self.device.type == "cuda":
+            import torch
+
             peak = int(torch.cuda.max_memory_allocated(self.device))
         else:
             unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kibibytes
@@ -57,12 +67,53 @@ class Meter:
 @cache
 def commit() -> str | None:
     """The code's git commit, with ``+`` where the tree differs from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
+    # Without locks: many jobs ask at once, may be killed meanwhile, and the checkout is the user's.
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HOME, capture_output=True, text=True)
+        dirty = subprocess.run(
+            ["git", "--no-optional-locks", "status", "--porcelain", "-uno"], cwd=HOME, capture_output=True, text=True
+        )
     except OSError:
         return None
     if head.returncode != 0:
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+# Modules of fedbench that start, watch and tell of runs and change no number of theirs.
+AROUND = (
+    *(
+        "sweep",
+        "watch",
+        "launch",
+        "slurm",
+        "keeper",
+        "job",
+        "track",
+        "failures",
+        "data_cli",
+        "methods",
+        "check",
+        "contract",
+    ),
+    *("tables", "figures", "page", "report", "evidence", "statistics", "reference", "naming", "leavings"),
+    *("split_view", "split_figure"),
+)
+
+
+@cache
+def code(plugin_files: tuple[Path, ...] = ()) -> str:
+    """``<core>-<plug-ins>``, 8 hex digits each, of the source that makes a run's numbers: the package, and `plugin_files`.
+
+    A commit says nothing of changes that are not committed, nor of a user's own plug-ins.
+    """
+    home = HOME / "fedbench"
+    core = [path for path in home.rglob("*.py") if path.relative_to(home).parts[0].removesuffix(".py") not in AROUND]
+    return f"{_hash(core)}-{_hash(plugin_files)}"
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]

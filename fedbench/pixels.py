@@ -23,7 +23,7 @@ from fedbench.archive import Read, Source
 from fedbench.data import DataError
 from fedbench.decode import square
 from fedbench.progress import progress
-from fedbench.records import write_aside
+from fedbench.storage import write_aside
 
 SAFE_EVERY = 2048  # images between two moments after which an interruption loses nothing
 SHOWN = 20  # unreadable images that a message names

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,11 @@ class Plugins:
                         raise PluginError(f"{path}: there is already a {kind} called {path.stem!r}; rename the file")
                     found[kind][path.stem] = load(path, class_name, base)
         return found
+
+    def files(self, blocks: Mapping[str, Any]) -> tuple[Path, ...]:
+        """The source files of the plug-ins that a run's blocks name."""
+        modules = [self.classes[kind][blocks[kind]["name"]].__module__ for kind in KINDS]
+        return tuple(Path(str(sys.modules[module].__file__)) for module in modules)
 
     def make(self, kind: Kind, block: dict[str, Any]) -> Any:
         """The plug-in object of a checked config block, ``{"name": ..., field: value, ...}``."""

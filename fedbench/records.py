@@ -2,26 +2,32 @@
 
 A run's folder holds run.yaml (its whole config), records.jsonl (one self-contained JSON object per evaluated round),
 clients.parquet (accuracy per client at the end), env.json, checkpoint.safetensors, progress.json, log.txt, and one of
-`done` or `failed.json` once it has ended. Every file is written aside and moved.
+`done` or `failed.json` once it has ended; notes.jsonl says how earlier tries ended. Every other file is written aside and
+moved.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import yaml
+
+from fedbench.storage import write_aside
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Status = Literal["missing", "pending", "running", "failed", "done"]
 
-# What a clock or a memory counter says; everything else in a record is the same in every execution of a run.
-MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes", "commit")
+# How a run was executed; everything else in a record is the same in every execution of it on one kind of machine.
+MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes", "commit", "code", "chunk_images")
 
 # libyaml's, where there is one: a sweep of ten thousand runs reads as many files, ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -30,25 +36,6 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 class RecordsError(ValueError):
     """A results folder that cannot be used; says which file and what was expected."""
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, which is whole or absent at any moment."""
-    with aside(path) as file:
-        file.write_bytes(data)
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` to be written, which is moved there in the end."""
-    file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield file
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(file, path)
-    finally:
-        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -91,23 +78,14 @@ class RunFolder:
     # -- records -----------------------------------------------------------------------------------------------
     def append(self, record: dict[str, Any]) -> None:
         """Add one evaluated round; a whole line or nothing once read back."""
-        with open(self.path / "records.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.path / "records.jsonl", record)
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records, in order; a half-written last line is passed over."""
-        path = self.path / "records.jsonl"
-        if not path.exists():
-            return []
-        found = []
-        for line in path.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return found
+        """All whole records in order, one a round; a half-written last line is passed over."""
+        found: dict[int, dict[str, Any]] = {}
+        for record in _lines(self.path / "records.jsonl"):
+            found.setdefault(record["round"], record)
+        return list(found.values())
 
     def cut_records(self, last_round: int) -> None:
         """Drop records after `last_round` (they lie beyond the checkpoint and will be made again)."""
@@ -141,6 +119,21 @@ class RunFolder:
         """Let a failed run be tried again."""
         (self.path / "failed.json").unlink(missing_ok=True)
 
+    def note(self, **words: Any) -> None:
+        """Add to what is known of tries that ended before the run was done: "kind", "reason" and more."""
+        _append(self.path / "notes.jsonl", {"time": time.time(), **words})
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What was noted, oldest first."""
+        return _lines(self.path / "notes.jsonl")
+
+    def files(self) -> frozenset[str]:
+        """The names of all files, by one look; none where there is no folder."""
+        try:
+            return frozenset(os.listdir(self.path))  # noqa: PTH208 - a tenth of the time, ten thousand times over
+        except OSError:
+            return frozenset()
+
     @property
     def log(self) -> Path:
         """Where the run writes its log."""
@@ -149,13 +142,18 @@ class RunFolder:
     @property
     def status(self) -> Status:
         """missing: no folder; pending: planned; running: has progress; failed; done."""
-        if (self.path / "done").exists():
-            return "done"
-        if (self.path / "failed.json").exists():
-            return "failed"
-        if (self.path / "progress.json").exists():
-            return "running"
-        return "pending" if (self.path / "run.yaml").exists() else "missing"
+        return status_of(self.files())
+
+
+def status_of(files: Collection[str]) -> Status:
+    """The state of a run whose folder holds `files`."""
+    if "done" in files:
+        return "done"
+    if "failed.json" in files:
+        return "failed"
+    if "progress.json" in files:
+        return "running"
+    return "pending" if "run.yaml" in files else "missing"
 
 
 def run_folders(results: Path) -> Iterator[RunFolder]:
@@ -168,13 +166,53 @@ def run_folders(results: Path) -> Iterator[RunFolder]:
 
 def load(folders: Iterable[RunFolder]) -> pd.DataFrame:
     """All records of `folders`, one row per evaluated round, with a "status" column of the run's state."""
+    import pandas as pd  # only readers of tables need it, and it takes its time
+
     return pd.DataFrame([record | {"status": folder.status} for folder in folders for record in folder.records()])
+
+
+def _append(path: Path, value: dict[str, Any]) -> None:
+    """Add a line and have it on disk; what a full disk or a kill left of an earlier line goes first."""
+    line = json.dumps(value).encode() + b"\n"
+    with open(path, "ab+", buffering=0) as file:
+        size = file.tell()
+        while size and _at(file, size - 1) != b"\n":
+            size -= 1
+        file.truncate(size)
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def _at(file: IO[bytes], position: int) -> bytes:
+    file.seek(position)
+    return file.read(1)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; none where there is no file."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

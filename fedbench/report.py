@@ -19,8 +19,9 @@ from rich.text import Text
 from fedbench import page, reference
 from fedbench.evidence import Evidence, ReportError, gather
 from fedbench.figures import gallery, studio
-from fedbench.records import RecordsError, write_aside
+from fedbench.records import RecordsError
 from fedbench.statistics import LEVEL, Comparison
+from fedbench.storage import write_aside
 from fedbench.tables import contests, grid, notes, text
 from fedbench.tables.metrics import MAIN, METRIC, REFERENCE, TIE
 from fedbench.tables.summary import labels, summary

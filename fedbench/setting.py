@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fedbench import backbone, cost, data, rng
+from fedbench import backbone, cost, data, rng, shared
 from fedbench.cohort import Cohort
 from fedbench.config import Backbone, Machine, PlannedRun, Run, short_name
 from fedbench.data import Ints, Samples, Split
@@ -83,13 +83,18 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     run = planned.run
     device = choose_device(machine.device)
     dtype = torch.float64 if run.precision == "float64" else torch.float32
-    samples = found.make("dataset", run.dataset).load(machine.data)
+    # What the runs of a pack share is made once; the identity names files by their content.
+    source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
+    samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
     partitioner = found.make("partition", run.partition)
     dealt = data.split(
         samples, partitioner, run.clients.number, run.clients.held_out, run.clients.validation, run.stream("partition")
     )
-    vit = backbone.make(run.backbone.name, run.backbone.weights, run.backbone.image_size).to(device, dtype)
-    images = Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype)
+    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype)], sort_keys=True)
+    vit = shared.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
+    images = shared.once(
+        "images", (source, frozen), lambda: Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype)
+    )
     method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
 
     counts = torch.from_numpy(dealt.class_counts(samples.labels, samples.num_classes)).float()
@@ -97,10 +102,15 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     spec = parameters(method, aggregation, cost.task_of(vit, samples.num_classes, counts, run.stream("init"), held_out))
     _fits(method, spec)
     per_pass = cost.one_pass(method, spec, vit)
-    chunk = machine.chunk_images or cost.chunk_images(per_pass, device)
-    weights, contents = vit.weights_hash(), data_hash(samples)
+    chunk = max(1, (machine.chunk_images or cost.chunk_images(per_pass, device)) >> machine.halvings)
+    weights = shared.once("weights", frozen, vit.weights_hash)
+    contents = shared.once("contents", source, lambda: data_hash(samples))
     cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
-    query = features(vit, images, cached, machine.data) if method.reads_features(vit.depth) else None
+    query = (
+        shared.once("features", (cached, frozen), lambda: features(vit, images, cached, machine.data))
+        if method.reads_features(vit.depth)
+        else None
+    )
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
     cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")
@@ -129,6 +139,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
         "partition_hash": dealt.hash,
         "data_hash": contents,
         "backbone_hash": weights,
+        "chunk_images": chunk,
     }
     setting = Setting(run, samples, dealt, cohort, trainer, server, cost.training(method, spec, vit), chunk, facts)
     who = np.concatenate([setting.cohort_of(r) for r in range(1, run.rounds + 1)])

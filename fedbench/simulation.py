@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,19 +19,33 @@ from fedbench.plugins import Plugins
 from fedbench.records import RunFolder
 from fedbench.server import bytes_of_sums
 from fedbench.setting import Setting, build
+from fedbench.storage import write_aside
 
 
 class Diverged(ArithmeticError):
     """Training left the finite numbers; says in which round."""
 
 
-def simulate(planned: PlannedRun, machine: Machine, found: Plugins, folder: RunFolder) -> None:
+class Stopped(Exception):
+    """The run was asked to leave its machine; the checkpoint holds all its rounds so far."""
+
+
+def simulate(
+    planned: PlannedRun, machine: Machine, found: Plugins, folder: RunFolder, leave: Callable[[], bool] = lambda: False
+) -> None:
     """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
 
-    Raises Diverged, DataError, BackboneError, and whatever a plug-in raises.
+    `leave` is asked after each round, before anything of it is written, and may raise. Raises Stopped where it said so,
+    Diverged, DataError, BackboneError, and whatever a plug-in raises.
     """
     setting = build(planned, machine, found)
-    facts = {"run": folder.path.name, "key": planned.key, **setting.facts, "commit": measure.commit()}
+    facts = {
+        "run": folder.path.name,
+        "key": planned.key,
+        **setting.facts,
+        "commit": measure.commit(),
+        "code": measure.code(found.files(planned.identity)),
+    }
     totals: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "multiply_adds": 0, "seconds": 0.0}
     done = 0
     if (saved := checkpoint.load(folder.path)) is not None:
@@ -38,6 +55,7 @@ def simulate(planned: PlannedRun, machine: Machine, found: Plugins, folder: RunF
     meter = measure.Meter(setting.cohort.labels.device, totals["seconds"])
     for round_ in range(done + 1, setting.run.rounds + 1):
         spent = one_round(setting, round_)
+        stop = leave()
         for name in ("bytes_up", "bytes_down", "multiply_adds"):
             totals[name] += spent[name]
         meter.count(spent.pop("images"))
@@ -47,12 +65,18 @@ def simulate(planned: PlannedRun, machine: Machine, found: Plugins, folder: RunF
             whole = {f"total_{k}": int(v) for k, v in totals.items() if k != "seconds"}
             folder.append({**facts, "round": round_, **metrics, **spent, **whole, **meter.read()})
             if last:
-                clients.to_parquet(folder.path / "clients.parquet")
+                kept = io.BytesIO()
+                clients.to_parquet(kept)
+                write_aside(folder.path / "clients.parquet", kept.getvalue())
         totals["seconds"] = meter.seconds
-        if last or meter.since_mark() >= machine.checkpoint_seconds:
+        if last or stop or meter.since_mark() >= machine.checkpoint_seconds:
             checkpoint.save(folder.path, setting.server.state(), round_, totals)
             meter.mark()
-        folder.say(round=round_, rounds=setting.run.rounds, images_per_second=meter.rate, time=time.time())
+        told = {"images_per_second": meter.rate, "seconds": meter.seconds, "device": meter.device.type}
+        with suppress(OSError):  # nothing is lost with a word
+            folder.say(round=round_, rounds=setting.run.rounds, time=time.time(), **told)
+        if stop and not last:
+            raise Stopped(f"after round {round_} of {setting.run.rounds}")
 
 
 def one_round(setting: Setting, round_: int) -> dict[str, Any]:

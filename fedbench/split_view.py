@@ -13,8 +13,8 @@ import numpy as np
 from fedbench.config import ConfigError, Run, Sweep, read_sweep, short_name
 from fedbench.data import DataError, Samples, Split, published, split
 from fedbench.data.portrait import Portrait
-from fedbench.records import write_aside
 from fedbench.split_figure import draw
+from fedbench.storage import write_aside
 
 Say = Callable[[str], None]
 

@@ -11,14 +11,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fedbench import launch, tuning, watch
-from fedbench.claim import claims
+from fedbench import failures, launch, measure, slurm, tuning, watch
+from fedbench.claim import claims, owner_in
 from fedbench.config import ConfigError, Sweep, read_sweep, short_name
 from fedbench.data import DataError
 from fedbench.plugins import PluginError
@@ -28,15 +27,16 @@ DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
 The same command again goes on where the last one stopped: done runs are kept, queued and running ones left alone, failed
-ones tried again only with --retry-failed. Ctrl-C stops local workers (their runs resume from checkpoints) and only stops
-watching on Slurm. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs failed, 2 a mistake in the file or on
-the command line.
+ones tried again only with --retry-failed. Ctrl-C only stops watching: jobs on Slurm and local workers go on, and --cancel
+ends them. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs failed, 2 a mistake in the file or on the
+command line.
 
 examples:
   python -m fedbench.sweep sweeps/quickstart.yaml
   python -m fedbench.sweep sweeps/quickstart.yaml --dry-run --set rounds=5 --set local.lr=0.05
   python -m fedbench.sweep sweeps/main_table.yaml --cluster slurm --no-watch
   python -m fedbench.sweep sweeps/main_table.yaml --status --json
+  python -m fedbench.sweep sweeps/main_table.yaml --cancel
 """
 
 
@@ -80,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="list the runs and what they will take; nothing is written"
     )
     made.add_argument("--status", action="store_true", help="say how the runs stand; nothing is started")
+    made.add_argument(
+        "--cancel", action="store_true", help="end the jobs and local workers of this sweep; its runs can go on later"
+    )
     made.add_argument("--json", action="store_true", help="for scripts, e.g. --status --json")
     made.add_argument(
         "--watch",
@@ -97,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
     if given.json and not (given.status or given.dry_run):
         options.error("--json goes with --status or --dry-run")
-    if given.status and given.dry_run:
-        options.error("--status and --dry-run exclude each other")
+    if given.status + given.dry_run + given.cancel > 1:
+        options.error("--status, --dry-run and --cancel exclude each other")
     settings = [*given.settings, *([f"machine.clients={given.clients}"] if given.clients else [])]
     results = given.results.expanduser().resolve()
     again = "python -m fedbench.sweep " + shlex.join(sys.argv[1:] if arguments is None else arguments)
@@ -109,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return dry_run(sweep, results, given.json)
         if given.status:
             return status(sweep, results, given.json)
+        if given.cancel:
+            return cancel(sweep, results)
         cluster = given.cluster
         if cluster == "auto":
             cluster = "slurm" if shutil.which("sbatch") else "local"
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             waited, sweep = len(sweep.later), tuning.staged(whole, results)
             if code == INTERRUPTED or len(sweep.later) >= waited:
                 return code  # nothing waits for trials, or what waits still does
-    except (ConfigError, PluginError, RecordsError, launch.LaunchError) as error:
+    except (ConfigError, PluginError, RecordsError, launch.LaunchError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
 
@@ -196,15 +201,44 @@ def status(sweep: Sweep, results: Path, as_json: bool) -> int:
     views = watch.Observer(results, sweep.runs).look()
     if as_json:
         found = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
-        say(json.dumps({**found, "runs": [asdict(view) for view in views]}))
+        say(json.dumps({**found, "runs": [vars(view) for view in views]}))
     else:
         say(f"{sweep.name}: {watch.told(views)}{_later(sweep)}")
-        for line in watch.failures(views):
+        for line in watch.failed(views):
             say(line)
     return SOME_FAILED if watch.counts(views)["failed"] else DONE
 
 
-def plan(sweep: Sweep, results: Path, retry_failed: bool) -> list[str]:
+def cancel(sweep: Sweep, results: Path) -> int:
+    """End the jobs and local workers that this sweep started, and no others; its runs keep what they have."""
+    if not results.is_dir():
+        raise RecordsError(f"{results}: no such results folder")
+    with launch.planning(results):
+        views = watch.Observer(results, sweep.runs).look()
+        live = {view.name for view in views if view.state in ("pending", "running")}
+        jobs = {name: launch.job_of(RunFolder(results / name)) for name in live}
+        mine = {name: job for name, job in jobs.items() if job.get("sweep") == sweep.name}
+        refused = slurm.cancel(str(job["id"]) for job in mine.values() if "id" in job)
+        owners = {json.dumps(owner): owner for job in mine.values() for owner in job.get("owners", ())}
+        here = [owner for owner in owners.values() if launch.holds(owner)]
+        ended = launch.stop(here)
+        gone = [name for name, job in mine.items() if "id" in job or all(o in here for o in job["owners"])]
+        if not refused and ended:
+            launch.forget(results, gone)
+    say(f"{sweep.name}: {len(gone)} runs cancelled; the same command without --cancel goes on with them")
+    away = sorted({str(owner["host"]) for owner in owners.values() if owner not in here})
+    for problem in (
+        refused,
+        "" if ended else "Some local processes have not ended yet; ask again in a minute.",
+        f"Some run on {', '.join(away)}; cancel them there." if away else "",
+        f"{len(live) - len(mine)} were started by another sweep and go on." if len(mine) < len(live) else "",
+    ):
+        if problem:
+            say(problem)
+    return DONE if not refused and ended and not away else SOME_FAILED
+
+
+def plan(sweep: Sweep, results: Path, retry_failed: bool, command: str) -> list[str]:
     """Write the folders of the runs to do, and return their names, those that killed a process before last.
 
     Raises RecordsError, before anything is written, where a folder holds a run of another config.
@@ -216,34 +250,54 @@ def plan(sweep: Sweep, results: Path, retry_failed: bool) -> list[str]:
             folder.plan({**folder.config(), "identity": planned.identity})  # changes nothing, but compares
     names = []
     for planned, view in zip(sweep.runs, watch.Observer(results, sweep.runs).look(), strict=True):
-        lost = view.kind == "lost"
-        if view.state == "missing" or (view.state == "failed" and (lost or retry_failed)):
-            folders[planned.name].plan(sweep.on_disk(planned))
-            folders[planned.name].clear_failure()
+        folder = folders[planned.name]
+        if view.state == "failed" and (folder.path / "failed.json").exists():
+            if not retry_failed:
+                continue
+            folder.note(kind=failures.RETRY, reason="asked for")
+            folder.clear_failure()
+        elif view.state == "failed" and not _may_go_on(folder, view) and not retry_failed:
+            folder.fail(view.kind, view.reason)
+            continue
+        if view.state in ("missing", "failed"):
+            folder.plan({**sweep.on_disk(planned), "command": command, "code": measure.code()})
             names.append(planned.name)
-    return sorted(names, key=lambda name: len(claims(folders[name])))
+    return sorted(names, key=lambda name: len(folders[name].notes()))
+
+
+def _may_go_on(folder: RunFolder, view: watch.View) -> bool:
+    """Note how the job of a run ended, unless its process noted that itself or had not begun; whether it may go on."""
+    last = claims(folder.path)[-1:]
+    dead = owner_in(last[0]) if last else None
+    if dead is None or any(
+        (note.get("pid"), note.get("started")) == (dead.pid, dead.started) for note in folder.notes()
+    ):
+        return True
+    return failures.note(folder, view.kind, view.reason, pid=dead.pid, started=dead.started)
 
 
 def launch_and_watch(
     sweep: Sweep, results: Path, cluster: str, stay: bool | None, retry_failed: bool, again: str
 ) -> int:
     """Launch what is missing, watch it to its end or leave it, and return the exit code."""
-    console = Console()
+    console = Console(
+        force_terminal=False if cluster == "inline" else None
+    )  # a live table would be in a debugger's way
     stay = (cluster != "slurm" or console.is_terminal) if stay is None else stay
-    jobs: list[Any] = []
+    patience = watch.PATIENCE_SECONDS if cluster == "slurm" else watch.LOCAL_PATIENCE_SECONDS
+    observer = watch.Observer(results, sweep.runs, patience, sweep.cluster.runs_per_gpu)
     with interruptible():
         try:
             with launch.planning(results) as folder:
-                names = plan(sweep, results, retry_failed)
+                names = plan(sweep, results, retry_failed, again)
                 how = ""
                 if names and cluster == "inline":
-                    launch.note_inline(results, names)
+                    launch.note_inline(sweep, results, names)
                 elif names and cluster == "local":
-                    jobs = launch.local(sweep, results, names, folder)
-                    how = f" in {len(jobs)} local process{'' if len(jobs) == 1 else 'es'}"
+                    count = launch.local(sweep, results, names, folder)
+                    how = f" in {count} local process{'' if count == 1 else 'es'}"
                 elif names:
-                    how = f" to Slurm: {', '.join(launch.slurm(sweep, results, names, folder))}"
-            observer = watch.Observer(results, sweep.runs, patience=watch.PATIENCE_SECONDS if cluster == "slurm" else 0)
+                    how = f" to Slurm: {', '.join(slurm.submit(sweep, results, names, folder))}"
             say(
                 f"{sweep.name}: {watch.told(observer.look())}{_later(sweep)}; {len(names)} started{how}. Results: {results}"
             )
@@ -251,16 +305,15 @@ def launch_and_watch(
                 inline(results, names, observer, console if stay else None)
             elif stay:
                 watch.watch(observer, console)
-                launch.reap(jobs)
             else:
                 say(f"Nothing waits for them here; see how they stand with: {again} --status")
                 return SOME_FAILED if not names and watch.counts(observer.look())["failed"] else DONE
         except KeyboardInterrupt:
-            say(leave(jobs, cluster, again))
+            say(leave(cluster, again))
             return INTERRUPTED
     views = observer.look()
     say(f"{sweep.name}: {watch.told(views)}")
-    for line in watch.failures(views):
+    for line in watch.failed(views):
         say(line)
     return _exit_code(views)
 
@@ -298,13 +351,12 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def leave(jobs: Sequence[Any], cluster: str, again: str) -> str:
-    """What a Ctrl-C does, in words: on Slurm nothing is cancelled, local workers end and their runs can go on later."""
-    if cluster == "slurm":
-        return f"\nNo longer watching; nothing was cancelled and all jobs go on. Come back with: {again}"
-    ended = launch.stop(jobs)
-    gone = "The local processes have ended" if ended else "Some local processes have not ended yet"
-    return f"\nStopped. {gone}; unfinished runs go on from their last checkpoint with: {again}"
+def leave(cluster: str, again: str) -> str:
+    """What a Ctrl-C does, in words: nothing is cancelled, except that this process does no more runs itself."""
+    if cluster == "inline":
+        return f"\nStopped; unfinished runs go on from their last checkpoint with: {again}"
+    what = "all jobs go on" if cluster == "slurm" else "the local workers go on"
+    return f"\nNo longer watching; nothing was cancelled and {what}. Come back with: {again}\nEnd them with: {again} --cancel"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fedbench import rng
@@ -143,6 +142,8 @@ def log_likelihood(x: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> tuple[
 
 def assign(scores: Tensor) -> Tensor:
     """The centroid [n] of each prompt, no two alike, with the greatest sum of scores [n, M]."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and needed here alone
+
     return torch.as_tensor(linear_sum_assignment(scores.cpu().numpy(), maximize=True)[1], device=scores.device)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def job(folder: Path, name: str, without: str, ready: Any) -> None:
     if "links" in without:
         os.link = refused  # type: ignore[assignment]
     if "claims" in without:
-        lock.claim = lambda place: contextlib.nullcontext(True)  # type: ignore[assignment,return-value]
+        lock.claim = lambda place: contextlib.nullcontext(SimpleNamespace(finish=lambda: None))  # type: ignore[assignment,return-value]
 
     def build(aside: Path) -> None:
         (folder.parent / f"built-{name}").touch()

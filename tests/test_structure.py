@@ -11,6 +11,7 @@ from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("storage",),
     (
         "rng",
         "stacked",
@@ -20,10 +21,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "glyph_renderer",
         "checkpoint",
         "claim",
+        "shared",
         "lock",
         "progress",
         "track",
     ),
+    ("failures",),
     ("method",),
     ("data", "fedopt"),
     ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),
@@ -36,21 +39,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("simulation", "contract"),
     ("job",),
-    ("launch", "watch", "split_view"),
+    ("keeper",),
+    ("launch", "split_view"),
+    ("slurm",),
+    ("watch",),
     ("sweep", "data_cli", "pretrain", "check", "methods"),
 )
 TORCH_FREE = (
     *("tables", "figures", "page", "report", "evidence", "naming", "reference", "leavings", "statistics"),
-    *("split_figure", "records"),
+    *("split_figure", "records", "storage"),
 )
 ALLOWED_ACROSS = {
-    ("checkpoint", "records"),
-    ("claim", "records"),
     ("lock", "claim"),
     ("track", "records"),
     ("nano", "glyph_renderer"),
     ("local", "config"),
-    ("watch", "launch"),
     ("cost", "server"),
 }
 PLUGIN_SEES = (

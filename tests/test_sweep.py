@@ -5,111 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
+from workplace import MERGE, Workplace, files, numbers, until
 
 from fedbench import claim, job, launch, sweep
-from fedbench.records import MEASURED, RunFolder, run_folders
-
-HOME = Path(__file__).resolve().parents[1]
-
-# A linear head that waits at each merge, so that there is something to interrupt on any machine, or breaks there.
-METHODS = {
-    "slow": "import os, time",
-    "breaks": "",
-}
-MERGE = {
-    "slow": "time.sleep(float(os.environ.get('TEST_PAUSE', '0')))",
-    "breaks": "raise RuntimeError('broken\\non purpose')",
-}
-METHOD = '''
-"""A method of the tests."""
-
-{imports}
-from dataclasses import dataclass
-
-from fedbench import method
-
-
-@dataclass(frozen=True)
-class Method(method.Method):
-    """Does one thing at each merge."""
-
-    def merge(self, server, report):
-        """The mean."""
-        {merge}
-        return {{}}
-'''
-
-
-class Workplace:
-    """A folder with a tiny dataset, two methods of its own, and a sweep file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.results, self.file = path, path / "results", path / "sweep.yaml"
-        labels = np.arange(40) % 2
-        images = np.random.default_rng(0).integers(0, 80, (40, 16, 16, 3)) + 90 * labels[:, None, None, None]
-        np.savez(path / "tiny.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(40) % 10 < 4)
-        (path / "mine" / "methods").mkdir(parents=True)
-        for name, imports in METHODS.items():
-            text = METHOD.format(imports=imports, merge=MERGE[name])
-            (path / "mine" / "methods" / f"{name}.py").write_text(text)
-        self.write()
-
-    def write(self, methods: Any = ("head_only",), seeds: Any = (0, 1), rounds: int = 2, **more: Any) -> None:
-        base = {
-            "dataset": {"name": "npz", "path": str(self.path / "tiny.npz")},
-            "partition": "iid",
-            "rounds": rounds,
-            "evaluate_every": 1,
-            "clients": {"number": 4, "per_round": 2},
-        }
-        machine = {"checkpoint_seconds": 0, "data": str(self.path / "data"), "device": "cpu"}
-        grid = {"method": list(methods), "seed": list(seeds)}
-        self.file.write_text(yaml.safe_dump({"base": base, "grid": grid, "machine": machine, **more}))
-
-    def arguments(self, *more: str) -> list[str]:
-        return [str(self.file), "--results", str(self.results), "--plugins", str(self.path / "mine"), *more]
-
-    def run(self, *more: str) -> int:
-        return sweep.main(self.arguments(*more))
-
-    def start(self, *more: str, **env: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-u", "-m", "fedbench.sweep", *self.arguments(*more)]
-        return subprocess.Popen(
-            command, cwd=HOME, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    @property
-    def folders(self) -> list[RunFolder]:
-        return list(run_folders(self.results))
+from fedbench.records import RunFolder
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
-
-
-def until(found: Callable[[], Any], seconds: float = 120.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
-    return value
-
-
-def numbers(folder: RunFolder) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
-
-
-def files(folder: Path) -> dict[str, int]:
-    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "job.json" not in p.name}
 
 
 # -- inline ----------------------------------------------------------------------------------------------------
@@ -237,7 +146,14 @@ def test_all_mistakes_of_a_file_are_told_and_nothing_is_started(
 
 @pytest.mark.parametrize(
     "more",
-    [["--clusters", "local"], ["--cluster", "lsf"], ["--json"], ["--status", "--dry-run"], ["--clients", "three"]],
+    [
+        ["--clusters", "local"],
+        ["--cluster", "lsf"],
+        ["--json"],
+        ["--status", "--dry-run"],
+        ["--status", "--cancel"],
+        ["--clients", "three"],
+    ],
 )
 def test_mistakes_on_the_command_line_are_2(place: Workplace, more: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -290,10 +206,10 @@ def test_a_claimed_run_is_passed_over_and_an_abandoned_one_taken(place: Workplac
         job.run_job(place.results, [planned.name])
         assert folder.status == "pending"
         other.kill()  # not waited for: what is left of it in the process table is not alive
-        until(lambda: claim.holder(folder) is None)
+        until(lambda: claim.holder(folder.path) is None)
         job.run_job(place.results, [planned.name], spare=[planned.name])
         assert folder.status == "done"
-        assert not claim.claims(folder)
+        assert not claim.claims(folder.path)
     finally:
         other.kill()
         other.communicate()
@@ -335,33 +251,26 @@ def under_way(place: Workplace, count: int) -> list[RunFolder]:
 
 
 def worker_of(folder: RunFolder) -> int:
-    return int(json.loads(claim.claims(folder)[-1].read_text())["pid"])
+    return int(json.loads(claim.claims(folder.path)[-1].read_text())["pid"])
 
 
 @pytest.mark.slow  # starts several processes
-def test_a_killed_worker_shows_as_lost_and_the_same_command_finishes_with_the_same_numbers(place: Workplace) -> None:
+def test_a_killed_worker_begins_again_and_the_numbers_are_the_same(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0, 1], rounds=40, cluster={"workers": 2})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
     try:
         first, second = under_way(place, 2)
         assert worker_of(first) != worker_of(second)
         os.kill(worker_of(first), signal.SIGKILL)
-        said, _ = watcher.communicate(timeout=120)
+        said, _ = watcher.communicate(timeout=240)
     finally:
         watcher.kill()
         watcher.communicate()
-    assert watcher.returncode == 1
-    log = launch.job_of(first)["log"]
-    assert (first.status, second.status) == ("running", "done")
-    assert f"failed {first.path.name} (lost): " in said
-    assert f"[log: {log}]" in said
-    assert Path(log).exists()
-
-    rounds = first.progress()["round"]
-    assert 2 <= rounds < 40
-    assert place.run("--cluster", "local") == 0
-    assert first.status == "done"
+    assert watcher.returncode == 0, said
+    assert [note["kind"] for note in first.notes()] == ["killed"]
     assert first.log.read_text().count("start of") == 2
+    assert second.log.read_text().count("start of") == 1
+    assert "keeper: a worker ended (its process was killed by SIGKILL)" in Path(launch.job_of(first)["log"]).read_text()
     inline = RunFolder(place.path / "inline" / first.path.name)
     assert place.run("--cluster", "inline", "--results", str(place.path / "inline")) == 0
     assert numbers(first) == numbers(inline)
@@ -369,27 +278,47 @@ def test_a_killed_worker_shows_as_lost_and_the_same_command_finishes_with_the_sa
 
 
 @pytest.mark.slow  # starts several processes
-def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(place: Workplace) -> None:
-    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
+def test_a_killed_keeper_and_its_worker_show_as_lost_and_the_same_command_goes_on(place: Workplace) -> None:
+    place.write(methods=["slow"], seeds=[0], rounds=40, cluster={"workers": 1})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
+    try:
+        (only,) = under_way(place, 1)
+        os.kill(launch.job_of(only)["owners"][0]["pid"], signal.SIGKILL)
+        os.kill(worker_of(only), signal.SIGKILL)
+        said, _ = watcher.communicate(timeout=240)
+    finally:
+        watcher.kill()
+        watcher.communicate()
+    assert watcher.returncode == 1
+    log = launch.job_of(only)["log"]
+    assert f"failed {only.path.name} (lost): " in said
+    assert f"[log: {log}]" in said
+    assert Path(log).exists()
+    assert 2 <= only.progress()["round"] < 40
+    assert place.run("--cluster", "local") == 0
+    assert [note["kind"] for note in only.notes()] == ["lost"]
+    assert [record["round"] for record in only.records()] == list(range(1, 41))
+
+
+@pytest.mark.slow  # starts several processes
+def test_ctrl_c_only_stops_watching(place: Workplace) -> None:
+    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
+    watcher = place.start("--cluster", "local", TEST_PAUSE="0.1")
     try:
         busy = under_way(place, 2)
         workers = [worker_of(folder) for folder in busy]
-        assert place.run("--cluster", "local", "--no-watch") == 0  # nothing is started twice
-        assert [worker_of(folder) for folder in busy] == workers
         watcher.send_signal(signal.SIGINT)
-        said, _ = watcher.communicate(timeout=60)
+        said, _ = watcher.communicate(timeout=240)
     finally:
         watcher.kill()
         watcher.communicate()
     assert watcher.returncode == 130
     assert "Traceback" not in said
-    assert "unfinished runs go on from their last checkpoint with: python -m fedbench.sweep" in said
-    for folder in busy:
-        assert not claim.claims(folder)  # given back, not torn away
-        assert folder.status == "running"
-    assert place.run("--cluster", "local") == 0
+    assert "nothing was cancelled and the local workers go on. Come back with: python -m fedbench.sweep" in said
+    assert [worker_of(folder) for folder in busy] == workers
+    assert place.run("--cluster", "local") == 0  # watches those that go on
     assert [folder.status for folder in place.folders] == ["done"] * 3
+    assert [folder.log.read_text().count("start of") for folder in place.folders] == [1] * 3
 
 
 def test_the_slots_are_the_cores_or_what_the_file_says(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,3 +262,25 @@ def test_a_copied_folder_counts_once_and_warns(tmp_path: Path) -> None:
     (copy / "records.jsonl").write_text(records)
     assert cell(tmp_path, "A")["n"] == 1
     assert "2 runs with seed 0" in notes.alarms(gather([], tmp_path).runs)[0]
+
+
+# -- code that changed ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("commits", "codes", "told"),
+    [
+        (["a", "a"], [None, None], []),  # records from before there was a hash of the code
+        (["a", "a"], ["11-22", "11-22"], []),
+        (["a", "b"], [None, None], ["Runs were made by 2 commits of the code: a, b."]),
+        (["a+", "a+"], ["11-22", "33-22"], ["Runs were made by 2 versions of the code: a+."]),  # never committed
+        (
+            ["a", "a+"],
+            ["11-22", "11-44"],
+            ["Runs were made by 2 commits of the code: a, a+.", "A: its plug-ins changed"],
+        ),
+    ],
+)
+def test_code_that_changed_between_runs_is_told(commits: list[str], codes: list[str | None], told: list[str]) -> None:
+    runs = pd.DataFrame({"commit": commits, "code": codes, "label": ["A", "A"]})
+    found = notes.code_changes(runs)
+    assert len(found) == len(told)
+    assert all(sentence.startswith(start) for sentence, start in zip(found, told, strict=True))

@@ -63,7 +63,7 @@ COLUMNS = (
     *("run", "setting", "dataset", "partition", "aggregation", "backbone", "method", "label", "reference", "seed"),
     *("state", "said", "round", "rounds"),
 )
-PROVENANCE = ("config_hash", "partition_hash", "cohort_hash", "data_hash", "backbone_hash", "commit")
+PROVENANCE = ("config_hash", "partition_hash", "cohort_hash", "data_hash", "backbone_hash", "commit", "code")
 
 TIE = "≈"
 REFERENCE = "†"

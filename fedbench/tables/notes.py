@@ -49,9 +49,23 @@ def alarms(runs: pd.DataFrame) -> list[str]:
         )
     broken = runs[(runs["state"] == "failed") & runs["said"].astype(str).str.startswith("marked as done")]
     told += [f"{row.run} is {row.said}; it counts as failed." for row in broken.itertuples()]
+    return told + code_changes(runs)
+
+
+def code_changes(runs: pd.DataFrame) -> list[str]:
+    """Sentences on code that changed between the runs of a table.
+
+    ``code`` is <core>-<plug-ins>: it tells changes that were never committed; commits alone serve where it is missing.
+    """
+    told = []
     commits = sorted({str(commit) for commit in runs["commit"].dropna()})
-    if len(commits) > 1:
-        told.append(f"Runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+    parts = runs["code"].dropna().astype(str).str.split("-", expand=True).reindex(columns=[0, 1])
+    if len(commits) > 1 or parts[0].nunique() > 1:
+        by = f"{parts[0].nunique()} versions" if parts[0].nunique() > 1 else f"{len(commits)} commits"
+        told.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
+    for label, versions in parts[1].groupby(runs["label"], sort=False):
+        if versions.nunique() > 1:
+            told.append(f"{label}: its plug-ins changed between its runs.")
     return told
 
 
@@ -74,7 +88,7 @@ def footer(runs: pd.DataFrame) -> list[str]:
         f"Runs: {len(runs)} ({counts})",
         f"Seeds: {', '.join(str(seed) for seed in seeds)}",
         f"Rounds: {', '.join(map(str, rounds)) or 'unknown'}",
-        f"Code: {', '.join(commits) or 'unknown'}",
+        f"Code: {', '.join(commits) or 'unknown'}{'; CHANGED between runs, see the warnings' if code_changes(runs) else ''}",
         f"Partition hashes: {'DIFFERENT within a setting and seed, see the warnings' if clash else 'equal'}"
         f" ({pairs} pairs of setting and seed checked)",
     ]

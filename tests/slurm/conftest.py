@@ -1,124 +1,16 @@
-"""A real Slurm for the tests: one machine that plays two nodes, with everything it writes in a folder of its own."""
+"""The fixture `slurm`: a running two-node cluster, or a skipped test where there is no Slurm."""
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "srun")
-
-SLURM_CONF = """\
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-SlurmUser=root
-SlurmdUser=root
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-ReturnToService=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=2,bf_interval=2
-MaxArraySize=3
-KillWait=3
-NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=4000 State=UNKNOWN
-NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
-"""
-
-
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
-    return done.stdout
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+from slurm_cluster import Cluster, NoSlurm, cluster
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a running cluster of two nodes of one core each, without accounting; SLURM_CONF names it."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None]
-    if missing:
-        pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not found (apt-get install slurm-wlm munge)")
-    if os.geteuid() != 0:
-        pytest.skip("a Slurm of its own needs root")
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "state").mkdir()
-    for node in ("n1", "n2"):
-        (folder / f"spool.{node}").mkdir()
-    host = socket.gethostname().split(".")[0]
-    conf = folder / "slurm.conf"
-    conf.write_text(SLURM_CONF.format(folder=folder, host=host, ports=free_ports(3)))
-    key = folder / "munge.key"
-    key.write_bytes(os.urandom(128))
-    key.chmod(0o600)
-    before = os.environ.copy()
-    os.environ["SLURM_CONF"] = str(conf)
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Its nodes can be killed and started; SLURM_CONF names it."""
     try:
-        options = {
-            "key-file": "munge.key",
-            "socket": "munge.socket",
-            "pid-file": "munged.pid",
-            "log-file": "munged.log",
-        }
-        places = [f"--{option}={folder / name}" for option, name in options.items()]
-        run("munged", "--force", f"--seed-file={folder / 'munged.seed'}", *places)
-        for command in (["slurmctld"], ["slurmd", "-N", "n1"], ["slurmd", "-N", "n2"]):
-            run(*command, "-f", str(conf))
-        end = time.monotonic() + 60
-        while (states := sorted(sinfo())) != ["idle", "idle"]:
-            assert time.monotonic() < end, f"nodes are {states}; see {folder}/*.log"
-            time.sleep(0.5)
-        yield folder
-    finally:
-        subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], check=False, timeout=30)
-        for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munged.pid"):
-            end_process(folder / name)
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def sinfo() -> list[str]:
-    told = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], capture_output=True, text=True, check=False, timeout=30)
-    return told.stdout.split()
-
-
-def end_process(pid_file: Path) -> None:
-    """End the daemon that wrote `pid_file`, and no other."""
-    try:
-        pid = int(pid_file.read_text())
-        os.kill(pid, signal.SIGTERM)
-        for _ in range(50):
-            os.kill(pid, 0)
-            time.sleep(0.1)
-        os.kill(pid, signal.SIGKILL)
-    except (OSError, ValueError):
-        pass  # never started, or gone
+        with cluster(tmp_path_factory.mktemp("slurm")) as made:
+            yield made
+    except NoSlurm as error:
+        pytest.skip(str(error))

@@ -1,6 +1,8 @@
 """Sweeps on a real Slurm: arrays cut at the cluster's limit, jobs cancelled, requeued and out of time, and no sacct."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from slurm_cluster import Cluster
 
 from fedbench import launch, sweep
+from fedbench import slurm as slurm_words
 from fedbench.records import MEASURED, RunFolder, run_folders
 
 pytestmark = pytest.mark.slurm
@@ -68,7 +72,7 @@ def sweep_file(folder: Path, data: Path, method: str, seeds: int, rounds: int, *
     return path
 
 
-def until(found: Callable[[], Any], seconds: float = 90.0) -> Any:
+def until(found: Callable[[], Any], seconds: float = 240.0) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, "waited too long"
@@ -80,7 +84,7 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
 
 
-def test_arrays_are_cut_at_the_limit_of_the_cluster(slurm: Path, data: Path, tmp_path: Path) -> None:
+def test_arrays_are_cut_at_the_limit_of_the_cluster(slurm: Cluster, data: Path, tmp_path: Path) -> None:
     file = sweep_file(tmp_path, data, "fedvpt", seeds=8, rounds=1, runs_per_job=2)
     results = tmp_path / "results"
     command = [str(file), "--cluster", "slurm", "--results", str(results)]
@@ -100,7 +104,7 @@ def test_arrays_are_cut_at_the_limit_of_the_cluster(slurm: Path, data: Path, tmp
 
 
 def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
-    slurm: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slurm: Cluster, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine" / "methods").mkdir(parents=True)
     (tmp_path / "mine" / "methods" / "slow.py").write_text(SLOW_METHOD)
@@ -127,7 +131,7 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
         run("scancel", "--signal=USR2", ids[2])  # what a job hears when its time is nearly over
         for seed in (1, 2):  # Slurm lets a requeued job wait for two minutes
             until(lambda id_=ids[seed]: start_now(id_))
-        assert watcher.wait(timeout=150) == 1
+        assert watcher.wait(timeout=400) == 1
         said = watcher.stdout.read() if watcher.stdout else ""
     finally:
         watcher.kill()
@@ -135,8 +139,10 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
         if watcher.stdout:
             watcher.stdout.close()
     assert [folders[seed].status for seed in (1, 2)] == ["done", "done"]
+    assert [note["kind"] for note in folders[2].notes()] == ["timeout"]
+    assert [folder.log.read_text().count("start of") for folder in folders.values()] == [1, 2, 2]
     log = launch.job_of(folders[0])["log"]
-    assert f"failed {folders[0].path.name} (lost): Slurm job {ids[0]} ended" in said
+    assert f"failed {folders[0].path.name} (cancelled): Slurm job {ids[0]} ended because it was cancelled" in said
     assert f"[log: {log}]" in said
     assert "CANCELLED" in Path(log).read_text()
 
@@ -164,12 +170,115 @@ def under_way(folder: RunFolder) -> None:
 
 
 def start_now(id_: str) -> bool:
-    """Once the job is back in the queue."""
-    state = run("squeue", "--noheader", "--format=%T", f"--jobs={id_}").strip()
-    if state == "PENDING":
+    """Once the job is back in the queue, and its last life has left its node."""
+    waits = run("squeue", "--noheader", "--format=%T %r", f"--jobs={id_}").strip() == "PENDING BeginTime"
+    if waits:
+        time.sleep(3)
         run("scontrol", "update", f"JobId={id_}", "StartTime=now")
-    return state == "PENDING"
+    return waits
 
 
 def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_time_limit_and_preemption_stop_at_a_round(
+    slurm: Cluster, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real limit of one minute, and a job of a partition that goes first; no checkpoint is ever due by the clock."""
+    (tmp_path / "mine" / "methods").mkdir(parents=True)
+    (tmp_path / "mine" / "methods" / "slow.py").write_text(SLOW_METHOD)
+    monkeypatch.setenv("TEST_PAUSE", "0.25")
+    results, plugins = tmp_path / "results", ["--plugins", str(tmp_path / "mine")]
+    jobs = {}
+    for seed, (rounds, more) in enumerate([(160, {"timeout_min": 1}), (60, {"partition": "graceful"})]):
+        file = sweep_file(tmp_path, data, "slow", seeds=1, rounds=rounds, **more)
+        settings = ["--set", f"seed={seed}", "--set", "machine.checkpoint_seconds=100000"]
+        assert sweep.main([str(file), *plugins, *settings, "--results", str(results), "--no-watch"]) == 0
+        (folder,) = [f for f in run_folders(results) if f.config()["run"]["seed"] == seed]
+        jobs[seed] = (folder, launch.job_of(folder)["id"])
+    limited, pushed = jobs[0][0], jobs[1][0]
+    under_way(pushed)
+    run("sbatch", "--partition=first", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    until(
+        lambda: [start_now(id_) for _, id_ in jobs.values()] and limited.status == pushed.status == "done", seconds=400
+    )
+    for folder, rounds in ((limited, 160), (pushed, 60)):
+        log = folder.log.read_text()
+        assert log.count("start of") == log.count("leaving it to a later life") + 1 > 1
+        assert [record["round"] for record in folder.records()] == [rounds]
+    # Neither job was killed with work undone: each life ended by its own will, with a checkpoint.
+    assert not [note for note in pushed.notes() if note["kind"] != "preempted"]
+    assert "timeout" in {note["kind"] for note in limited.notes()}
+
+
+def test_a_lost_node_gives_its_run_to_another(
+    slurm: Cluster, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "methods").mkdir(parents=True)
+    (tmp_path / "mine" / "methods" / "slow.py").write_text(SLOW_METHOD)
+    monkeypatch.setenv("TEST_PAUSE", "0.25")
+    results = tmp_path / "results"
+    file = sweep_file(tmp_path, data, "slow", seeds=1, rounds=40)
+    command = [str(file), "--plugins", str(tmp_path / "mine"), "--results", str(results)]
+    assert sweep.main([*command, "--no-watch"]) == 0
+    (folder,) = run_folders(results)
+    under_way(folder)
+    id_ = launch.job_of(folder)["id"]
+    node = run("squeue", "--noheader", "--format=%N", f"--jobs={id_}").strip()
+    slurm.node("kill", node)
+    try:
+        run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        until(lambda: start_now(id_))
+        assert sweep.main([*command, "--watch"]) == 0
+    finally:
+        slurm.node("start", node)
+        run("scontrol", "update", f"nodename={node}", "state=resume")
+    assert folder.log.read_text().count("start of") == 2
+
+
+def test_cancel_ends_the_jobs_of_this_sweep_alone(
+    slurm: Cluster, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_PAUSE", "0.25")
+    results = tmp_path / "results"
+    file = sweep_file(tmp_path, data, "fedvpt", seeds=4, rounds=400)
+    command = [str(file), "--results", str(results)]
+    assert sweep.main([*command, "--no-watch"]) == 0
+    own = {launch.job_of(folder)["id"] for folder in run_folders(results)}
+    stranger = run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
+    try:
+        assert sweep.main([*command, "--cancel"]) == 0
+        until(lambda: not own & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
+        assert stranger in run("squeue", "--noheader", "--format=%i").split()
+        assert not any(launch.job_of(folder) for folder in run_folders(results))
+    finally:
+        run("scancel", stranger)
+
+
+SBATCH = """#!/bin/sh
+# The real sbatch behind a controller that does not answer at first and takes no array of more than two jobs.
+if [ ! -e {folder}/asked ]; then touch {folder}/asked; echo "sbatch: error: Socket timed out on send/recv" >&2; exit 1; fi
+for last; do :; done
+if grep -q "array=0-[2-9]" "$last"; then echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
+exec {sbatch} "$@"
+"""
+
+
+def test_a_controller_that_is_busy_or_has_limits_is_asked_again(
+    slurm: Cluster, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("sbatch")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(SBATCH.format(folder=tmp_path, sbatch=real))
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_words, "WAITS", (0.1,))
+    results = tmp_path / "results"
+    file = sweep_file(tmp_path, data, "head_only", seeds=3, rounds=1)
+    assert sweep.main([str(file), "--results", str(results), "--no-watch"]) == 0
+    jobs = [launch.job_of(folder)["id"] for folder in run_folders(results)]
+    assert (tmp_path / "asked").exists()
+    # MaxArraySize=3 gives one array of three; refused, it becomes one job and an array of two
+    assert sorted("_" in job for job in jobs) == [False, True, True]
+    assert sweep.main([str(file), "--results", str(results), "--cancel"]) == 0

@@ -1,0 +1,143 @@
+"""What a sweep costs beside its training: planning ten thousand runs, and one run from its process to its first step.
+
+``python benchmarks/sweeps.py plan`` and ``python benchmarks/sweeps.py run``, on an idle core; processor time is told beside
+the clock's, for other programs make the clock late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+
+PLAN = {
+    "base": {"dataset": {"name": "glyphs"}, "rounds": 8, "clients": {"number": 20, "per_round": 5}},
+    "grid": {
+        "partition": [{"name": "dirichlet", "alpha": alpha / 10} for alpha in range(1, 11)],
+        "method": [{"name": "fedvpt", "prompt_length": k} for k in range(1, 26)]
+        # the last two are given twice, and dropped
+        + [{"name": "pep_fedpt", "inject": k} for k in range(5)] + [{"name": "pep_fedpt", "inject": k} for k in (3, 4)],
+        "seed": list(range(34)),
+    },
+}  # fmt: skip
+
+# A run as a scheduler starts it, which tells when its first training step begins and what its rounds take.
+RUN = """
+import json, os, sys, time
+from pathlib import Path
+from fedbench import job, local, simulation
+
+def now():
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+told = {"imports": now(), "imports_cpu": time.process_time(), "training": 0.0}
+train, one_round = local.Trainer._loss, simulation.one_round
+def first(*args, **more):
+    told.setdefault("first_step", now())
+    told.setdefault("first_step_cpu", time.process_time())
+    return train(*args, **more)
+def timed(*args):
+    start = time.monotonic()
+    try:
+        return one_round(*args)
+    finally:
+        told["training"] += time.monotonic() - start
+local.Trainer._loss, simulation.one_round = first, timed
+job.main(sys.argv[1:])
+print(json.dumps({**told, "all": now(), "all_cpu": time.process_time()}))
+"""
+
+
+def clocked(command: list[str]) -> tuple[float, float, str]:
+    """(seconds, processor seconds, output) of a command."""
+    before, start = os.times(), time.monotonic()
+    said = subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=True).stdout
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - start, used, said
+
+
+def plan(folder: Path) -> None:
+    """Expand and dedupe, --dry-run and --status of 10,200 runs, whole commands and their parts."""
+    sys.path.insert(0, str(HOME))
+    file, results = folder / "ten_thousand.yaml", folder / "results"
+    file.write_text(json.dumps(PLAN))
+    from fedbench.config import read_sweep
+    from fedbench.records import RunFolder
+    from fedbench.watch import Observer
+
+    start = time.process_time()
+    sweep = read_sweep(file)
+    print(f"expand and dedupe: {time.process_time() - start:.2f} s of processor for {len(sweep.runs)} runs", flush=True)
+    command = [sys.executable, "-m", "fedbench.sweep", str(file), "--results", str(results), "--status"]
+    for what in ("nothing there", "a third each done, at round 5, and waiting"):
+        start = time.process_time()
+        Observer(results, sweep.runs).look()
+        print(f"look, {what}: {time.process_time() - start:.2f} s of processor", flush=True)
+        clock, used, said = clocked([*command, "--json"])
+        print(
+            f"--status --json, {what}: {clock:.2f} s, {used:.2f} s of processor: {json.loads(said)['counts']}",
+            flush=True,
+        )
+        if (results / sweep.runs[0].name).exists():
+            break
+        for i, run in enumerate(sweep.runs):
+            made = RunFolder(results / run.name)
+            made.path.mkdir(parents=True)
+            (made.path / "run.yaml").write_text("{}")
+            if i % 3:
+                (made.path / "progress.json").write_text(json.dumps({"round": 5, "rounds": 8, "seconds": 60.0}))
+            (made.path / "job.json").write_text("{}")
+            if i % 3 == 2:
+                (made.path / "done").touch()
+
+
+def run(folder: Path) -> None:
+    """One run of about a minute with nano on glyphs, its caches warm: the first execution fills them."""
+    sweep = {
+        "base": {
+            "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
+            "partition": "iid",
+            "method": "fedvpt",
+            "clients": {"number": 20, "per_round": 5},
+        },
+        "grid": {"rounds": [2, 60]},
+        "machine": {"data": str(folder / "data"), "device": "cpu"},
+    }
+    (folder / "one.yaml").write_text(json.dumps(sweep))
+    sys.path.insert(0, str(HOME))
+    from fedbench.config import read_sweep
+    from fedbench.records import RunFolder
+
+    made = read_sweep(folder / "one.yaml")
+    for planned, what in zip(made.runs, ("cold", "warm"), strict=True):
+        RunFolder(folder / "results" / planned.name).plan(made.on_disk(planned))
+        _, _, said = clocked([sys.executable, "-c", RUN, str(folder / "results"), planned.name])
+        told = json.loads(said.splitlines()[-1])
+        share = 1 - told["training"] / told["all"]
+        parts = (("imports", "imports"), ("first training step", "first_step"), ("all", "all"))
+        words = [f"{word} after {told[key]:.2f} s ({told[key + '_cpu']:.2f} of processor)" for word, key in parts]
+        print(
+            f"{what}, {planned.run.rounds} rounds: {', '.join(words)}; {100 * share:.0f} % is not training", flush=True
+        )
+
+
+def main() -> None:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("what", choices=("plan", "run"))
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        {"plan": plan, "run": run}[given.what](Path(folder))
+
+
+if __name__ == "__main__":
+    main()

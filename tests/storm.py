@@ -1,0 +1,445 @@
+"""A fault storm: a sweep of short runs is hit by random faults until it is done, and every record is then compared.
+
+By hand, with 100 faults over 24 runs: ``python tests/storm.py --cluster local`` or ``--cluster slurm``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+HOME = Path(__file__).resolve().parents[1]
+ROUNDS, EVERY = 30, 3
+
+# FedAvg that waits while a file says so, so that faults keep step with rounds on any machine and waiting costs no CPU;
+# in its process claims go stale quickly.
+PAUSE = '''
+"""FedAvg that takes its time."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbench import claim, method
+
+claim.HEARTBEAT_SECONDS = 0.5
+HOLD = Path(__file__).with_name("hold")
+
+
+@dataclass(frozen=True)
+class Aggregation(method.Aggregation):
+    """Waits at each merge."""
+
+    def merge(self, server, report, mean):
+        """The mean, later."""
+        while HOLD.exists():
+            time.sleep(0.05)
+        return {}
+'''
+# A copy of the sweep "on another host", whose processes are not to be seen from here.
+OTHER_HOST = """
+import os
+import socket
+
+if "TEST_HOST" in os.environ:
+    socket.gethostname = lambda: os.environ["TEST_HOST"]
+"""
+
+
+def say(text: str) -> None:
+    """A line, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of every run without what a clock says."""
+    from fedbench.records import MEASURED, run_folders
+
+    return {
+        folder.path.name: [
+            {key: value for key, value in json.loads(line).items() if key not in MEASURED}
+            for line in (folder.path / "records.jsonl").read_text().splitlines()
+        ]
+        for folder in run_folders(results)
+    }
+
+
+@dataclass
+class Storm:
+    """A sweep below `folder`, its faults, and what they did."""
+
+    folder: Path
+    cluster: str
+    faults: int
+    seeds: int
+    seed: int = 0
+    node: Callable[[str, str], None] | None = None  # kills ("kill") or starts ("start") the slurmd of a node
+    injected: Counter[str] = field(default_factory=Counter)
+    sweep: subprocess.Popen[bytes] | None = None
+    commands: int = 0
+
+    # -- the sweep ---------------------------------------------------------------------------------------------
+    def write(self) -> None:
+        """The dataset, the plug-in and the sweep file: 4 methods, `seeds` seeds, 4 classes of 20 images."""
+        self.random = random.Random(self.seed)
+        for part in ("mine/methods/aggregation", "site", "share"):
+            (self.folder / part).mkdir(parents=True)
+        labels = np.arange(80) % 4
+        images = np.random.default_rng(0).integers(0, 80, (80, 32, 32, 3)) + 40 * labels[:, None, None, None]
+        np.savez(
+            self.folder / "tiny.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(80) % 20 < 4
+        )
+        (self.folder / "mine/methods/aggregation/pause.py").write_text(PAUSE)
+        (self.folder / "site/sitecustomize.py").write_text(OTHER_HOST)
+        content = {
+            "base": {
+                "dataset": {"name": "npz", "path": str(self.folder / "tiny.npz")},
+                "partition": "iid",
+                "aggregation": "pause",
+                "rounds": ROUNDS,
+                "evaluate_every": EVERY,
+                "clients": {"number": 6, "per_round": 3},
+                "local": {"batch_size": 8, "optimizer": "adam"},
+            },
+            "grid": {
+                "method": ["head_only", "fedvpt", {"name": "fedvpt", "prompt": "local"}, "pep_fedpt"],
+                "seed": list(range(self.seeds)),
+            },
+            "machine": {"checkpoint_seconds": 0, "device": "cpu"},
+            "cluster": {"timeout_min": 60, "workers": 2, "runs_per_job": 3, "mem_gb": 1.5},
+        }
+        (self.folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "share" / "results"
+
+    def start(self, cluster: str, results: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "fedbench.sweep", str(self.folder / "sweep.yaml"), "--cluster", cluster]
+        command += ["--results", str(results), "--plugins", str(self.folder / "mine"), *more]
+        command += ["--set", f"machine.data={results.parent / 'data'}"]
+        path = os.pathsep.join([str(self.folder / "site"), str(HOME), os.environ.get("PYTHONPATH", "")])
+        log = open(self.folder / "sweep.log", "ab")  # noqa: SIM115 - the child's
+        try:
+            return subprocess.Popen(
+                command, cwd=HOME, env={**os.environ, "PYTHONPATH": path, **env}, stdout=log, stderr=log
+            )
+        finally:
+            log.close()
+
+    # -- what it looks like ------------------------------------------------------------------------------------
+    def folders(self) -> list[Any]:
+        from fedbench.records import run_folders
+
+        with suppress(OSError):
+            return list(run_folders(self.results))
+        return []
+
+    def progress(self) -> int:
+        """Rounds done over all runs."""
+        return sum(ROUNDS if f.status == "done" else f.progress().get("round", 0) for f in self.folders())
+
+    def workers(self) -> list[tuple[Any, int]]:
+        """(run, process) of the runs under way here."""
+        from fedbench import claim
+
+        found = []
+        for folder in self.folders():
+            last = claim.claims(folder.path)[-1:]
+            owner = claim.owner_in(last[0]) if last else None
+            if owner is not None and claim._started(owner.pid) == owner.started:
+                found.append((folder, owner.pid))
+        return found
+
+    def keepers(self) -> list[int]:
+        """The processes that keep those workers."""
+        found = set()
+        for _, pid in self.workers():
+            with suppress(OSError):
+                found.add(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+        return sorted(found - {1})
+
+    def jobs(self, state: str, reason: str = "") -> set[str]:
+        """Slurm's jobs in a state, for a reason."""
+        told = subprocess.run(
+            ["squeue", "--noheader", "--array", f"--states={state}", "--format=%i %r"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return {line.split()[0] for line in told.stdout.splitlines() if line.split()[1:] == [reason] or not reason}
+
+    # -- faults: each returns whether it happened ----------------------------------------------------------------
+    def kill_worker(self) -> bool:
+        return self._signal([pid for _, pid in self.workers()], signal.SIGKILL)
+
+    def stop_worker(self) -> bool:
+        return self._signal([pid for _, pid in self.workers()], signal.SIGTERM)
+
+    def kill_keeper(self) -> bool:
+        return self._signal(self.keepers(), signal.SIGKILL)
+
+    def kill_keeper_and_workers(self) -> bool:
+        pids = [*self.keepers(), *(pid for _, pid in self.workers())]
+        return bool(pids) and all(self._signal([pid], signal.SIGKILL) for pid in pids)
+
+    def freeze_worker(self) -> bool:
+        pids = [pid for _, pid in self.workers()]
+        if not pids:
+            return False
+        pid = self.random.choice(pids)
+        if not self._signal([pid], signal.SIGSTOP):
+            return False
+        time.sleep(2)
+        return self._signal([pid], signal.SIGCONT)
+
+    def _signal(self, pids: list[int], number: int) -> bool:
+        if not pids:
+            return False
+        try:
+            os.kill(self.random.choice(pids), number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill_sweep(self) -> bool:
+        if self.sweep is None or self.sweep.poll() is not None:
+            return False
+        self.sweep.kill()
+        self.sweep.wait()
+        return True
+
+    def twin_sweep(self) -> bool:
+        return self.start(self.cluster, self.results, "--no-watch").wait() in (0, 1)
+
+    def twin_sweep_of_another_host(self) -> bool:
+        return self.start(self.cluster, self.results, "--no-watch", TEST_HOST="elsewhere").wait() in (0, 1)
+
+    def cut_checkpoint(self) -> bool:
+        """Half of the newest checkpoint of a run whose process has just been killed."""
+        found = self.workers()
+        if not found:
+            return False
+        folder, pid = self.random.choice(found)
+        path = folder.path / "checkpoint.safetensors"
+        if not self._signal([pid], signal.SIGKILL) or not path.exists():
+            return False
+        os.truncate(path, path.stat().st_size // 2)
+        return True
+
+    def full_disk(self) -> bool:
+        fill = self.folder / "share" / "fill"
+        try:
+            with open(fill, "wb", buffering=0) as file:
+                while file.write(bytes(1 << 20)):
+                    pass
+        except OSError:
+            pass
+        time.sleep(self.random.uniform(1, 4))
+        fill.unlink()
+        return True
+
+    def share_away(self) -> bool:
+        away = self.results.with_name("away")
+        self.results.rename(away)
+        time.sleep(self.random.uniform(1, 4))
+        away.rename(self.results)
+        return True
+
+    def requeue(self) -> bool:
+        return self._scontrol(["scontrol", "requeue"], self.jobs("RUNNING"))
+
+    def cancel_job(self) -> bool:
+        return self._scontrol(["scancel"], self.jobs("RUNNING"))
+
+    def time_limit_near(self) -> bool:
+        return self._scontrol(["scancel", "--signal=USR2"], self.jobs("RUNNING"))
+
+    def _scontrol(self, command: list[str], jobs: set[str]) -> bool:
+        if not jobs:
+            return False
+        return (
+            subprocess.run([*command, self.random.choice(sorted(jobs))], capture_output=True, check=False).returncode
+            == 0
+        )
+
+    def preempt(self) -> bool:
+        """A job of a partition that goes first takes a node for a moment."""
+        if not self.jobs("RUNNING"):
+            return False
+        command = ["sbatch", "--partition=first", "--output=/dev/null", "--wrap=sleep 1", "--job-name=first"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def kill_slurmd(self) -> bool:
+        """SIGKILL of a node's slurmd, which comes back; its jobs may live on."""
+        if self.node is None:
+            return False
+        node = self.random.choice(["n1", "n2"])
+        self.node("kill", node)
+        time.sleep(2)
+        self.node("start", node)
+        return True
+
+    def lose_node(self) -> bool:
+        """A node is gone with its jobs, and comes back."""
+        if self.node is None:
+            return False
+        node = self.random.choice(["n1", "n2"])
+        self.node("kill", node)
+        for state in (["state=down", "reason=storm"], ["state=resume"]):
+            subprocess.run(["scontrol", "update", f"nodename={node}", *state], capture_output=True, check=False)
+        self.node("start", node)
+        return True
+
+    def kinds(self) -> list[Callable[[], bool]]:
+        both = [self.kill_worker, self.stop_worker, self.freeze_worker, self.kill_sweep, self.twin_sweep]
+        both += [self.cut_checkpoint, self.share_away, self.kill_keeper_and_workers]
+        both += [self.full_disk] if os.path.ismount(self.folder / "share") else []
+        if self.cluster == "local":
+            return [*both, self.kill_keeper, self.twin_sweep_of_another_host]
+        slurm = [self.requeue, self.cancel_job, self.time_limit_near, self.preempt, self.kill_slurmd, self.lose_node]
+        return [*both, *slurm]
+
+    # -- the storm ---------------------------------------------------------------------------------------------
+    def blow(self, seconds: float) -> None:
+        """Faults at even steps of the sweep's progress, and the same command again whenever it has ended, until all is
+        done. Raises AssertionError where that takes longer than `seconds`."""
+        end, total = time.monotonic() + seconds, 4 * self.seeds * ROUNDS
+        hold = self.folder / "mine/methods/aggregation/hold"
+        order: list[Callable[[], bool]] = []
+        hit_at, waited = time.monotonic(), set[str]()
+        while True:
+            assert time.monotonic() < end, (
+                f"not done in {seconds} s: {self.progress()} of {total} rounds; {self.injected}"
+            )
+            if self.sweep is None or self.sweep.poll() is not None:
+                if self.sweep is not None and self.sweep.returncode == 0:
+                    break
+                self.sweep = self.start(self.cluster, self.results, "--watch")
+                self.commands += 1
+            if self.cluster == "slurm":
+                waiting = self.jobs("PENDING", reason="BeginTime")
+                for job in waiting & waited:  # as an operator does who has not the two minutes
+                    subprocess.run(
+                        ["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False
+                    )
+                waited = waiting
+            count = sum(self.injected.values())
+            ahead = count < self.faults and self.progress() > (count + 1) * total * 0.95 / self.faults
+            hold.touch() if ahead else hold.unlink(missing_ok=True)
+            stuck = time.monotonic() - hit_at > 20
+            if count < self.faults and (self.progress() > count * total * 0.95 / self.faults or (stuck and count)):
+                order = order or self.random.sample(self.kinds(), len(self.kinds()))
+                fault = order.pop()
+                if fault():
+                    self.injected[fault.__name__] += 1
+                    hit_at = time.monotonic()
+                    say(f"{time.strftime('%H:%M:%S')} {count + 1:3} {fault.__name__} at {self.progress()} rounds")
+            time.sleep(0.1)
+
+    def compare(self) -> dict[str, Any]:
+        """The figures; `differences` names every record that is not that of a quiet sweep in one process."""
+        quiet = self.folder / "quiet" / "results"
+        assert self.start("inline", quiet, "--no-watch").wait() == 0
+        want, got = numbers(quiet), numbers(self.results)
+        differences = [name for name in want.keys() | got.keys() if want.get(name) != got.get(name)]
+        for name in want:
+            assert [record["round"] for record in want[name]] == list(range(EVERY, ROUNDS + 1, EVERY))
+            files = [root / name / "clients.parquet" for root in (quiet, self.results)]
+            if files[0].read_bytes() != files[1].read_bytes():
+                differences.append(f"{name}/clients.parquet")
+        notes: Counter[str] = Counter()
+        lives = 0
+        for folder in self.folders():
+            notes.update(note["kind"] for note in folder.notes())
+            lives += folder.log.read_text().count("start of ")
+        return {
+            "cluster": self.cluster,
+            "faults": sum(self.injected.values()),
+            "by_kind": dict(self.injected.most_common()),
+            "sweep_commands": self.commands,
+            "runs": len(want),
+            "tries_of_runs": lives,
+            "noted": dict(notes),
+            "records": sum(len(records) for records in want.values()),
+            "differences": differences,
+        }
+
+
+@contextmanager
+def share(folder: Path) -> Iterator[None]:
+    """A small disk of its own for the results where root may have one; else no disk is ever full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def storm(
+    folder: Path, cluster: str, faults: int, seeds: int, seconds: float, seed: int = 0, **more: Any
+) -> dict[str, Any]:
+    """Blow and compare; returns the figures."""
+    made = Storm(folder, cluster, faults, seeds, seed, **more)
+    made.write()
+    with share(folder / "share"):
+        began = time.monotonic()
+        try:
+            made.blow(seconds)
+            return made.compare() | {"seconds": round(time.monotonic() - began), "seed": seed}
+        finally:
+            if made.sweep is not None and made.sweep.poll() is None:
+                made.sweep.kill()
+                made.sweep.wait()
+            with suppress(OSError):
+                made.start(cluster, made.results, "--cancel").wait()
+
+
+def main() -> None:
+    """The full storm."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is cleared away
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--cluster", choices=("local", "slurm"), required=True)
+    options.add_argument("--faults", type=int, default=100)
+    options.add_argument("--seeds", type=int, default=6, help="runs: four times as many")
+    options.add_argument("--seconds", type=float, default=1800)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--folder", type=Path, default=Path("storm"))
+    given = options.parse_args()
+    folder = given.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    if given.cluster == "local":
+        figures = storm(folder, "local", given.faults, given.seeds, given.seconds, given.seed)
+    else:
+        sys.path.insert(0, str(HOME / "tests"))
+        from slurm_cluster import cluster
+
+        with cluster(folder / "slurm") as made:
+            figures = storm(folder, "slurm", given.faults, given.seeds, given.seconds, given.seed, node=made.node)
+    say(json.dumps(figures, indent=1))
+    raise SystemExit(1 if figures["differences"] else 0)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HOME))
+    main()

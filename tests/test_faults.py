@@ -1,0 +1,443 @@
+"""What befalls runs - full disks, lost shares, memory, crashes, signals, second copies - and that they end all the same."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workplace import HOME, Workplace, numbers, until
+
+from fedbench import claim, failures, job, keeper, measure, shared, storage
+from fedbench.records import RecordsError, RunFolder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB that a test may fill."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk that can be filled needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Fill the disk up to its last page; the file that does."""
+
+    def write() -> None:
+        with open(folder / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    return folder / "fill"
+
+
+def quiet(place: Workplace) -> dict[str, list[dict[str, Any]]]:
+    """The numbers of the sweep where nothing goes wrong, by run."""
+    assert place.run("--cluster", "inline", "--no-watch", "--results", str(place.path / "quiet")) == 0
+    return {f.name: numbers(RunFolder(f)) for f in (place.path / "quiet").iterdir() if (f / "done").exists()}
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+def test_what_a_full_disk_left_of_a_record_goes_with_the_next(small_disk: Path) -> None:
+    folder = RunFolder(small_disk / "run")
+    folder.plan({"identity": {}})
+    folder.append({"round": 1, "text": "a" * 100})
+    full = fill(small_disk)
+    with pytest.raises(OSError, match="No space") as error:
+        folder.append({"round": 2, "text": "a" * 10_000})  # a part of it fits into the page begun
+    assert (folder.path / "records.jsonl").read_bytes().count(b"\n") == 1
+    assert storage.is_away(error.value, folder.path)
+    before = folder.records()
+    full.unlink()
+    with open(folder.path / "records.jsonl", "a") as file:
+        file.write('{"round": 1000, "te')  # a kill in the middle of a line
+    folder.append({"round": 1001})
+    assert folder.records() == [*before, {"round": 1001}]
+    folder.append({"round": 1001})
+    assert folder.records() == [*before, {"round": 1001}]  # never twice
+
+
+def test_a_full_disk_spares_the_checkpoint(small_disk: Path) -> None:
+    import torch
+
+    from fedbench import checkpoint
+
+    state = {"x": torch.arange(50_000.0)}
+    checkpoint.save(small_disk, state, 1, {})
+    checkpoint.save(small_disk, state, 2, {})
+    fill(small_disk)
+    with pytest.raises(Exception, match=r"No space|serializing") as error:
+        checkpoint.save(small_disk, {"x": torch.arange(200_000.0)}, 3, {})
+    assert storage.is_away(error.value, small_disk)
+    assert checkpoint.load(small_disk)[1] == 2  # type: ignore[index]
+    assert (small_disk / checkpoint.PREVIOUS).exists()
+    assert not list(small_disk.glob(".*"))
+
+
+def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None:
+    def raised(error: Exception, cause: Exception | None = None) -> bool:
+        error.__cause__ = cause
+        return storage.is_away(error, tmp_path)
+
+    assert raised(OSError(errno.ESTALE, "stale"))
+    assert raised(ValueError("cannot be read"), OSError(errno.ENOSPC, "full"))
+    assert not raised(FileNotFoundError(errno.ENOENT, "a plug-in's own file", "/somewhere/else"))
+    assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
+    assert raised(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not raised(OSError("no number, and the disk is not full"))
+    assert not raised(ValueError("a mistake"))
+    assert storage.is_away(ValueError("anything"), tmp_path / "gone")
+
+
+def test_a_run_waits_for_a_full_disk_and_a_share_that_is_away(place: Workplace, small_disk: Path) -> None:
+    place.write(methods=["slow"], seeds=[0], rounds=12)
+    want = quiet(place)
+    place.results = small_disk / "results"
+    (folder,) = place.plan()
+    os.environ["TEST_PAUSE"] = "0.1"
+    try:
+        worker = threading.Thread(target=job.run_job, args=(place.results, [folder.path.name]))
+        worker.start()
+        until(lambda: folder.progress().get("round", 0) >= 2)
+        full = fill(small_disk)
+        time.sleep(1.0)
+        assert not (folder.path / "done").exists()
+        full.unlink()
+        round_ = folder.progress().get("round", 0)
+        until(lambda: folder.progress().get("round", 0) > round_)
+        place.results.rename(small_disk / "away")
+        time.sleep(1.0)
+        (small_disk / "away").rename(place.results)
+        worker.join(timeout=60)
+    finally:
+        del os.environ["TEST_PAUSE"]
+    assert folder.status == "done"
+    assert numbers(folder) == want[folder.path.name]
+    assert len(want[folder.path.name]) == 12
+    assert folder.log.read_text().count("start of") == 3
+    assert not folder.notes()
+
+
+def test_patience_ends(place: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(RecordsError, match="no such results folder"):
+        job.run_job(tmp_path / "never there", ["x"])
+
+
+# -- rules -----------------------------------------------------------------------------------------------------
+def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert failures.note(folder, "out_of_memory", "once")
+    assert not failures.note(folder, "error", "no second try")
+    assert all(failures.note(folder, "out_of_memory", "again") for _ in range(3))
+    assert not failures.note(folder, "out_of_memory", "five times")
+    assert failures.note(folder, "killed", "by itself")
+    assert not failures.note(folder, "error", "no second try")
+    assert not failures.note(folder, "error", "nor a third")
+    folder.say(round=3)
+    assert failures.note(folder, "out_of_memory", "but further than before")
+    assert failures.in_vain(folder.notes()) == {"out_of_memory": 1}
+    assert failures.counted(folder.notes())["out_of_memory"] == 6
+    assert failures.halvings(folder.notes()) == 6
+    folder.note(kind=failures.RETRY)
+    assert failures.note(folder, "out_of_memory", "counted anew")
+    assert failures.counted(folder.notes()) == {"out_of_memory": 1}
+    assert failures.halvings(folder.notes()) == 7  # and yet never as large again
+    kinds = {kind for kind, _ in job.KINDS} | {"error", "storage", "killed", "crashed", "timeout", "preempted", "lost"}
+    assert kinds <= failures.AGAIN.keys()
+
+
+def test_memory_that_runs_out_is_tried_again_with_half_the_images(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=["hungry", "head_only"], seeds=[0], rounds=3)
+    place.faults(0)
+    want = quiet(place)
+    capsys.readouterr()
+    place.faults(2)
+    assert place.run("--cluster", "inline") == 0
+    hungry, _ = place.folders[::-1]
+    assert [note["kind"] for note in hungry.notes()] == ["out_of_memory"] * 2
+    whole = RunFolder(place.path / "quiet" / hungry.path.name).records()[0]["chunk_images"]
+    assert [record["chunk_images"] for record in hungry.records()] == [max(1, whole >> 2)] * 3
+    for got, wanted in zip(numbers(hungry), want[hungry.path.name], strict=True):
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert got[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+
+    place.results = place.path / "hopeless"
+    place.faults(-1)
+    assert place.run("--cluster", "inline") == 1
+    said = capsys.readouterr().out
+    hungry = next(folder for folder in place.folders if "hungry" in folder.path.name)
+    assert f"failed {hungry.path.name} (out_of_memory): RuntimeError" in said
+    assert f"tries that ended: out_of_memory 5 [log: {hungry.log}]" in said
+    assert "2 runs: 1 failed, 1 done" in said
+    place.faults(0)
+    assert place.run("--cluster", "inline", "--retry-failed") == 0
+    assert json.loads((hungry.path / "env.json").read_text())["sweep_command"].endswith("--retry-failed")
+
+
+@pytest.mark.slow  # starts several processes
+def test_a_crash_takes_no_other_run_along_and_is_tried_twice_more(
+    place: Workplace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=["crashes", "head_only"], seeds=[0, 1], cluster={"workers": 1})
+    place.faults(-1)
+    assert place.run("--cluster", "local") == 1
+    said = capfd.readouterr().out
+    assert "4 runs: 2 failed, 2 done" in said
+    for folder in place.folders:
+        if "crashes" in folder.path.name:
+            assert [note["kind"] for note in folder.notes()] == ["crashed"] * 3
+            assert f"failed {folder.path.name} (crashed): its process was killed by SIGSEGV" in said
+    place.faults(2)
+    assert place.run("--cluster", "local", "--retry-failed") == 0
+    assert {folder.status for folder in place.folders} == {"done"}
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group of 64 MB: whoever takes more in it is killed by the kernel."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / "fedbench-test"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(64 << 20))
+        except OSError:
+            continue
+        yield group
+        group.rmdir()
+        return
+    pytest.skip("needs a control group with a limit of memory")
+
+
+@pytest.mark.slow  # starts several processes
+def test_a_process_killed_by_the_kernel_for_memory_is_tried_again_with_half_the_images(
+    place: Workplace, small_memory: Path
+) -> None:
+    place.write(methods=["swallows", "head_only"], seeds=[0], rounds=3, cluster={"workers": 1})
+    place.faults(1)
+    watcher = place.start("--cluster", "local", TEST_GROUP=str(small_memory))
+    said, _ = watcher.communicate(timeout=200)
+    assert watcher.returncode == 0, said
+    folder = next(folder for folder in place.folders if "swallows" in folder.path.name)
+    assert [note["kind"] for note in folder.notes()] == ["out_of_memory"]
+    assert "images in a pass halved 1 times" in folder.log.read_text()
+    assert len(folder.records()) == 3
+
+
+def test_how_a_process_ended_has_a_kind() -> None:
+    assert keeper._kind(-signal.SIGKILL, out_of_memory=True)[0] == "out_of_memory"
+    assert keeper._kind(-signal.SIGKILL, out_of_memory=False)[0] == "killed"
+    assert keeper._kind(-signal.SIGSEGV, out_of_memory=True)[0] == "crashed"
+    assert keeper._kind(1, out_of_memory=False)[0] == "crashed"
+
+
+# -- leaving ---------------------------------------------------------------------------------------------------
+def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> None:
+    place.write(
+        methods=["slow"],
+        seeds=[0, 1],
+        rounds=40,
+        machine={"checkpoint_seconds": 1e6, "device": "cpu", "data": str(place.path / "data")},
+    )
+    first, second = place.plan()
+    command = [sys.executable, "-m", "fedbench.job", str(place.results), first.path.name, second.path.name]
+    process = subprocess.Popen(
+        command, cwd=HOME, env={**os.environ, "TEST_PAUSE": "0.1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until(lambda: first.progress().get("round", 0) >= 3)
+    for _ in range(100):  # Slurm sends one and the keeper the other, and neither may be lost in the other
+        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == job.LEFT
+    from fedbench import checkpoint
+
+    saved = checkpoint.load(first.path)
+    assert saved is not None
+    assert 3 <= saved[1] == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
+    assert second.status == "pending"
+    assert claim.holder(first.path) is None
+    assert not first.notes()
+
+
+# -- claims ----------------------------------------------------------------------------------------------------
+def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
+    script = (
+        "import socket, sys, pathlib\n"
+        "socket.gethostname = lambda: 'elsewhere'\n"
+        "from fedbench import claim\n"
+        "claim.HEARTBEAT_SECONDS = 0.05\n"
+        "with claim.claim(pathlib.Path(sys.argv[1])) as hold:\n"
+        "    print(hold.path.name, flush=True)\n"
+        "    input()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=HOME,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claim.1\n"
+        with claim.claim(tmp_path) as hold:
+            assert hold is None
+        other.send_signal(signal.SIGSTOP)  # frozen: no heartbeats
+        with claim.claim(tmp_path) as hold:
+            assert hold is not None
+            assert hold.path.name == "claim.2"
+            assert hold.dead is not None
+            assert hold.dead.host.startswith("elsewhere")
+            other.send_signal(signal.SIGCONT)
+            hold.check()  # and what the late one does to its own old claim changes nothing
+            other.communicate("\n", timeout=30)
+            hold.check()
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write(methods=["slow"], seeds=[0], rounds=40)
+    (folder,) = place.plan()
+    monkeypatch.setenv("TEST_PAUSE", "0.1")
+    worker = threading.Thread(target=job.run_job, args=(place.results, [folder.path.name]))
+    worker.start()
+    until(lambda: folder.progress().get("round", 0) >= 2)
+    assert claim._link(folder.path / "claim.7", claim.Owner("elsewhere", 1, "1"))
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+    assert folder.status == "running"
+    assert folder.progress()["round"] < 40
+    assert claim.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
+
+
+def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None:
+    inside, most, turns = 0, 0, 0
+
+    def want() -> None:
+        nonlocal inside, most, turns
+        while turns < 40:
+            with claim.claim(tmp_path) as hold:
+                if hold is None:
+                    continue
+                inside += 1
+                most = max(most, inside)
+                hold.check()
+                time.sleep(0.002)
+                turns += 1
+                inside -= 1
+
+    threads = [threading.Thread(target=want) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert turns >= 40
+    assert most == 1
+
+
+@pytest.mark.slow  # starts several processes
+def test_two_sweeps_at_once_start_each_run_once(place: Workplace) -> None:
+    place.write(methods=["slow"], seeds=[0, 1], rounds=10, cluster={"workers": 2})
+    sweeps = [place.start("--cluster", "local", TEST_PAUSE="0.1") for _ in range(2)]
+    said = [one.communicate(timeout=240)[0] for one in sweeps]
+    assert [one.returncode for one in sweeps] == [0, 0]
+    assert sorted("2 started" in text for text in said) == [False, True]
+    assert [folder.log.read_text().count("start of") for folder in place.folders] == [1, 1]
+
+
+@pytest.mark.slow  # starts several processes
+def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    place.write(methods=["slow"], seeds=[0], rounds=400, cluster={"workers": 1}, name="other")
+    place.start("--cluster", "local", "--no-watch", TEST_PAUSE="0.05").communicate(timeout=240)
+    (other,) = place.folders
+    place.write(methods=["slow"], seeds=[0, 1], rounds=400, cluster={"workers": 1}, name="mine")
+    place.start("--cluster", "local", "--no-watch", TEST_PAUSE="0.05").communicate(timeout=240)
+    mine = next(folder for folder in place.folders if folder.path != other.path)
+    until(lambda: all(folder.progress().get("round", 0) >= 1 for folder in (mine, other)))
+    capfd.readouterr()
+    assert place.run("--cancel") == 0
+    said = capfd.readouterr().out
+    assert "1 runs cancelled" in said
+    assert "1 were started by another sweep and go on" in said
+    assert claim.holder(mine.path) is None
+    assert claim.holder(other.path) is not None
+    assert place.run("--status", "--json") == 0
+    states = {run["name"]: run["state"] for run in json.loads(capfd.readouterr().out)["runs"]}
+    assert states == {mine.path.name: "missing", other.path.name: "running"}
+    place.write(methods=["slow"], seeds=[0], rounds=400, cluster={"workers": 1}, name="other")
+    assert place.run("--cancel") == 0
+    assert claim.holder(other.path) is None
+
+
+# -- packs and provenance --------------------------------------------------------------------------------------
+def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedbench import backbone, setting
+
+    made: list[str] = []
+
+    def spied(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            made.append(name)
+            return real(*args, **more)
+
+        return call
+
+    for module, name in ((backbone, "make"), (setting, "Images"), (setting, "features"), (setting, "data_hash")):
+        monkeypatch.setattr(module, name, spied(name, getattr(module, name)))
+    shared.forget()
+    place.write(methods=["head_only", "breaks", "slow"], seeds=[0, 1])
+    names = [folder.path.name for folder in place.plan()]
+    job.run_job(place.results, [name for name in names if "breaks" not in name])
+    assert sorted(made) == ["Images", "data_hash", "features", "make"]
+    want = {folder.path.name: numbers(folder) for folder in place.folders if folder.status == "done"}
+    assert len(want) == 4
+    place.results = place.path / "alone"
+    for folder in place.plan():  # each alone, and one that breaks between
+        shared.forget()
+        job.run_job(place.results, [folder.path.name])
+    assert {f.path.name: numbers(f) for f in place.folders if f.status == "done"} == want
+
+
+def test_env_json_says_where_numbers_come_from(place: Workplace) -> None:
+    place.write(seeds=[0])
+    assert place.run("--cluster", "inline") == 0
+    (folder,) = place.folders
+    env = json.loads((folder.path / "env.json").read_text())
+    assert env["packages"]["torch"] == env["torch"]
+    assert env["sweep_command"].startswith("python -m fedbench.sweep ")
+    assert {"commit", "dirty", "code", "command", "job", "device", "hostname"} <= env.keys()
+    assert folder.records()[0]["code"] == env["code"]
+
+
+def test_the_code_of_a_run_is_its_core_and_its_own_plug_ins(place: Workplace) -> None:
+    file = place.path / "mine" / "methods" / "slow.py"
+    before = measure.code((file,))
+    measure.code.cache_clear()
+    file.write_text(file.read_text() + "# changed\n")
+    after = measure.code((file,))
+    assert before.split("-")[0] == after.split("-")[0]
+    assert before.split("-")[1] != after.split("-")[1]
