@@ -19,7 +19,7 @@ HOME = Path(__file__).resolve().parent.parent
 SMALL = {
     "backbone": "{name: nano}",
     "dataset": "{name: glyphs, train_per_class: 6, test_per_class: 2}",
-    "rounds": "6",
+    "rounds": "5",
     "evaluate_every": "2",
     "clients.number": "20",
     "clients.per_round": "5",
@@ -39,7 +39,7 @@ SWEEPS: dict[str, dict[str, str]] = {
         "grid.partition": "[{name: pathological, classes_per_client: 10}, {name: dirichlet, alpha: 0.1, min_train: 8,"
         " redraws: 50}, {name: dirichlet, alpha: 0.5}]",
         "grid.method": MAIN,
-        "tune": "{trials: 3, rounds: 2}",
+        "tune": "{trials: 2, rounds: 2}",
     },
     "participation": {"grid.clients.per_round": "[2, 5, 10]", "grid.method": FEW},
     "clients": {"grid.clients.number": "[10, 20, 40]", "grid.method": FEW},
