@@ -54,7 +54,11 @@ def write(
         work.decode(source, todo, key)
     skipped = [f"{files[row][1]}: {reason}" for row, reason in sorted(work.wrong.items())]
     if len(skipped) > skip * len(files):
-        more = f"\n  and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        more = ""
+        if len(skipped) > SHOWN:
+            whole = aside.with_name(f"{aside.name.strip('.')}.unreadable.txt")
+            write_aside(whole, ("\n".join(skipped) + "\n").encode())
+            more = f"\n  and {len(skipped) - SHOWN} more, all in {whole}"
         where = ", ".join(str(source.path) for source in sources)
         raise DataError(
             f"{where}: {len(skipped)} of {len(files)} images cannot be used, more than the share of {skip:g} that may be "

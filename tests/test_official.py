@@ -52,6 +52,12 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert "1 of 10 images cannot be used, more than the share of 0.001 that may be left out" in str(told.value)
     assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(told.value)
     assert not list((tmp_path / "cache").rglob("images.npy")), "nothing half-made is left"
+    monkeypatch.setattr("fedbench.pixels.SHOWN", 0)  # a long list is told in a file
+    with pytest.raises(DataError, match="and 1 more, all in .*unreadable.txt"):
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    (whole,) = (tmp_path / "cache").glob("*.unreadable.txt")
+    (line,) = whole.read_text().splitlines()
+    assert "n00000002_2.JPEG: expected an image, which cannot be read" in line
     dataset = DATASETS["tiny_imagenet"](**SMALL, skip=0.1)
     made = dataset.load(tmp_path)
     # the last image takes the place of the damaged one
