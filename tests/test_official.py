@@ -53,7 +53,7 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(told.value)
     assert not list((tmp_path / "cache").rglob("images.npy")), "nothing half-made is left"
     monkeypatch.setattr("fedbench.pixels.SHOWN", 0)  # a long list is told in a file
-    with pytest.raises(DataError, match="and 1 more, all in .*unreadable.txt"):
+    with pytest.raises(DataError, match=r"and 1 more, all in .*unreadable\.txt"):
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
     (whole,) = (tmp_path / "cache").glob("*.unreadable.txt")
     (line,) = whole.read_text().splitlines()
