@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from fedbench.figures.frame import Drawing, save
 from fedbench.figures.style import WIDTH, style
@@ -43,10 +44,12 @@ def begin(sketches: Sequence[Sketch]) -> Callable[[], list[Drawing]]:
     global _sketches
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     todo = [number for number, sketch in enumerate(sketches) if sketch.make]
-    if sys.platform != "linux" or cores < 2 or len(todo) <= FEW:
+    # A fork beside torch's OpenMP threads would wait for ever at the child's first OpenMP loop (t-SNE has one).
+    if sys.platform != "linux" or cores < 2 or len(todo) <= FEW or "torch" in sys.modules:
         return lambda: [draw(sketch) for sketch in sketches]
     _sketches = sketches
-    pool = ProcessPoolExecutor(min(cores, len(todo)), mp_context=multiprocessing.get_context("fork"))
+    fork = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(min(cores, len(todo)), mp_context=fork, initializer=_one_thread)
     with warnings.catch_warnings():
         # of forking beside the threads of numerical libraries, none of which is at work now
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -59,6 +62,11 @@ def begin(sketches: Sequence[Sketch]) -> Callable[[], list[Drawing]]:
             pool.shutdown(cancel_futures=True)
 
     return finish
+
+
+def _one_thread() -> None:
+    """A core each; and no OpenMP threads, which do not survive a fork."""
+    threadpool_limits(1, user_api="openmp")
 
 
 def _draw(number: int) -> Drawing:
