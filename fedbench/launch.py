@@ -25,7 +25,7 @@ FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs 
 
 
 class LaunchError(RuntimeError):
-    """The scheduler would not take the jobs; says what it answered and what was submitted before."""
+    """Runs cannot be started: says why, and what was submitted before."""
 
 
 # -- what is remembered of a submission ------------------------------------------------------------------------
@@ -58,8 +58,11 @@ def holds(owner: Mapping[str, Any]) -> bool:
 @contextmanager
 def planning(results: Path) -> Iterator[Path]:
     """The folder of submissions; held by one sweep at a time, on whatever host, so that none submits what another does."""
+    if not results.parent.is_dir():  # more likely a disk that is away than a wish for a deep new tree
+        raise LaunchError(f"{results.parent} does not exist: is its disk away? Else make it first")
     folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    results.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     while True:
         with claim.claim(folder) as hold:
             if hold is not None:

@@ -51,7 +51,8 @@ class RunFolder:
         `config` holds at least "identity" (what changes the run's numbers); other keys may differ and are rewritten.
         Raises RecordsError where the folder belongs to another config.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(exist_ok=True)  # and none above it: its disk may be away
+        self.path.mkdir(exist_ok=True)
         if (self.path / "run.yaml").exists():
             there = self.config()
             if there.get("identity") != config["identity"]:

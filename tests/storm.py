@@ -99,7 +99,7 @@ class Storm:
     def write(self) -> None:
         """The dataset, the plug-in and the sweep file: 4 methods, `seeds` seeds, 4 classes of 20 images."""
         self.random = random.Random(self.seed)
-        for part in ("mine/methods/aggregation", "site", "share"):
+        for part in ("mine/methods/aggregation", "site", "share", "quiet"):
             (self.folder / part).mkdir(parents=True)
         labels = np.arange(80) % 4
         images = np.random.default_rng(0).integers(0, 80, (80, 32, 32, 3)) + 40 * labels[:, None, None, None]
@@ -129,12 +129,13 @@ class Storm:
 
     @property
     def results(self) -> Path:
-        return self.folder / "share" / "results"
+        return self.folder / "share" / "box" / "results"
 
     def start(self, cluster: str, results: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fedbench.sweep", str(self.folder / "sweep.yaml"), "--cluster", cluster]
         command += ["--results", str(results), "--plugins", str(self.folder / "mine"), *more]
-        command += ["--set", f"machine.data={results.parent / 'data'}"]
+        own = "quiet" if results.is_relative_to(self.folder / "quiet") else "share"
+        command += ["--set", f"machine.data={self.folder / own / 'data'}"]
         path = os.pathsep.join([str(self.folder / "site"), str(HOME), os.environ.get("PYTHONPATH", "")])
         log = open(self.folder / "sweep.log", "ab")  # noqa: SIM115 - the child's
         try:
@@ -257,10 +258,11 @@ class Storm:
         return True
 
     def share_away(self) -> bool:
-        away = self.results.with_name("away")
-        self.results.rename(away)
+        box = self.results.parent
+        away = box.with_name("away")
+        box.rename(away)
         time.sleep(self.random.uniform(1, 4))
-        away.rename(self.results)
+        away.rename(box)
         return True
 
     def requeue(self) -> bool:
@@ -403,6 +405,7 @@ def storm(
     made = Storm(folder, cluster, faults, seeds, seed, **more)
     made.write()
     with share(folder / "share"):
+        made.results.parent.mkdir()
         began = time.monotonic()
         try:
             made.blow(seconds)

@@ -161,6 +161,15 @@ def test_mistakes_on_the_command_line_are_2(place: Workplace, more: list[str]) -
     assert error.value.code == 2
 
 
+def test_results_on_a_disk_that_is_away_are_not_begun_anew(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.results = place.path / "away" / "results"
+    assert place.run("--cluster", "inline") == 2
+    assert "is its disk away?" in capsys.readouterr().err
+    assert not place.results.parent.exists()
+
+
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep.main(["--help"])
