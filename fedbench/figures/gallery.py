@@ -318,6 +318,7 @@ def _tuning(gallery: Collection, trials: pd.DataFrame) -> None:
         lambda axes, key: tuned.curve(axes, parts[key], gallery.look),
         shown=lambda key: list(parts[key]["label"].unique()),
         y="validation accuracy (%)",
+        tall=2.6,  # each panel has words of its own below it
         heading=lambda key: key[0],
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fedbench.figures.frame import percent
+from fedbench.figures.frame import log_axis, percent
 from fedbench.figures.style import Looks
 
 
@@ -45,12 +45,13 @@ def curve(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
         best = known[known["chosen"]]
         axes.plot(best["x"], best["validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
         lost = own[own["state"] == "diverged"]
-        at = axes.get_xaxis_transform()
-        axes.plot(lost["x"], [0.02] * len(lost), "x", color=shape.colour, transform=at, clip_on=False)
+        if len(lost):
+            at = axes.get_xaxis_transform()
+            axes.plot(lost["x"], [0.02] * len(lost), "x", color=shape.colour, transform=at, clip_on=False)
     if numeric:
         values = tried["value"].astype(float)
         if values.min() > 0 and values.max() / values.min() >= 8:
-            axes.set_xscale("log")
+            log_axis(axes)
     else:
         axes.set_xticks(range(len(words)), words)
     axes.set_xlabel(str(tried["path"].iloc[0]))
