@@ -24,7 +24,7 @@ PIECE = 1 << 20
 ATTEMPTS = 6  # in a row without a byte gained
 PAUSE_SECONDS = 1.0  # doubled after each attempt that gained nothing
 TIMEOUT_SECONDS = 60.0
-AGENT = "fedbench (https://pypi.org/project/fedbench)"
+AGENT = "fedbench"
 
 
 def download(url: str, path: Path, size: int = 0, md5: str = "") -> None:
