@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from slurm_cluster import Cluster
 
-from fedbench import launch, sweep
+from fedbench import claim, launch, sweep
 from fedbench import slurm as slurm_words
 from fedbench.records import MEASURED, RunFolder, run_folders
 
@@ -227,6 +228,11 @@ def test_a_lost_node_gives_its_run_to_another(
     id_ = launch.job_of(folder)["id"]
     node = run("squeue", "--noheader", "--format=%N", f"--jobs={id_}").strip()
     slurm.node("kill", node)
+    owner = claim.owner_in(claim.claims(folder.path)[-1])
+    assert owner is not None
+    keeper = int(Path(f"/proc/{owner.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (keeper, owner.pid):  # with slurmd alone gone they would go on, and the next life would leave them to it
+        os.kill(pid, signal.SIGKILL)
     try:
         run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         until(lambda: start_now(id_))
