@@ -280,7 +280,9 @@ def test_a_copied_folder_counts_once_and_warns(tmp_path: Path) -> None:
     ],
 )
 def test_code_that_changed_between_runs_is_told(commits: list[str], codes: list[str | None], told: list[str]) -> None:
-    runs = pd.DataFrame({"commit": commits, "code": codes, "label": ["A", "A"]})
+    runs = pd.DataFrame({"commit": commits, "code": codes, "label": ["A", "A"], "setting": ["S", "S"]})
     found = notes.code_changes(runs)
     assert len(found) == len(told)
     assert all(sentence.startswith(start) for sentence, start in zip(found, told, strict=True))
+    apart = notes.code_changes(runs.assign(setting=["S", "T"]))  # another setting has another partitioner's file
+    assert not any("plug-ins changed" in sentence for sentence in apart)

@@ -63,10 +63,10 @@ def code_changes(runs: pd.DataFrame) -> list[str]:
     if len(commits) > 1 or parts[0].nunique() > 1:
         by = f"{parts[0].nunique()} versions" if parts[0].nunique() > 1 else f"{len(commits)} commits"
         told.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
-    for label, versions in parts[1].groupby(runs["label"], sort=False):
-        if versions.nunique() > 1:
-            told.append(f"{label}: its plug-ins changed between its runs.")
-    return told
+    # Within a setting: another setting has another data set's or partitioner's plug-in.
+    versions = parts[1].groupby([runs["label"], runs["setting"]], sort=False).nunique()
+    changed = versions[versions > 1].index.get_level_values("label").unique()
+    return told + [f"{label}: its plug-ins changed between its runs." for label in changed]
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
