@@ -13,6 +13,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,15 +29,15 @@ Read = Callable[[], bytes]
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
-class Source:
+class Source(ABC):
     """Files by name, / between the parts of it."""
 
     path: Path
 
-    @cached_property
+    @property
+    @abstractmethod
     def names(self) -> Collection[str]:
         """All files; for a tar archive this reads through all of it. Raises DataError."""
-        raise NotImplementedError
 
     def read(self, name: str) -> bytes:
         """One file. Raises DataError where it is missing, damaged or too large."""
@@ -44,9 +45,9 @@ class Source:
             return content()
         raise DataError(f"{self.path}: expected {name} in it, found {_some(self.names)}")
 
+    @abstractmethod
     def stream(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Read]]:
         """All files that are `wanted`, each with a function to read it, which any thread may call. Raises DataError."""
-        raise NotImplementedError
 
     def base(self, inside: str) -> str:
         """What stands before `inside` in the names, such as ``PACS/`` before ``photo/``: archives differ there.

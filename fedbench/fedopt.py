@@ -8,6 +8,7 @@ nothing that is trained there is nothing to step, and clients are what they are 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -20,23 +21,23 @@ from fedbench.method import Aggregation, Param, Report, Task, Values, option
 
 
 @dataclass(frozen=True)
-class FedOpt(Aggregation):
+class FedOpt(Aggregation, ABC):
     """Base of server optimisers: `moments` and `step`."""
 
+    @abstractmethod
     def moments(self) -> dict[str, float]:
         """The optimiser's state: each moment, of the shape of the value that it belongs to, and what it starts from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, delta: Tensor, moments: Values) -> tuple[Tensor, dict[str, Tensor]]:
         """What is added to a value [...] whose mean change over the cohort is `delta` [...], and its new moments."""
-        raise NotImplementedError
 
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
         """``m.<name>`` and the like for each trained shared value; they never leave the server."""
         return {
             f"{moment}.{name}": Param(torch.full_like(param.init, start), "server_only")
             for name, param in spec.items()
-            if param.home == "shared" and param.trained
+            if param.aggregated
             for moment, start in self.moments().items()
         }
 
@@ -66,9 +67,9 @@ class Adaptive(FedOpt):
         """m = 0, v = tau^2."""
         return {"m": 0.0, "v": self.tau**2}
 
+    @abstractmethod
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """The new v, from the old one and Delta^2: the difference between the adaptive optimisers."""
-        raise NotImplementedError
 
     def step(self, delta: Tensor, moments: Values) -> tuple[Tensor, dict[str, Tensor]]:
         """Algorithm 2's lines for m, v and x."""

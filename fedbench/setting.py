@@ -86,10 +86,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     # What the runs of a pack share is made once; the identity names files by their content.
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
     samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
-    partitioner = found.make("partition", run.partition)
-    dealt = data.split(
-        samples, partitioner, run.clients.number, run.clients.held_out, run.clients.validation, run.stream("partition")
-    )
+    dealt = deal(run, samples, found.make("partition", run.partition))
     frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype)], sort_keys=True)
     vit = shared.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
     images = shared.once(
@@ -145,6 +142,14 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     who = np.concatenate([setting.cohort_of(r) for r in range(1, run.rounds + 1)])
     facts["cohort_hash"] = hashlib.sha256(who.astype("<i8").tobytes()).hexdigest()[:16]
     return setting
+
+
+def deal(run: Run, samples: Samples, partitioner: data.SplitSource) -> Split:
+    """The split that a run trains on, and that `fedbench data split` shows. Raises DataError."""
+    clients = run.clients
+    return data.split(
+        samples, partitioner, clients.number, clients.held_out, clients.validation, run.stream("partition")
+    )
 
 
 def _fits(method: Method, spec: Mapping[str, Param]) -> None:

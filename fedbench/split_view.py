@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedbench.config import ConfigError, Run, Sweep, read_sweep, short_name
-from fedbench.data import DataError, Samples, Split, published, split
+from fedbench.data import DataError, Samples, published
 from fedbench.data.portrait import Portrait
+from fedbench.setting import deal
 from fedbench.split_figure import draw
 from fedbench.storage import write_aside
 
@@ -71,12 +72,6 @@ def show(given: argparse.Namespace, say: Say) -> None:
             say(f"  written            {given.write}")
     if impossible:
         raise DataError(f"{len(impossible)} of {len(runs)} splits cannot be dealt: " + "; ".join(impossible))
-
-
-def deal(run: Run, samples: Samples, partitioner: Any) -> Split:
-    """The split that a run trains on."""
-    clients = run.clients
-    return split(samples, partitioner, clients.number, clients.held_out, clients.validation, run.stream("partition"))
 
 
 def _key(run: Run) -> str:

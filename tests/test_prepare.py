@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from archives import DATASETS, cifar_archive, level, official, publish, tiny_imagenet
 from test_cache import left
-from test_download import Server
+from test_download import Server, serving
 
 from fedbench import download, pixels
 from fedbench.data import DataError
@@ -118,13 +117,8 @@ def test_from(given: str, tiny: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.001)
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving() as made:
+        yield made
 
 
 def test_prepare_fetches(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

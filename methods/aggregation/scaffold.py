@@ -36,7 +36,7 @@ class Aggregation(Base):
         """c and c_k of each value, zero at first, and 1/N."""
         own: dict[str, Param] = {}
         for name, param in spec.items():
-            if param.home == "shared" and param.trained:
+            if param.aggregated:
                 zero = torch.zeros_like(param.init)
                 own |= {f"c.{name}": Param(zero, "server"), f"c_k.{name}": Param(zero, "local", trained=False)}
         return own | {
