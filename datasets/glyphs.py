@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
-import matplotlib
 import numpy as np
 import PIL
 from numpy.typing import NDArray
@@ -147,5 +147,5 @@ class Dataset(Base):
 
     def fingerprint(self) -> str:
         """8 hex digits that change with anything that may change a pixel."""
-        parts = (self, STYLES, CHARACTERS, VERSION, np.__version__, PIL.__version__, matplotlib.__version__)
+        parts = (self, STYLES, CHARACTERS, VERSION, np.__version__, PIL.__version__, version("matplotlib"))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]

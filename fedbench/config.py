@@ -361,7 +361,7 @@ class _Checker:
     def __init__(self, found: Plugins) -> None:
         self.plugins = found
         self.mistakes: dict[str, None] = {}  # ordered, each once however many runs share it
-        self._blocks: dict[str, dict[str, Any] | None] = {}
+        self._blocks: dict[str, tuple[dict[str, Any] | None, Any]] = {}
 
     def mistake(self, where: str, what: str) -> None:
         self.mistakes[f"{where}: {what}" if where else what] = None
@@ -405,11 +405,15 @@ class _Checker:
             return None
         return made if legal else None
 
-    def plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
-        """A plug-in block with all its fields, or None and mistakes. Cached: a grid repeats its blocks."""
+    def plugin(self, kind: Kind, value: Any) -> tuple[dict[str, Any] | None, Any]:
+        """A plug-in block with all its fields, or None and mistakes; and its identity. Cached: a grid repeats its blocks.
+
+        Raises OSError where a file that it names cannot be read.
+        """
         memo = kind + json.dumps(value, sort_keys=True, default=str)
         if memo not in self._blocks:
-            self._blocks[memo] = self._plugin(kind, value)
+            block = self._plugin(kind, value)
+            self._blocks[memo] = block, _by_content(block)
         return self._blocks[memo]
 
     def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
@@ -440,10 +444,16 @@ class _Checker:
     def run(self, content: dict[str, Any], label: str | None = None) -> PlannedRun | None:
         """A checked run, or None and mistakes."""
         blocks: dict[str, dict[str, Any] | None] = {}
+        identities: dict[str, Any] = {}
         for kind in KINDS:
             if kind not in content and kind != "aggregation":
                 self.mistake(kind, "missing: every run needs one, under base or grid")
-            blocks[kind] = self.plugin(kind, content.get(kind, "fedavg" if kind == "aggregation" else None))
+            value = content.get(kind, "fedavg" if kind == "aggregation" else None)
+            try:
+                blocks[kind], identities[kind] = self.plugin(kind, value)
+            except OSError as error:
+                blocks[kind] = None
+                self.mistake("", f"{error.filename}: {error.strerror}")
         models = {name: field.annotation for name, field in Run.model_fields.items()}
         checked: dict[str, Any] = {}
         for key, value in content.items():
@@ -469,8 +479,9 @@ class _Checker:
         given = content["method"] if isinstance(content["method"], dict) else {}
         if label is None:
             label = given.get("label") or self._label(run)
+        whole = run.model_dump()
         try:
-            identity = _identity(run)
+            identity = {**whole, **identities, "backbone": _by_content(whole["backbone"])}
         except OSError as error:
             self.mistake("", f"{error.filename}: {error.strerror}")
             return None
@@ -496,20 +507,15 @@ class _Checker:
             )
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """What changes the run's numbers: its config with files named by their content."""
-
-    def by_content(value: Any) -> Any:
-        if isinstance(value, Path):
-            return content_hash(value)
-        if isinstance(value, dict):
-            return {key: by_content(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [by_content(item) for item in value]
-        return value
-
-    files = ("backbone", *KINDS)  # only these may name files, and ten thousand runs are to be named
-    return {key: by_content(value) if key in files else value for key, value in run.model_dump().items()}
+def _by_content(value: Any) -> Any:
+    """`value` with files named by their content, since that changes a run's numbers. Raises OSError."""
+    if isinstance(value, Path):
+        return content_hash(value)
+    if isinstance(value, dict):
+        return {key: _by_content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_content(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -57,6 +56,8 @@ def stream(*name: int | str) -> np.random.Generator:
 
 def load_font(name: str, size: int = EM) -> ImageFont.FreeTypeFont:
     """A font by its file name."""
+    import matplotlib  # slow to import, and a cached dataset needs no font
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     # The basic layout engine is always there; another one could change what is drawn.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

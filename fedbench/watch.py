@@ -117,9 +117,9 @@ class Observer:
     ) -> View:
         planned, status = self.runs[name], status_of(files)
         progress = folder.progress() if "progress.json" in files else {}
-        view = View(name, planned.label, status, int(progress.get("round", 0)), planned.run.rounds)
         hours, gpu = float(progress.get("seconds", 0.0)) / 3600 / self.side_by_side, progress.get("device") == "cuda"
-        view = replace(view, hours=hours, gpu=gpu)
+        done = int(progress.get("round", 0))
+        view = View(name, planned.label, status, done, planned.run.rounds, hours=hours, gpu=gpu)
         if "notes.jsonl" in files:
             view = replace(view, earlier=dict(failures.counted(folder.notes())))
         if status in ("done", "failed"):

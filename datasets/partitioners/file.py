@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from fedbench import data
-from fedbench.data import published
 
 
 @dataclass(frozen=True)
@@ -25,4 +24,6 @@ class Partitioner(data.SplitSource):
 
     def deal(self, samples: data.Samples, clients: int, seed: int, need: int) -> data.Dealt:
         """Read and check the file; nothing is drawn. Raises DataError."""
+        from fedbench.data import published  # it imports pandas, which takes its time
+
         return published.read(self.path, samples, clients, need)
