@@ -16,7 +16,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from fedbench import nano
+from fedbench import frozen, nano
 
 PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
 
@@ -35,6 +35,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
         self.lean = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
+        self.plain = all(frozen.fits(block) for block in vit.blocks)
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -62,9 +63,17 @@ class Backbone(nn.Module):
         for layer, block in enumerate(vit.blocks):
             if layer in taps:
                 tapped[layer] = x[:, 0]
+            first = None  # the slots, where they alone need a gradient
             if layer in layers and prompts_at is not None:
+                below = x.requires_grad
                 x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
-            if layer < self.depth - 1:
+                if x.requires_grad and not below:
+                    first = x[:, 1 : 1 + sum(lengths.values())]
+            if layer == self.depth - 1:
+                break
+            if self.plain and frozen.serves(block, x):
+                x = frozen.through(block, x if first is None else x.detach(), first)
+            else:
                 x = block(x)
         if not slots_read:
             lengths = {}

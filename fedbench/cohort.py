@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from fedbench.backbone import Backbone
 from fedbench.images import Augment, Images
 from fedbench.method import HookError, Method, Param, log_prior, told
+from fedbench.spread import Item, Result, spread
 from fedbench.stacked import Clients, Stacked, each_client, pick
 
 
@@ -68,6 +69,12 @@ class Cohort:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise HookError(f"{told(hook)}: {type(error).__name__}: {error}") from error
+
+    def spread(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``[work(item) for item in items]``, pieces of clients' work that may run side by side; see `fedbench.spread`."""
+        if self.method.backbone_weights is not None:  # torch.func puts a client's weights into the one backbone of all
+            return [work(item) for item in items]
+        return spread(work, items, self.labels.device)
 
     def forward(
         self,

@@ -79,6 +79,9 @@ class Machine(Block):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
+    shortcuts: bool = Field(
+        True, description="false: the backbone saves no arithmetic, to see that this changes nothing"
+    )
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")

@@ -49,20 +49,25 @@ def accuracies(cohort: Cohort, values: Stacked, read: Stacked, parts: Sequence[I
     pieces = sorted(_pieces(parts), key=lambda piece: -len(piece[1]))
     right = np.zeros(len(parts), dtype=np.int64)
     prior = cohort.method.logit_prior in ("eval", "both")
-    found: list[tuple[list[int], Tensor]] = []
+    blocks: list[list[tuple[int, Ints]]] = []
     start = 0
     while start < len(pieces):
-        width = len(pieces[start][1])
-        block = pieces[start : start + max(1, chunk // width)]
-        start += len(block)
-        index, owners = _rectangle([piece for _, piece in block], width), [k for k, _ in block]
-        at = torch.tensor(owners, device=cohort.labels.device)
+        blocks.append(pieces[start : start + max(1, chunk // len(pieces[start][1]))])
+        start += len(blocks[-1])
+
+    @torch.inference_mode()
+    def hits(block: list[tuple[int, Ints]]) -> Tensor:
+        index = _rectangle([piece for _, piece in block], len(block[0][1]))
+        at = torch.tensor([k for k, _ in block], device=cohort.labels.device)
         samples = torch.from_numpy(np.maximum(index, 0)).to(at.device)
         logits = cohort.forward(rows(values, at) | read, samples, prior).logits
         hit = (logits.argmax(-1) == cohort.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
-        found.append((owners, hit.sum(1)))
-    for owners, hits in found:  # read back at the end: nothing waits for the device in between
-        np.add.at(right, owners, hits.cpu().numpy())
+        return hit.sum(1)
+
+    for block, hit in zip(
+        blocks, cohort.spread(hits, blocks), strict=True
+    ):  # read back at the end: nothing waits for the device in between
+        np.add.at(right, [k for k, _ in block], hit.cpu().numpy())
     return Accuracies(right, np.array([len(part) for part in parts]))
 
 

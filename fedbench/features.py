@@ -15,6 +15,7 @@ from torch import Tensor
 from fedbench.backbone import Backbone
 from fedbench.data import Samples
 from fedbench.images import Images
+from fedbench.spread import spread
 
 log = logging.getLogger("fedbench")
 
@@ -44,12 +45,17 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
             cached = None  # cut off by a full disk or a copy: make it again
         if cached is not None and cached.shape == (len(images), backbone.width):
             return torch.from_numpy(cached).to(images.device, images.dtype)
+
+    @torch.inference_mode()
+    def part(start: int) -> Tensor:
+        index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
+        result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
+        return result
+
     with torch.inference_mode():
-        parts = []
-        for start in range(0, len(images), CHUNK):
-            index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
-            parts.append(backbone(images.batch(index), slots_read=False)[0]["cls"])
-    result = torch.cat(parts).clone()
+        parts = spread(part, range(0, len(images), CHUNK), images.device)
+        result = torch.cat(parts)
+    result = result.clone()
     _keep(path, result)
     return result
 

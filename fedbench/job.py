@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fedbench import claim, failures, measure, naming, shared, storage, track
+from fedbench import claim, failures, heap, measure, naming, shared, storage, track
 from fedbench.backbone import BackboneError
 from fedbench.config import ConfigError, planned_from_disk
 from fedbench.data import DataError
@@ -68,6 +68,7 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
     """
     if not storage.waited_for(results):
         raise RecordsError(f"{results}: no such results folder")
+    heap.keep()
     for i, name in enumerate([*names, *spare]):
         folder = RunFolder(results / name)
         if i >= len(names) and claim.claims(folder.path):

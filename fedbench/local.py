@@ -58,13 +58,12 @@ class Trainer:
 
         The rows of `sent` stand in the order of ``phases[0].clients``, as do those of the report.
         """
-        count = len(phases[0].clients)
-        parts = [
-            self._chunk(
-                rows(sent, slice(i, i + self.chunk)), read, [_clients(b, i, i + self.chunk) for b in phases], lr
-            )
-            for i in range(0, count, self.chunk)
-        ]
+        chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
+
+        def one(chunk: slice) -> Report:
+            return self._chunk(rows(sent, chunk), read, [_clients(b, chunk.start, chunk.stop) for b in phases], lr)
+
+        parts = self.cohort.spread(one, chunks)
         return Report(
             clients=torch.cat([part.clients for part in parts]),
             sent=sent,

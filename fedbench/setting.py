@@ -87,8 +87,10 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
     samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
     dealt = deal(run, samples, found.make("partition", run.partition))
-    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype)], sort_keys=True)
+    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype), machine.shortcuts], sort_keys=True)
     vit = shared.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
+    if not machine.shortcuts:
+        vit.lean = vit.plain = False
     images = shared.once(
         "images", (source, frozen), lambda: Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype)
     )

@@ -73,25 +73,13 @@ def test_files_that_do_not_fit_are_named(weights, tmp_path):
         backbone.make("vit_tiny_patch16_224", tmp_path / "absent.safetensors")
 
 
-def test_the_lean_last_block_changes_no_number():
-    method = tiny.plugins().classes["method"]["pep_fedpt"]()
-    small = tiny.tiny(method)
-    small.introduce(range(tiny.CLIENTS))
-    lean = small.round((0, 2, 4))
-    assert small.cohort.backbone.lean
-    small.cohort.backbone.lean = False
-    plain = small.round((0, 2, 4))
-    for name, value in plain.got.items():
-        assert (value - lean.got[name]).abs().max() < 1e-10, name
-
-
 @pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt"])
 @pytest.mark.parametrize("lean", [True, False])
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """torch counts two operations a multiply-add, and also those of heads, priors and mixtures, which are small."""
     small = tiny.tiny(tiny.plugins().classes["method"][name]())
     vit, spec = small.cohort.backbone, small.server.spec
-    vit.lean = lean
+    vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
     counted = cost.one_pass(small.cohort.method, spec, vit)
     index = torch.arange(8).view(2, 4)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([0, 2])).items()}

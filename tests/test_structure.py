@@ -15,6 +15,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "rng",
         "stacked",
+        "spread",
+        "heap",
+        "frozen",
         "records",
         "measure",
         "nano",

@@ -1,0 +1,135 @@
+"""A frozen block written out by hand gives timm's numbers; pieces of work give the same ones on any number of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+
+from fedbench import frozen, heap, spread
+from fedbench.backbone import Backbone
+
+
+def block(**options):
+    torch.manual_seed(0)
+    made = Block(24, 3, qkv_bias=True, **options).double().eval().requires_grad_(False)
+    for value in made.parameters():
+        value.copy_(torch.randn(value.shape) / 3)  # norms and biases too
+    return made
+
+
+def relative(found, expected):
+    return float((found - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def test_a_frozen_block_is_timms():
+    one, x = block(), torch.randn(5, 7, 24, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 7, 24, dtype=torch.float64)
+    assert frozen.fits(one)
+    assert frozen.serves(one, x)
+    expected, found = one(x), frozen.through(one, x)
+    assert relative(found, expected) < 1e-14
+    (gradient,), (twin,) = (torch.autograd.grad((out * weight).sum(), x) for out in (found, expected))
+    assert relative(gradient, twin) < 1e-13
+
+
+def test_the_gradient_of_slots_alone_is_the_same():
+    one = block()
+    cls, slots, patches = (torch.randn(5, n, 24, dtype=torch.float64) for n in (1, 3, 4))
+    weight = torch.randn(5, 8, 24, dtype=torch.float64)
+    slots.requires_grad_()
+    x = torch.cat([cls, slots, patches], 1)
+    (twin,) = torch.autograd.grad((one(x) * weight).sum(), slots)
+    (found,) = torch.autograd.grad((frozen.through(one, x.detach(), x[:, 1:4]) * weight).sum(), slots)
+    assert relative(found, twin) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "options", [{"qk_norm": True}, {"init_values": 0.1}, {"act_layer": torch.nn.ReLU}, {"scale_mlp_norm": True}]
+)
+def test_blocks_of_another_form_are_left_to_timm(options):
+    assert not frozen.fits(block(**options))
+
+
+def test_it_serves_where_it_is_exact():
+    one, x = block(), torch.randn(1, 3, 24, dtype=torch.float64)
+    assert not frozen.serves(one, x)  # no gradient
+    x.requires_grad_()
+    with torch.no_grad():
+        assert not frozen.serves(one, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not frozen.serves(one, x)
+    one.mlp.fc2.weight.requires_grad_()
+    assert not frozen.serves(one, x)  # a trained weight
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 2), (0, 1, 2, 3), (3,)])
+@pytest.mark.parametrize("below", [False, True])
+def test_a_backbone_with_shortcuts_gives_the_same_gradients(layers, below):
+    """`below`: the pixels have a gradient too, as with a border of pixels that is trained."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=0).double()
+    backbone = Backbone(vit, (0.5,) * 3, (0.5,) * 3)
+    assert backbone.plain
+    assert backbone.lean
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=below)
+    prompts = {layer: torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True) for layer in layers}
+    weight = torch.randn(24, dtype=torch.float64)
+
+    def gradients():
+        read, _ = backbone(images, layers, lambda layer, _: {"deep": prompts[layer]}, slots_read=False)
+        leaves = [*prompts.values(), *([images] if below else [])]
+        return [read["cls"], *torch.autograd.grad((read["cls"] * weight).sum(), leaves)]
+
+    found = gradients()
+    backbone.plain = backbone.lean = False
+    for one, other in zip(found, gradients(), strict=True):
+        assert relative(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["fedvpt", "pep_fedpt", "full_finetune"])
+def test_a_round_without_shortcuts_is_the_same(name):
+    small = tiny.tiny(tiny.plugins().classes["method"][name]())
+    small.introduce(range(tiny.CLIENTS))
+    short = small.round((0, 2, 4))
+    small.cohort.backbone.lean = small.cohort.backbone.plain = False
+    whole = small.round((0, 2, 4))
+    for key, value in whole.got.items():
+        assert (value - short.got[key]).abs().max() < 1e-10, key
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_pieces_are_done_on_a_thread_each(two_threads):
+    cpu = torch.device("cpu")
+    assert spread.spread(lambda _: torch.get_num_threads(), range(4), cpu) == [1, 1, 1, 1]
+    assert torch.get_num_threads() == 2
+    assert spread.spread(lambda _: torch.get_num_threads(), [0], cpu) == [2]  # nothing to share: all threads to the one
+    assert spread.spread(lambda i: i * i, range(5), cpu) == [0, 1, 4, 9, 16]
+    with pytest.raises(ZeroDivisionError):
+        spread.spread(lambda i: 1 / i, [1, 0, 2], cpu)
+    assert torch.get_num_threads() == 2
+
+
+def test_the_number_of_threads_changes_no_bit(two_threads):
+    small = tiny.tiny(tiny.plugins().classes["method"]["pep_fedpt"]())
+    small = dataclasses.replace(small, trainer=dataclasses.replace(small.trainer, chunk=1))
+    small.introduce(range(tiny.CLIENTS))
+    two = small.round((0, 2, 4))
+    torch.set_num_threads(1)
+    one = small.round((0, 2, 4))
+    for key, value in one.got.items():
+        assert torch.equal(value, two.got[key]), key
+
+
+def test_freed_memory_can_be_kept():
+    assert heap.keep() is (heap.platform.libc_ver()[0] == "glibc")
