@@ -10,7 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import DATASETS, attack, level, make_zip, official, pacs, publish, tiny_imagenet, unpack
+from archives import (
+    DATASETS,
+    annotations,
+    attack,
+    level,
+    make_zip,
+    mat,
+    official,
+    pacs,
+    publish,
+    stanford_cars,
+    tiny_imagenet,
+    unpack,
+)
 
 from fedbench.data import DataError, Samples, split
 from fedbench.domains import DOMAINNET
@@ -186,6 +199,71 @@ def test_pacs_without_lists(tmp_path: Path) -> None:
     groups = made.domain * 7 + made.labels
     assert list(np.bincount(groups[made.is_test])) == [2] * 28
     assert near(level(made.images), (60 * made.domain + 8 * made.labels).tolist())
+
+
+# ---------------------------------------------------------------- Stanford Cars
+
+
+@pytest.mark.parametrize("form", ["archive", "unpacked", "labels in devkit"])
+def test_stanford_cars(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("stanford_cars", tmp_path, monkeypatch)
+    if form != "archive":
+        for path in folder.glob("*.tgz"):
+            unpack(path, folder)
+            path.unlink()
+    if form == "labels in devkit":
+        (folder / "cars_test_annos_withlabels.mat").rename(folder / "devkit" / "cars_test_annos_withlabels.mat")
+    made = DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    # cars_test.tgz comes before cars_train.tgz: three test images of levels 100 + 20 n, three training images of 10 + 20 n
+    assert near(level(made.images), [120, 140, 160, 30, 50, 70])
+    assert list(made.labels) == [195, 0, 1, 0, 1, 195], "the files count classes from 1"
+    assert list(made.is_test) == [True] * 3 + [False] * 3
+    assert (made.num_classes, made.class_names[195]) == (196, "Make 196 Sedan 2012")
+
+
+def test_stanford_cars_with_one_image_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = mat(annotations=annotations([("00002.jpg", 7)]))  # SciPy gives no list then
+    (tmp_path / "stanford_cars").mkdir()
+    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=one, cars_test_annos_withlabels=one)
+    publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+    made = DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert list(made.labels) == [6, 6]
+    assert near(level(made.images), [140, 50])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (mat(annotations=annotations([("00001.jpg", 197)])), r"a class in 1..196 in .*found '00001.jpg', 197"),
+        (mat(annotations=annotations([("../00001.jpg", 1)])), r"found '../00001.jpg', 1"),
+        (mat(annotations=np.arange(3)), r"expected class in the annotations of"),
+        (mat(other=1), r"expected a MATLAB file with annotations .*KeyError"),
+        (mat(annotations=annotations([("00001.jpg", 1)]))[:-20], r"expected a MATLAB file"),
+        (b"\0" * 124 + b"\0\x02IM", r"expected a MATLAB file"),  # version 7.3 is another format, HDF5
+        (b"", r"expected a MATLAB file"),
+    ],
+)
+def test_stanford_cars_names_a_wrong_list(
+    content: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stanford_cars").mkdir()
+    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=content)
+    publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+    with pytest.raises(DataError, match=says) as told:
+        DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert str(told.value).startswith(str(tmp_path / "stanford_cars" / "car_devkit.tgz"))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_stanford_cars_runs_nothing(protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stanford_cars").mkdir()
+    hostile = attack(tmp_path / "canary", protocol)
+    for content in (hostile, mat(annotations=np.frombuffer(hostile, np.uint8))):
+        stanford_cars(tmp_path / "stanford_cars", cars_train_annos=content)
+        publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+        with pytest.raises(DataError):
+            DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert not (tmp_path / "canary").exists()
 
 
 # ---------------------------------------------------------------- iNaturalist
