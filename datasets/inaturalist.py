@@ -2,10 +2,11 @@
 
 Hsu, Qi and Brown 2020, "Federated Visual Classification with Real-World Data Distribution" (arXiv:2003.08082),
 https://github.com/google-research/google-research/tree/master/federated_vision_datasets: federated_train*.csv (user_id,
-image_id, class, ...) and test.csv without users. The images are those of the iNaturalist 2017 competition
-(https://github.com/visipedia/inat_comp/tree/master/2017, which tells the checksum). They are read in one pass through the
-archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global test set, and each user's own
-test images are held out of its training images by the partition (``test: own``).
+image_id, class, label) and test.csv without users, as the page there says. The full name of User-120k's file is known from
+public code; those of the Geo files are not, so a file is told by the number at its end. The images are those of the
+iNaturalist 2017 competition (https://github.com/visipedia/inat_comp/tree/master/2017, which tells the checksum). They are
+read in one pass through the archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global
+test set, and each user's own test images are held out of its training images by the partition (``test: own``).
 """
 
 from __future__ import annotations
@@ -101,15 +102,20 @@ class Dataset(ImageDataset):
         return PurePosixPath(name).name
 
     def _train_file(self, source: Source) -> str:
-        """federated_train*.csv of this split, however its name is written (user_120k, geo-100, ...)."""
+        """federated_train*.csv of this split. Raises DataError."""
         lists = [name for name in source.names if re.fullmatch(r"federated_train.*\.csv", PurePosixPath(name).name)]
-        plain = {name: re.sub(r"[^a-z0-9]", "", PurePosixPath(name).stem.lower()) for name in lists}
-        found = [name for name in lists if plain[name].endswith(self.clients.replace("_", ""))]
+        found = [name for name in lists if _scale(PurePosixPath(name).stem) == _scale(self.clients)]
         if len(found) != 1:
             raise DataError(
                 f"{source.path}: expected one federated_train*{self.clients}.csv, found {', '.join(lists) or 'none'}"
             )
         return found[0]
+
+
+def _scale(name: str) -> int:
+    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; -1 where there is none."""
+    found = re.search(r"(\d+)(k?)$", name.lower())
+    return int(found[1]) * (1000 if found[2] else 1) if found else -1
 
 
 def _rows(source: Source, name: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -158,6 +158,36 @@ def test_lists_of_fedbn(name: str, form: str, tmp_path: Path, monkeypatch: pytes
     assert near(level(made.images), expected.tolist())
 
 
+FORMS: dict[str, Any] = {
+    "lists": lambda paths, names: (paths.tolist(), names.tolist()),
+    "arrays of objects": lambda paths, names: (paths.astype(object), names),
+    "arrays of text": lambda paths, names: (paths, names.astype(str)),
+    "an array of text [2, N]": lambda paths, names: np.array([paths, names.astype(str)]),
+    "an array of objects [2, N]": lambda paths, names: np.array([paths.astype(object), names]),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_of_fedbn_in_every_form(
+    form: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("office_caltech10", tmp_path, monkeypatch)
+    expected = DATASETS["office_caltech10"](**SMALL).load(tmp_path)
+    zipped = folder / "office_caltech_10_dataset.zip"
+    with zipfile.ZipFile(zipped) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    for name in files:
+        if name.endswith(".pkl"):
+            files[name] = pickle.dumps(FORMS[form](*pickle.loads(files[name])), protocol)
+    made = DATASETS["office_caltech10"](**SMALL).prepare(
+        tmp_path / "other", make_zip(tmp_path / zipped.name, files.items())
+    )
+    assert made.domain is not None
+    for column in ("labels", "domain", "is_test", "images"):
+        assert (getattr(made, column) == getattr(expected, column)).all()
+
+
 def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = official("office_caltech10", tmp_path, monkeypatch)
     with zipfile.ZipFile(folder / "office_caltech_10_dataset.zip") as archive:
@@ -169,7 +199,15 @@ def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         DATASETS["office_caltech10"](**SMALL).load(tmp_path)
     assert not (tmp_path / "canary").exists()
-    for wrong in ([1, 2], (["a"], []), (["a.jpg"], ["sofa"]), ([1], ["mug"])):
+    for wrong in (
+        [1, 2],
+        (["a"], []),
+        (["a.jpg"], ["sofa"]),
+        ([1], ["mug"]),
+        np.zeros((2, 3)),
+        np.zeros(2),
+        {"a": [], "b": []},
+    ):
         files["office_caltech_10/dslr_train.pkl"] = pickle.dumps(wrong)
         make_zip(folder / "office_caltech_10_dataset.zip", files.items())
         with pytest.raises(DataError, match=r"dslr_train.pkl|expected a pickle"):
@@ -301,6 +339,21 @@ def test_inaturalist_cells_share_the_pixels(tmp_path: Path, monkeypatch: pytest.
         assert list(made.user) == [0] * 4 + [1] * 4 + [-1] * 3
         assert list(made.is_test) == [False] * 8 + [True] * 3
     assert len(list((tmp_path / "cache").glob("inaturalist-8px-*"))) == 1, "decoded once for all splits"
+
+
+@pytest.mark.parametrize("written", ["geo_{}", "geo-{}", "inat_geo{}", "{}"])
+def test_inaturalist_cells_however_their_files_are_called(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("inaturalist", tmp_path, monkeypatch)
+    rows = "user_id,image_id,class,label\n" + "".join(f"cell,{n:032x},0,0\n" for n in range(8))
+    lists = {
+        scale: f"federated_train_{written.format(scale)}.csv" for scale in ("100", "300", "1000", "3K", "10k", "30k")
+    }
+    files = [(name, f"{rows}{scale},{9:032x},1,0\n".encode()) for scale, name in lists.items()]
+    make_zip(folder / "inaturalist-geo.zip", [*files, ("test.csv", f"image_id,class,label\n{10:032x},0,0\n".encode())])
+    made = DATASETS["inaturalist"](clients="geo_1k", **SMALL).load(tmp_path)
+    assert list(made.user) == [1] * 8 + [0, -1], "1000 comes before cell"
 
 
 def test_inaturalist_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
