@@ -95,7 +95,8 @@ def _variable(source: Source, name: str, variable: str) -> Any:
     from scipy.io import loadmat  # slow to import, and needed here alone
 
     try:
-        return loadmat(io.BytesIO(source.read(name)), squeeze_me=True, variable_names=[variable])[variable]
+        file: Any = io.BytesIO(source.read(name))  # admitted, but the stubs know paths alone
+        return loadmat(file, squeeze_me=True, variable_names=[variable])[variable]
     except DataError:
         raise
     except Exception as error:  # a damaged file can make the reader raise anything

@@ -65,8 +65,8 @@ def fedbn_table(
             name = f"{site}_{part}.pkl"
             name = lists.base(name) + name
             pair = loads(lists.read(name), f"{lists.path}: {name}")
-            column = list | tuple | np.ndarray
-            whole = isinstance(pair, column) and len(pair) == 2 and all(isinstance(part, column) for part in pair)
+            columns = (list, tuple, np.ndarray)
+            whole = isinstance(pair, columns) and len(pair) == 2 and all(isinstance(part, columns) for part in pair)
             if not whole or len(pair[0]) != len(pair[1]):
                 raise DataError(f"{lists.path}: expected {name} to hold as many paths as classes, found {pair!r:.80}")
             for path, text in zip(*map(list, pair), strict=True):
