@@ -24,6 +24,7 @@ from test_download import Server, serving
 from test_imagefolder import image_tree
 from workplace import files
 
+from benchmarks.prepare import memory
 from fedbench import cost, download, lock, pixels, sweep
 from fedbench.data import DataError
 from fedbench.data_cli import main
@@ -281,6 +282,14 @@ def test_fifty_jobs_decode_once(without: str, tiny: Path, counts: Path, monkeypa
     assert len(left(tiny / "cache")) == 2, "the table and the pixels, and nothing half-made"
     made = DATASETS["tiny_imagenet"](image_size=8).load(tiny)
     assert [round(value, -1) for value in level(made.images)] == [0, 10, 20, 40, 50, 60, 200, 210, 220, 230]
+
+
+@pytest.mark.slow  # decodes 22,000 images
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux")
+def test_memory_does_not_grow_with_the_images() -> None:
+    few, many = memory((2_000, 20_000), size=64).values()
+    assert many["pixels_mib"] - few["pixels_mib"] > 200
+    assert many["peak_mib"] - few["peak_mib"] < 40, "names and labels, never the pixels"
 
 
 def refused(root: Path, said: list[str], limit: int) -> None:
