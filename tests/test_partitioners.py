@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ def owners(part: tuple[data.Ints, ...], count: int) -> data.Ints:
 
 def test_partitioners_were_found() -> None:
     assert {"iid", "pathological", "dirichlet", "dirichlet_client", "domain"} <= set(PARTITIONERS)
+    for check in form.CHECKS:  # those that draw keep them below
+        check.run(PARTITIONERS["file"](path=Path("mine.csv")))
 
 
 @every_partitioner
