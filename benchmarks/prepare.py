@@ -3,19 +3,29 @@
 The plain loop opens a file, resizes its short side, cuts the middle and puts it into an array in memory, on one core. The
 images are drawn here, as large as photographs of iNaturalist (800 x 600) or of another size. Both alternate, and the
 median of the ratios is told. Usage: ``python -m benchmarks.prepare [--images N] [--side PX] [--size PX] [--out FILE]``
+
+``--memory`` shows instead that memory does not grow with the number of images: peak memory of preparing an iNaturalist of
+2,000 and of 20,000 small images, from its own archives, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -23,6 +33,7 @@ from PIL import Image, ImageOps
 
 from fedbench import pixels
 from fedbench.archive import open_source
+from fedbench.plugins import HOME, plugins
 
 
 def draw(folder: Path, count: int, side: int) -> Path:
@@ -59,6 +70,55 @@ def prepared(archive: Path, count: int, size: int) -> float:
         return time.perf_counter() - begin
 
 
+def draw_inaturalist(folder: Path, count: int) -> None:
+    """The two archives of iNaturalist-User-120k with `count` images of 24 x 18 pixels, ten to a user, a tenth for testing."""
+    file = io.BytesIO()
+    Image.new("RGB", (24, 18), (90, 160, 70)).save(file, "JPEG")
+    content = file.getvalue()
+    with tarfile.open(folder / "train_val_images.tar.gz", "w:gz", compresslevel=1) as archive:
+        for number in range(count):
+            member = tarfile.TarInfo(f"train_val_images/Aves/Turdus merula/{number:032x}.jpg")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    train, first_test = "user_id,image_id,class,label\n", count * 9 // 10
+    train += "".join(f"{n // 10},{n:032x},{n % 1203},0\n" for n in range(first_test))
+    test = "image_id,class,label\n" + "".join(f"{n:032x},{n % 1203},0\n" for n in range(first_test, count))
+    with zipfile.ZipFile(folder / "inaturalist-user-120k.zip", "w") as lists:
+        lists.writestr("inaturalist-user-120k/federated_train_user_120k.csv", train)
+        lists.writestr("inaturalist-user-120k/test.csv", test)
+
+
+def peak(root: Path, size: int) -> tuple[int, int]:
+    """Images that were prepared in this process, and the most memory [bytes] that it took on top of its imports (Linux)."""
+    made = plugins().classes["dataset"]["inaturalist"]
+    made.archives = tuple(dataclasses.replace(archive, md5="") for archive in made.archives)  # type: ignore[attr-defined]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = _status("VmRSS")
+    count = len(made(image_size=size).load(root).labels)
+    return count, _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    (line,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(f"{name}:"))
+    return int(line.split()[1]) << 10
+
+
+def memory(counts: Sequence[int], size: int) -> dict[str, dict[str, int]]:
+    """Peak memory of preparing so many images, without imports [MiB], beside what their pixels would take."""
+    found = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "inaturalist").mkdir()
+            draw_inaturalist(Path(folder) / "inaturalist", count)
+            command = [sys.executable, "-m", "benchmarks.prepare", "--peak", folder, "--size", str(size)]
+            done = subprocess.run(command, cwd=HOME, env=os.environ, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            images, most = json.loads(done.stdout)
+        found[f"{images:,} images"] = {"peak_mib": most >> 20, "pixels_mib": images * 3 * size**2 >> 20}
+    return found
+
+
 def main() -> None:
     """Measure and print JSON."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -67,7 +127,15 @@ def main() -> None:
     options.add_argument("--size", type=int, default=224, help="pixels per side of what is stored")
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--out", type=Path)
+    options.add_argument("--memory", action="store_true", help="peak memory instead of speed")
+    options.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # what --memory starts
     given = options.parse_args()
+    if given.peak:
+        print(json.dumps(peak(given.peak, given.size)))
+        return
+    if given.memory:
+        show(memory((2_000, 20_000), 64), given.out)
+        return
     with tempfile.TemporaryDirectory() as folder:
         archive = draw(Path(folder), given.images, given.side)
         loops, ours = [], []
@@ -86,10 +154,15 @@ def main() -> None:
         "prepare_images_per_second_per_core": round(given.images / statistics.median(ours) / cores, 1),
         "per_core_ratio": round(statistics.median(a / b / cores for a, b in zip(loops, ours, strict=True)), 3),
     }
+    show(result, given.out)
+
+
+def show(result: dict[str, Any], out: Path | None) -> None:
+    """Print the result, and write it to `out`."""
     text = json.dumps(result, indent=1)
     print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+    if out:
+        out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

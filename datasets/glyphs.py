@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedbench.cache import cached_arrays
 from fedbench.data import Dataset as Base
-from fedbench.data import Facts, Samples
+from fedbench.data import Extent, Facts, Samples
 from fedbench.glyph_renderer import VERSION, Style, clean_masks, render, stream
 from fedbench.method import option
 
@@ -133,6 +133,11 @@ class Dataset(Base):
             class_names=tuple(unicodedata.name(char).lower() for char in CHARACTERS),
             domain_names=tuple(style.name for style in STYLES),
         )
+
+    def extent(self, root: Path) -> Extent:
+        """By the options alone; nothing is drawn."""
+        each = len(STYLES) * len(CHARACTERS)
+        return Extent(self.train_per_class * each, self.test_per_class * each, len(CHARACTERS))
 
     def draw(self) -> NDArray[np.uint8]:
         """All images [N, SIZE, SIZE, 3], ordered by style, character and number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from fedbench import data, decode, pixels, rng
 from fedbench.archive import open_source
 from fedbench.cache import cached_arrays
-from fedbench.data import DataError, Samples
+from fedbench.data import DataError, Extent, Samples
 from fedbench.method import option
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -40,6 +40,26 @@ class Dataset(data.Dataset):
 
     def load(self, root: Path) -> Samples:
         """Map the decoded images; the first time they are decoded into a folder of `root`."""
+        files, listed = self._listed()
+        folder = root / "cache" / f"imagefolder-{self._fingerprint(files)}"
+        names = [(0, file.as_posix()) for file in files]
+
+        def build(aside: Path) -> dict[str, Any]:
+            left_out = pixels.write([open_source(self.path)], names, str, self.image_size, self.skip, aside)
+            return {"skipped": left_out}
+
+        arrays = cached_arrays(folder, build, resumes=True)
+        kept = arrays["kept"]
+        columns = {name: getattr(listed, name) for name in ("labels", "is_test", "domain")}
+        chosen = {name: value[kept] for name, value in columns.items() if value is not None}
+        return replace(listed, images=arrays["images"], **chosen)
+
+    def extent(self, root: Path) -> Extent:
+        """By the names of folders and files; nothing is decoded."""
+        return Extent.of(self._listed()[1])
+
+    def _listed(self) -> tuple[list[Path], Samples]:
+        """All image files, and what their folders say of them; the images of these samples are empty."""
         files = _scan(self.path)
         part, places = _places(self.path, files)
         class_names, labels = np.unique([place[-1] for place in places], return_inverse=True)
@@ -49,22 +69,14 @@ class Dataset(data.Dataset):
             raise DataError(
                 f"{self.path}: expected training and test images, found {is_test.sum()} of {len(files)} for testing"
             )
-        folder = root / "cache" / f"imagefolder-{self._fingerprint(files)}"
-        listed = [(0, file.as_posix()) for file in files]
-
-        def build(aside: Path) -> dict[str, Any]:
-            left_out = pixels.write([open_source(self.path)], listed, str, self.image_size, self.skip, aside)
-            return {"skipped": left_out}
-
-        arrays = cached_arrays(folder, build, resumes=True)
-        kept = arrays["kept"]
-        return Samples(
-            images=arrays["images"],
-            labels=labels.astype(np.int64)[kept],
-            is_test=is_test[kept],
-            domain=domain.astype(np.int64)[kept] if len(places[0]) == 2 else None,
+        domains = len(places[0]) == 2
+        return files, Samples(
+            images=np.empty((len(files), 0, 0, 3), dtype=np.uint8),
+            labels=labels.astype(np.int64),
+            is_test=is_test,
+            domain=domain.astype(np.int64) if domains else None,
             class_names=tuple(map(str, class_names)),
-            domain_names=tuple(map(str, domain_names)) if len(places[0]) == 2 else (),
+            domain_names=tuple(map(str, domain_names)) if domains else (),
         )
 
     def _draw_test(self, groups: NDArray[np.int64]) -> NDArray[np.bool_]:

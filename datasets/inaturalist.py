@@ -2,10 +2,11 @@
 
 Hsu, Qi and Brown 2020, "Federated Visual Classification with Real-World Data Distribution" (arXiv:2003.08082),
 https://github.com/google-research/google-research/tree/master/federated_vision_datasets: federated_train*.csv (user_id,
-image_id, class, ...) and test.csv without users. The images are those of the iNaturalist 2017 competition
-(https://github.com/visipedia/inat_comp/tree/master/2017, which tells the checksum). They are read in one pass through the
-archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global test set, and each user's own
-test images are held out of its training images by the partition (``test: own``).
+image_id, class, label) and test.csv without users, as the page there says. The full name of User-120k's file is known from
+public code; those of the Geo files are not, so a file is told by the number at its end. The images are those of the
+iNaturalist 2017 competition (https://github.com/visipedia/inat_comp/tree/master/2017, which tells the checksum). They are
+read in one pass through the archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global
+test set, and each user's own test images are held out of its training images by the partition (``test: own``).
 """
 
 from __future__ import annotations
@@ -27,15 +28,6 @@ from fedbench.prepared import ImageDataset, Table
 
 IMAGES, USERS, PLACES = "train_val_images.tar.gz", "inaturalist-user-120k.zip", "inaturalist-geo.zip"
 SPLITS = "http://storage.googleapis.com/gresearch/federated-vision-datasets"
-CLIENTS = {
-    "user_120k": 9_275,
-    "geo_100": 3_606,
-    "geo_300": 1_208,
-    "geo_1k": 368,
-    "geo_3k": 135,
-    "geo_10k": 38,
-    "geo_30k": 11,
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Dataset(ImageDataset):
     facts = Facts(
         155_941,
         1_203,
-        users=CLIENTS["user_120k"],
+        users=9_275,
         page="https://github.com/google-research/google-research/tree/master/federated_vision_datasets (splits), "
         "https://github.com/visipedia/inat_comp/tree/master/2017 (images)",
     )
@@ -70,7 +62,10 @@ class Dataset(ImageDataset):
     )
 
     clients: Literal["user_120k", "geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"] = option(
-        "user_120k", "whose images belong together: those of a user, or of a cell of the map", told=True
+        "user_120k",
+        "whose images belong together: those of a user (9,275), or of a cell of the map, from small to large "
+        "(3,606, 1,208, 368, 135, 38 and 11)",
+        told=True,
     )
 
     @property
@@ -101,15 +96,20 @@ class Dataset(ImageDataset):
         return PurePosixPath(name).name
 
     def _train_file(self, source: Source) -> str:
-        """federated_train*.csv of this split, however its name is written (user_120k, geo-100, ...)."""
+        """federated_train*.csv of this split. Raises DataError."""
         lists = [name for name in source.names if re.fullmatch(r"federated_train.*\.csv", PurePosixPath(name).name)]
-        plain = {name: re.sub(r"[^a-z0-9]", "", PurePosixPath(name).stem.lower()) for name in lists}
-        found = [name for name in lists if plain[name].endswith(self.clients.replace("_", ""))]
+        found = [name for name in lists if _scale(PurePosixPath(name).stem) == _scale(self.clients)]
         if len(found) != 1:
             raise DataError(
                 f"{source.path}: expected one federated_train*{self.clients}.csv, found {', '.join(lists) or 'none'}"
             )
         return found[0]
+
+
+def _scale(name: str) -> int:
+    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; -1 where there is none."""
+    found = re.search(r"(\d+)(k?)$", name.lower())
+    return int(found[1]) * (1000 if found[2] else 1) if found else -1
 
 
 def _rows(source: Source, name: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:

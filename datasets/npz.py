@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbench import data
-from fedbench.data import DataError, Samples
+from fedbench.data import DataError, Extent, Samples
 
 REQUIRED = ("images", "labels", "is_test")
 OPTIONAL = ("domain", "user", "class_names")
@@ -46,6 +46,10 @@ class Dataset(data.Dataset):
         names = self._names(arrays["class_names"]) if "class_names" in arrays else ()
         self._check_labels(labels, names)
         return Samples(images, labels, is_test, domain, user, names)
+
+    def extent(self, root: Path) -> Extent:
+        """By reading the file, which writes nothing."""
+        return Extent.of(self.load(root))
 
     def _integers(self, name: str, values: NDArray[Any], count: int) -> data.Ints:
         """A column as int64."""

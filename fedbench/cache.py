@@ -121,7 +121,7 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             arrays[path.stem] = [array.dtype.str, list(array.shape), _sha256(path)]
         for path in aside.iterdir():
-            if path.suffix != ".npy":  # what a build needs to go on after an interruption
+            if path.suffix != ".npy" and path.name != OWNER:  # what a build needs to go on after an interruption
                 path.unlink()
         (aside / CONTENTS).write_text(json.dumps({"format": FORMAT, "arrays": arrays, "notes": dict(told or {})}))
         for path in aside.iterdir():
@@ -133,6 +133,7 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
                 os.replace(folder, damaged)
             with suppress(OSError):
                 os.replace(aside, folder)
+                (folder / OWNER).unlink()  # not before: what has no owner is anybody's
             shutil.rmtree(damaged, ignore_errors=True)
     except BaseException as error:
         keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next goes on

@@ -130,11 +130,11 @@ class Estimate:
 def estimate(planned: PlannedRun, found: Plugins, machine: Machine) -> Estimate:
     """Count a run before it starts, from its config, the size of its dataset and the shapes of its method.
 
-    Raises DataError and BackboneError as the run itself would.
+    Nothing is fetched, decoded or written. Raises DataError, also where a dataset is not prepared, and BackboneError.
     """
     run = planned.run
-    samples = _samples(repr(sorted(run.dataset.items())), planned, found, machine)
-    train, classes = int((~samples.is_test).sum()), samples.num_classes
+    extent = _extent(repr(sorted(run.dataset.items())), planned, found, machine)
+    train, classes = extent.train, extent.classes
     vit = _architecture(run.backbone.name, run.backbone.image_size)
     method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
@@ -149,19 +149,19 @@ def estimate(planned: PlannedRun, found: Plugins, machine: Machine) -> Estimate:
     # A block keeps about 8 D + 2 H numbers a token for its backward pass; a client three copies of its values and memory.
     activations = 4 * chunk * sum(cost.tokens) * (8 * cost.width + 2 * cost.hidden)
     values = 4 * sum(param.init.numel() for param in spec.values()) * (4 * run.clients.per_round + run.clients.number)
-    pixels = len(samples.labels) * 3 * vit.image_size**2
+    pixels = (train + extent.test) * 3 * vit.image_size**2
     weights = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + weights
     return Estimate(int(seen * run.rounds * training(method, spec, vit)), memory)
 
 
-_datasets: dict[str, data.Samples] = {}
+_extents: dict[str, data.Extent] = {}
 
 
-def _samples(key: str, planned: PlannedRun, found: Plugins, machine: Machine) -> data.Samples:
-    if key not in _datasets:
-        _datasets[key] = found.make("dataset", planned.run.dataset).load(machine.data)
-    return _datasets[key]
+def _extent(key: str, planned: PlannedRun, found: Plugins, machine: Machine) -> data.Extent:
+    if key not in _extents:
+        _extents[key] = found.make("dataset", planned.run.dataset).extent(machine.data)
+    return _extents[key]
 
 
 @lru_cache(maxsize=4)

@@ -55,6 +55,7 @@ def fedbn_table(
 ) -> Table:
     """The table that FedBN's ``<domain>_{train,test}.pkl`` make: pickles of (paths, names of classes).
 
+    FedBN's loader unpacks two columns and looks the names up (code), whether they came as lists, arrays or one array [2, N].
     `images` {domain: name of the archive with its images}; `folder` stands before the paths and not before the names in
     those archives, or before both. Raises DataError.
     """
@@ -64,10 +65,9 @@ def fedbn_table(
             name = f"{site}_{part}.pkl"
             name = lists.base(name) + name
             pair = loads(lists.read(name), f"{lists.path}: {name}")
-            columns = isinstance(pair, list | tuple) and all(
-                isinstance(part, list | tuple | np.ndarray) for part in pair
-            )
-            if not columns or len(pair) != 2 or len(pair[0]) != len(pair[1]):
+            columns = (list, tuple, np.ndarray)
+            whole = isinstance(pair, columns) and len(pair) == 2 and all(isinstance(part, columns) for part in pair)
+            if not whole or len(pair[0]) != len(pair[1]):
                 raise DataError(f"{lists.path}: expected {name} to hold as many paths as classes, found {pair!r:.80}")
             for path, text in zip(*map(list, pair), strict=True):
                 if text not in classes or not isinstance(path, str):

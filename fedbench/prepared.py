@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from fedbench import cache, data, decode, pixels
 from fedbench.archive import Source, open_source
-from fedbench.data import Archive, DataError, Ints, Samples
+from fedbench.data import Archive, DataError, Extent, Ints, Samples
 from fedbench.download import download, md5_of
 from fedbench.method import option
 
@@ -54,6 +55,12 @@ class ArchiveDataset(data.Dataset):
     def prepare(self, root: Path, given: Path | None = None) -> Samples:
         """Fetch what is missing, check it and make the cache. Raises DataError."""
         return self._cached(root, given, asked=True)
+
+    def extent(self, root: Path) -> Extent:
+        """By the cache. Raises DataError where there is none."""
+        if any(cache.read(folder) is None for folder in self._caches(root)):
+            raise DataError(f"{self._name} is not prepared below {root} with these options: run {self._command(root)}")
+        return Extent.of(self.load(root))
 
     def told(self, root: Path) -> list[str]:
         """Where the archives and the cache are."""
@@ -101,6 +108,12 @@ class ArchiveDataset(data.Dataset):
     def _name(self) -> str:
         return type(self).__module__.removeprefix("fedbench_plugin_datasets_")
 
+    def _command(self, root: Path) -> str:
+        """What prepares this data set with these options."""
+        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        words = ["--root", str(root), *(w for f in changed for w in ("--set", f"{f.name}={getattr(self, f.name)}"))]
+        return shlex.join(["python", "-m", "fedbench.data", "prepare", self._name, *words])
+
     def _places(self, root: Path) -> list[Path]:
         return [root / self.home, root]
 
@@ -143,15 +156,14 @@ class ArchiveDataset(data.Dataset):
         facts += f", md5 {archive.md5}" if archive.md5 else ""
         by_hand = (
             f"fetch {archive.url or archive.name} ({facts}) by other means and put it at {path}, or name it: "
-            f"python -m fedbench.data prepare {self._name} --from PATH"
+            f"{self._command(root)} --from PATH"
         )
         if not archive.url:
             page = f"; it is offered at {self.facts.page}" if self.facts else ""
             raise DataError(f"{archive.name} is not there and cannot be fetched without a person{page}: {by_hand}")
         if not asked and not 0 < archive.size <= UNASKED_BYTES:
             raise DataError(
-                f"{archive.name} is not there, and {facts} are too much to fetch unasked: run "
-                f"python -m fedbench.data prepare {self._name} --root {root}"
+                f"{archive.name} is not there, and {facts} are too much to fetch unasked: run {self._command(root)}"
             )
         try:
             download(

@@ -71,16 +71,15 @@ class _Array:
         if not isinstance(dtype, _DType):
             raise pickle.UnpicklingError("an array without a type")
         if isinstance(dtype.text, str) and OBJECT_DTYPE.fullmatch(dtype.text):
-            if not (
-                isinstance(content, list) and all(type(item) is str for item in content) and shape == (len(content),)
-            ):
+            if not (isinstance(content, list) and all(type(item) is str for item in content)):
                 raise pickle.UnpicklingError("an array of objects that are not all text")
-            return np.array(content, dtype=np.str_)
-        if isinstance(content, str):
-            content = content.encode("latin1")  # what Python 2 wrote as a string
+            flat = np.array(content, dtype=np.str_)
+        else:
+            if isinstance(content, str):
+                content = content.encode("latin1")  # what Python 2 wrote as a string
+            flat = np.frombuffer(content, dtype.real())
         if not (isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)):
             raise pickle.UnpicklingError(f"an array of shape {shape!r:.40}")
-        flat = np.frombuffer(content, dtype.real())
         return flat.reshape(shape, order="F" if fortran else "C")
 
 

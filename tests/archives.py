@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import savemat
 
 from fedbench.domains import DOMAINNET
 from fedbench.plugins import plugins
@@ -293,18 +295,55 @@ def pacs(folder: Path, lists: bool = True, above: str = "PACS/kfold/") -> Path:
     return make_zip(folder / "PACS.zip", files)
 
 
+def mat(**variables: Any) -> bytes:
+    """A MATLAB file, compressed as the official ones are."""
+    file = io.BytesIO()
+    savemat(file, variables, do_compression=True)
+    return file.getvalue()
+
+
+def annotations(rows: Iterable[tuple[str, int]], labelled: bool = True) -> NDArray[Any]:
+    """The struct array [1, N] of the official lists, of (file, class from 1 on); that of the test images has no classes."""
+    boxes = [(f"bbox_{corner}", np.uint16(size)) for corner, size in (("x1", 3), ("y1", 4), ("x2", 300), ("y2", 200))]
+    names = [*(name for name, _ in boxes), *(["class"] if labelled else []), "fname"]
+    made = [(*(size for _, size in boxes), *([np.uint8(label)] if labelled else []), file) for file, label in rows]
+    return np.array([made], dtype=[(name, object) for name in names])
+
+
+def stanford_cars(folder: Path, **change: bytes) -> None:
+    """Training images of the classes 1, 2 and 196, test images of 196, 1 and 2; `change` replaces lists."""
+    names = np.array([[f"Make {c} Sedan 2012" for c in range(1, 197)]], dtype=object)
+    train, test = (
+        [(f"{n:05}.jpg", label) for n, label in enumerate(labels, 1)] for labels in ((1, 2, 196), (196, 1, 2))
+    )
+    lists = {
+        "cars_meta": mat(class_names=names),
+        "cars_train_annos": mat(annotations=annotations(train)),
+        "cars_test_annos": mat(annotations=annotations(test, labelled=False)),
+        "cars_test_annos_withlabels": mat(annotations=annotations(test)),
+    } | change
+    (folder / "cars_test_annos_withlabels.mat").write_bytes(lists.pop("cars_test_annos_withlabels"))
+    kit = [(f"devkit/{name}.mat", content) for name, content in lists.items()]
+    make_tar(folder / "car_devkit.tgz", [*kit, ("devkit/README.txt", b"This is ...")], folders=["devkit"])
+    for part, first in (("train", 10), ("test", 100)):
+        images = [
+            (f"cars_{part}/{n:05}.jpg", jpeg(first + 20 * n, (40, 30), "L" if n == 2 else "RGB")) for n in (1, 2, 3)
+        ]
+        make_tar(folder / f"cars_{part}.tgz", images, folders=[f"cars_{part}"])
+
+
 def inaturalist(folder: Path) -> None:
     """Users of 5, 2 and 1 images by User-120k; the same images in two cells by Geo-1k; three global test images."""
     users = {"alice": range(5), "7": range(5, 7), "bob": range(7, 8)}
     image = {n: f"{n:032x}" for n in range(20)}
     species = lambda n: ("Aves", "Turdus merula") if n % 2 else ("Plantae", "Bellis perennis")  # noqa: E731
-    user_csv = "user_id,image_id,class,label_id\n" + "".join(
+    user_csv = "user_id,image_id,class,label\n" + "".join(
         f"{user},{image[n]},{n % 3},{n * 10}\n" for user, numbers in users.items() for n in numbers
     )
-    geo_csv = "user_id,image_id,class,label_id\n" + "".join(
+    geo_csv = "user_id,image_id,class,label\n" + "".join(
         f"cell{n // 4},{image[n]},{n % 3},{n * 10}\n" for n in range(8)
     )
-    test_csv = "image_id,class,label_id\n" + "".join(f"{image[n]},{n % 3},{n * 10}\n" for n in (8, 9, 10))
+    test_csv = "image_id,class,label\n" + "".join(f"{image[n]},{n % 3},{n * 10}\n" for n in (8, 9, 10))
     home = "inaturalist-user-120k"
     lists = [(f"{home}/federated_train_user_120k.csv", user_csv.encode()), (f"{home}/test.csv", test_csv.encode())]
     make_zip(folder / f"{home}.zip", lists, folders=[home])
@@ -333,6 +372,7 @@ ARCHIVES: dict[str, Callable[[Path], Any]] = {
     "office_caltech10": office_caltech10,
     "pacs": pacs,
     "inaturalist": inaturalist,
+    "stanford_cars": stanford_cars,
 }
 
 

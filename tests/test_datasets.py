@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from archives import ARCHIVES, DATASETS, official
 from test_imagefolder import image_tree
 from test_npz import save as save_npz
 
-from fedbench.data import Samples, split
+from fedbench import cache, pixels
+from fedbench import prepared as prepared_module
+from fedbench.contract import form
+from fedbench.contract.samples import CHECKS, OnDisk
+from fedbench.data import DataError, Extent, split
 from fedbench.plugins import plugins
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
@@ -39,35 +41,32 @@ def test_datasets_were_found() -> None:
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_dataset_keeps_the_contract(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = prepared(name, tmp_path, monkeypatch)
-    assert dataset.__doc__
-    assert dataset.citation
     if dataset.archives:
         assert dataset.licence
         assert dataset.facts
         assert dataset.facts.page
-    for field in dataclasses.fields(dataset):
-        assert field.metadata["meaning"], field.name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        dataset.anything = 1
+    case = OnDisk(dataset, tmp_path / "root")
+    for check in [*form.CHECKS, *(one for one in CHECKS if one.of == "dataset")]:
+        check.run(dataset if check.of == "plugin" else case)
+    hashes = {split(samples, PARTITIONERS["iid"](), 3).hash for samples in (case.samples, dataset.load(case.root))}
+    assert len(hashes) == 1
 
-    first = dataset.load(tmp_path / "root")
-    count = len(first.labels)
-    assert first.images.dtype == np.uint8
-    assert first.images.shape[0] == count
-    assert first.images.shape[3] == 3
-    assert first.labels.dtype == np.int64
-    assert first.is_test.dtype == np.bool_
-    assert 0 < first.is_test.sum() < count
-    assert first.labels.min() >= 0
-    assert first.labels.max() < first.num_classes
-    for column, least in ((first.domain, 0), (first.user, -1)):
-        assert column is None or (column.dtype == np.int64 and column.shape == (count,) and column.min() >= least)
-    if first.domain is not None and first.domain_names:
-        assert first.domain.max() < len(first.domain_names)
-    assert len(set(first.class_names)) == len(first.class_names)
 
-    again = dataset.load(tmp_path / "root")
-    for column in dataclasses.fields(Samples):
-        one, other = getattr(first, column.name), getattr(again, column.name)
-        assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
-    assert split(first, PARTITIONERS["iid"](), 3).hash == split(again, PARTITIONERS["iid"](), 3).hash
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_an_extent_costs_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a data set is prepared it is known or refused, and nothing is fetched, decoded or written."""
+    dataset = prepared(name, tmp_path, monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    for module, function in ((pixels, "write"), (prepared_module, "download"), (cache, "_make")):
+        monkeypatch.setattr(module, function, lambda *_: pytest.fail("an extent was to cost nothing"))
+    if name in ARCHIVES:
+        with pytest.raises(
+            DataError, match=f"{name} is not prepared below .* run python -m fedbench.data prepare {name}"
+        ):
+            dataset.extent(tmp_path / "root")
+    else:
+        told = dataset.extent(tmp_path / "root")
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    if name not in ARCHIVES:
+        assert told == Extent.of(dataset.load(tmp_path / "root"))

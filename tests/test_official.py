@@ -10,7 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import DATASETS, attack, level, make_zip, official, pacs, publish, tiny_imagenet, unpack
+from archives import (
+    DATASETS,
+    annotations,
+    attack,
+    level,
+    make_zip,
+    mat,
+    official,
+    pacs,
+    publish,
+    stanford_cars,
+    tiny_imagenet,
+    unpack,
+)
 
 from fedbench.data import DataError, Samples, split
 from fedbench.domains import DOMAINNET
@@ -145,6 +158,36 @@ def test_lists_of_fedbn(name: str, form: str, tmp_path: Path, monkeypatch: pytes
     assert near(level(made.images), expected.tolist())
 
 
+FORMS: dict[str, Any] = {
+    "lists": lambda paths, names: (paths.tolist(), names.tolist()),
+    "arrays of objects": lambda paths, names: (paths.astype(object), names),
+    "arrays of text": lambda paths, names: (paths, names.astype(str)),
+    "an array of text [2, N]": lambda paths, names: np.array([paths, names.astype(str)]),
+    "an array of objects [2, N]": lambda paths, names: np.array([paths.astype(object), names]),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_of_fedbn_in_every_form(
+    form: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("office_caltech10", tmp_path, monkeypatch)
+    expected = DATASETS["office_caltech10"](**SMALL).load(tmp_path)
+    zipped = folder / "office_caltech_10_dataset.zip"
+    with zipfile.ZipFile(zipped) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    for name in files:
+        if name.endswith(".pkl"):
+            files[name] = pickle.dumps(FORMS[form](*pickle.loads(files[name])), protocol)
+    made = DATASETS["office_caltech10"](**SMALL).prepare(
+        tmp_path / "other", make_zip(tmp_path / zipped.name, files.items())
+    )
+    assert made.domain is not None
+    for column in ("labels", "domain", "is_test", "images"):
+        assert (getattr(made, column) == getattr(expected, column)).all()
+
+
 def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = official("office_caltech10", tmp_path, monkeypatch)
     with zipfile.ZipFile(folder / "office_caltech_10_dataset.zip") as archive:
@@ -156,7 +199,15 @@ def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         DATASETS["office_caltech10"](**SMALL).load(tmp_path)
     assert not (tmp_path / "canary").exists()
-    for wrong in ([1, 2], (["a"], []), (["a.jpg"], ["sofa"]), ([1], ["mug"])):
+    for wrong in (
+        [1, 2],
+        (["a"], []),
+        (["a.jpg"], ["sofa"]),
+        ([1], ["mug"]),
+        np.zeros((2, 3)),
+        np.zeros(2),
+        {"a": [], "b": []},
+    ):
         files["office_caltech_10/dslr_train.pkl"] = pickle.dumps(wrong)
         make_zip(folder / "office_caltech_10_dataset.zip", files.items())
         with pytest.raises(DataError, match=r"dslr_train.pkl|expected a pickle"):
@@ -186,6 +237,71 @@ def test_pacs_without_lists(tmp_path: Path) -> None:
     groups = made.domain * 7 + made.labels
     assert list(np.bincount(groups[made.is_test])) == [2] * 28
     assert near(level(made.images), (60 * made.domain + 8 * made.labels).tolist())
+
+
+# ---------------------------------------------------------------- Stanford Cars
+
+
+@pytest.mark.parametrize("form", ["archive", "unpacked", "labels in devkit"])
+def test_stanford_cars(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("stanford_cars", tmp_path, monkeypatch)
+    if form != "archive":
+        for path in folder.glob("*.tgz"):
+            unpack(path, folder)
+            path.unlink()
+    if form == "labels in devkit":
+        (folder / "cars_test_annos_withlabels.mat").rename(folder / "devkit" / "cars_test_annos_withlabels.mat")
+    made = DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    # cars_test.tgz comes before cars_train.tgz: three test images of levels 100 + 20 n, three training images of 10 + 20 n
+    assert near(level(made.images), [120, 140, 160, 30, 50, 70])
+    assert list(made.labels) == [195, 0, 1, 0, 1, 195], "the files count classes from 1"
+    assert list(made.is_test) == [True] * 3 + [False] * 3
+    assert (made.num_classes, made.class_names[195]) == (196, "Make 196 Sedan 2012")
+
+
+def test_stanford_cars_with_one_image_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = mat(annotations=annotations([("00002.jpg", 7)]))  # SciPy gives no list then
+    (tmp_path / "stanford_cars").mkdir()
+    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=one, cars_test_annos_withlabels=one)
+    publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+    made = DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert list(made.labels) == [6, 6]
+    assert near(level(made.images), [140, 50])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (mat(annotations=annotations([("00001.jpg", 197)])), r"a class in 1..196 in .*found '00001.jpg', 197"),
+        (mat(annotations=annotations([("../00001.jpg", 1)])), r"found '../00001.jpg', 1"),
+        (mat(annotations=np.arange(3)), r"expected class in the annotations of"),
+        (mat(other=1), r"expected a MATLAB file with annotations .*KeyError"),
+        (mat(annotations=annotations([("00001.jpg", 1)]))[:-20], r"expected a MATLAB file"),
+        (b"\0" * 124 + b"\0\x02IM", r"expected a MATLAB file"),  # version 7.3 is another format, HDF5
+        (b"", r"expected a MATLAB file"),
+    ],
+)
+def test_stanford_cars_names_a_wrong_list(
+    content: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stanford_cars").mkdir()
+    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=content)
+    publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+    with pytest.raises(DataError, match=says) as told:
+        DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert str(told.value).startswith(str(tmp_path / "stanford_cars" / "car_devkit.tgz"))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_stanford_cars_runs_nothing(protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stanford_cars").mkdir()
+    hostile = attack(tmp_path / "canary", protocol)
+    for content in (hostile, mat(annotations=np.frombuffer(hostile, np.uint8))):
+        stanford_cars(tmp_path / "stanford_cars", cars_train_annos=content)
+        publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
+        with pytest.raises(DataError):
+            DATASETS["stanford_cars"](**SMALL).load(tmp_path)
+    assert not (tmp_path / "canary").exists()
 
 
 # ---------------------------------------------------------------- iNaturalist
@@ -223,6 +339,21 @@ def test_inaturalist_cells_share_the_pixels(tmp_path: Path, monkeypatch: pytest.
         assert list(made.user) == [0] * 4 + [1] * 4 + [-1] * 3
         assert list(made.is_test) == [False] * 8 + [True] * 3
     assert len(list((tmp_path / "cache").glob("inaturalist-8px-*"))) == 1, "decoded once for all splits"
+
+
+@pytest.mark.parametrize("written", ["geo_{}", "geo-{}", "inat_geo{}", "{}"])
+def test_inaturalist_cells_however_their_files_are_called(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("inaturalist", tmp_path, monkeypatch)
+    rows = "user_id,image_id,class,label\n" + "".join(f"cell,{n:032x},0,0\n" for n in range(8))
+    lists = {
+        scale: f"federated_train_{written.format(scale)}.csv" for scale in ("100", "300", "1000", "3K", "10k", "30k")
+    }
+    files = [(name, f"{rows}{scale},{9:032x},1,0\n".encode()) for scale, name in lists.items()]
+    make_zip(folder / "inaturalist-geo.zip", [*files, ("test.csv", f"image_id,class,label\n{10:032x},0,0\n".encode())])
+    made = DATASETS["inaturalist"](clients="geo_1k", **SMALL).load(tmp_path)
+    assert list(made.user) == [1] * 8 + [0, -1], "1000 comes before cell"
 
 
 def test_inaturalist_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
 import resource
@@ -10,15 +12,20 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from archives import DATASETS, cifar_archive, level, official, publish, tiny_imagenet
 from test_cache import left
 from test_download import Server, serving
+from test_imagefolder import image_tree
+from workplace import files
 
-from fedbench import download, pixels
+from benchmarks.prepare import memory
+from fedbench import cost, download, lock, pixels, sweep
 from fedbench.data import DataError
 from fedbench.data_cli import main
 
@@ -159,6 +166,43 @@ def test_a_failed_download_says_what_else_can_be_done(
     assert left(tmp_path / "root" / "cache") == []
 
 
+def test_a_dry_run_fetches_and_decodes_nothing(
+    server: Server, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tiny_imagenet lies there as an archive, cifar100 could be fetched, glyphs be drawn, the folder be decoded."""
+    server.content = cifar_archive(tmp_path / "server").read_bytes()
+    publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file")
+    monkeypatch.setattr(cost, "_extents", {})
+    mine = {"name": "imagefolder", "path": str(image_tree(tmp_path / "mine", each=10))}
+    names: list[Any] = ["cifar100", {"name": "tiny_imagenet", "image_size": 16}, "glyphs", mine]
+    base = {"method": "head_only", "partition": "iid", "rounds": 2, "clients": {"number": 2, "per_round": 2}}
+    content = {"base": base, "grid": {"dataset": names}, "machine": {"data": str(tiny)}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    before = files(tmp_path)
+
+    def dry_run() -> tuple[list[bool], str]:
+        words = [str(tmp_path / "sweep.yaml"), "--results", str(tmp_path / "results"), "--dry-run"]
+        assert sweep.main([*words, "--json"]) == 0
+        runs = json.loads(capsys.readouterr().out)["runs"]
+        assert sweep.main(words) == 0
+        return [run["multiply_adds"] is not None for run in runs], capsys.readouterr().out
+
+    counted, said = dry_run()
+    assert counted == [False, False, True, True]
+    command = "run python -m fedbench.data prepare"
+    assert (
+        f"no estimate: cifar100 is not prepared below {tiny} with these options: {command} cifar100 --root {tiny}"
+        in said
+    )
+    assert f"{command} tiny_imagenet --root {tiny} --set image_size=16" in said
+    assert files(tmp_path) == before
+    assert server.seen == []
+    assert main(["prepare", "tiny_imagenet", "--root", str(tiny), "--set", "image_size=16"]) == 0
+    capsys.readouterr()
+    assert dry_run()[0] == [False, True, True, True]
+    assert server.seen == []
+
+
 # ---------------------------------------------------------------- interruptions, full disks, many jobs
 
 
@@ -207,14 +251,45 @@ def test_a_killed_prepare_goes_on(tiny: Path, counts: Path, monkeypatch: pytest.
     assert len(left(tiny / "cache")) == 2, "the table and the pixels, and nothing half-made"
 
 
-def test_many_jobs_decode_once(tiny: Path, counts: Path) -> None:
-    jobs = [fork.Process(target=prepare, args=(tiny,)) for _ in range(8)]
+def at_once(root: Path, begin: Any) -> None:
+    begin.wait()
+    prepare(root)
+
+
+@pytest.mark.parametrize("without", ["", "locks", "locks and claims"])
+def test_fifty_jobs_decode_once(without: str, tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(*_: Any) -> None:
+        raise OSError("this file system has none")
+
+    if "locks" in without:
+        monkeypatch.setattr(lock.fcntl, "flock", no_lock)
+    if "claims" in without:
+        free = SimpleNamespace(finish=lambda: None)
+        monkeypatch.setattr(lock, "claim", lambda place: contextlib.nullcontext(free))
+    Counted.seconds = 0.02
+    begin = fork.Barrier(50, timeout=120)
+    jobs = [fork.Process(target=at_once, args=(tiny, begin)) for _ in range(50)]
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join(60)
-    assert [job.exitcode for job in jobs] == [0] * 8
-    assert sorted(int(path.name.partition("-")[2]) for path in counts.iterdir()) == list(range(10))
+        job.join(240)
+    assert [job.exitcode for job in jobs] == [0] * 50
+    decoded = sorted(int(path.name.partition("-")[2]) for path in counts.iterdir())
+    if "claims" in without:
+        assert len(decoded) > 10, "without any lock several work, and all are right"
+    else:
+        assert decoded == list(range(10))
+    assert len(left(tiny / "cache")) == 2, "the table and the pixels, and nothing half-made"
+    made = DATASETS["tiny_imagenet"](image_size=8).load(tiny)
+    assert [round(value, -1) for value in level(made.images)] == [0, 10, 20, 40, 50, 60, 200, 210, 220, 230]
+
+
+@pytest.mark.slow  # decodes 22,000 images
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux")
+def test_memory_does_not_grow_with_the_images() -> None:
+    few, many = memory((2_000, 20_000), size=64).values()
+    assert many["pixels_mib"] - few["pixels_mib"] > 200
+    assert many["peak_mib"] - few["peak_mib"] < 40, "names and labels, never the pixels"
 
 
 def refused(root: Path, said: list[str], limit: int) -> None:

@@ -35,7 +35,7 @@ HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
         "merge": ("server", "report"),
     },
     Aggregation: {"extra_loss": ("p", "sent"), "params": ("spec", "task"), "merge": ("server", "report", "mean")},
-    Dataset: {"load": ("root",)},
+    Dataset: {"load": ("root",), "extent": ("root",)},
     Partitioner: {
         "groups": ("samples",),
         "shares": ("samples", "clients", "stream"),

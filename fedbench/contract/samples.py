@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedbench.contract import ContractError, check
-from fedbench.data import Dataset, Partitioner, Samples, Split, split
+from fedbench.data import Dataset, Extent, Partitioner, Samples, Split, split
 
 CLIENTS, CLASSES, DOMAINS, USERS = 6, 5, 3, 30
 
@@ -30,18 +30,18 @@ class OnDisk:
 
 @check("dataset")
 def samples_are_whole(case: OnDisk) -> None:
-    """load() gives training and test images with labels, domains and users from 0 on, and names that differ."""
+    """load() gives training and test images, domains from 0 and users from -1 (nobody's) on, and names that differ."""
     samples = case.samples
     if not isinstance(samples, Samples):
         raise ContractError("load()", "Samples(images, labels, is_test, ...)", type(samples).__name__)
     test, count = int(samples.is_test.sum()), len(samples.labels)
     if not 0 < test < count:
         raise ContractError("load(), is_test", "training and test samples", f"{test} of {count} for testing")
-    for name, names in (("domain", samples.domain_names), ("user", ())):
+    for name, least, names in (("domain", 0, samples.domain_names), ("user", -1, ())):
         column = getattr(samples, name)
-        if column is not None and (column.min() < 0 or (names and column.max() >= len(names))):
+        if column is not None and (column.min() < least or (names and column.max() >= len(names))):
             raise ContractError(
-                f"load(), {name}", f"0..{len(names) - 1 if names else '...'}", f"{column.min()}..{column.max()}"
+                f"load(), {name}", f"{least}..{len(names) - 1 if names else '...'}", f"{column.min()}..{column.max()}"
             )
     for label, names in (("class_names", samples.class_names), ("domain_names", samples.domain_names)):
         if len(set(names)) != len(names):
@@ -59,6 +59,15 @@ def loading_again_gives_the_same(case: OnDisk) -> None:
         one, other = getattr(case.samples, column.name), getattr(again, column.name)
         if not (np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other):
             raise ContractError(f"load(), {column.name}", "the same each time", "another one")
+
+
+@check("dataset")
+def the_extent_is_what_is_loaded(case: OnDisk) -> None:
+    """extent(), where there is one, counts what load() gives."""
+    if type(case.dataset).extent is not Dataset.extent:
+        loaded = Extent.of(case.samples)
+        if (told := case.dataset.extent(case.root)) != loaded:
+            raise ContractError("extent()", repr(loaded), repr(told))
 
 
 def some() -> Samples:
@@ -115,6 +124,7 @@ def images_are_not_read(partitioner: Partitioner) -> None:
 CHECKS = (
     samples_are_whole,
     loading_again_gives_the_same,
+    the_extent_is_what_is_loaded,
     a_split_is_sound,
     a_split_is_its_seed,
     images_are_not_read,

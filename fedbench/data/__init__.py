@@ -11,7 +11,7 @@ from fedbench.data.partition import (
     level_owners,
     too_few,
 )
-from fedbench.data.samples import Bools, DataError, Dataset, Ints, Samples
+from fedbench.data.samples import Bools, DataError, Dataset, Extent, Ints, Samples
 from fedbench.data.split import Parts, Split, split
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Dealt",
+    "Extent",
     "Facts",
     "Ints",
     "Partitioner",

@@ -72,6 +72,21 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much a dataset holds: all that an estimate asks for."""
+
+    train: int
+    test: int
+    classes: int
+
+    @classmethod
+    def of(cls, samples: Samples) -> Extent:
+        """Counted."""
+        test = int(samples.is_test.sum())
+        return cls(len(samples.labels) - test, test, samples.num_classes)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Base of all datasets: a frozen dataclass called ``Dataset`` in a file of ``datasets/``; its fields are options.
 
@@ -86,6 +101,10 @@ class Dataset:
     def load(self, root: Path) -> Samples:
         """Read the samples; downloads and caches go below `root`. Raises DataError."""
         raise TypeError(f"{type(self).__module__} must define load()")
+
+    def extent(self, root: Path) -> Extent:
+        """What `load` would give, if that is known without fetching, decoding or writing anything. Raises DataError."""
+        raise DataError(f"{type(self).__module__.rpartition('_')[2]} says how much it holds only when it is loaded")
 
     def prepare(self, root: Path, given: Path | None = None) -> Samples:
         """Do once what `load` needs, with files from `given` (an archive or a folder) before others. Raises DataError."""
