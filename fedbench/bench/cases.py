@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -92,7 +92,11 @@ class World:
             case, root, draw.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) % CLASSES
         )
         user, place = np.divmod(np.arange(count), 2 * case.each)
-        columns = {"is_test": place >= case.each, "user": user, "class_names": np.arange(CLASSES).astype(str)}
+        columns: dict[str, Any] = {
+            "is_test": place >= case.each,
+            "user": user,
+            "class_names": np.arange(CLASSES).astype(str),
+        }
         np.savez(root / "images.npz", images=world.images, labels=world.labels, **columns)
         if case.backbone != "nano":
             torch.manual_seed(0)
@@ -140,8 +144,7 @@ class World:
 
 def _architecture(case: Case) -> VisionTransformer:
     _tell_timm()
-    vit: VisionTransformer = timm.create_model(case.backbone, num_classes=0, img_size=case.image_size)
-    return vit
+    return cast(VisionTransformer, timm.create_model(case.backbone, num_classes=0, img_size=case.image_size))
 
 
 def _tell_timm() -> None:
@@ -150,9 +153,9 @@ def _tell_timm() -> None:
         if not timm.is_model(name):
 
             def entry(img_size: int = SOURCE, shape: dict[str, Any] = shape, **_: Any) -> VisionTransformer:
-                vit = VisionTransformer(img_size=img_size, num_classes=0, **shape)
+                vit: Any = VisionTransformer(img_size=img_size, num_classes=0, **shape)
                 vit.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-                return vit
+                return cast(VisionTransformer, vit)
 
             entry.__name__ = name
             timm.models.register_model(entry)

@@ -136,7 +136,7 @@ def _in_turn(work: dict[tuple[str, str], Callable[[], Any]], asked: Asked) -> di
 
 
 def _arithmetic(setting: Setting) -> dict[str, int]:
-    """Multiply-adds of one image: of local training, and of an evaluation's forward pass."""
+    """Multiply-adds of one image: of local training, and of an evaluation's forward pass (0 where clients fine-tune first)."""
     cohort = setting.cohort
     forward = cost.one_pass(cohort.method, cohort.spec, cohort.backbone).forward
-    return {"training": setting.multiply_adds, "evaluation": forward}
+    return {"training": setting.multiply_adds, "evaluation": 0 if cohort.method.finetune_epochs else forward}
