@@ -173,7 +173,10 @@ def test_contenders_take_turns_and_ratios_are_medians():
 def test_peak_memory_is_that_of_the_work():
     device = torch.device("cpu")
     small = clock.peak(lambda: None, device)
-    assert clock.peak(lambda: torch.ones(100 << 20), device) > small + (300 << 20)
+    large = clock.peak(lambda: torch.ones(100 << 20), device)
+    assert large > small + (300 << 20)
+    if sys.platform == "linux":  # the kernel lets a process forget
+        assert clock.peak(lambda: None, device) < large - (300 << 20)
 
 
 def test_training_calls_python_as_often_for_many_images_as_for_few(tmp_path):

@@ -51,7 +51,7 @@ CASES = {
     "nano@32": Case("nano", 32, each=96),
     "small@32": Case("fedbench_small", 32, each=64),
     "vit_tiny@96": Case("vit_tiny_patch16_224", 96),
-    "vit_tiny@224": Case("vit_tiny_patch16_224", 224, clients=4),
+    "vit_tiny@224": Case("vit_tiny_patch16_224", 224, clients=2),
     "vit_base@224": Case("vit_base_patch16_224", 224, matrix=8192),
 }
 METHODS = ("fedvpt", "fedvpt_deep", "pep_fedpt", "head_only")

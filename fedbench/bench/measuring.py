@@ -79,7 +79,7 @@ def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]
                 if multiply_adds and what in told[method]:
                     told[method][what]["multiply_adds_per_image"] = multiply_adds
                     told[method][what]["fraction"] = multiply_adds * told[method][what]["images_per_second"] / rate
-            told[method]["round"] = breakdown.seconds(setting, world.root, asked.repeat)
+            told[method]["round"] = breakdown.seconds(setting, world.root, min(3, asked.repeat))
         if profile:
             breakdown.profile(first, world.root, profile)
     return {
