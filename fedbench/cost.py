@@ -58,15 +58,17 @@ def one_pass(
     tokens: list[int] = []
     forward, backward = embedding, 0
     layers = method.layers(vit.depth)
-    lowest = _lowest_weight(method, p, vit)
+    own = _own_weights(method, p, vit)
+    lowest = _lowest_weight(own, vit.depth)
+    entered = vit.depth  # the lowest block that a gradient goes through to something before it
     if method.pixels is not None and method.pixels(p, torch.zeros(1, 3, vit.image_size, vit.image_size)).requires_grad:
-        lowest, backward = -1, embedding
+        lowest, entered, backward = -1, -1, embedding
     for layer in range(vit.depth):
         if layer in layers:
             slots = method.prompts(layer, p, zero, zero if method.uses_query else None)
             lengths |= {name: value.shape[1] for name, value in slots.items()}
             if any(value.requires_grad for value in slots.values()):
-                lowest = min(lowest, layer)
+                lowest, entered = min(lowest, layer), min(entered, layer)
         t = prefix + patches + sum(lengths.values())
         tokens.append(t)
         read = t  # tokens that go on from this block: after the last only what the head reads
@@ -77,20 +79,34 @@ def one_pass(
         forward += linear + attention
         if layer >= lowest:
             backward += linear + 2 * attention
-    if method.backbone_weights is not None:
-        own = method.backbone_weights(p, dict(vit.named_parameters()))
-        backward += max(tokens) * sum(v.numel() for v in own.values() if v.requires_grad and v.dim() == 2)
+        at = f"blocks.{layer}."
+        backward += sum(_for_weights(n, v, t, read) for n, v in own.items() if at in n and v.dim() == 2)
+        if layer == lowest < entered and f"vit.{at}attn.qkv.weight" in own and f"vit.{at}norm1.weight" not in own:
+            backward -= 3 * t * width**2  # nothing below asks for the gradient of what enters this product
+    backward += embedding * any("patch_embed.proj.weight" in name for name in own)
     return PassCost(forward if method.touches(vit.depth) else 0, backward, tuple(tokens), width, hidden)
 
 
-def _lowest_weight(method: Method, p: Values, vit: backbone.Backbone) -> int:
-    """The lowest block of which the method trains a tensor; -1: the embedding; the depth where there is none."""
+def _own_weights(method: Method, p: Values, vit: backbone.Backbone) -> dict[str, Tensor]:
+    """The backbone's tensors in whose place the method has trained ones."""
     if method.backbone_weights is None:
-        return vit.depth
+        return {}
     own = method.backbone_weights(p, dict(vit.named_parameters()))
-    names = [name.split(".") for name, value in own.items() if value.requires_grad]
-    blocks = [int(name[2]) if name[1] == "blocks" else -1 if "embed" in name[1] else vit.depth for name in names]
-    return min(blocks, default=vit.depth)
+    return {name: value for name, value in own.items() if value.requires_grad}
+
+
+def _lowest_weight(own: Iterable[str], depth: int) -> int:
+    """The lowest block of which a tensor of `own` is; -1: the embedding; the depth where there is none."""
+    names = [name.split(".") for name in own]
+    blocks = [int(name[2]) if name[1] == "blocks" else -1 if "embed" in name[1] else depth for name in names]
+    return min(blocks, default=depth)
+
+
+def _for_weights(name: str, value: Tensor, tokens: int, read: int) -> int:
+    """Multiply-adds of the gradient of a block's weight matrix, through which all tokens go (keys, values) or those read."""
+    if name.endswith("attn.qkv.weight"):
+        return value.numel() // 3 * (read + 2 * tokens)
+    return value.numel() * read
 
 
 def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) -> int:

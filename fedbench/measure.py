@@ -97,7 +97,7 @@ AROUND = (
         "contract",
     ),
     *("tables", "figures", "page", "report", "evidence", "statistics", "reference", "naming", "leavings"),
-    *("split_view", "split_figure"),
+    *("split_view", "split_figure", "bench"),
 )
 
 

@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("launch", "split_view"),
     ("slurm",),
     ("watch",),
-    ("sweep", "data_cli", "pretrain", "check", "methods"),
+    ("sweep", "data_cli", "pretrain", "check", "methods", "bench"),
 )
 TORCH_FREE = (
     *("tables", "figures", "page", "report", "evidence", "naming", "reference", "leavings", "statistics"),

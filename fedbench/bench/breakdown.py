@@ -1,0 +1,131 @@
+"""Where the seconds of a round go: the functions it is made of are timed from outside, and none of them holds a clock."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedbench import checkpoint, evaluation, simulation
+from fedbench.bench.clock import timed, wait
+from fedbench.setting import Setting
+
+PARTS = ("data", "forward", "backward", "optimiser", "aggregation", "evaluation", "checkpoint")
+
+# (part, module, name in it): the part has the function's own time, without that of the functions it calls that are named
+# here. What the trainer does around its passes is the optimiser's, what a round does around training the server's.
+TIMED: tuple[tuple[str, str, str], ...] = (
+    ("data", "fedbench.setting", "Setting.train"),
+    ("data", "fedbench.data", "batches"),
+    ("data", "fedbench.images", "Images.batch"),
+    ("forward", "fedbench.cohort", "Cohort.forward"),
+    ("forward", "fedbench.cohort", "Cohort.each"),
+    ("forward", "torch.nn.functional", "cross_entropy"),
+    ("backward", "torch.autograd", "grad"),
+    ("backward", "torch.autograd", "backward"),
+    ("optimiser", "fedbench.local", "Trainer.train"),
+    ("aggregation", "fedbench.simulation", "one_round"),
+    ("aggregation", "fedbench.server", "Server.send"),
+    ("aggregation", "fedbench.server", "Server.merge"),
+    ("evaluation", "fedbench.evaluation", "evaluate"),
+    ("checkpoint", "fedbench.checkpoint", "save"),
+)
+WHOLE = ("evaluation", "checkpoint")  # all that happens inside is theirs
+
+
+class Stopwatch:
+    """Seconds of each part, of which one at a time runs: the innermost timed function's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.parts = device, dict.fromkeys(PARTS, 0.0)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    def turn(self, to: str | None) -> None:
+        """Begin the part `to` inside the running one, or end the running one (None)."""
+        wait(self.device)
+        now = time.perf_counter()
+        if self._running:
+            self.parts[self._running[-1]] += now - self._since
+        if to is None:
+            self._running.pop()
+        else:
+            self._running.append(self._running[-1] if self._running and self._running[-1] in WHOLE else to)
+        self._since = time.perf_counter()
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, whose own time is the part's."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            self.turn(part)
+            try:
+                return function(*args, **options)
+            finally:
+                self.turn(None)
+
+        return call
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Stopwatch]:
+    """All functions of `TIMED` timed; a name that another commit lacks leaves its time to the caller's part."""
+    stopwatch = Stopwatch(device)
+    with ExitStack() as stack:
+        for part, module, path in TIMED:
+            *owners, name = path.split(".")
+            owner: Any = importlib.import_module(module)
+            for step in owners:
+                owner = getattr(owner, step, None)
+            if (function := getattr(owner, name, None)) is not None:
+                setattr(owner, name, stopwatch.around(part, function))
+                stack.callback(setattr, owner, name, function)
+        yield stopwatch
+
+
+def whole_round(setting: Setting, folder: Path, round_: int = 1) -> None:
+    """A round with its evaluation and its checkpoint in `folder`, as a run has it where it evaluates each round."""
+    simulation.one_round(setting, round_)
+    evaluation.evaluate(setting)
+    checkpoint.save(folder, setting.server.state(), round_, {})
+
+
+def seconds(setting: Setting, folder: Path, rounds: int) -> dict[str, float]:
+    """Seconds of each of `PARTS`, their round as a ``whole``, and ``unwatched``: the median round without any clock in it.
+
+    Of several watched rounds the median one is told, so that its parts belong together.
+    """
+    device = setting.cohort.labels.device
+
+    def work() -> None:
+        whole_round(setting, folder)
+
+    work()  # statistics are reported once, files are opened for the first time
+    found, plain = [], []
+    for _ in range(rounds):
+        plain.append(timed(work, device))
+        with watched(device) as stopwatch:
+            found.append({"whole": timed(work, device), **stopwatch.parts})
+    found.sort(key=lambda one: one["whole"])
+    return found[len(found) // 2] | {"unwatched": sorted(plain)[len(plain) // 2]}
+
+
+def profile(setting: Setting, folder: Path, file: Path) -> None:
+    """One round under torch's profiler: a Chrome trace where `file` ends in .json, else a table of operators."""
+    whole_round(setting, folder)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if setting.cohort.labels.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        whole_round(setting, folder)
+    if file.suffix == ".json":
+        profiler.export_chrome_trace(str(file))
+    else:
+        order = f"self_{'cuda' if len(activities) > 1 else 'cpu'}_time_total"
+        file.write_text(profiler.key_averages().table(sort_by=order, row_limit=40) + "\n")

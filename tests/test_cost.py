@@ -1,0 +1,64 @@
+"""Multiply-adds as counted from shapes, beside what torch counts while a client trains and is evaluated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CLASSES, METHODS, tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedbench import cost
+
+CLIENT, SAMPLES = 2, 12  # of the tiny world: 12 samples in batches of 4, none of them padding
+
+
+def counted(work):
+    """Multiply-adds of `work` by torch's own counter, which knows attention as the products that it is made of."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+def world(name):
+    small = tiny(METHODS[name], epochs=1)
+    small.cohort.backbone.plain = False  # what a method costs, not what this machine saves of it
+    small.introduce([CLIENT])
+    return small, small.batches([CLIENT])
+
+
+# What hooks compute beside the backbone is left out of the count. For these it is the head's product, forward and backward
+# for its weights and, unless features are cached, its input; and LoRA's two low-rank products a block, once a batch.
+@pytest.mark.parametrize(
+    ("name", "products"), [("fedvpt", 3), ("fedvpt_deep", 3), ("full_finetune", 3), ("lora", 3), ("head_only", 2)]
+)
+def test_training_is_counted_exactly_but_for_the_hooks(name, products):
+    small, batches = world(name)
+    method, vit = small.cohort.method, small.cohort.backbone
+    ours = cost.training(method, small.cohort.spec, vit)
+    hooks = SAMPLES * products * CLASSES * vit.width
+    if name == "lora":
+        hooks += len(batches[0].active) * vit.depth * 2 * 3 * method.rank * vit.width**2
+    assert counted(lambda: small.round([CLIENT], batches=batches)) == SAMPLES * ours + hooks
+
+
+@pytest.mark.parametrize("name", ["pfedpt", "fedrep", "fedpgp", "pep_fedpt", "sgpt", "pfedpg", "fedpr", "pfpt"])
+def test_training_is_counted_to_a_hundredth(name):
+    """Phases, views, borders of images; the rest are the hooks' own small products."""
+    small, batches = world(name)
+    cohort = small.cohort
+    ours = SAMPLES * cost.training(cohort.method, cohort.spec, cohort.backbone)
+    assert ours == pytest.approx(counted(lambda: small.round([CLIENT], batches=batches)), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only"])
+def test_a_forward_pass_is_counted_to_a_hundredth(name):
+    small, _ = world(name)
+    cohort = small.cohort
+    values = small.server.send(torch.tensor([CLIENT])) | small.server.read()
+    index = torch.from_numpy(small.train[CLIENT])[None]
+    with torch.no_grad():
+        theirs = counted(lambda: cohort.forward(values, index, add_prior=False))
+    head = CLASSES * cohort.backbone.width
+    ours = cost.one_pass(cohort.method, cohort.spec, cohort.backbone).forward + head
+    assert SAMPLES * ours == pytest.approx(theirs, rel=0.01)
