@@ -15,9 +15,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedbench.config import Cluster, ConfigError, Sweep
+from fedbench.home import ROOT
 from fedbench.keeper import Job
 from fedbench.launch import LaunchError, deaf, environment, remember
-from fedbench.plugins import HOME
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     more = {key.removeprefix("slurm_"): value for key, value in cluster.slurm.items()}
     further = {"requeue": True} | (more.pop("additional_parameters", None) or {})
     setup = [
-        f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={cluster.cpus} MKL_NUM_THREADS={cluster.cpus}",
         *cluster.setup,
         *(more.pop("setup", None) or ()),
