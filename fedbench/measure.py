@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 class Meter:
     """Seconds, images and peak memory of a run, going on from `seconds` spent before it was interrupted."""
 

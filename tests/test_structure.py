@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("slurm",),
     ("watch",),
     ("sweep", "data_cli", "pretrain", "check", "methods"),
+    ("status", "completion"),
 )
 TORCH_FREE = (
     *("tables", "figures", "page", "report", "evidence", "naming", "reference", "leavings", "statistics"),
