@@ -110,7 +110,10 @@ def find(file: Path) -> tuple[Kind, type]:
 
 def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     """The fields' values of ``--set``, as a sweep file would give them. Raises PluginError."""
-    given = {name: yaml.safe_load(text) for name, _, text in (field.partition("=") for field in fields)}
+    try:
+        given = {name: yaml.safe_load(text) for name, _, text in (field.partition("=") for field in fields)}
+    except yaml.YAMLError as error:
+        raise PluginError(f"--set: not a YAML value: {' '.join(str(error).split())}") from error
     legal = [field.name for field in dataclasses.fields(cls)]
     if wrong := [name for name in given if name not in legal]:
         raise PluginError(f"{file}: no field {wrong[0]!r}; legal: {', '.join(legal)}")

@@ -60,7 +60,7 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
     each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
     packs = [names[i : i + each] for i in range(0, len(names), each)]
     parameters = slurm_parameters(cluster)
-    parameters["job_name"] = "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep.name)
+    parameters["job_name"] = job_name(sweep.name)
     try:
         executor = submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**parameters)
@@ -123,6 +123,11 @@ def _patiently(submit: Callable[[], T]) -> T:
     return submit()
 
 
+def job_name(sweep: str) -> str:
+    """How the jobs of a sweep are called: one word of letters, digits, dots and dashes, whatever the sweep's name."""
+    return "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep)
+
+
 def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     """The `cluster` block in submitit's words. Raises ConfigError."""
     parameters: dict[str, Any] = {
@@ -152,8 +157,10 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
         *(more.pop("setup", None) or ()),
     ]
     for key, value in (parameters | more | further).items():
-        if isinstance(value, str) and "\n" in value:  # would end the comment that sbatch reads and begin a command
-            raise ConfigError(f"cluster.{key}: a line break in {value!r}")
+        if any(
+            isinstance(part, str) and "\n" in part for part in (key, value)
+        ):  # would end the comment that sbatch reads and begin a command
+            raise ConfigError(f"cluster: a line break in {key!r}: {value!r}")
     return parameters | more | {"additional_parameters": further, "setup": setup}
 
 
