@@ -33,7 +33,8 @@ from PIL import Image, ImageOps
 
 from fedbench import pixels
 from fedbench.archive import open_source
-from fedbench.plugins import HOME, plugins
+from fedbench.home import HOME
+from fedbench.plugins import plugins
 
 
 def draw(folder: Path, count: int, side: int) -> Path:

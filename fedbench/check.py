@@ -27,15 +27,15 @@ aggregation; an aggregation with fedvpt, its prompts and its head shared or loca
 Exit code: 0 the contract is kept, 1 it is not, 2 the file holds no plug-in or cannot be run.
 
 examples:
-  python -m fedbench.check my_methods/methods/mine.py
-  python -m fedbench.check datasets/npz.py --set path=mine.npz
+  %(prog)s my_methods/methods/mine.py
+  %(prog)s datasets/npz.py --set path=mine.npz
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the files of the command line and return the exit code."""
+def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser:
+    """The options."""
     options = argparse.ArgumentParser(
-        prog="python -m fedbench.check",
+        prog=program,
         description="Run the contract checks on a plug-in's file: a method, aggregation, dataset or partitioner.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="where datasets are kept (data)"
     )
-    given = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
+    """Check the files of the command line and return the exit code."""
+    given = parser(program).parse_args(arguments)
     torch.set_num_threads(1)  # tiny tensors are fastest so
     codes = []
     for file in given.files:
@@ -105,7 +110,10 @@ def find(file: Path) -> tuple[Kind, type]:
 
 def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     """The fields' values of ``--set``, as a sweep file would give them. Raises PluginError."""
-    given = {name: yaml.safe_load(text) for name, _, text in (field.partition("=") for field in fields)}
+    try:
+        given = {name: yaml.safe_load(text) for name, _, text in (field.partition("=") for field in fields)}
+    except yaml.YAMLError as error:
+        raise PluginError(f"--set: not a YAML value: {' '.join(str(error).split())}") from error
     legal = [field.name for field in dataclasses.fields(cls)]
     if wrong := [name for name in given if name not in legal]:
         raise PluginError(f"{file}: no field {wrong[0]!r}; legal: {', '.join(legal)}")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedbench import track
+from fedbench.home import sweep_file
 from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -216,6 +217,7 @@ def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterabl
         _ = found.classes
     except PluginError as error:
         raise ConfigError(str(error)) from error
+    path = sweep_file(path)
     try:
         content = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506 - derives from SafeLoader
     except OSError as error:

@@ -27,11 +27,11 @@ The same command again goes on where the last one stopped. Exit code: 0 done, 1 
 should be, 2 a mistake on the command line.
 
 examples:
-  python -m fedbench.data list
-  python -m fedbench.data info tiny_imagenet
-  python -m fedbench.data prepare tiny_imagenet
-  python -m fedbench.data prepare inaturalist --root /scratch/me/data --from /archives --set clients=geo_1k
-  python -m fedbench.data verify cifar100
+  %(prog)s list
+  %(prog)s info tiny_imagenet
+  %(prog)s prepare tiny_imagenet
+  %(prog)s prepare inaturalist --root /scratch/me/data --from /archives --set clients=geo_1k
+  %(prog)s verify cifar100
 """
 
 
@@ -188,10 +188,10 @@ VERBS: dict[str, Verb] = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: str = "python -m fedbench.data") -> argparse.ArgumentParser:
     """The verbs and their options."""
     made = argparse.ArgumentParser(
-        prog="python -m fedbench.data",
+        prog=program,
         description="See data sets and get them ready.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -204,9 +204,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.data") -> int:
     """Do what the command line says and return the exit code."""
-    given = parser().parse_args(arguments)
+    given = parser(program).parse_args(arguments)
     try:
         return VERBS[given.verb].run(given, plugins(given.plugins))
     except (PluginError, ConfigError, Mistake) as error:

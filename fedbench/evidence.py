@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 from pyarrow import ArrowInvalid, parquet
 
+from fedbench.home import sweep_file
 from fedbench.naming import key, natural, together, told_apart, words
 from fedbench.records import RecordsError, RunFolder, run_folders
 from fedbench.tables.metrics import METRIC, PROVENANCE
@@ -150,7 +151,7 @@ def _from_sweeps(
         return told | {"backbone": str(run["backbone"]["name"])}
 
     seen: set[str] = set()
-    for path in sweeps:
+    for path in map(sweep_file, sweeps):
         if not path.is_file():
             near = ", ".join(sorted(str(file) for file in path.parent.glob("*.yaml"))) or "none"
             raise ReportError(f"sweep file {path} does not exist; sweep files beside it: {near}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedbench import claim
 from fedbench.config import Sweep
-from fedbench.plugins import HOME
+from fedbench.home import ROOT
 from fedbench.records import RunFolder
 from fedbench.storage import write_aside
 
@@ -100,7 +100,7 @@ def environment(drop: str = "", **more: str) -> Iterator[None]:
 
 def python_path() -> str:
     """PYTHONPATH with this project in front."""
-    return os.pathsep.join(part for part in (str(HOME), os.environ.get("PYTHONPATH", "")) if part)
+    return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 
 # -- this process ----------------------------------------------------------------------------------------------

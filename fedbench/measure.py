@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedbench.home import INSTALLED, PACKAGE, ROOT
+
 if TYPE_CHECKING:
     import torch
-
-HOME = Path(__file__).resolve().parent.parent
 
 
 class Meter:
@@ -67,11 +67,13 @@ class Meter:
 @cache
 def commit() -> str | None:
     """The code's git commit, with ``+`` where the tree differs from it; None outside a checkout."""
+    if INSTALLED:
+        return None  # the folder it was installed to may lie in a repository of something else
     # Without locks: many jobs ask at once, may be killed meanwhile, and the checkout is the user's.
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HOME, capture_output=True, text=True)
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         dirty = subprocess.run(
-            ["git", "--no-optional-locks", "status", "--porcelain", "-uno"], cwd=HOME, capture_output=True, text=True
+            ["git", "--no-optional-locks", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True
         )
     except OSError:
         return None
@@ -98,6 +100,7 @@ AROUND = (
     ),
     *("tables", "figures", "page", "report", "evidence", "statistics", "reference", "naming", "leavings"),
     *("split_view", "split_figure", "bench"),
+    *("home", "_home", "__main__", "status", "completion"),
 )
 
 
@@ -107,8 +110,8 @@ def code(plugin_files: tuple[Path, ...] = ()) -> str:
 
     A commit says nothing of changes that are not committed, nor of a user's own plug-ins.
     """
-    home = HOME / "fedbench"
-    core = [path for path in home.rglob("*.py") if path.relative_to(home).parts[0].removesuffix(".py") not in AROUND]
+    sources = [(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in PACKAGE.rglob("*.py")]
+    core = [path for name, path in sources if name not in AROUND]
     return f"{_hash(core)}-{_hash(plugin_files)}"
 
 

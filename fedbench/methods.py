@@ -19,6 +19,12 @@ from fedbench.method import Method
 from fedbench.plugins import PluginError, Plugins, plugins
 
 DONE, MISTAKE = 0, 2
+EPILOG = """\
+examples:
+  %(prog)s
+  %(prog)s pep_fedpt fedprox
+  %(prog)s --plugins mine/ --json
+"""
 BEGIN, END = "<!-- made by `make docs` from the plug-ins -->", "<!-- end of what `make docs` makes -->"
 COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields of every method, told once
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
@@ -133,16 +139,26 @@ def with_table(page: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the listing and return the exit code."""
-    options = argparse.ArgumentParser(prog="python -m fedbench.methods", description="List methods and aggregations.")
+def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
+        prog=program,
+        description="List methods and aggregations.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options.add_argument("names", nargs="*", metavar="NAME", help="only these; all if not given")
     options.add_argument("--plugins", nargs="+", action="extend", default=[], metavar="DIR", help="your own plug-ins")
     form = options.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for scripts")
     form.add_argument("--markdown", action="store_true", help="a table")
     form.add_argument("--write", type=Path, metavar="PAGE.md", help="put the table between the markers of a page")
-    given = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.methods") -> int:
+    """Print the listing and return the exit code."""
+    given = parser(program).parse_args(arguments)
     try:
         entries = listing(plugins(given.plugins))
     except PluginError as error:

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from fedbench import data, method
+from fedbench.home import HOME
 
 Kind = Literal["method", "aggregation", "dataset", "partition"]
 
-HOME = Path(__file__).resolve().parent.parent  # the folder that holds methods/ and datasets/
 KINDS: dict[Kind, tuple[str, str, type]] = {
     "method": ("methods", "Method", method.Method),
     "aggregation": ("methods/aggregation", "Aggregation", method.Aggregation),

@@ -82,10 +82,16 @@ class RunFolder:
         _append(self.path / "records.jsonl", record)
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records in order, one a round; a half-written last line is passed over."""
+        """All whole records in order, one a round; a half-written last line is passed over.
+
+        Raises RecordsError where a line is whole and no record.
+        """
         found: dict[int, dict[str, Any]] = {}
         for record in _lines(self.path / "records.jsonl"):
-            found.setdefault(record["round"], record)
+            try:
+                found.setdefault(record["round"], record)
+            except (TypeError, KeyError) as error:
+                raise RecordsError(f"{self.path / 'records.jsonl'}: no record of a round: {record!r:.80}") from error
         return list(found.values())
 
     def cut_records(self, last_round: int) -> None:

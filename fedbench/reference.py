@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from fedbench.home import HOME
 from fedbench.naming import flat
 from fedbench.tables.metrics import METRIC
 
-FOLDER = Path(__file__).resolve().parent.parent / "reports" / "reference"
+FOLDER = HOME / "reports" / "reference"
 COLUMNS = ("source", "where", "method_there", "setting_there", "metric", "percent", "method", "dataset", "partition")
 
 

@@ -26,6 +26,11 @@ from fedbench.tables import contests, grid, notes, text
 from fedbench.tables.metrics import MAIN, METRIC, REFERENCE, TIE
 from fedbench.tables.summary import labels, summary
 
+EPILOG = """\
+examples:
+  %(prog)s sweeps/quickstart.yaml
+  %(prog)s sweeps/main_table.yaml --results /scratch/me/results --out paper/ --intervals
+"""
 BLOCKS = 8  # of settings that the terminal shows
 
 
@@ -313,37 +318,43 @@ def show(written: Written, evidence: Evidence, console: Console, wishes: Wishes)
         console.print(Text(str(path)), soft_wrap=True)
 
 
-def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
-    parser = argparse.ArgumentParser(
-        prog=program, description="Make every table and figure, and a page that shows them."
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description="Make every table and figure, and a page that shows them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    made.add_argument(
         "sweeps", nargs="*", type=Path, metavar="SWEEP.yaml", help="report exactly the runs of these files"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
-    parser.add_argument(
+    made.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
+    made.add_argument(
         "--out", type=Path, default=Path("reports/out"), metavar="DIR", help="where to write (reports/out)"
     )
-    parser.add_argument(
-        "--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as given to the sweep")
-    parser.add_argument(
+    made.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as given to the sweep")
+    made.add_argument(
         "--intervals",
         action="store_true",
         help="95 %% intervals of the mean (Student's t over seeds) in place of ± std",
     )
-    parser.add_argument(
+    made.add_argument(
         "--metrics", nargs="+", default=list(MAIN), metavar="NAME", help=f"of the main table: {', '.join(METRIC)}"
     )
-    parser.add_argument(
+    made.add_argument(
         "--versus", nargs=2, metavar="LABEL", help="the two methods compared client by client (the two best)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--reference", type=Path, default=reference.FOLDER, metavar="DIR", help="CSV files of published numbers"
     )
-    given = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
+    """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
+    given = parser(program).parse_args(arguments)
     error_console = Console(stderr=True)
     try:
         evidence = gather(given.sweeps, given.results, given.plugins, given.set)

@@ -15,9 +15,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedbench.config import Cluster, ConfigError, Sweep
+from fedbench.home import ROOT
 from fedbench.keeper import Job
 from fedbench.launch import LaunchError, deaf, environment, remember
-from fedbench.plugins import HOME
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
     each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
     packs = [names[i : i + each] for i in range(0, len(names), each)]
     parameters = slurm_parameters(cluster)
-    parameters["job_name"] = "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep.name)
+    parameters["job_name"] = job_name(sweep.name)
     try:
         executor = submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**parameters)
@@ -123,6 +123,11 @@ def _patiently(submit: Callable[[], T]) -> T:
     return submit()
 
 
+def job_name(sweep: str) -> str:
+    """How the jobs of a sweep are called: one word of letters, digits, dots and dashes, whatever the sweep's name."""
+    return "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep)
+
+
 def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     """The `cluster` block in submitit's words. Raises ConfigError."""
     parameters: dict[str, Any] = {
@@ -146,14 +151,16 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     more = {key.removeprefix("slurm_"): value for key, value in cluster.slurm.items()}
     further = {"requeue": True} | (more.pop("additional_parameters", None) or {})
     setup = [
-        f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={cluster.cpus} MKL_NUM_THREADS={cluster.cpus}",
         *cluster.setup,
         *(more.pop("setup", None) or ()),
     ]
     for key, value in (parameters | more | further).items():
-        if isinstance(value, str) and "\n" in value:  # would end the comment that sbatch reads and begin a command
-            raise ConfigError(f"cluster.{key}: a line break in {value!r}")
+        if any(
+            isinstance(part, str) and "\n" in part for part in (key, value)
+        ):  # would end the comment that sbatch reads and begin a command
+            raise ConfigError(f"cluster: a line break in {key!r}: {value!r}")
     return parameters | more | {"additional_parameters": further, "setup": setup}
 
 

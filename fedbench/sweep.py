@@ -32,29 +32,54 @@ ends them. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs f
 command line.
 
 examples:
-  python -m fedbench.sweep sweeps/quickstart.yaml
-  python -m fedbench.sweep sweeps/quickstart.yaml --dry-run --set rounds=5 --set local.lr=0.05
-  python -m fedbench.sweep sweeps/main_table.yaml --cluster slurm --no-watch
-  python -m fedbench.sweep sweeps/main_table.yaml --status --json
-  python -m fedbench.sweep sweeps/main_table.yaml --cancel
+  %(prog)s sweeps/quickstart.yaml
+  %(prog)s sweeps/quickstart.yaml --dry-run --set rounds=5 --set local.lr=0.05
+  %(prog)s sweeps/main_table.yaml --cluster slurm --no-watch
+  %(prog)s sweeps/main_table.yaml --status --json
+  %(prog)s sweeps/main_table.yaml --cancel
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: str = "python -m fedbench.sweep") -> argparse.ArgumentParser:
     """The options, each with an example."""
     made = argparse.ArgumentParser(
-        prog="python -m fedbench.sweep",
+        prog=program,
         description="Do all runs of a sweep file that are not done yet.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("sweep", type=Path, help="sweep file, e.g. sweeps/quickstart.yaml")
+    which_runs(made)
     made.add_argument(
         "--cluster",
         choices=("auto", "inline", "local", "slurm"),
         default="auto",
         help="inline: this process; local: one process per GPU or core; auto: slurm where sbatch is found, else local; "
         "e.g. --cluster local",
+    )
+    made.add_argument(
+        "--clients", choices=("stacked", "loop"), help="loop: one client at a time, slow and plain; e.g. --clients loop"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="list the runs and what they will take; nothing is written"
+    )
+    made.add_argument("--status", action="store_true", help="say how the runs stand; nothing is started")
+    made.add_argument(
+        "--cancel", action="store_true", help="end the jobs and local workers of this sweep; its runs can go on later"
+    )
+    made.add_argument(
+        "--watch",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="stay until the runs have ended; the default on a terminal, and off Slurm; e.g. --no-watch",
+    )
+    made.add_argument("--retry-failed", action="store_true", help="try failed runs again, e.g. after freeing the disk")
+    return made
+
+
+def which_runs(made: argparse.ArgumentParser) -> None:
+    """Add the options that say which runs are meant, where they are, and who reads the answer."""
+    made.add_argument(
+        "sweep", type=Path, help="sweep file, e.g. sweeps/quickstart.yaml; fedbench's own also by name: quickstart"
     )
     made.add_argument("--results", type=Path, default=Path("results"), help="e.g. --results /scratch/me/results")
     made.add_argument(
@@ -73,30 +98,12 @@ def parser() -> argparse.ArgumentParser:
         dest="settings",
         help="override a value of the file for all runs, e.g. --set rounds=5 --set cluster.gpus=0 --set seed=3",
     )
-    made.add_argument(
-        "--clients", choices=("stacked", "loop"), help="loop: one client at a time, slow and plain; e.g. --clients loop"
-    )
-    made.add_argument(
-        "--dry-run", action="store_true", help="list the runs and what they will take; nothing is written"
-    )
-    made.add_argument("--status", action="store_true", help="say how the runs stand; nothing is started")
-    made.add_argument(
-        "--cancel", action="store_true", help="end the jobs and local workers of this sweep; its runs can go on later"
-    )
-    made.add_argument("--json", action="store_true", help="for scripts, e.g. --status --json")
-    made.add_argument(
-        "--watch",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="stay until the runs have ended; the default on a terminal, and off Slurm; e.g. --no-watch",
-    )
-    made.add_argument("--retry-failed", action="store_true", help="try failed runs again, e.g. after freeing the disk")
-    return made
+    made.add_argument("--json", action="store_true", help="for scripts, e.g. to count what failed")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.sweep") -> int:
     """Do what the command line says and return the exit code."""
-    options = parser()
+    options = parser(program)
     given = options.parse_args(arguments)
     if given.json and not (given.status or given.dry_run):
         options.error("--json goes with --status or --dry-run")
@@ -104,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.error("--status, --dry-run and --cancel exclude each other")
     settings = [*given.settings, *([f"machine.clients={given.clients}"] if given.clients else [])]
     results = given.results.expanduser().resolve()
-    again = "python -m fedbench.sweep " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    again = f"{program} " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     try:
         whole = read_sweep(given.sweep, given.plugins, settings)
         sweep = tuning.staged(whole, results)

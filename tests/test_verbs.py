@@ -13,9 +13,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import shtab
 
 from fedbench import __main__ as verbs
-from fedbench import methods
+from fedbench import completion, methods
+from fedbench.home import sweep_file
 from fedbench.plugins import HOME, plugins
 
 PAGE = (HOME / "docs" / "add_a_method.md").read_text()
@@ -82,14 +84,55 @@ def test_verbs_hand_over(capsys):
     for wrong in ([], ["swep"]):
         assert verbs.main(wrong) == 2
         assert "usage: fedbench VERB" in capsys.readouterr().err
+    assert verbs.main(["status", "no_such_file.yaml"]) == 2
+    assert "no_such_file.yaml: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", verbs.VERBS)
-def test_every_verb_is_there(verb, capsys):
+def test_every_verb_is_there_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         verbs.main([verb, "--help"])
     assert stop.value.code == 0
-    assert "usage:" in capsys.readouterr().out
+    usage, examples = capsys.readouterr().out.split("examples:\n")
+    assert usage.startswith(f"usage: fedbench {verb} ")
+    assert all(line.startswith(f"  fedbench {verb}") for line in examples.splitlines() if line)
+
+
+def words_offered(*typed: str) -> set[str]:
+    """What bash offers for the last of the words typed, by the script that `fedbench completion bash` prints."""
+    script = (
+        f"{shtab.complete(completion.every_verb(), shell='bash')}\n"
+        'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
+        '_shtab_fedbench fedbench "${COMP_WORDS[COMP_CWORD]}"; printf \'%s\\n\' "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script, "bash", *typed], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_shell_completes_verbs_and_their_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert words_offered("fedbench", "") >= set(verbs.VERBS)
+    assert words_offered("fedbench", "sweep", "--clu") == {"--cluster"}
+    assert words_offered("fedbench", "sweep", "--cluster", "l") == {"local"}
+    assert words_offered("fedbench", "sweep", "mi") == {"mine.yaml"}
+    assert words_offered("fedbench", "data", "pre") == {"prepare"}
+
+
+def test_the_zsh_script_is_for_fedbench(capsys):
+    assert verbs.main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef fedbench\n")
+
+
+def test_a_sweep_of_the_project_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = HOME / "sweeps" / "quickstart.yaml"
+    for name in ("quickstart", "quickstart.yaml", "sweeps/quickstart.yaml"):
+        assert sweep_file(Path(name)) == own
+    for other in ("none_such", "elsewhere/quickstart.yaml", "../quickstart", "quickstart.json"):
+        assert sweep_file(Path(other)) == Path(other)
+    (tmp_path / "quickstart.yaml").touch()
+    assert sweep_file(Path("quickstart.yaml")) == Path("quickstart.yaml")  # a file of the user comes first
 
 
 def test_the_installed_command_is_the_same():

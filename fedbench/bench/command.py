@@ -20,11 +20,17 @@ from fedbench.config import ConfigError
 from fedbench.plugins import PluginError, plugins
 from fedbench.setting import choose_device
 
+EPILOG = """\
+examples:
+  %(prog)s --cases small@32 --methods fedvpt
+  %(prog)s --suite gpu --json benchmarks/gpu.json
+  %(prog)s --cases nano@32 --against HEAD~1
+"""
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.bench") -> int:
     """The program; 0: measured, 2: a mistake on the command line."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = parser(program).parse_args(arguments)
     try:
         return _do(given)
     except (compare.BenchError, ConfigError, PluginError, BackboneError) as error:
@@ -32,35 +38,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fedbench.bench",
+def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
+        prog=program,
         description="Images per second, memory, share of the matrix product rate and the seconds of a round, per method.",
-        epilog="examples: python -m fedbench.bench --cases small@32 --methods fedvpt;  "
-        "python -m fedbench.bench --suite gpu --json benchmarks/gpu.json;  "
-        "python -m fedbench.bench --cases nano@32 --against HEAD~1",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suite", choices=SUITES, default="cpu", help="what is measured if not said (default: cpu)")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument(
+    options.add_argument("--suite", choices=SUITES, default="cpu", help="what is measured if not said (default: cpu)")
+    options.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(CASES)}")
+    options.add_argument(
         "--methods", nargs="+", metavar="METHOD", default=METHODS, help=f"names, or all (default: {' '.join(METHODS)})"
     )
-    parser.add_argument(
+    options.add_argument(
         "--plugins", nargs="+", type=Path, default=(), metavar="DIR", help="folders of your own plug-ins"
     )
-    parser.add_argument("--repeat", type=int, default=5, help="turns of all contenders (default: 5)")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
-    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .pdf")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="profile a round of the first case and method too: "
+    options.add_argument("--repeat", type=int, default=5, help="turns of all contenders (default: 5)")
+    options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
+    options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
+    options.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    options.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .pdf")
+    options.add_argument("--profile", type=Path, metavar="FILE", help="profile a round of the first case and method too: "
                         "a Chrome trace if FILE ends in .json, else a table")  # fmt: skip
-    parser.add_argument(
+    options.add_argument(
         "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="two JSON files; measures nothing"
     )
-    parser.add_argument("--against", metavar="COMMIT", help="measure COMMIT, in a worktree, and this tree; tell ratios")
-    return parser
+    options.add_argument(
+        "--against", metavar="COMMIT", help="measure COMMIT, in a worktree, and this tree; tell ratios"
+    )
+    return options
 
 
 def _do(given: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedbench.measure import HOME
+from fedbench.home import ROOT
 
 # Two runs on different ground are no comparison of commits.
 GROUND = ("device", "threads", "torch", "python", "precision")
@@ -85,9 +85,9 @@ def worktree(commit: str) -> Iterator[tuple[Path, str]]:
 def against(commit: str, cases: Sequence[str], options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The results of `commit` and of this tree, case by case in turn, each in a process of its own. Raises BenchError."""
     with worktree(commit) as (tree, short), tempfile.TemporaryDirectory() as folder:
-        parts: dict[Path, list[dict[str, Any]]] = {tree: [], HOME: []}
+        parts: dict[Path, list[dict[str, Any]]] = {tree: [], ROOT: []}
         for number, case in enumerate(cases):
-            for place in (tree, HOME)[:: -1 if number % 2 else 1]:
+            for place in (tree, ROOT)[:: -1 if number % 2 else 1]:
                 file = Path(folder) / "one.json"
                 command = [sys.executable, "-m", "fedbench.bench", "--cases", case, "--json", str(file), *options]
                 if subprocess.run(command, cwd=place, stdout=subprocess.DEVNULL).returncode:
@@ -100,7 +100,7 @@ def against(commit: str, cases: Sequence[str], options: Sequence[str]) -> tuple[
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=HOME, capture_output=True, text=True)
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

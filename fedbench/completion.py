@@ -1,0 +1,63 @@
+"""Prints the script with which a shell completes `fedbench`, its verbs, their options and files (shtab makes it)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import shtab
+
+from fedbench.__main__ import VERBS
+
+EPILOG = """\
+examples:
+  %(prog)s bash > ~/.local/share/bash-completion/completions/fedbench
+  %(prog)s zsh > ~/.zfunc/_fedbench     # a folder of $fpath
+"""
+
+
+def parser(program: str = "python -m fedbench.completion") -> argparse.ArgumentParser:
+    """One argument: the shell."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description="Print what makes a shell complete the words behind fedbench.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("shell", choices=("bash", "zsh"))
+    return made
+
+
+def every_verb() -> argparse.ArgumentParser:
+    """All verbs in one parser, made of their own; paths are marked for completion."""
+    made = argparse.ArgumentParser(prog="fedbench")
+    verbs = made.add_subparsers(metavar="VERB")
+    for verb, (module, what) in VERBS.items():
+        own: argparse.ArgumentParser = importlib.import_module(module).parser(f"fedbench {verb}")
+        _mark_paths(verbs.add_parser(verb, parents=[own], add_help=False, help=what))
+    return made
+
+
+def _mark_paths(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:  # argparse has no public list of them
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _mark_paths(below)
+        elif action.metavar == "DIR" or action.dest in ("root", "results"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        elif action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.completion") -> int:
+    """Print the script and return the exit code."""
+    given = parser(program).parse_args(arguments)
+    sys.stdout.write(shtab.complete(every_verb(), shell=given.shell))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
