@@ -102,7 +102,7 @@ class RunFolder:
     # -- state -------------------------------------------------------------------------------------------------
     def progress(self) -> dict[str, Any]:
         """What the run last said of itself ({} before its first word): round, rounds, time, images_per_second, pid, host."""
-        return _json(self.path / "progress.json")
+        return self.json("progress.json")
 
     def say(self, **progress: Any) -> None:
         """Replace progress.json."""
@@ -110,7 +110,7 @@ class RunFolder:
 
     def failure(self) -> dict[str, Any]:
         """{} or {"kind", "reason", "round", "log"} of a failed run; kind is one of diverged, data, error, ..."""
-        return _json(self.path / "failed.json")
+        return self.json("failed.json")
 
     def fail(self, kind: str, reason: str, **more: Any) -> None:
         """Mark the run as failed."""
@@ -133,6 +133,15 @@ class RunFolder:
     def notes(self) -> list[dict[str, Any]]:
         """What was noted, oldest first."""
         return _lines(self.path / "notes.jsonl")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The mapping in a file of the folder; {} where there is none."""
+        try:
+            with open(f"{self.path}/{name}") as file:  # no Path: ten thousand of them take their time
+                value = json.loads(file.read())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def files(self) -> frozenset[str]:
         """The names of all files, by one look; none where there is no folder."""
@@ -214,14 +223,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

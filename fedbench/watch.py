@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class Observer:
             self._asked, self._asked_at = ids, time.monotonic()
         for name, folder in rest.items():
             job, held, busy = jobs.get(name, {}), False, False
-            if found[name] and "done" not in found[name]:
+            claimed = any(file.startswith("claim.") for file in found[name])
+            if (job or claimed) and "done" not in found[name]:
                 # First whether somebody has it, then how it stands: a run is done before its job ends.
                 held, busy = self._held(job), self._busy(folder, found[name], job)
                 found[name] = folder.files()
@@ -118,37 +120,36 @@ class Observer:
         planned, status = self.runs[name], status_of(files)
         progress = folder.progress() if "progress.json" in files else {}
         hours, gpu = float(progress.get("seconds", 0.0)) / 3600 / self.side_by_side, progress.get("device") == "cuda"
-        done = int(progress.get("round", 0))
-        view = View(name, planned.label, status, done, planned.run.rounds, hours=hours, gpu=gpu)
-        if "notes.jsonl" in files:
-            view = replace(view, earlier=dict(failures.counted(folder.notes())))
+        done, rounds = int(progress.get("round", 0)), planned.run.rounds
+        earlier = dict(failures.counted(folder.notes())) if "notes.jsonl" in files else {}
+        view = partial(View, name, planned.label, round=done, rounds=rounds, hours=hours, gpu=gpu, earlier=earlier)
         if status in ("done", "failed"):
             failure = folder.failure() if status == "failed" else {}
             kind, reason, log = (str(failure.get(key, "")) for key in ("kind", "reason", "log"))
-            return replace(view, kind=kind, reason=reason, log=log)
+            return view(state=status, kind=kind, reason=reason, log=log)
         if busy:
             rate = progress.get("images_per_second")
-            return replace(view, state="running", images_per_second=rate, eta_seconds=self._eta(view))
+            return view(state="running", images_per_second=rate, eta_seconds=self._eta(name, done, rounds))
         self._first.pop(name, None)
         if held:
             waits = self._queue.why(str(job["id"])) if "id" in job else ""
-            return replace(view, state="pending", reason=waits)
+            return view(state="pending", reason=waits)
         if not job:
-            return replace(view, state="missing")
+            return view(state="missing")
         since = self._gone.setdefault(name, time.monotonic())
         if time.monotonic() - since < self.patience:
-            return replace(view, state="pending")
+            return view(state="pending")
         said = Path(job.get("log", folder.log))
         kind = self._queue.end(str(job["id"]), said) if "id" in job else "lost"
         who = f"Slurm job {job['id']} ended" if "id" in job else "the process that did it ended"
         reason = f"{who} {HOW[kind]}; the same command goes on with it"
-        return replace(view, state="failed", kind=kind, reason=reason, log=str(said))
+        return view(state="failed", kind=kind, reason=reason, log=str(said))
 
-    def _eta(self, view: View) -> float | None:
+    def _eta(self, name: str, round_: int, rounds: int) -> float | None:
         now = time.monotonic()
-        since, first = self._first.setdefault(view.name, (now, view.round))
-        done = view.round - first
-        return (view.rounds - view.round) * (now - since) / done if done > 0 else None
+        since, first = self._first.setdefault(name, (now, round_))
+        done = round_ - first
+        return (rounds - round_) * (now - since) / done if done > 0 else None
 
 
 def counts(views: Sequence[View]) -> dict[str, int]:
