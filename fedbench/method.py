@@ -14,10 +14,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from fedbench import rng
@@ -233,6 +234,30 @@ class Method:
     # merge(server, report) -> {name: value} on top of the n_k-weighted mean (local names: [K, ...] rows); what it says of
     # shared values is where the aggregation steps to
     merge: ClassVar[Any] = None
+
+
+@dataclass(frozen=True)
+class InputPrompt(Method):
+    """A method with P prompt tokens after CLS at the input of the first block, the same for every sample: VPT-shallow.
+
+    Source: Jia et al. 2022, arXiv 2203.12119, equation 4.
+    """
+
+    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The first block."""
+        return (0,)
+
+    def prompt_param(self, task: Task, home: Home = "shared") -> dict[str, Param]:
+        """prompt [P, D] with its initial values."""
+        start = task.prompt_init("prompt", self.prompt_length, task.width)
+        return {"prompt": Param(start, home, lr_scale=self.prompt_lr_scale)}
+
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """The same tokens for every sample."""
+        return {"prompt": tokens(p["prompt"], cls)}
 
 
 def trained_in(method: Method, spec: Mapping[str, Param], finetuning: bool = False) -> list[list[str]]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import Method as Base
+from fedbench.method import InputPrompt as Base
 from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
@@ -31,8 +31,6 @@ SHARED = ("prompt", "head.weight", "head.bias")
 class Method(Base):
     """Shared w: prompt [P, D] at block 0 and a head; own v_k: ``own.prompt``, ``own.head``; alpha [1] per client."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     alpha: Annotated[float, Field(gt=0, le=1)] = option(
         0.5, "share of the own values in the mix; where it adapts, its start"
     )
@@ -43,14 +41,9 @@ class Method(Base):
     phases: ClassVar[Phases | None] = (("own", "alpha"), ("prompt", "head"))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head, shared; the same once more, and alpha [1], for each client."""
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
-        w = {"prompt": Param(start, lr_scale=self.prompt_lr_scale)} | linear_head(task)
+        w = self.prompt_param(task) | linear_head(task)
         v = {f"own.{n}": Param(value.init, "local", lr_scale=value.lr_scale) for n, value in w.items()}
         return w | v | {"alpha": Param(torch.full((1,), self.alpha), "local", self.adaptive)}
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import Method as Base
+from fedbench.method import InputPrompt as Base
 from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
@@ -26,8 +26,6 @@ SHARED = ("prompt", "head.weight", "head.bias")
 class Method(Base):
     """Shared w: prompt [P, D] at block 0 and a head; own v_k: ``own.prompt``, ``own.head``."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     pull: Annotated[float, Field(ge=0)] = option(0.1, "lambda: weight of the own copy's squared distance to w^t")
 
     family: ClassVar[str] = "personalised"
@@ -35,14 +33,9 @@ class Method(Base):
     phases: ClassVar[Phases | None] = (("prompt", "head"), ("own",))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head, shared, and the same once more for each client."""
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
-        w = {"prompt": Param(start, lr_scale=self.prompt_lr_scale)} | linear_head(task)
+        w = self.prompt_param(task) | linear_head(task)
         return w | {f"own.{n}": Param(v.init, "local", lr_scale=v.lr_scale) for n, v in w.items()}
 
     def newcomer(self, p: Values) -> dict[str, Tensor]:

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fedbench.method import Method as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
+from fedbench.method import InputPrompt as Base
+from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
 class Method(Base):
     """Shared prompts [P, D] at block 0; a fixed head, the same for all clients, until fine-tuning."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     finetune_epochs: Annotated[int, Field(ge=0)] = option(
         5, "epochs each client fine-tunes prompts and head on its own data before it is evaluated"
     )
@@ -34,15 +31,6 @@ class Method(Base):
     citation: ClassVar[str] = "Oh et al. 2022, arXiv 2106.06042"
     finetune_phases: ClassVar[Phases | None] = (("prompt", "head"),)
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head, untrained and local: a client's fine-tuned head stays with it."""
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
-        return {"prompt": Param(start, lr_scale=self.prompt_lr_scale)} | linear_head(task, "local", trained=False)
-
-    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """The same tokens for every sample."""
-        return {"prompt": tokens(p["prompt"], cls)}
+        return self.prompt_param(task) | linear_head(task, "local", trained=False)

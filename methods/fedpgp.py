@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import Method as Base
+from fedbench.method import InputPrompt as Base
 from fedbench.method import Param, Task, Values, linear_head, option, tokens
 
 
@@ -28,7 +28,6 @@ from fedbench.method import Param, Task, Values, linear_head, option, tokens
 class Method(Base):
     """Prompts P_G + U_k V_k [P, D] at block 0; view ``global`` passes P_G alone, for the contrast."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the shared prompts")
     rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of the client's own term")
     factor_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of U_k and V_k")
@@ -45,19 +44,14 @@ class Method(Base):
         """z_0."""
         return True
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt P_G [P, D], U [P, r], V [r, D], and the head."""
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
         shapes = {"U": (self.prompt_length, self.rank), "V": (self.rank, task.width)}
         factors = {
             name: Param(task.normal(f"factor.{name}", *shape, std=0.02), "local", lr_scale=self.factor_lr_scale)
             for name, shape in shapes.items()
         }
-        return {"prompt": Param(start, lr_scale=self.prompt_lr_scale), **factors, **linear_head(task, self.head)}
+        return {**self.prompt_param(task), **factors, **linear_head(task, self.head)}
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """P_G + U V, the same tokens for every sample; in the view P_G."""

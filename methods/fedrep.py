@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fedbench.method import Method as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
+from fedbench.method import InputPrompt as Base
+from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
 class Method(Base):
     """Shared prompts [P, D] at block 0, a local head; phase 0 trains the head, phase 1 the prompts."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     finetune_epochs: Annotated[int, Field(ge=0)] = option(
         1, "epochs each client trains its head on the final prompts before it is evaluated"
     )
@@ -35,15 +32,6 @@ class Method(Base):
     phases: ClassVar[Phases | None] = (("head",), ("prompt",))
     finetune_phases: ClassVar[Phases | None] = (("head",),)
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the local head."""
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
-        return {"prompt": Param(start, lr_scale=self.prompt_lr_scale)} | linear_head(task, "local")
-
-    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """The same tokens for every sample."""
-        return {"prompt": tokens(p["prompt"], cls)}
+        return self.prompt_param(task) | linear_head(task, "local")

@@ -20,41 +20,27 @@ are a guess. `finetune_epochs` trains prompts and head on a client's own data be
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-from torch import Tensor
-
-from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, linear_head, option, tokens
+from fedbench.method import InputPrompt as Base
+from fedbench.method import Param, Task, linear_head, option
 
 
 @dataclass(frozen=True)
 class Method(Base):
     """P prompt tokens after CLS at block 0, without position embedding, and a linear head."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     prompt: Literal["shared", "local"] = option("shared", "where the prompts live: averaged, or one set per client")
     head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
     own_init: bool = option(False, "each client's local values start from a draw of its own")
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
-
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head."""
         head = linear_head(task, self.head)
-        start = task.prompt_init("prompt", self.prompt_length, task.width)
-        values = {"prompt": Param(start, self.prompt, lr_scale=self.prompt_lr_scale)} | head
+        values = self.prompt_param(task, self.prompt) | head
         return _own(values, task) if self.own_init else values
-
-    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """The same tokens for every sample."""
-        return {"prompt": tokens(p["prompt"], cls)}
 
 
 def _own(values: Mapping[str, Param], task: Task) -> dict[str, Param]:

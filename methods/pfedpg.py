@@ -22,8 +22,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import Method as Base
-from fedbench.method import Param, Report, Task, Values, linear_head, option, tokens
+from fedbench.method import InputPrompt as Base
+from fedbench.method import Param, Report, Task, Values, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,11 @@ class Method(Base):
     """Prompts P_n [P, D] at block 0 made by the server for each client, a local head; the generator stays at the server."""
 
     prompt_length: Annotated[int, Field(ge=1)] = option(10, "P: prompt tokens at the input of the first block")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     attention_width: Annotated[int, Field(ge=1)] | None = option(None, "D': width of the attention; D if not given")
     server_lr: Annotated[float, Field(gt=0)] = option(1.0, "learning rate of the generator")
 
     family: ClassVar[str] = "personalised"
     citation: ClassVar[str] = "Yang et al. 2023, arXiv 2308.15367"
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block."""
-        return (0,)
 
     def params(self, task: Task) -> dict[str, Param]:
         """The client's prompt [P, D] and head; the server's base [P, D], descriptors [clients, D] and four maps."""
@@ -59,10 +54,6 @@ class Method(Base):
             **linear_head(task, "local"),
             **{f"generator.{name}": Param(value, "server_only") for name, value in generator.items()},
         }
-
-    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """The same tokens for every sample."""
-        return {"prompt": tokens(p["prompt"], cls)}
 
     def generate(self, server: Values, clients: Tensor) -> Tensor:
         """P_n [K, P, D] of the clients [K]."""
