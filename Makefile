@@ -1,9 +1,10 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
+# coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
 # pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the README takes from the code.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test test-all pin check docs lock
+.PHONY: env demo test test-all coverage audit pin check docs lock
 
 env: .venv/installed
 
@@ -23,6 +24,12 @@ test: env
 
 test-all: env
 	$(BIN)/python -m pytest
+
+coverage: env
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" --cov --cov-report term-missing:skip-covered
+
+audit: env
+	$(BIN)/python -m uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 pin: env
 	PYTHONPATH=. $(BIN)/python tests/test_roster.py
