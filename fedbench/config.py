@@ -136,8 +136,9 @@ class Run(Block):
     clients: Clients = Clients()
     local: Local = Local()
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations; the last round always counts")
-    precision: Literal["float32", "float64", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast of the backbone"
+    precision: Literal["float32", "tf32", "float64", "bfloat16"] = Field(
+        "float32",
+        description="tf32: float32 whose products a GPU rounds to 10 bits; bfloat16: autocast of the backbone",
     )
     test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never touch them")
 

@@ -83,6 +83,8 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     run = planned.run
     device = choose_device(machine.device)
     dtype = torch.float64 if run.precision == "float64" else torch.float32
+    # By default torch rounds convolutions on a GPU, and those alone: what changes numbers is the run's choice.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
     # What the runs of a pack share is made once; the identity names files by their content.
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
     samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))

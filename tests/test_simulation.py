@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fedbench.config import Sweep, check_sweep
 from fedbench.plugins import HOME, plugins
@@ -233,3 +234,20 @@ def test_run_yaml_is_plain(data, tmp_path):
     folder = RunFolder(tmp_path / plan.runs[0].name)
     folder.plan(plan.on_disk(plan.runs[0]))
     assert json.loads(json.dumps(folder.config())) == folder.config()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32"])
+def test_rounded_products_are_the_runs_choice(data, tmp_path, precision):
+    plan = sweep(data, ["head_only"], precision=precision)
+    run(plan.runs[0], plan, tmp_path)
+    rounded = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert rounded == ((precision == "tf32"),) * 2
+
+
+@pytest.mark.parametrize("method", ["fedvpt", "head_only"])
+def test_shortcuts_change_no_number(data, tmp_path, method):
+    plan = sweep(data, [method], precision="float64")
+    short, whole = (run(plan.runs[0], plan, tmp_path / str(given), shortcuts=given) for given in (True, False))
+    for one, other in zip(numbers(short), numbers(whole), strict=True):
+        assert one["mean_accuracy"] == other["mean_accuracy"]
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-9)
