@@ -1,6 +1,7 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
 # coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
-# pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the README takes from the code.
+# pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the pages take from the code, and the
+# pages as a site in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -40,7 +41,8 @@ check: env
 	$(BIN)/mypy
 
 docs: env
-	$(BIN)/python -m fedbench.methods --write README.md
+	$(BIN)/python -m fedbench.reference_pages --write
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 lock:
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

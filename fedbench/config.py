@@ -55,24 +55,28 @@ class Clients(Block):
 class Local(Block):
     """A client's local training."""
 
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(0.01, gt=0)
+    epochs: int = Field(1, ge=1, description="passes over its training samples each round, in each phase of the method")
+    batch_size: int = Field(32, ge=1, description="samples of one client in a step; its last batch may be smaller")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="of the client; it starts anew each round")
+    lr: float = Field(
+        0.01, gt=0, description="learning rate of the first round; a method's `..._lr_scale` multiplies it"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate after each round")
     clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient")
-    augment: Literal["none", "flip", "crop_flip"] = "none"
+    augment: Literal["none", "flip", "crop_flip"] = Field(
+        "none", description="of training images: mirrored by chance; crop_flip: also moved by up to an eighth"
+    )
 
 
 class Seeds(Block):
     """Single streams with another seed than the run's, to vary one source of chance alone."""
 
-    partition: int | None = None
-    cohort: int | None = None
-    init: int | None = None
-    batches: int | None = None
+    partition: int | None = Field(None, description="who holds which samples, and who is held out")
+    cohort: int | None = Field(None, description="who takes part in which round")
+    init: int | None = Field(None, description="initial weights")
+    batches: int | None = Field(None, description="order of samples, augmentation and what else local training draws")
 
 
 class Machine(Block):
@@ -95,14 +99,14 @@ class Machine(Block):
 class Cluster(Block):
     """What to ask of the scheduler; never part of a run's identity."""
 
-    timeout_min: int = Field(240, ge=1)
+    timeout_min: int = Field(240, ge=1, description="time limit of a job in minutes; a run may take several jobs")
     gpus: int = Field(0, ge=0, description="GPUs per job")
-    cpus: int = Field(1, ge=1, description="cores per job")
-    mem_gb: float | None = Field(None, gt=0)
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    cpus: int = Field(1, ge=1, description="cores per job, and threads of a run")
+    mem_gb: float | None = Field(None, gt=0, description="memory per job in GB; the cluster's default if not given")
+    partition: str | None = Field(None, description="as of sbatch")
+    account: str | None = Field(None, description="as of sbatch")
+    qos: str | None = Field(None, description="as of sbatch")
+    constraint: str | None = Field(None, description="as of sbatch")
     array_parallelism: int = Field(64, ge=1, description="most jobs of an array at once")
     runs_per_job: int = Field(1, ge=1, description="short runs done one after another in one job")
     runs_per_gpu: int = Field(1, ge=1, description="runs side by side on each GPU (without GPUs: in each job)")
@@ -125,16 +129,18 @@ class Tune(Block):
 class Run(Block):
     """One run: a dataset dealt to clients, a method, a budget, a seed. Plug-in blocks carry all fields with defaults."""
 
-    backbone: Backbone = Backbone()
-    dataset: dict[str, Any]
-    partition: dict[str, Any]
-    method: dict[str, Any]
-    aggregation: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
-    seed: int = Field(0, ge=0)
-    seeds: Seeds = Seeds()
-    rounds: int = Field(100, ge=1)
-    clients: Clients = Clients()
-    local: Local = Local()
+    backbone: Backbone = Field(Backbone(), description="the frozen Vision Transformer")
+    dataset: dict[str, Any] = Field(description="which images")
+    partition: dict[str, Any] = Field(description="how they are dealt to clients")
+    method: dict[str, Any] = Field(description="what is trained; `label:` in it names the row of the tables")
+    aggregation: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "fedavg"}, description="how the server steps, and what holds clients together"
+    )
+    seed: int = Field(0, ge=0, description="of every stream of random numbers")
+    seeds: Seeds = Field(Seeds(), description="other seeds for single streams")
+    rounds: int = Field(100, ge=1, description="rounds of federated training")
+    clients: Clients = Field(Clients(), description="how many clients, and who takes part")
+    local: Local = Field(Local(), description="a client's training")
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations; the last round always counts")
     precision: Literal["float32", "tf32", "float64", "bfloat16"] = Field(
         "float32",

@@ -95,6 +95,7 @@ AROUND = (
         "failures",
         "data_cli",
         "methods",
+        "reference_pages",
         "check",
         "contract",
     ),

@@ -1,4 +1,4 @@
-"""The listing of methods and aggregations, made from the plug-ins themselves: name, sentence, fields, citation."""
+"""The listing of plug-ins, made from the plug-ins themselves: name, sentence, fields, citation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedbench.method import Method
-from fedbench.plugins import PluginError, Plugins, plugins
+from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 DONE, MISTAKE = 0, 2
 EPILOG = """\
@@ -25,9 +26,10 @@ examples:
   %(prog)s pep_fedpt fedprox
   %(prog)s --plugins mine/ --json
 """
-BEGIN, END = "<!-- made by `make docs` from the plug-ins -->", "<!-- end of what `make docs` makes -->"
+REQUIRED = "required"  # the default of a field that has none
 COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields of every method, told once
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
+WORDS = {bool: "true | false", str: "text", Path: "path", type(None): "null"}  # as YAML calls them
 
 
 @dataclass(frozen=True)
@@ -42,30 +44,32 @@ class Field:
 
 @dataclass(frozen=True)
 class Entry:
-    """A plug-in as the listing shows it; ``sentence``: the first paragraph of its file's header."""
+    """A plug-in as the listing shows it; ``sentence``: the first paragraph of its file's header, ``about``: the rest."""
 
-    kind: Literal["method", "aggregation"]
+    kind: Kind
     name: str
     family: str
     reference: bool
     sentence: str
     citation: str
     fields: tuple[Field, ...]
+    about: str
 
 
 def listing(found: Plugins) -> list[Entry]:
     """All methods, family by family and references last in each, then all aggregations."""
-    methods = [_entry("method", name, cls) for name, cls in found.classes["method"].items()]
-    families = list(dict.fromkeys(["global", *sorted(entry.family for entry in methods)]))
-    methods.sort(key=lambda entry: (families.index(entry.family), entry.reference, entry.name))
-    return methods + [_entry("aggregation", name, cls) for name, cls in found.classes["aggregation"].items()]
+    methods = [entry("method", name, cls) for name, cls in found.classes["method"].items()]
+    families = list(dict.fromkeys(["global", *sorted(one.family for one in methods)]))
+    methods.sort(key=lambda one: (families.index(one.family), one.reference, one.name))
+    return methods + [entry("aggregation", name, cls) for name, cls in found.classes["aggregation"].items()]
 
 
-def _entry(kind: Literal["method", "aggregation"], name: str, cls: Any) -> Entry:
+def entry(kind: Kind, name: str, cls: Any) -> Entry:
+    """What a plug-in's file and class say of it; the family of what is no method is its kind."""
     header = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    sentence = " ".join(header.strip().split("\n\n")[0].split())
-    family = getattr(cls, "family", "aggregation")
-    return Entry(kind, name, family, getattr(cls, "reference", False), sentence, cls.citation, fields_of(cls))
+    sentence, _, about = header.strip().partition("\n\n")
+    family, reference = getattr(cls, "family", kind), getattr(cls, "reference", False)
+    return Entry(kind, name, family, reference, " ".join(sentence.split()), cls.citation, fields_of(cls), about)
 
 
 def fields_of(cls: Any) -> tuple[Field, ...]:
@@ -73,37 +77,46 @@ def fields_of(cls: Any) -> tuple[Field, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     made = []
     for field in dataclasses.fields(cls):
-        default = "required" if field.default is dataclasses.MISSING else field.default
+        default = REQUIRED if field.default is dataclasses.MISSING else field.default
         made.append(Field(field.name, default, legal(hints[field.name]), field.metadata.get("meaning", "")))
     return tuple(made)
 
 
-def legal(hint: Any) -> str:
-    """What a field may be, from its annotation: the choices, or the type with its bounds."""
+def legal(hint: Any, limits: Iterable[Any] = ()) -> str:
+    """What a field may be, from its annotation: the choices, or the type with its bounds; `limits` are further bounds."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(str(value) for value in inner)
     if origin is typing.Annotated:
-        metadata = [item for part in inner[1:] for item in getattr(part, "metadata", [part])]
-        bounds = [
-            f"{sign} {getattr(item, name)}"
-            for item in metadata
-            for kind, (name, sign) in BOUNDS.items()
-            if type(item) is kind
-        ]
-        return " ".join([legal(inner[0]), ", ".join(bounds)]).strip()
-    if inner and origin is not tuple:
-        return " | ".join("none" if part is type(None) else legal(part) for part in inner)
-    return str(getattr(hint, "__name__", hint)) if origin is None else str(hint)
+        return legal(inner[0], [item for part in inner[1:] for item in getattr(part, "metadata", [part])])
+    if origin is dict:
+        return "mapping"
+    if origin is tuple:
+        return f"list of {legal(inner[0])}"
+    if inner:
+        return " | ".join(legal(part, () if part is type(None) else limits) for part in inner)
+    bounds = [
+        f"{sign} {getattr(item, name)}"
+        for item in limits
+        for kind, (name, sign) in BOUNDS.items()
+        if type(item) is kind
+    ]
+    return " ".join([WORDS.get(hint) or getattr(hint, "__name__", str(hint)), ", ".join(bounds)]).strip()
+
+
+def as_yaml(value: Any) -> str:
+    """A default as a sweep file would give it."""
+    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def as_text(entries: Iterable[Entry]) -> str:
     """For a terminal: every field on a line of its own, those of all methods once at the end."""
     lines = []
-    for entry in entries:
-        mark = ", a reference" if entry.reference and entry.family != "reference" else ""
-        lines += [f"{entry.name}  ({entry.family}{mark})", *_wrapped(entry.sentence, "    "), f"    {entry.citation}"]
-        for field in entry.fields:
+    for one in entries:
+        mark = ", a reference" if one.reference and one.family != "reference" else ""
+        lines += [f"{one.name}  ({one.family}{mark})", *_wrapped(one.sentence, "    "), f"    {one.citation}"]
+        for field in one.fields:
             if field.name not in COMMON:
                 lines += _told(field)
         lines.append("")
@@ -112,7 +125,7 @@ def as_text(entries: Iterable[Entry]) -> str:
 
 
 def _told(field: Field) -> list[str]:
-    return [f"      {field.name} = {field.default}    [{field.legal}]", *_wrapped(field.meaning, " " * 10)]
+    return [f"      {field.name} = {as_yaml(field.default)}    [{field.legal}]", *_wrapped(field.meaning, " " * 10)]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -121,22 +134,14 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def as_markdown(entries: Iterable[Entry]) -> str:
     """The table of the README; † marks references."""
-    lines = ["| name | family | what | fields | source |", "|---|---|---|---|---|"]
-    for entry in entries:
-        own = [f"`{field.name}: {field.default}`" for field in entry.fields if field.name not in COMMON]
-        name = f"`{entry.name}`" + (" †" if entry.reference else "")
-        cells = (name, entry.family, entry.sentence, ", ".join(own) or "-", entry.citation)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [(f"`{one.name}`" + " †" * one.reference, one.family, one.sentence, one.citation) for one in entries]
+    return table(("name", "family", "what", "source"), rows)
 
 
-def with_table(page: str, table: str) -> str:
-    """`page` with what stands between the markers replaced. Raises ValueError where it has no markers."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentParser:
@@ -152,7 +157,6 @@ def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentPars
     form = options.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for scripts")
     form.add_argument("--markdown", action="store_true", help="a table")
-    form.add_argument("--write", type=Path, metavar="PAGE.md", help="put the table between the markers of a page")
     return options
 
 
@@ -164,22 +168,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     except PluginError as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
-    if unknown := [name for name in given.names if name not in {entry.name for entry in entries}]:
-        sys.stderr.write(f"error: no {unknown[0]!r}; there are {', '.join(entry.name for entry in entries)}\n")
+    if unknown := [name for name in given.names if name not in {one.name for one in entries}]:
+        sys.stderr.write(f"error: no {unknown[0]!r}; there are {', '.join(one.name for one in entries)}\n")
         return MISTAKE
-    entries = [entry for entry in entries if not given.names or entry.name in given.names]
+    entries = [one for one in entries if not given.names or one.name in given.names]
     if given.json:
-        text = json.dumps([dataclasses.asdict(entry) for entry in entries], indent=2, default=str) + "\n"
+        text = json.dumps([dataclasses.asdict(one) for one in entries], indent=2, default=str) + "\n"
     elif given.markdown:
         text = as_markdown(entries)
-    elif given.write:
-        try:
-            page = with_table(given.write.read_text(), as_markdown(entries))
-        except (OSError, ValueError) as error:
-            sys.stderr.write(f"error: {given.write}: {error}\n")
-            return MISTAKE
-        given.write.write_text(page)
-        text = ""
     else:
         text = as_text(entries)
     sys.stdout.write(text)

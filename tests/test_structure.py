@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("launch", "split_view"),
     ("slurm",),
     ("watch",),
-    ("sweep", "data_cli", "pretrain", "check", "methods", "bench"),
+    ("sweep", "data_cli", "pretrain", "check", "methods", "reference_pages", "bench"),
     ("status", "completion"),
 )
 TORCH_FREE = (
@@ -59,6 +59,7 @@ ALLOWED_ACROSS = {
     ("nano", "glyph_renderer"),
     ("local", "config"),
     ("cost", "server"),
+    ("reference_pages", "methods"),
 }
 PLUGIN_SEES = (
     "fedbench.method",
