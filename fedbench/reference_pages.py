@@ -158,8 +158,8 @@ def _metrics() -> str:
 
 # -- text ------------------------------------------------------------------------------------------------------------------
 def code(text: str) -> str:
-    """`text` between backticks; nothing for nothing."""
-    return f"`{text}`" if text else ""
+    """`text` between backticks, choices each for themselves: a bar between backticks is no end of a cell everywhere."""
+    return " | ".join(f"`{part}`" for part in text.split(" | ")) if text else ""
 
 
 def prose(text: str) -> str:
@@ -175,9 +175,13 @@ def linked(text: str) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring; a drawn table stays as it is."""
+    """The paragraphs of a docstring; a table drawn with lines of = becomes one."""
     for part in filter(None, (part.strip("\n") for part in text.split("\n\n"))):
-        yield f"```text\n{part}\n```" if "====" in part else prose(part)
+        if part.startswith("=="):
+            head, *rows = (re.split(r" {2,}", line) for line in part.splitlines() if not line.startswith("="))
+            yield table(head, rows)
+        else:
+            yield prose(part)
 
 
 def with_part(page: str, part: str) -> str:
