@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
+from followed import Page
 
+from fedbench import check
 from fedbench.config import check_sweep
 from fedbench.plugins import HOME, plugins
 
-README = (HOME / "README.md").read_text()
+README = Page("README.md")
+# What a reader of a block knows from the page that its title leads to.
+HEAD = '''"""A block of the README."""
+from dataclasses import dataclass
+import numpy as np
+from fedbench import data, method
+from fedbench.method import Param, linear_head, option, tokens
+labels = np.arange(40) % 4
+images, is_test = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) // 4 % 2 == 1
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+'''
 
 
 def test_there_are_commands():
-    assert COMMANDS[0] == "make demo"
-    assert len(COMMANDS) >= 5
+    assert README.commands[0] == "make demo"
+    assert len(README.commands) >= 8
+    assert len(README.on_slurm) == 3  # see tests/slurm/test_pages.py
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command):
-    words = shlex.split(command)
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (HOME / "Makefile").read_text(), re.MULTILINE)
-        assert f"make {words[1]}" in (HOME / ".ci" / "run").read_text()  # the gate runs it in a clean clone
+def test_it_is_short():
+    assert len(README.text.splitlines()) <= 210
+
+
+@pytest.mark.parametrize("command", [command for command in README.commands if command not in README.on_slurm])
+def test_command(command, tmp_path):
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (HOME / "Makefile").read_text(), re.MULTILINE)
+        assert command in (HOME / ".ci" / "run").read_text()  # the gate runs it in a clean clone
         return
-    assert words[0] == "python"
-    done = subprocess.run([sys.executable, *words[1:]], cwd=HOME, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
+    README.lay_out(tmp_path)
+    README.run(command, tmp_path)
 
 
 def test_the_sweep_file_in_the_page_is_legal():
-    (text,) = blocks("yaml")
+    (text,) = README.blocks("yaml")
     sweep = check_sweep(yaml.safe_load(text), plugins())
     assert len(sweep.runs) == 2 * 3 * 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_a_block_on_plug_ins_keeps_the_contract(number, tmp_path):
+    code = README.blocks("python")[number]
+    assert len(code.splitlines()) < 15
+    path = tmp_path / f"block_{number}.py"
+    path.write_text(HEAD + code)
+    assert check.main([str(path), "--data", str(tmp_path)]) == 0
+
+
 def test_the_files_that_it_names_exist():
-    for name in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(
-        r"`((?:sweeps|methods|fedbench|benchmarks)/[\w/.]+)`", README
-    ):
+    names = [*re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", README.text), *re.findall(r"`(sweeps/[\w/.]+)`", README.text)]
+    assert len(names) > 15
+    for name in names:
         assert (HOME / name).exists(), name
 
 

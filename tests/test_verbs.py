@@ -1,16 +1,10 @@
-"""The listing of methods and the README table it makes, the verbs, and the page that leads to a method of one's own."""
+"""The verbs of the command line, and the listing of methods."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import shtab
@@ -19,10 +13,6 @@ from fedbench import __main__ as verbs
 from fedbench import completion, methods
 from fedbench.home import sweep_file
 from fedbench.plugins import HOME, plugins
-
-PAGE = (HOME / "docs" / "add_a_method.md").read_text()
-FILES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line]
 
 
 def test_every_method_is_listed_with_its_fields():
@@ -55,24 +45,6 @@ def test_the_listing_prints(capsys):
     assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} >= {"fedvpt", "fedprox"}
     assert methods.main(["fedvtp"]) == 2
     assert "no 'fedvtp'; there are " in capsys.readouterr().err
-
-
-def test_the_readme_holds_the_listing():
-    page = (HOME / "README.md").read_text()
-    assert methods.with_table(page, methods.as_markdown(methods.listing(plugins()))) == page, "run `make docs`"
-
-
-def test_the_table_is_written_between_the_markers(tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{methods.BEGIN}\nold\n{methods.END}\nafter\n")
-    assert methods.main(["--write", str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith(f"before\n{methods.BEGIN}\n| name |")
-    assert text.endswith(f"|\n{methods.END}\nafter\n")
-    assert "| `head_only` † | global |" in text
-    page.write_text("no markers")
-    assert methods.main(["--write", str(page)]) == 2
-    assert page.read_text() == "no markers"
 
 
 def test_verbs_hand_over(capsys):
@@ -138,45 +110,3 @@ def test_a_sweep_of_the_project_goes_by_its_name(tmp_path, monkeypatch):
 def test_the_installed_command_is_the_same():
     scripts = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"fedbench": "fedbench.__main__:main"}
-
-
-def test_the_page_on_methods_is_short_enough():
-    (code,) = [text for name, text in FILES if name.endswith(".py")]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 20
-    assert len(FILES) == 2
-    assert len(COMMANDS) == 3
-
-
-@pytest.mark.slow
-def test_the_page_on_methods_leads_to_a_row(tmp_path):
-    """Follow it literally, in a folder outside the repository."""
-    for name, text in FILES:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    env = os.environ | {"PYTHONPATH": str(HOME), "COLUMNS": "200"}
-    printed = []
-    for command in COMMANDS:
-        words = shlex.split(command)
-        assert words[0] == "python"
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        printed.append(done.stdout)
-    assert "FAIL" not in printed[0]
-    assert printed[0].count("  ok ") > 15
-    for label in ("fedvpt", "own_token", "own_token(prompt_length=1)"):
-        assert re.search(rf"^\W*{re.escape(label)}\W", printed[2], re.MULTILINE), printed[2]
-    assert not (tmp_path / "my_methods" / "__init__.py").exists()
-
-
-def test_the_message_in_the_page_is_what_is_said(tmp_path):
-    from fedbench import check
-
-    (code,) = [text for name, text in FILES if name.endswith(".py")]
-    path = tmp_path / "without_batch_axis.py"
-    path.write_text(code.replace('tokens(p["own"], cls)', 'p["own"]'))
-    kind, cls = check.find(path)
-    wrong = (check.first_wrong(one, subjects) for one, subjects in check.plan(kind, {"m": cls()}, Path()))
-    (told,) = re.findall(r"```text\n(.*?)\n```", PAGE, re.DOTALL)
-    assert next(filter(None, wrong)).split(": ", 1)[1].startswith(told)

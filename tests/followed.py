@@ -1,0 +1,59 @@
+"""A page followed literally: its files are written and its commands run, one after another, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbench.plugins import HOME
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the repository, by its path there."""
+
+    name: str
+
+    @property
+    def text(self) -> str:
+        return (HOME / self.name).read_text()
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"^```{language}\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """{path: content} of the blocks that stand below a path alone on its line."""
+        return dict(re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE))
+
+    @property
+    def commands(self) -> list[str]:
+        lines = [line.split("  #")[0].strip() for block in self.blocks("bash") for line in block.splitlines()]
+        return [line for line in lines if line]
+
+    @property
+    def on_slurm(self) -> list[str]:
+        return [command for command in self.commands if "--cluster slurm" in command]
+
+    def lay_out(self, folder: Path) -> None:
+        """Make `folder` what a clone is to the page's commands, without being able to write into the clone."""
+        (folder / "sweeps").symlink_to(HOME / "sweeps")
+        (folder / "reports").mkdir()
+        (folder / "reports" / "make_figures.py").symlink_to(HOME / "reports" / "make_figures.py")
+        for name, text in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    def run(self, command: str, folder: Path) -> str:
+        """What a command prints, in a shell as a reader's, at home in `folder`."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "PYTHONPATH": str(HOME), "COLUMNS": "200", "HOME": str(folder), "PATH": path}
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
