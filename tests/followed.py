@@ -52,6 +52,7 @@ class Page:
         """What a command prints, in a shell as a reader's, at home in `folder`."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PYTHONPATH": str(HOME), "COLUMNS": "200", "HOME": str(folder), "PATH": path}
+        env["XDG_CACHE_HOME"] = str(Path.home() / ".cache")  # Matplotlib's list of fonts takes its time
         done = subprocess.run(
             ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
         )
