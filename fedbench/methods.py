@@ -92,7 +92,7 @@ def legal(hint: Any, limits: Iterable[Any] = ()) -> str:
     if origin is dict:
         return "mapping"
     if origin is tuple:
-        return f"list of {legal(inner[0])}"
+        return f"list of {legal(inner[0]).replace(' | ', ', ')}"
     if inner:
         return " | ".join(legal(part, () if part is type(None) else limits) for part in inner)
     bounds = [
@@ -101,7 +101,7 @@ def legal(hint: Any, limits: Iterable[Any] = ()) -> str:
         for kind, (name, sign) in BOUNDS.items()
         if type(item) is kind
     ]
-    return " ".join([WORDS.get(hint) or getattr(hint, "__name__", str(hint)), ", ".join(bounds)]).strip()
+    return " ".join([str(WORDS.get(hint) or getattr(hint, "__name__", hint)), ", ".join(bounds)]).strip()
 
 
 def as_yaml(value: Any) -> str:

@@ -139,9 +139,9 @@ def _key(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
     if _model(field) is not None:
         what = f"[mapping](#{name})"
     elif name in KINDS:
-        what = f"[`{{name: ...}}` or a name]({PAGE_OF[name]}.md)"  # type: ignore[index]
+        what = f"[`{{name: ...}}` or a name]({PAGE_OF[name]}.md)"
     if not default and _model(field) is None:
-        value = field.get_default(call_default_factory=True)  # type: ignore[call-overload]
+        value = field.get_default(call_default_factory=True)
         default = code(as_yaml(value))
     return f"`{name}`", what, default, field.description or ""
 
