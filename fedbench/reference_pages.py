@@ -152,8 +152,8 @@ def _model(field: FieldInfo) -> type[Block] | None:
 
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
-    rows = [(f"`{one.name}`", one.title, one.meaning, "yes" if one.ranked else "") for one in METRICS]
-    return table(("name in records", "title in tables", "what it is", "ranked"), rows)
+    rows = [(f"`{one.name}`", one.title, "yes" if one.ranked else "", one.meaning) for one in METRICS]
+    return table(("name in records", "title in tables", "ranked", "what it is"), rows)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------------
