@@ -14,9 +14,10 @@ from pydantic.fields import FieldInfo
 
 from fedbench.config import Block, Run
 from fedbench.data import Archive, Dataset, Facts, Partitioner
+from fedbench.home import ROOT
 from fedbench.method import Aggregation, Method
 from fedbench.methods import REQUIRED, Entry, Field, as_markdown, as_yaml, entry, fields_of, legal, listing, table
-from fedbench.plugins import HOME, KINDS, Kind, Plugins, plugins
+from fedbench.plugins import KINDS, Kind, Plugins, plugins
 from fedbench.tables.metrics import METRICS
 
 SAME, STALE = 0, 1
@@ -194,7 +195,7 @@ def with_part(page: str, part: str) -> str:
 
 
 # -- the command line ------------------------------------------------------------------------------------------------------
-def stale(home: Path = HOME) -> dict[Path, str]:
+def stale(home: Path = ROOT) -> dict[Path, str]:
     """{page: what it should be} of those pages that do not say what the code says. Raises ValueError and OSError."""
     found, changed = plugins(), {}
     for name, part in pages().items():
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
     changed = stale()
     for page, text in changed.items():
-        sys.stdout.write(f"{page.relative_to(HOME)}: {'written' if given.write else 'stale'}\n")
+        sys.stdout.write(f"{page.relative_to(ROOT)}: {'written' if given.write else 'stale'}\n")
         if given.write:
             page.write_text(text)
     return STALE if changed and not given.write else SAME

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 import shtab
