@@ -31,7 +31,7 @@ def synthetic(path: Path, clients: int) -> None:
 def measure(clients: int) -> None:
     """Build, train and evaluate in this process; print what each took."""
     from fedbench import checkpoint, evaluation
-    from fedbench.config import check_sweep
+    from fedbench.planning import check_sweep
     from fedbench.plugins import plugins
     from fedbench.setting import build
     from fedbench.simulation import one_round

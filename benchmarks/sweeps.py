@@ -70,7 +70,7 @@ def plan(folder: Path) -> None:
     sys.path.insert(0, str(HOME))
     file, results = folder / "ten_thousand.yaml", folder / "results"
     file.write_text(json.dumps(PLAN))
-    from fedbench.config import read_sweep
+    from fedbench.planning import read_sweep
     from fedbench.records import RunFolder
     from fedbench.watch import Observer
 
@@ -114,7 +114,7 @@ def run(folder: Path) -> None:
     }
     (folder / "one.yaml").write_text(json.dumps(sweep))
     sys.path.insert(0, str(HOME))
-    from fedbench.config import read_sweep
+    from fedbench.planning import read_sweep
     from fedbench.records import RunFolder
 
     made = read_sweep(folder / "one.yaml")

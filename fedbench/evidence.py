@@ -139,7 +139,8 @@ def _from_sweeps(
     sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]
 ) -> Iterator[Planned]:
     """The runs of the sweep files in their order, each once; trials of a tuning, and what waits for them, as well."""
-    from fedbench.config import ConfigError, PlannedRun, read_sweep, short_name  # loads the plug-ins, hence torch
+    from fedbench.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
+    from fedbench.planning import read_sweep
     from fedbench.plugins import Plugins
     from fedbench.tuning import groups, staged
 

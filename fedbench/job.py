@@ -22,8 +22,9 @@ import torch
 
 from fedbench import claim, failures, heap, measure, naming, shared, storage, track
 from fedbench.backbone import BackboneError
-from fedbench.config import ConfigError, planned_from_disk
+from fedbench.config import ConfigError
 from fedbench.data import DataError
+from fedbench.planning import planned_from_disk
 from fedbench.plugins import PluginError
 from fedbench.records import RecordsError, RunFolder
 from fedbench.simulation import Diverged, Stopped, simulate

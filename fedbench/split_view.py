@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fedbench.config import ConfigError, Run, Sweep, read_sweep, short_name
+from fedbench.config import ConfigError, Run, Sweep, short_name
 from fedbench.data import DataError, Samples, published
 from fedbench.data.portrait import Portrait
+from fedbench.planning import read_sweep
 from fedbench.setting import deal
 from fedbench.split_figure import draw
 from fedbench.storage import write_aside

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from fedbench import failures, launch, measure, slurm, tuning, watch
 from fedbench.claim import claims, owner_in
-from fedbench.config import ConfigError, Sweep, read_sweep, short_name
+from fedbench.config import ConfigError, Sweep, short_name
 from fedbench.data import DataError
+from fedbench.planning import read_sweep
 from fedbench.plugins import PluginError
 from fedbench.records import RecordsError, RunFolder
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from fedbench import rng
-from fedbench.config import ConfigError, PlannedRun, Sweep, changed
+from fedbench.config import ConfigError, PlannedRun, Sweep
+from fedbench.planning import changed
 from fedbench.records import RunFolder
 
 Ranges = Mapping[str, Mapping[str, tuple[Any, ...]]]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench import config
-from fedbench.config import ConfigError, Sweep, check_sweep, planned_from_disk, read_sweep
+from fedbench import planning
+from fedbench.config import ConfigError, Sweep
+from fedbench.planning import check_sweep, planned_from_disk, read_sweep
 from fedbench.plugins import plugins
 
 BASE: dict[str, Any] = {"dataset": {"name": "digits"}, "partition": {"name": "iid"}, "method": {"name": "fedvpt"}}
@@ -150,7 +151,7 @@ def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     first = key(npz(tmp_path / "a.npz", 1))
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.npz").rename(tmp_path / "moved" / "b.npz")
-    config.content_hash.cache_clear()
+    planning.content_hash.cache_clear()
     assert key({"dataset": {"name": "npz", "path": str(tmp_path / "moved" / "b.npz")}}) == first
     assert key(npz(tmp_path / "c.npz", 2)) != first
 

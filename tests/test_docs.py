@@ -16,7 +16,8 @@ from followed import Page
 from workplace import Workplace
 
 from fedbench import check, reference_pages
-from fedbench.config import Block, check_sweep
+from fedbench.config import Block
+from fedbench.planning import check_sweep
 from fedbench.plugins import HOME, plugins
 from fedbench.tables.metrics import METRICS
 

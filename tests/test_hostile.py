@@ -19,10 +19,11 @@ from workplace import Workplace
 
 from fedbench import backbone, check, checkpoint, data_cli, launch, slurm
 from fedbench.claim import owner_in, process
-from fedbench.config import Cluster, ConfigError, read_sweep
+from fedbench.config import Cluster, ConfigError
 from fedbench.evidence import gather
 from fedbench.features import features
 from fedbench.images import Images
+from fedbench.planning import read_sweep
 from fedbench.plugins import HOME
 from fedbench.records import RecordsError, RunFolder
 from fedbench.reference import COLUMNS, ReferencesError, read

@@ -9,7 +9,7 @@ import yaml
 from followed import Page
 
 from fedbench import check
-from fedbench.config import check_sweep
+from fedbench.planning import check_sweep
 from fedbench.plugins import HOME, plugins
 
 README = Page("README.md")
@@ -70,7 +70,7 @@ def test_the_files_that_it_names_exist():
 
 
 def test_every_sweep_file_is_legal():
-    from fedbench.config import read_sweep
+    from fedbench.planning import read_sweep
 
     files = sorted((HOME / "sweeps").glob("*.yaml"))
     assert files

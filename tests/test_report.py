@@ -210,7 +210,7 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
         (tmp_path / "own" / kind / f"{name}.py").write_text(source)
     file = tmp_path / "small.yaml"
     file.write_text(SWEEP.replace("DATASET", "my_data").replace("METHOD", "my_method"))
-    from fedbench.config import read_sweep
+    from fedbench.planning import read_sweep
 
     sweep = read_sweep(file, [tmp_path / "own"])
     first = RunFolder(tmp_path / "results" / sweep.runs[0].name)

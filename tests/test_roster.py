@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedbench.checkpoint import CURRENT
-from fedbench.config import check_sweep
+from fedbench.planning import check_sweep
 from fedbench.plugins import plugins
 from fedbench.records import RunFolder
 from fedbench.simulation import simulate

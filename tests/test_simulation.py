@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fedbench.config import Sweep, check_sweep
+from fedbench.config import Sweep
+from fedbench.planning import check_sweep
 from fedbench.plugins import HOME, plugins
 from fedbench.records import MEASURED, RunFolder
 from fedbench.simulation import Diverged, simulate

@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 from test_partitioners import PARTITIONERS, samples
 
-from fedbench.config import read_sweep
 from fedbench.data import Parts, Split, split
 from fedbench.data.portrait import Portrait
 from fedbench.data_cli import main
+from fedbench.planning import read_sweep
 from fedbench.setting import build
 from fedbench.split_figure import draw
 

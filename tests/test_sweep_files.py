@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedbench import report, sweep
-from fedbench.config import Sweep, read_sweep
+from fedbench.config import Sweep
 from fedbench.evidence import gather
+from fedbench.planning import read_sweep
 
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]

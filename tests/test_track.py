@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fedbench import track
-from fedbench.config import ConfigError, check_sweep
+from fedbench.config import ConfigError
+from fedbench.planning import check_sweep
 from fedbench.plugins import plugins
 from fedbench.records import RunFolder
 

@@ -12,8 +12,9 @@ import yaml
 from written import write_run
 
 from fedbench import report, sweep
-from fedbench.config import ConfigError, check_sweep, read_sweep
+from fedbench.config import ConfigError
 from fedbench.evidence import gather
+from fedbench.planning import check_sweep, read_sweep
 from fedbench.plugins import plugins
 from fedbench.records import RunFolder, run_folders
 from fedbench.tuning import draws, groups, search_space, staged

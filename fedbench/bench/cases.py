@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from fedbench import nano
-from fedbench.config import check_sweep
+from fedbench.planning import check_sweep
 from fedbench.plugins import Plugins
 from fedbench.setting import Setting, build
 
