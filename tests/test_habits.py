@@ -62,5 +62,15 @@ def test_the_version_is_one():
 
 def test_what_is_locked_is_what_is_asked_for():
     locked = set(re.findall(r"^([\w.-]+)==", (HOME / "requirements.lock").read_text(), re.MULTILINE))
-    asked = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-    assert {re.split(r"[>=<]", one)[0].lower() for one in asked} <= locked, "run `make lock`"
+    extras = PROJECT["optional-dependencies"]
+    asked = [*PROJECT["dependencies"], *extras["dev"], *(extras["docs"] if "fedbench[docs]" in extras["dev"] else ())]
+    names = {re.split(r"[>=<\[]", one)[0].lower() for one in asked} - {"fedbench"}
+    assert names <= locked, "run `make lock`"
+
+
+def test_every_package_is_in_the_wheel():
+    listed = set(tomllib.loads((HOME / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {path.parent.relative_to(HOME) for path in (HOME / "fedbench").rglob("*.py")}
+    home = {path.parent.relative_to(HOME) for top in ("methods", "datasets") for path in (HOME / top).rglob("*.py")}
+    expected = {".".join(folder.parts) for folder in found} | {f"fedbench._home.{'.'.join(one.parts)}" for one in home}
+    assert listed == expected | {"fedbench._home.sweeps", "fedbench._home.reports.reference"}
