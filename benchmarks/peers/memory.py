@@ -1,0 +1,55 @@
+"""Peak memory of a process and everything below it, as /proc tells it while it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+BEAT = 0.1  # seconds between two looks
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of `pid` and of all its descendants now; pages that they share count in each of them."""
+    parents, found, total = {}, {pid}, 0
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue  # it has ended meanwhile
+    grown = True
+    while grown:
+        below = {child for child, parent in parents.items() if parent in found} - found
+        found |= below
+        grown = bool(below)
+    for process in found:
+        try:
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
+        except (OSError, IndexError):
+            continue
+    return total
+
+
+def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) -> tuple[float, float, int]:
+    """Run `command` to its end: when it began, when it ended, and its peak bytes. Raises RuntimeError where it fails."""
+    peak = 0
+    with output.open("w") as log:
+        start = time.monotonic()
+        process = subprocess.Popen(command, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                try:
+                    process.wait(BEAT)
+                    break
+                except subprocess.TimeoutExpired:
+                    peak = max(peak, resident(process.pid))
+        except BaseException:
+            process.terminate()
+            raise
+        end = time.monotonic()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}):\n{output.read_text()[-3000:]}")
+    return start, end, peak

@@ -1,0 +1,72 @@
+"""Contender: fedbench as its users run it, records, checkpoint and all; what it draws is what the others are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from timm.models import register_model
+
+from benchmarks.peers import model
+from benchmarks.peers.task import VALUES, Log, Values
+from fedbench import checkpoint, evaluation, simulation
+from fedbench.config import Sweep, check_sweep
+from fedbench.plugins import plugins
+from fedbench.records import RunFolder
+
+
+def sweep(folder: Path) -> Sweep:
+    """The sweep of one run that `folder` describes; the backbone is made known to timm under a name."""
+    case: Mapping[str, Any] = json.loads((folder / "case.json").read_text())
+
+    def peers_vit(**_: Any) -> Any:
+        return model.backbone(case["architecture"])
+
+    register_model(peers_vit)  # in place of another task's
+    content = {
+        "base": {
+            "backbone": {"name": peers_vit.__name__, "weights": str(folder / "vit.safetensors")},
+            "dataset": {"name": "npz", "path": str(folder / "data.npz")},
+            "partition": "natural",
+            "method": {"name": "fedvpt", "prompt_length": case["prompts"]},
+            "rounds": case["rounds"],
+            "evaluate_every": case["evaluate_every"],
+            "clients": {"number": case["clients"], "per_round": case["per_round"], "validation": 0.0},
+            "local": {"batch_size": case["batch"], "lr": case["lr"], "momentum": 0.0},
+        },
+        "machine": {"data": str(folder / "cache"), "device": "cpu"},
+    }
+    return check_sweep(content, plugins())
+
+
+def run(folder: Path, log: Log) -> Values:
+    """Train and evaluate; returns the final values, read from the run's checkpoint."""
+    planned = (found := sweep(folder)).runs[0]
+    results = RunFolder(folder / "results" / planned.name)
+    results.plan(found.on_disk(planned))
+
+    def timed(work: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            log.step()
+            with around():
+                return work(*args)
+
+        return call
+
+    with (
+        mock.patch.object(simulation, "one_round", timed(simulation.one_round, log.round)),
+        mock.patch.object(evaluation, "evaluate", timed(evaluation.evaluate, log.evaluation)),
+    ):
+        simulation.simulate(planned, found.machine, found.plugins, results)
+    tests = json.loads((folder / "case.json").read_text())["tests"]
+    log.right = [round(record["pooled_accuracy"] * tests) for record in results.records()]
+    saved = checkpoint.load(results.path)
+    if saved is None:
+        raise RuntimeError(f"{results.path} holds no checkpoint")
+    state: dict[str, torch.Tensor] = saved[0]
+    return {name: state[f"server.{name}"].numpy() for name in VALUES}
