@@ -45,13 +45,14 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def one(name: str, folder: Path, out: Path, threads: int) -> dict[str, Any]:
+def one(name: str, folder: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One run of a contender in a process of its own: its log, and what is seen from outside."""
     module, apart = CONTENDERS[name]
     quiet = {
         "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "PYTHONPATH": str(HOME),
     }  # fmt: skip
-    env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(given.threads))
+    env["PEERS_FLOWER_ACTORS"] = str(given.flower_actors)
     shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir()
     command = [str(APART) if apart else sys.executable, "-m", "benchmarks.peers.contender", module, str(folder), str(out)]
@@ -94,7 +95,7 @@ def compare(case: str, names: list[str], given: argparse.Namespace, work: Path) 
     for repeat in range(given.repeat):
         for name in names if repeat % 2 == 0 else names[::-1]:
             out = work / f"{case}-{CONTENDERS[name][0]}-{repeat}"
-            found = one(name, folder, out, given.threads)
+            found = one(name, folder, out, given)
             runs[name].append(found)
             reference = first.setdefault("out", out)
             found["difference"] = difference(out, reference)
@@ -132,7 +133,8 @@ def table(result: dict[str, Any]) -> str:
     """Markdown for benchmarks/README.md."""
     machine, versions = result["machine"], ", ".join(f"{k} {v}" for k, v in sorted(result["versions"].items()))
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, Python {machine['python']}; "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads (Flower: shared by "
+        f"{machine['flower_actors']} actors), Python {machine['python']}; "
         f"{versions}; commit {result['commit']}."
     ]
     for case in result["cases"]:
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="runs of each contender")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of a run, an even number")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flower-actors", type=int, default=2, help="Flower's actors, which share the threads evenly")
     parser.add_argument("--only", nargs="+", metavar="CONTENDER", help=f"modules of {[m for m, _ in CONTENDERS.values()]}")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
@@ -170,6 +173,7 @@ def main() -> None:
                 versions |= run.pop("versions")
     machine = {
         "processor": processor(), "cores": os.cpu_count(), "threads": given.threads, "python": platform.python_version(),
+        "flower_actors": given.flower_actors,
     }  # fmt: skip
     task = COMMON | SIZES | rounds_of(given.rounds)
     result = {"commit": measure.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}

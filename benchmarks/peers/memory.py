@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -38,7 +40,9 @@ def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) ->
     peak = 0
     with output.open("w") as log:
         start = time.monotonic()
-        process = subprocess.Popen(command, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             while True:
                 try:
@@ -46,10 +50,11 @@ def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) ->
                     break
                 except subprocess.TimeoutExpired:
                     peak = max(peak, resident(process.pid))
-        except BaseException:
-            process.terminate()
-            raise
-        end = time.monotonic()
+            end = time.monotonic()
+        finally:  # also of an interrupted benchmark: whatever is left would disturb the next one
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}):\n{output.read_text()[-3000:]}")
     return start, end, peak

@@ -14,7 +14,7 @@ from pfl.aggregate.simulate import SimulatedBackend  # type: ignore[import-not-f
 from pfl.aggregate.weighting import WeightByDatapoints  # type: ignore[import-not-found]
 from pfl.algorithm.base import NNAlgorithmParams  # type: ignore[import-not-found]
 from pfl.algorithm.federated_averaging import FederatedAveraging  # type: ignore[import-not-found]
-from pfl.callback import TrainingProcessCallback  # type: ignore[import-not-found]
+from pfl.callback.base import TrainingProcessCallback  # type: ignore[import-not-found]
 from pfl.data.federated_dataset import FederatedDataset  # type: ignore[import-not-found]
 from pfl.data.pytorch import PyTorchTensorDataset  # type: ignore[import-not-found]
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams  # type: ignore[import-not-found]
