@@ -1,8 +1,8 @@
 """fedbench beside the frameworks and loops that others use, on the same tensors and the same frozen ViT.
 
 `make bench-peers` makes the peers' environment and runs it. Each contender trains and evaluates the same task in a process of
-its own, one after the other, in the other order in every second repeat. Nothing is told unless all end with the same prompts and
-heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only CONTENDER ...] [case ...]``
+its own, one after the other, in the other order in every second repeat. Nothing is told unless all end with the same prompts
+and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only CONTENDER ...] [case ...]``
 """
 
 from __future__ import annotations
@@ -48,14 +48,19 @@ def processor() -> str:
 def one(name: str, folder: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One run of a contender in a process of its own: its log, and what is seen from outside."""
     module, apart = CONTENDERS[name]
-    quiet = {
-        "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "PYTHONPATH": str(HOME),
-    }  # fmt: skip
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr")}
     env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(given.threads))
-    env["PEERS_FLOWER_ACTORS"] = str(given.flower_actors)
+    env |= {"PYTHONPATH": str(HOME), "PEERS_FLOWER_ACTORS": str(given.flower_actors)}
     shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir()
-    command = [str(APART) if apart else sys.executable, "-m", "benchmarks.peers.contender", module, str(folder), str(out)]
+    command = [
+        str(APART) if apart else sys.executable,
+        "-m",
+        "benchmarks.peers.contender",
+        module,
+        str(folder),
+        str(out),
+    ]
     start, end, peak = watched(command, env, HOME, out.with_suffix(".log"))
     log = json.loads(out.with_suffix(".json").read_text())
     return {
@@ -91,13 +96,15 @@ def compare(case: str, names: list[str], given: argparse.Namespace, work: Path) 
     folder = work / case
     prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(given.rounds))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    first = {}
+    reference: Path | None = None
+    far = 0.0
     for repeat in range(given.repeat):
         for name in names if repeat % 2 == 0 else names[::-1]:
             out = work / f"{case}-{CONTENDERS[name][0]}-{repeat}"
             found = one(name, folder, out, given)
             runs[name].append(found)
-            reference = first.setdefault("out", out)
+            if reference is None:
+                reference, far = out, moved(out, folder)
             found["difference"] = difference(out, reference)
             print(
                 f"{case}: {name}: {found['whole']:.1f} s, difference {found['difference']:.1e}, {found['right']}",
@@ -105,14 +112,16 @@ def compare(case: str, names: list[str], given: argparse.Namespace, work: Path) 
             )
             if not found["difference"] < TOLERANCE:
                 raise RuntimeError(f"{case}: {name} ends {found['difference']:g} away from {names[0]}: nothing is told")
-    return {"case": case, "moved": moved(first["out"], folder), "contenders": runs}
+    if far < 10 * TOLERANCE:
+        raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so that they agree says nothing")
+    return {"case": case, "moved": far, "contenders": runs}
 
 
 def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
     """One line of the table: medians over rounds and repeats; `pace` is the bare loop's round."""
 
     def median(key: str) -> float:
-        return statistics.median(run[key] for run in runs)
+        return float(statistics.median(run[key] for run in runs))
 
     steady = statistics.median(seconds for run in runs for seconds in run["rounds"][1:])
     evaluation = [seconds for run in runs for seconds in run["evaluations"]]
@@ -154,7 +163,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="rounds of a run, an even number")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--flower-actors", type=int, default=2, help="Flower's actors, which share the threads evenly")
-    parser.add_argument("--only", nargs="+", metavar="CONTENDER", help=f"modules of {[m for m, _ in CONTENDERS.values()]}")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CONTENDER", help=f"modules of {[m for m, _ in CONTENDERS.values()]}"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
     names = [name for name, (module, _) in CONTENDERS.items() if not given.only or module in given.only]

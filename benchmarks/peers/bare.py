@@ -25,7 +25,7 @@ def run(folder: Path, log: Log) -> Values:
                     log.step()
                     loss = model.loss(pixels[batch], labels[batch])
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     optimizer.step()
                 got.append((len(task.samples(round_, row)), model.values()))
             values = mean_of(got)

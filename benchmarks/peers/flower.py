@@ -58,7 +58,7 @@ def train(message: Any, context: Any) -> Any:
     for batch in task.batches(round_, row):
         loss = model.loss(pixels[batch], labels[batch])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     metrics = {"num-examples": len(task.samples(round_, row)), "begun": begun}
     content = RecordDict({"arrays": record_of(model.values()), "metrics": MetricRecord(metrics)})

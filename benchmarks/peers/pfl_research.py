@@ -84,7 +84,7 @@ def run(folder: Path, log: Log) -> Values:
     inner.log = log
 
     def visits() -> Iterator[tuple[int, int]]:
-        yield from np.ndindex(task.cohort.shape)  # type: ignore[misc]
+        yield from np.ndindex(task.cohort.shape)
 
     def user(visit: tuple[int, int]) -> Any:
         samples = torch.from_numpy(task.samples(*visit))
@@ -101,7 +101,9 @@ def run(folder: Path, log: Log) -> Values:
             val_cohort_size=None,
         ),
         SimulatedBackend(
-            training_data=FederatedDataset(user, lambda: next(order)), val_data=None, postprocessors=[WeightByDatapoints()]
+            training_data=FederatedDataset(user, lambda: next(order)),
+            val_data=None,
+            postprocessors=[WeightByDatapoints()],
         ),
         model,
         NNTrainHyperParams(

@@ -61,11 +61,12 @@ def prepare(folder: Path, case: dict[str, Any]) -> None:
             taken = batches.index[:, row][batches.weight[:, row] > 0]
             mine[row, : len(taken)] = taken
     everyone = [split.test[k] for k in range(clients)]
+    start: dict[str, Any] = {name: setting.server.values[name].numpy() for name in VALUES}
     np.savez(
         folder / "task.npz",
         cohort=np.stack([batches.clients for batches in drawn]),
         order=order,
         test=np.concatenate(everyone),
         test_sizes=np.array([len(part) for part in everyone]),
-        **{name: setting.server.values[name].numpy() for name in VALUES},
+        **start,
     )

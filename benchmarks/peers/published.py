@@ -63,7 +63,7 @@ def run(folder: Path, log: Log) -> Values:
                     log.step()
                     loss = model.loss(x, y)
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     optimizer.step()
                 states.append(copy.deepcopy(model.state_dict()))
                 sizes.append(len(samples))

@@ -1,7 +1,7 @@
 """What every contender is given, and what each must hand back; no fedbench here, so that the peers' environment can read it.
 
-A task is a folder: `case.json` (architecture, numbers, the sweep that fedbench runs), `data.npz` (images, labels, is_test, user,
-as fedbench's `npz` dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `vit.safetensors`.
+A task is a folder: `case.json` (architecture and numbers), `data.npz` (images, labels, is_test, user, as fedbench's `npz`
+dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `vit.safetensors`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Values = dict[str, NDArray[np.float32]]
 class Task:
     """A run, drawn in advance.
 
-    `images` uint8 [N, S, S, 3], `labels` [N]; `cohort` [R, K]; `order` [R, K, M]: the samples of the k-th client of round r in the
-    order in which it takes them, -1 behind its last; `test` [T]: the samples of all clients' test sets, one after the other;
-    `start`: initial values by name.
+    `images` uint8 [N, S, S, 3], `labels` [N]; `cohort` [R, K]; `order` [R, K, M]: the samples of the k-th client of round r
+    in the order in which it takes them, -1 behind its last; `test` [T]: the samples of all clients' test sets, one after the
+    other; `start`: initial values by name.
     """
 
     case: Mapping[str, Any]
@@ -69,8 +69,9 @@ class Task:
 
     def samples(self, round_: int, row: int) -> NDArray[np.int64]:
         """What the client in `row` of the cohort trains on, in order."""
-        found = self.order[round_, row]
-        return found[found >= 0]
+        found: NDArray[np.int64] = self.order[round_, row]
+        taken: NDArray[np.int64] = found[found >= 0]
+        return taken
 
     def batches(self, round_: int, row: int) -> list[NDArray[np.int64]]:
         """The same, cut into batches; the last may be smaller."""
@@ -115,7 +116,8 @@ class Log:
     def write(self, out: Path, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Leave the log and the final `values` beside each other: OUT.json and OUT.npz."""
         out.with_suffix(".json").write_text(json.dumps(asdict(self)))
-        np.savez(out.with_suffix(".npz"), **{name: values[name] for name in VALUES})
+        arrays: dict[str, Any] = {name: values[name] for name in VALUES}
+        np.savez(out.with_suffix(".npz"), **arrays)
 
 
 def mean_of(got: list[tuple[int, Values]]) -> Values:
