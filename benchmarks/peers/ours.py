@@ -1,4 +1,4 @@
-"""Contender: fedbench as its users run it, records, checkpoint and all; what it draws is what the others are given."""
+"""Contender: fedbench as a job runs it, records, checkpoint and all; what it draws is what the others are given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.models import register_model
 
 from benchmarks.peers import model
 from benchmarks.peers.task import VALUES, Log, Values
-from fedbench import checkpoint, evaluation, simulation
+from fedbench import checkpoint, evaluation, job, simulation
 from fedbench.config import Sweep, check_sweep
 from fedbench.plugins import plugins
 from fedbench.records import RunFolder
@@ -40,6 +40,7 @@ def sweep(folder: Path) -> Sweep:
             "local": {"batch_size": case["batch"], "lr": case["lr"], "momentum": 0.0},
         },
         "machine": {"data": str(folder / "cache"), "device": "cpu"},
+        "cluster": {"cpus": torch.get_num_threads()},
     }
     return check_sweep(content, plugins())
 
@@ -62,7 +63,9 @@ def run(folder: Path, log: Log) -> Values:
         mock.patch.object(simulation, "one_round", timed(simulation.one_round, log.round)),
         mock.patch.object(evaluation, "evaluate", timed(evaluation.evaluate, log.evaluation)),
     ):
-        simulation.simulate(planned, found.machine, found.plugins, results)
+        job.run_job(results.path.parent, [planned.name])
+    if results.status != "done":
+        raise RuntimeError(f"fedbench's run has not ended well:\n{results.log.read_text()[-3000:]}")
     tests = json.loads((folder / "case.json").read_text())["tests"]
     log.right = [round(record["pooled_accuracy"] * tests) for record in results.records()]
     saved = checkpoint.load(results.path)
