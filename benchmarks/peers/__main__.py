@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -175,6 +176,7 @@ def main() -> None:
         parser.error(f"--rounds {given.rounds}: expected 2, 4, ...")
     if any(CONTENDERS[name][1] for name in names) and not APART.exists():
         parser.error(f"no {APART.relative_to(HOME)}: `make bench-peers` makes the peers' environment")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contender at work is ended too
     with tempfile.TemporaryDirectory() as work:
         cases = [compare(case, names, given, Path(work)) for case in given.cases]
     versions: dict[str, str] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 BEAT = 0.1  # seconds between two looks
+LIMIT = 900.0  # most seconds of a run: a server whose workers never came up waits for them for an hour
 
 
 def resident(pid: int) -> int:
@@ -49,11 +50,14 @@ def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) ->
                     process.wait(BEAT)
                     break
                 except subprocess.TimeoutExpired:
+                    if time.monotonic() - start > LIMIT:
+                        words = f"{' '.join(command)} has not ended in {LIMIT:g} s"
+                        raise RuntimeError(f"{words}:\n{output.read_text()[-3000:]}") from None
                     peak = max(peak, resident(process.pid))
             end = time.monotonic()
         finally:  # also of an interrupted benchmark: whatever is left would disturb the next one
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}):\n{output.read_text()[-3000:]}")
