@@ -15,7 +15,8 @@ from timm.models import register_model
 from benchmarks.peers import model
 from benchmarks.peers.task import VALUES, Log, Values
 from fedbench import checkpoint, evaluation, job, simulation
-from fedbench.config import Sweep, check_sweep
+from fedbench.config import Sweep
+from fedbench.planning import check_sweep
 from fedbench.plugins import plugins
 from fedbench.records import RunFolder
 
