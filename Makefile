@@ -1,11 +1,12 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
 # coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
+# bench-peers: fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers.
 # pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the pages take from the code, and the
 # pages as a site in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test test-all coverage audit pin check docs lock
+.PHONY: env demo test test-all coverage audit pin check docs lock bench-peers
 
 env: .venv/installed
 
@@ -47,3 +48,11 @@ docs: env
 lock:
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --constraint constraints.txt --output-file requirements.lock
+
+bench-peers: .peers/installed
+	$(BIN)/python -m benchmarks.peers --out benchmarks/peers/measured.json
+
+.peers/installed: benchmarks/peers/requirements.txt | env
+	$(BIN)/python -m uv venv --quiet --allow-existing --python $(BIN)/python .peers
+	$(BIN)/python -m uv pip install --quiet --python .peers/bin/python -r benchmarks/peers/requirements.txt
+	@touch $@

@@ -1,0 +1,199 @@
+"""fedbench beside the frameworks and loops that others use, on the same tensors and the same frozen ViT.
+
+`make bench-peers` makes the peers' environment and runs it. Each contender trains and evaluates the same task in a process of
+its own, one after the other, in the other order in every second repeat. Nothing is told unless all end with the same prompts
+and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only CONTENDER ...] [case ...]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.memory import watched
+from benchmarks.peers.prepare import CASES, COMMON, SIZES, prepare
+from fedbench import measure
+
+HOME = Path(__file__).resolve().parents[2]
+APART = HOME / ".peers" / "bin" / "python"
+CONTENDERS = {  # name in the table: module, python, whether it lives in the peers' environment
+    "bare PyTorch loop": ("bare", False),
+    "published-style loop": ("published", False),
+    "pfl-research": ("pfl_research", True),
+    "Flower": ("flower", True),
+    "fedbench": ("ours", False),
+}
+TOLERANCE = 1e-4  # largest difference of a final value from the bare loop's
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def one(name: str, folder: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """One run of a contender in a process of its own: its log, and what is seen from outside."""
+    module, apart = CONTENDERS[name]
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr")}
+    env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(given.threads))
+    env |= {"PYTHONPATH": str(HOME), "PEERS_FLOWER_ACTORS": str(given.flower_actors)}
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    (folder / "results").mkdir()
+    command = [
+        str(APART) if apart else sys.executable,
+        "-m",
+        "benchmarks.peers.contender",
+        module,
+        str(folder),
+        str(out),
+    ]
+    start, end, peak = watched(command, env, HOME, out.with_suffix(".log"))
+    log = json.loads(out.with_suffix(".json").read_text())
+    return {
+        "cold_start": log["first_step"] - start,
+        "rounds": log["rounds"],
+        "evaluations": log["evaluations"],
+        "whole": end - start,
+        "peak_bytes": peak,
+        "right": log["right"],
+        "versions": log["versions"],
+    }
+
+
+def difference(out: Path, reference: Path) -> float:
+    """The largest difference of any final value."""
+    with np.load(out.with_suffix(".npz")) as a, np.load(reference.with_suffix(".npz")) as b:
+        return max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in b.files)
+
+
+def moved(out: Path, folder: Path) -> float:
+    """How far training has come from the initial values, so that an agreement says something."""
+    with np.load(out.with_suffix(".npz")) as a, np.load(folder / "task.npz") as b:
+        return min(float(np.abs(a[name] - b[name]).max()) for name in a.files)
+
+
+def rounds_of(rounds: int) -> dict[str, int]:
+    """A run of so many rounds, with an evaluation in the middle and one at the end."""
+    return {"rounds": rounds, "evaluate_every": rounds // 2}
+
+
+def compare(case: str, names: list[str], given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All contenders on one case. Raises RuntimeError where one of them ends elsewhere."""
+    folder = work / case
+    prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(given.rounds))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    reference: Path | None = None
+    far = 0.0
+    for repeat in range(given.repeat):
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            out = work / f"{case}-{CONTENDERS[name][0]}-{repeat}"
+            found = one(name, folder, out, given)
+            runs[name].append(found)
+            if reference is None:
+                reference, far = out, moved(out, folder)
+            found["difference"] = difference(out, reference)
+            print(
+                f"{case}: {name}: {found['whole']:.1f} s, difference {found['difference']:.1e}, {found['right']}",
+                file=sys.stderr,
+            )
+            if not found["difference"] < TOLERANCE:
+                raise RuntimeError(f"{case}: {name} ends {found['difference']:g} away from {names[0]}: nothing is told")
+    if far < 10 * TOLERANCE:
+        raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so that they agree says nothing")
+    return {"case": case, "moved": far, "contenders": runs}
+
+
+def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
+    """One line of the table: medians over rounds and repeats; `pace` is the bare loop's round."""
+
+    def median(key: str) -> float:
+        return float(statistics.median(run[key] for run in runs))
+
+    steady = statistics.median(seconds for run in runs for seconds in run["rounds"][1:])
+    evaluation = [seconds for run in runs for seconds in run["evaluations"]]
+    cells = [
+        name,
+        f"{median('cold_start'):.1f} s",
+        f"{steady:.2f} s",
+        f"{pace / steady:.2f}",
+        f"{statistics.median(evaluation):.2f} s" if evaluation else "-",
+        f"{median('whole'):.1f} s",
+        f"{max(run['peak_bytes'] for run in runs) / 2**30:.2f} GiB",
+        f"{max(run['difference'] for run in runs):.0e}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown for benchmarks/README.md."""
+    machine, versions = result["machine"], ", ".join(f"{k} {v}" for k, v in sorted(result["versions"].items()))
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads (Flower: shared by "
+        f"{machine['flower_actors']} actors), Python {machine['python']}; "
+        f"{versions}; commit {result['commit']}."
+    ]
+    for case in result["cases"]:
+        runs = case["contenders"]
+        pace = statistics.median(s for run in next(iter(runs.values())) for s in run["rounds"][1:])
+        lines += ["", f"**{case['case']}**", ""]
+        lines += ["| | cold start | round | speed | evaluation | whole run | peak memory | difference |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *(row(name, found, pace) for name, found in runs.items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, check, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each contender")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of a run, an even number")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flower-actors", type=int, default=2, help="Flower's actors, which share the threads evenly")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CONTENDER", help=f"modules of {[m for m, _ in CONTENDERS.values()]}"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    given = parser.parse_args()
+    names = [name for name, (module, _) in CONTENDERS.items() if not given.only or module in given.only]
+    if wrong := set(given.cases) - set(CASES):
+        parser.error(f"unknown case {', '.join(sorted(wrong))}; legal: {', '.join(CASES)}")
+    if given.rounds < 2 or given.rounds % 2:
+        parser.error(f"--rounds {given.rounds}: expected 2, 4, ...")
+    if any(CONTENDERS[name][1] for name in names) and not APART.exists():
+        parser.error(f"no {APART.relative_to(HOME)}: `make bench-peers` makes the peers' environment")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contender at work is ended too
+    with tempfile.TemporaryDirectory() as work:
+        cases = [compare(case, names, given, Path(work)) for case in given.cases]
+    versions: dict[str, str] = {}
+    for case in cases:
+        for runs in case["contenders"].values():
+            for run in runs:
+                versions |= run.pop("versions")
+    machine = {
+        "processor": processor(), "cores": os.cpu_count(), "threads": given.threads, "python": platform.python_version(),
+        "flower_actors": given.flower_actors,
+    }  # fmt: skip
+    task = COMMON | SIZES | rounds_of(given.rounds)
+    result = {"commit": measure.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
+    print(table(result))
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""One contender in this process: `python -m benchmarks.peers.contender NAME FOLDER OUT` leaves OUT.json and OUT.npz."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.peers.task import Log
+
+PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray")
+
+
+def main() -> None:
+    """Run it. It is imported by name, so that what it hands to other processes can be found there."""
+    name, folder, out = sys.argv[1:4]
+    log = Log()
+    values = importlib.import_module(f"benchmarks.peers.{name}").run(Path(folder), log)
+    for package in PACKAGES:
+        try:
+            log.versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    log.write(Path(out), values)
+
+
+if __name__ == "__main__":
+    main()

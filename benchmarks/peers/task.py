@@ -1,0 +1,129 @@
+"""What every contender is given, and what each must hand back; no fedbench here, so that the peers' environment can read it.
+
+A task is a folder: `case.json` (architecture and numbers), `data.npz` (images, labels, is_test, user, as fedbench's `npz`
+dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `vit.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VALUES = ("prompt", "head.weight", "head.bias")  # what is trained, as every contender names it
+EVALUATION_BATCH = 64  # images in one pass of an evaluation, where a contender can choose
+
+Values = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run, drawn in advance.
+
+    `images` uint8 [N, S, S, 3], `labels` [N]; `cohort` [R, K]; `order` [R, K, M]: the samples of the k-th client of round r
+    in the order in which it takes them, -1 behind its last; `test` [T]: the samples of all clients' test sets, one after the
+    other; `start`: initial values by name.
+    """
+
+    case: Mapping[str, Any]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    cohort: NDArray[np.int64]
+    order: NDArray[np.int64]
+    test: NDArray[np.int64]
+    test_sizes: NDArray[np.int64]  # [clients]
+    start: Values
+    weights: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Task:
+        """Read the folder `folder`."""
+        with np.load(folder / "data.npz") as data, np.load(folder / "task.npz") as task:
+            return cls(
+                json.loads((folder / "case.json").read_text()),
+                data["images"],
+                data["labels"],
+                task["cohort"],
+                task["order"],
+                task["test"],
+                task["test_sizes"],
+                {name: task[name] for name in VALUES},
+                folder / "vit.safetensors",
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in all."""
+        return len(self.order)
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether an evaluation follows round `round_`, counted from 0."""
+        return (round_ + 1) % int(self.case["evaluate_every"]) == 0
+
+    def samples(self, round_: int, row: int) -> NDArray[np.int64]:
+        """What the client in `row` of the cohort trains on, in order."""
+        found: NDArray[np.int64] = self.order[round_, row]
+        taken: NDArray[np.int64] = found[found >= 0]
+        return taken
+
+    def batches(self, round_: int, row: int) -> list[NDArray[np.int64]]:
+        """The same, cut into batches; the last may be smaller."""
+        samples, size = self.samples(round_, row), int(self.case["batch"])
+        return [samples[i : i + size] for i in range(0, len(samples), size)]
+
+    @property
+    def test_sets(self) -> list[NDArray[np.int64]]:
+        """The test samples of each client."""
+        return np.split(self.test, np.cumsum(self.test_sizes)[:-1])
+
+
+@dataclass
+class Log:
+    """What a contender says of its run: seconds, by a clock that all processes of the machine share."""
+
+    first_step: float | None = None  # when the first batch of all was begun
+    rounds: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)  # right answers on all test sets, of each evaluation
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def step(self, when: float | None = None) -> None:
+        """A training step begins now, or began then; only the first one counts."""
+        if self.first_step is None:
+            self.first_step = time.monotonic() if when is None else when
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Around sending, local training and aggregation."""
+        start = time.monotonic()
+        yield
+        self.rounds.append(time.monotonic() - start)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around an evaluation."""
+        start = time.monotonic()
+        yield
+        self.evaluations.append(time.monotonic() - start)
+
+    def write(self, out: Path, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Leave the log and the final `values` beside each other: OUT.json and OUT.npz."""
+        out.with_suffix(".json").write_text(json.dumps(asdict(self)))
+        arrays: dict[str, Any] = {name: values[name] for name in VALUES}
+        np.savez(out.with_suffix(".npz"), **arrays)
+
+
+def mean_of(got: list[tuple[int, Values]]) -> Values:
+    """FedAvg: the mean of what clients send, weighted by their number of samples, summed in float64."""
+    total = sum(n for n, _ in got)
+    return {
+        name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in got], axis=0).astype(np.float32)
+        for name in VALUES
+    }
