@@ -24,6 +24,7 @@ SMALL = {
     "clients.number": "20",
     "clients.per_round": "5",
     "local": "{epochs: 1, batch_size: 32, lr: 0.03, momentum: 0.9}",
+    "cluster.cpus": "1",  # a run a core: so small a backbone gains little from several
 }
 MAIN = """[{name: head_only}, {name: fedvpt}, {name: fedvpt_deep},
   {name: fedvpt, logit_prior: eval, label: fedvpt + log-prior}, {name: fedvpt, prompt: local, label: local prompts},

@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 1.0},
     "rounds": 3,
     "clients": {"number": 10, "per_round": 4, "held_out": 1, "validation": 0.1},
-    "local": {"epochs": 1, "batch_size": 16, "lr": 0.05, "momentum": 0.9},
+    "local": {"epochs": 1, "batch_size": 16, "lr": 0.01, "momentum": 0.9},
     "evaluate_every": 3,
 }
 CASES = {name: {"method": name} for name in plugins().classes["method"]} | {
