@@ -162,9 +162,13 @@ def bytes_axis(axes: Axes) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, labelled at few decades only."""
+    """Make the x axis logarithmic, labelled at few decades only; values within a factor of three stay on a plain one."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
+    if high < 3 * low:
+        axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        return
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,), numticks=5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the style has no mathematical text
     axes.xaxis.set_minor_formatter(NullFormatter())
