@@ -22,6 +22,7 @@ from fedbench.lock import one_at_a_time
 
 FORMAT = 2  # raise it whenever what is in a folder changes: caches of another format are made again
 CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256]}, notes}, written last
+TRIES = 3  # somebody may break a cache between its writing and its reading
 OWNER = "owner.json"  # whose unfinished work a folder is
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -44,18 +45,19 @@ def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str
             found.append(arrays)
         return bool(found)
 
-    if done():
-        return found[0]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder, done) as mine:
-            if mine:
-                _make(folder, build, resumes)
-                done()
+        for _ in range(TRIES):
+            if done():
+                return found[0]
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(folder, done) as mine:
+                if mine:
+                    _make(folder, build, resumes)
+                    done()
     except OSError as error:
         raise DataError(f"{folder}: this cache cannot be written ({error})") from error
-    if not found:
-        raise DataError(f"{folder}: this cache was written, but cannot be read back")
+    if not done():
+        raise DataError(f"{folder}: this cache was written {TRIES} times, but cannot be read back")
     return found[0]
 
 

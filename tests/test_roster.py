@@ -73,7 +73,7 @@ def test_every_method_learns_and_its_numbers_are_pinned(case, data):
     for name, value in table.loc[case].items():
         here = np.nan if found[name] is None else found[name]
         # an answer or two on the edge may fall to the other side on another processor
-        tolerance = {"worst_accuracy": 0.1}.get(name, 0.02) if name in ACCURACIES else 5e-3 * abs(value)
+        tolerance = {"worst_accuracy": 0.1}.get(name, 0.03) if name in ACCURACIES else 2e-2 * abs(value)
         assert np.isnan(here) == np.isnan(value), (name, here, value)
         assert np.isnan(value) or abs(here - value) <= tolerance, (name, here, value)
 
