@@ -16,6 +16,7 @@ README = Page("README.md")
 # What a reader of a block knows from the page that its title leads to.
 HEAD = '''"""A block of the README."""
 from dataclasses import dataclass
+from typing import ClassVar
 import numpy as np
 from fedbench import data, method
 from fedbench.method import Param, linear_head, option, tokens
