@@ -28,6 +28,8 @@ class BackboneError(ValueError):
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
+    ``lean``: the last block computes only the tokens that are read; ``plain``: a frozen block goes backward by its own hand
+    (`fedbench.frozen`). Both change no number but its rounding, and may be set to False.
     ``width`` D, ``depth`` L, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the checkpoint's own.
     """
 

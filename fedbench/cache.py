@@ -57,7 +57,7 @@ def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str
     except OSError as error:
         raise DataError(f"{folder}: this cache cannot be written ({error})") from error
     if not done():
-        raise DataError(f"{folder}: this cache was written {TRIES} times, but cannot be read back")
+        raise DataError(f"{folder}: this cache was made, but cannot be read back, {TRIES} times in a row")
     return found[0]
 
 

@@ -64,9 +64,8 @@ def accuracies(cohort: Cohort, values: Stacked, read: Stacked, parts: Sequence[I
         hit = (logits.argmax(-1) == cohort.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
         return hit.sum(1)
 
-    for block, hit in zip(
-        blocks, cohort.spread(hits, blocks), strict=True
-    ):  # read back at the end: nothing waits for the device in between
+    found = cohort.spread(hits, blocks)
+    for block, hit in zip(blocks, found, strict=True):  # read back here: nothing waits for the device in between
         np.add.at(right, [k for k, _ in block], hit.cpu().numpy())
     return Accuracies(right, np.array([len(part) for part in parts]))
 

@@ -52,10 +52,8 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
         result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
         return result
 
-    with torch.inference_mode():
-        parts = spread(part, range(0, len(images), CHUNK), images.device)
-        result = torch.cat(parts)
-    result = result.clone()
+    parts = spread(part, range(0, len(images), CHUNK), images.device)
+    result = torch.cat(parts).clone()
     _keep(path, result)
     return result
 

@@ -31,7 +31,7 @@ class LaunchError(RuntimeError):
 # -- what is remembered of a submission ------------------------------------------------------------------------
 def job_of(folder: RunFolder) -> dict[str, Any]:
     """{} or what last took the run: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes of a host)}."""
-    return folder.json("job.json")
+    return folder.mapping("job.json")
 
 
 def remember(results: Path, names: Sequence[str], job: Mapping[str, Any]) -> None:

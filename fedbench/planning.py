@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench import track
 from fedbench.config import KINDS, Block, Cluster, ConfigError, Machine, PlannedRun, Run, Sweep, Tune, short_name
-from fedbench.home import sweep_file
+from fedbench.home import HOME, sweep_file
 from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 
@@ -50,7 +50,10 @@ def read_sweep(path: Path, folders: Iterable[Path | str] = (), settings: Iterabl
     try:
         content = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506 - derives from SafeLoader
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+        own = ", ".join(sorted(file.stem for file in (HOME / "sweeps").glob("*.yaml")))
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error}); fedbench's own sweeps are {own}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):

@@ -102,7 +102,7 @@ class RunFolder:
     # -- state -------------------------------------------------------------------------------------------------
     def progress(self) -> dict[str, Any]:
         """What the run last said of itself ({} before its first word): round, rounds, time, images_per_second, pid, host."""
-        return self.json("progress.json")
+        return self.mapping("progress.json")
 
     def say(self, **progress: Any) -> None:
         """Replace progress.json."""
@@ -110,7 +110,7 @@ class RunFolder:
 
     def failure(self) -> dict[str, Any]:
         """{} or {"kind", "reason", "round", "log"} of a failed run; kind is one of diverged, data, error, ..."""
-        return self.json("failed.json")
+        return self.mapping("failed.json")
 
     def fail(self, kind: str, reason: str, **more: Any) -> None:
         """Mark the run as failed."""
@@ -134,7 +134,7 @@ class RunFolder:
         """What was noted, oldest first."""
         return _lines(self.path / "notes.jsonl")
 
-    def json(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> dict[str, Any]:
         """The mapping in a file of the folder; {} where there is none."""
         try:
             with open(f"{self.path}/{name}") as file:  # no Path: ten thousand of them take their time

@@ -157,9 +157,8 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
         *(more.pop("setup", None) or ()),
     ]
     for key, value in (parameters | more | further).items():
-        if any(
-            isinstance(part, str) and "\n" in part for part in (key, value)
-        ):  # would end the comment that sbatch reads and begin a command
+        # A line break would end the comment that sbatch reads and begin a command.
+        if any(isinstance(part, str) and "\n" in part for part in (key, value)):
             raise ConfigError(f"cluster: a line break in {key!r}: {value!r}")
     return parameters | more | {"additional_parameters": further, "setup": setup}
 

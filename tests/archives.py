@@ -224,7 +224,7 @@ def tiny_imagenet(folder: Path, damaged: bool = False) -> Path:
 
 
 def domainnet(folder: Path) -> None:
-    """345 classes, one training image of each in clipart; a training and a test image of two classes elsewhere."""
+    """345 classes, one training image of each in clipart; a training and a grey or CMYK test image of two classes elsewhere."""
     names = [f"class_{label:03}" for label in range(345)]
     names[0], names[327] = "aircraft_carrier", "t-shirt"
     small = jpeg(100, (8, 8))
@@ -233,7 +233,11 @@ def domainnet(folder: Path) -> None:
         test = [(label, 2) for label in (0, 1)]
         path = lambda label, which: f"{domain}/{names[label]}/{domain}_{label + 1:03}_{which:06}.jpg"  # noqa: B023, E731
         files = [(path(*each), small) for each in train if each[0] > 1]
-        files += [(path(label, which), jpeg(40 * number + 20 * label + which)) for label in (0, 1) for which in (1, 2)]
+        for label, mode in ((0, "L"), (1, "CMYK")):
+            files += [
+                (path(label, which), jpeg(40 * number + 20 * label + which, mode=mode if which == 2 else "RGB"))
+                for which in (1, 2)
+            ]
         files.append((path(0, 99), b"an image that no list names"))
         make_zip(folder / f"{domain}.zip", files, folders=[domain])
         for part, rows in (("train", train), ("test", test)):

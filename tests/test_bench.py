@@ -6,6 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,19 @@ def test_the_result_says_what_was_measured_where(files):
 def test_figure_and_profile_are_written(files):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert "aten::addmm" in files["txt"].read_text()
+
+
+def test_watched_work_is_done_by_one_thread(setting):
+    """Two at once would have no parts of one round."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with breakdown.watched(torch.device("cpu")):
+            watched = setting.cohort.spread(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(4))
+        assert set(watched) == {threading.get_ident()}
+        assert threading.get_ident() not in setting.cohort.spread(lambda _: threading.get_ident(), range(4))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_parts_sum_to_the_round(setting, tmp_path):

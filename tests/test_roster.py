@@ -35,6 +35,7 @@ BASE: dict[str, Any] = {
     "clients": {"number": 10, "per_round": 4, "held_out": 1, "validation": 0.1},
     "local": {"epochs": 1, "batch_size": 16, "lr": 0.01, "momentum": 0.9},
     "evaluate_every": 3,
+    "precision": "float64",  # rounding grows a thousandfold in a round: in single precision to what tolerances see
 }
 CASES = {name: {"method": name} for name in plugins().classes["method"]} | {
     f"fedvpt+{name}": {"method": "fedvpt", "aggregation": name}
@@ -73,7 +74,7 @@ def test_every_method_learns_and_its_numbers_are_pinned(case, data):
     for name, value in table.loc[case].items():
         here = np.nan if found[name] is None else found[name]
         # an answer or two on the edge may fall to the other side on another processor
-        tolerance = {"worst_accuracy": 0.1}.get(name, 0.03) if name in ACCURACIES else 2e-2 * abs(value)
+        tolerance = {"worst_accuracy": 0.1}.get(name, 0.015) if name in ACCURACIES else 2e-3 * abs(value)
         assert np.isnan(here) == np.isnan(value), (name, here, value)
         assert np.isnan(value) or abs(here - value) <= tolerance, (name, here, value)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from fedbench import checkpoint, evaluation, simulation
+from fedbench import checkpoint, cohort, evaluation, simulation
 from fedbench.bench.clock import timed, wait
 from fedbench.setting import Setting
 
@@ -73,11 +74,21 @@ class Stopwatch:
         return call
 
 
+def _in_turn(work: Callable[[Any], Any], items: Sequence[Any], device: torch.device) -> list[Any]:
+    """As `fedbench.spread.spread`, with all threads at one piece after another: two at once have no parts of one round."""
+    return [work(item) for item in items]
+
+
 @contextmanager
 def watched(device: torch.device) -> Iterator[Stopwatch]:
-    """All functions of `TIMED` timed; a name that another commit lacks leaves its time to the caller's part."""
+    """All functions of `TIMED` timed; a name that another commit lacks leaves its time to the caller's part.
+
+    Pieces of clients' work are done one after another meanwhile, so a watched round takes longer than one that is not.
+    """
     stopwatch = Stopwatch(device)
     with ExitStack() as stack:
+        if hasattr(cohort, "spread"):  # another commit may lack it
+            stack.enter_context(mock.patch.object(cohort, "spread", _in_turn))
         for part, module, path in TIMED:
             *owners, name = path.split(".")
             owner: Any = importlib.import_module(module)
