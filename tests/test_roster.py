@@ -35,7 +35,6 @@ BASE: dict[str, Any] = {
     "clients": {"number": 10, "per_round": 4, "held_out": 1, "validation": 0.1},
     "local": {"epochs": 1, "batch_size": 16, "lr": 0.01, "momentum": 0.9},
     "evaluate_every": 3,
-    "precision": "float64",  # rounding grows a thousandfold in a round: in single precision to what tolerances see
 }
 CASES = {name: {"method": name} for name in plugins().classes["method"]} | {
     f"fedvpt+{name}": {"method": "fedvpt", "aggregation": name}
