@@ -11,7 +11,7 @@ from pathlib import Path
 VERBS = {
     "sweep": ("fedbench.sweep", "do all runs of a sweep file that are not done yet"),
     "status": ("fedbench.status", "say how the runs of a sweep file stand"),
-    "figures": ("fedbench.report", "make every table and figure"),
+    "figures": ("fedbench.figures_cli", "make every table and figure"),
     "data": ("fedbench.data_cli", "see data sets and get them ready"),
     "methods": ("fedbench.methods", "list methods and aggregations with their fields"),
     "check": ("fedbench.check", "run the contract checks on a plug-in of your own"),

@@ -1,50 +1,24 @@
-"""From a results folder to data frames: a row per run, per evaluated round, per client, and per trial of a tuning.
-
-Without sweep files nothing here imports torch; reading a sweep file loads the plug-ins, which do.
-"""
+"""From a results folder to data frames: a row per run, per evaluated round, per client, and per trial of a tuning."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from pyarrow import ArrowInvalid, parquet
 
-from fedbench.home import sweep_file
+from fedbench import forks
+from fedbench.asked import Planned, ReportError, asked_for
 from fedbench.naming import key, natural, together, told_apart, words
-from fedbench.records import RecordsError, RunFolder, run_folders
 from fedbench.tables.metrics import METRIC, PROVENANCE
 from fedbench.tables.summary import with_last_round
 
-# libyaml where there is one: it reads ten thousand configs in seconds instead of a minute
-Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 NAMED = ("dataset", "partition", "aggregation", "backbone")  # blocks that a record names in words
 SETTING = ("dataset", "partition", "backbone", "clients")  # what methods must share to be compared
-
-
-class ReportError(ValueError):
-    """A report that cannot be made: says what was expected and what was found."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run of the report before its records are read: its folder, and what it is by its config."""
-
-    folder: RunFolder
-    label: str
-    config: dict[str, Any]  # what changes its numbers, without the seed
-    seed: int
-    names: dict[str, str]  # block -> words, where the sweep file told them
-    reference: bool = False
-    tuning: dict[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
 
 
 @dataclass(frozen=True)
@@ -72,11 +46,12 @@ def gather(
 
     Raises ReportError (nothing to report, a mistake in a sweep file) or RecordsError (a broken run.yaml).
     """
-    if not sweeps and not results.is_dir():
-        raise ReportError(_no_results(results))
-    planned = list(_from_sweeps(sweeps, results, plugins, settings) if sweeps else _from_disk(results))
-    if not planned:
-        raise ReportError(_no_results(results) if not sweeps else f"no runs in {', '.join(map(str, sweeps))}")
+    return gathered(asked_for(sweeps, results, plugins, settings), sweeps, results)
+
+
+def gathered(planned: Sequence[Planned], sweeps: Sequence[Path], results: Path) -> Evidence:
+    """The same of runs that are `asked_for` already."""
+    accuracies = forks.beside(_accuracies, {run.folder.path.name: run.folder.path for run in planned})
     records = _records(planned)
     everything = _describe(planned, records)
     trial = everything["trial_of"] != ""
@@ -90,8 +65,7 @@ def gather(
             runs[["run", "setting", "label", "reference", "state"]], on="run", validate="many_to_one"
         )
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
-    folders = {run.folder.path.name: run.folder.path for run in planned}
-    return Evidence(runs, records, _clients(folders, runs), trials, title, results)
+    return Evidence(runs, records, _clients(accuracies(), runs), trials, title, results)
 
 
 def _records(planned: Sequence[Planned]) -> pd.DataFrame:
@@ -99,89 +73,6 @@ def _records(planned: Sequence[Planned]) -> pd.DataFrame:
     found = [record for run in planned for record in run.folder.records()]
     columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *METRIC]
     return pd.DataFrame({name: [record.get(name) for record in found] for name in columns})
-
-
-def _no_results(results: Path) -> str:
-    what = "holds no runs" if results.is_dir() else "is a file" if results.exists() else "does not exist"
-    near = (
-        [path for path in results.parent.glob("*/") if next(run_folders(path), None)] if results.parent.is_dir() else []
-    )
-    hint = f"; folders beside it that hold runs: {', '.join(sorted(path.name for path in near))}" if near else ""
-    return f"results folder {results} {what}{hint}. Runs are made by `python -m fedbench.sweep <file>`; see --results"
-
-
-def _from_disk(results: Path) -> Iterator[Planned]:
-    """Every run below `results`, by name. Configs that differ in the seed alone are parsed once."""
-    parsed: dict[str, dict[str, Any]] = {}
-    seed_line = re.compile(r"^  seed: (\d+)\n", re.MULTILINE)  # of the identity and of the run, both two deep
-    for folder in run_folders(results):
-        path = folder.path / "run.yaml"
-        text = path.read_text()
-        seeds = set(seed_line.findall(text))
-        text = seed_line.sub("", text) if len(seeds) == 1 else text
-        if text not in parsed:
-            try:
-                parsed[text] = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader either way
-                identity = parsed[text]["identity"]
-                _ = {**identity}
-            except (yaml.YAMLError, TypeError, KeyError) as error:
-                raise RecordsError(f"{path}: cannot be read as a run's config ({error!r})") from error
-        config = parsed[text]
-        identity = dict(config["identity"])
-        inside = identity.pop("seed", 0)
-        seed = int(next(iter(seeds))) if len(seeds) == 1 else int(inside)
-        method = identity.get("method")
-        label = config.get("label") or (method.get("name") if isinstance(method, dict) else None) or folder.path.name
-        yield Planned(folder, str(label), identity, seed, {}, tuning=dict(config.get("tuning") or {}))
-
-
-def _from_sweeps(
-    sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]
-) -> Iterator[Planned]:
-    """The runs of the sweep files in their order, each once; trials of a tuning, and what waits for them, as well."""
-    from fedbench.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
-    from fedbench.planning import read_sweep
-    from fedbench.plugins import Plugins
-    from fedbench.tuning import groups, staged
-
-    def names(found: Plugins, run: dict[str, Any]) -> dict[str, str]:
-        told = {
-            kind: short_name(run[kind], found.classes[kind][run[kind]["name"]])
-            for kind in ("dataset", "partition", "aggregation")
-        }
-        return told | {"backbone": str(run["backbone"]["name"])}
-
-    seen: set[str] = set()
-    for path in map(sweep_file, sweeps):
-        if not path.is_file():
-            near = ", ".join(sorted(str(file) for file in path.parent.glob("*.yaml"))) or "none"
-            raise ReportError(f"sweep file {path} does not exist; sweep files beside it: {near}")
-        try:
-            sweep = read_sweep(path, plugins, settings)
-            trials = [trial.planned for group in groups(sweep, results) for trial in group.trials]
-            now = staged(sweep, results)
-        except ConfigError as error:  # which speaks for plug-ins too, save for a folder that does not exist
-            raise ReportError(str(error)) from error
-        waiting = {run.key for run in now.later}
-        todo: list[PlannedRun] = [*now.runs, *now.later, *trials]
-        for planned in todo:
-            if planned.key in seen:
-                continue
-            seen.add(planned.key)
-            identity = json.loads(json.dumps(planned.identity, default=str))
-            seed = identity.pop("seed")
-            cls = sweep.plugins.classes["method"][planned.run.method["name"]]
-            # a run with the file's own values may lie there from an untuned sweep: it is not the one that waits
-            name = planned.name + "-waits-for-tuning" * (planned.key in waiting)
-            yield Planned(
-                RunFolder(results / name),
-                planned.label,
-                identity,
-                seed,
-                names(sweep.plugins, planned.run.model_dump()),
-                bool(getattr(cls, "reference", False)),
-                dict(planned.tuning),
-            )
 
 
 def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame:
@@ -250,14 +141,13 @@ def _method(run: Planned) -> str:
     return str(block.get("name", "")) if isinstance(block, dict) else str(block or "")
 
 
-def _clients(folders: dict[str, Path], runs: pd.DataFrame) -> pd.DataFrame:
-    """Clients of every finished run that has a readable clients.parquet."""
+def _accuracies(folders: Mapping[str, Path]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Of each run that has a readable clients.parquet, how many clients it tells of; and the columns of all, end to end."""
     parts: dict[str, list[Any]] = {"client": [], "held_out": [], "accuracy": []}
-    sizes, owners = [], []
-    done = runs.loc[runs["state"] == "done", ["run", "setting", "label", "seed"]]
-    for row, run in zip(done.index, done["run"], strict=True):
+    sizes = {}
+    for run, folder in folders.items():
         try:
-            table = parquet.ParquetFile(folders[run] / "clients.parquet").read(list(parts), use_threads=False)
+            table = parquet.ParquetFile(folder / "clients.parquet").read(list(parts), use_threads=False)
         except (
             OSError,
             ValueError,
@@ -267,14 +157,17 @@ def _clients(folders: dict[str, Path], runs: pd.DataFrame) -> pd.DataFrame:
             continue
         for name, values in parts.items():
             values.append(table.column(name).to_numpy())
-        sizes.append(table.num_rows)
-        owners.append(row)
-    if not owners:
-        return pd.DataFrame(columns=[*parts, "run", "setting", "label", "seed"])
-    frame = pd.DataFrame({name: np.concatenate(values) for name, values in parts.items()})
-    which = np.repeat(owners, sizes)
-    for name in ("run", "setting", "label", "seed"):
-        frame[name] = done[name].loc[which].to_numpy()
+        sizes[run] = table.num_rows
+    return sizes, {name: np.concatenate(values) for name, values in parts.items()} if sizes else {}
+
+
+def _clients(found: tuple[dict[str, int], dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per client of each run that is done, from `_accuracies`."""
+    sizes, columns = found
+    frame = pd.DataFrame(columns, columns=["client", "held_out", "accuracy"])
+    frame["run"] = np.repeat(list(sizes), list(sizes.values())) if sizes else ""
+    done = runs.loc[runs["state"] == "done", ["run", "setting", "label", "seed"]]
+    frame = frame.merge(done, on="run")  # in the order of `frame`
     return frame.astype({"held_out": bool, "accuracy": float})
 
 

@@ -1,8 +1,7 @@
-"""From evidence to a report: writes every table, every figure and the page into one folder, and prints the main table."""
+"""From evidence to a report: writes every table, every figure and the page into one folder."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -12,26 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedbench import page, reference
-from fedbench.evidence import Evidence, ReportError, gather
+from fedbench.asked import ReportError
+from fedbench.evidence import Evidence
 from fedbench.figures import gallery, studio
-from fedbench.records import RecordsError
 from fedbench.statistics import LEVEL, Comparison
 from fedbench.storage import write_aside
 from fedbench.tables import contests, grid, notes, text
-from fedbench.tables.metrics import MAIN, METRIC, REFERENCE, TIE
+from fedbench.tables.metrics import MAIN, METRIC
 from fedbench.tables.summary import labels, summary
-
-EPILOG = """\
-examples:
-  %(prog)s sweeps/quickstart.yaml
-  %(prog)s sweeps/main_table.yaml --results /scratch/me/results --out paper/ --intervals
-"""
-BLOCKS = 8  # of settings that the terminal shows
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class Written:
     summary: pd.DataFrame
     alarms: list[str]
     legend: list[str]
+    footer: list[str]
 
 
 def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
@@ -66,7 +56,8 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
     drawn = studio.begin(gallery.all_figures(evidence, overall, wishes.versus))
     within = contests.within(runs, evidence.clients)
     table = summary(runs, within)
-    alarms, footer = notes.alarms(runs), notes.footer(runs)
+    alarms = notes.alarms(runs)
+    footer = notes.footer(runs, alarms)
     legend = notes.legend(table, bool(within), wishes.spread)
     main = grid.main_grids(table, names=wishes.metrics, spread=wishes.spread)
     transposed = grid.transposed_grids(table, names=wishes.metrics, spread=wishes.spread)
@@ -113,7 +104,7 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
         write_aside(out / "index.html", html.encode())
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror or error}); name a folder") from error
-    return Written(out / "index.html", tuple(paths), table, alarms, legend)
+    return Written(out / "index.html", tuple(paths), table, alarms, legend, footer)
 
 
 def _check(wishes: Wishes, runs: pd.DataFrame) -> None:
@@ -279,97 +270,3 @@ def _files(evidence: Evidence) -> dict[str, list[str]]:
             continue
         found[str(run)] = [name for name in page.FILES if name in names]
     return found
-
-
-# -- the command line ----------------------------------------------------------------------------------------------------
-def show(written: Written, evidence: Evidence, console: Console, wishes: Wishes) -> None:
-    """Print the main table, its legend, warnings, and where the files are."""
-    name = min(30, max(len(label) for label in labels(evidence.runs)) + 2)
-    room = console.width - name - 4 - 9 * len(wishes.metrics)  # beside the last settings stand average ranks
-    each = max(1, min(3, room // (16 * len(wishes.metrics))))
-    blocks = grid.main_grids(written.summary, each, wishes.metrics, wishes.spread)
-    if len(blocks) > BLOCKS:
-        console.print(
-            Text(f"The last {BLOCKS} of {len(blocks)} blocks of settings; the page has all.", style="bold"), ""
-        )
-    for block in blocks[-BLOCKS:]:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("Method", overflow="fold")
-        for lines, titles in block.groups:
-            for title in titles:
-                table.add_column(Text("\n".join([*lines, title])), justify="right", overflow="fold")
-        for row in block.rows:
-            cells = [Text(row.label + (f" {REFERENCE}" if row.reference else ""))]
-            for cell in row.cells:
-                text = Text(cell.number, style="bold" if cell.mark == "best" else "")
-                text.append(TIE if cell.mark == "tied" else "")
-                text.append((" " if cell.number and cell.note else "") + cell.note, style="not bold dim")
-                cells.append(text)
-            table.add_row(*cells)
-        console.print(table, "")
-    for line in (*written.legend, *notes.footer(evidence.runs)):
-        console.print(Text(line, style="dim"))
-    for alarm in written.alarms[:10]:
-        console.print(Text(f"WARNING: {alarm}", style="bold yellow"))
-    if len(written.alarms) > 10:
-        console.print(Text(f"WARNING: {len(written.alarms) - 10} more, see the page", style="bold yellow"))
-    console.print()
-    for path in (written.page, *written.figures):
-        console.print(Text(str(path)), soft_wrap=True)
-
-
-def parser(program: str) -> argparse.ArgumentParser:
-    """The options."""
-    made = argparse.ArgumentParser(
-        prog=program,
-        description="Make every table and figure, and a page that shows them.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument(
-        "sweeps", nargs="*", type=Path, metavar="SWEEP.yaml", help="report exactly the runs of these files"
-    )
-    made.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
-    made.add_argument(
-        "--out", type=Path, default=Path("reports/out"), metavar="DIR", help="where to write (reports/out)"
-    )
-    made.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as given to the sweep")
-    made.add_argument(
-        "--intervals",
-        action="store_true",
-        help="95 %% intervals of the mean (Student's t over seeds) in place of ± std",
-    )
-    made.add_argument(
-        "--metrics", nargs="+", default=list(MAIN), metavar="NAME", help=f"of the main table: {', '.join(METRIC)}"
-    )
-    made.add_argument(
-        "--versus", nargs=2, metavar="LABEL", help="the two methods compared client by client (the two best)"
-    )
-    made.add_argument(
-        "--reference", type=Path, default=reference.FOLDER, metavar="DIR", help="CSV files of published numbers"
-    )
-    return made
-
-
-def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
-    """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
-    given = parser(program).parse_args(arguments)
-    error_console = Console(stderr=True)
-    try:
-        evidence = gather(given.sweeps, given.results, given.plugins, given.set)
-        versus = tuple(given.versus) if given.versus else None
-        wishes = Wishes(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
-        written = write(evidence, given.out, wishes)
-    except ValueError as error:
-        if not isinstance(error, ReportError | RecordsError | reference.ReferencesError) and type(
-            error
-        ).__name__ not in (
-            "ConfigError",
-            "PluginError",
-        ):
-            raise  # a fault of the program, not a mistake of the user
-        error_console.print(Text(str(error)), soft_wrap=True)
-        return 2
-    show(written, evidence, Console(), wishes)
-    return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from written import write_run
 
-from fedbench import report
+from fedbench import figures_cli, report
 from fedbench.evidence import gather
 from fedbench.figures import gallery
 from fedbench.records import RunFolder
@@ -103,7 +103,7 @@ def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch:
     assert "other: B" in first
     assert "different budgets" in second
     assert "20: A, B; 40: C" in second
-    assert "DIFFERENT" in " ".join(notes.footer(evidence.runs))
+    assert "DIFFERENT" in " ".join(notes.footer(evidence.runs, [first, second]))
     out = tmp_path / "out"
     monkeypatch.setattr(gallery, "all_figures", lambda *_: [])
     report.write(evidence, out)
@@ -146,10 +146,10 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
         ([*results, "--metrics", "accuracy"], "legal: mean_accuracy, worst_accuracy"),
         ([*results, "--versus", "A", "B"], "no method is labelled B; legal: A"),
     ):
-        assert report.main(arguments) == 2
+        assert figures_cli.main(arguments) == 2
         assert told in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit) as stop:
-        report.main(["--resutls", "x"])
+        figures_cli.main(["--resutls", "x"])
     assert stop.value.code == 2
 
 
@@ -181,7 +181,7 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
 def test_a_broken_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path)
     (folder.path / "run.yaml").write_text("identity: [")
-    assert report.main(["--results", str(tmp_path)]) == 2
+    assert figures_cli.main(["--results", str(tmp_path)]) == 2
     assert "run.yaml" in capsys.readouterr().err
 
 
@@ -229,12 +229,15 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
     assert set(evidence.runs["setting"]) == {"my_data · dirichlet(alpha=0.2)"}
 
 
-def test_reports_import_no_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
+def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
+    """Not even where a sweep file is read, which needs the plug-ins: a process of its own reads it."""
     write_run(tmp_path / "results", clients=True)
+    arguments = [*asked, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
     code = (
-        "import sys; from fedbench import report; "
-        f"code = report.main(['--results', {str(tmp_path / 'results')!r}, '--out', {str(tmp_path / 'out')!r}]); "
+        f"import sys; from fedbench import figures_cli; code = figures_cli.main({arguments!r}); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "index.html").is_file()

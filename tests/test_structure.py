@@ -50,7 +50,20 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("status", "completion"),
 )
 TORCH_FREE = (
-    *("tables", "figures", "page", "report", "evidence", "naming", "reference", "leavings", "statistics"),
+    *(
+        "tables",
+        "figures",
+        "page",
+        "report",
+        "figures_cli",
+        "evidence",
+        "asked",
+        "forks",
+        "naming",
+        "reference",
+        "leavings",
+        "statistics",
+    ),
     *("split_figure", "records", "storage", "home"),
 )
 ALLOWED_ACROSS = {

@@ -230,7 +230,7 @@ def test_equal_partitions_do_not_warn(tmp_path: Path) -> None:
             write_run(tmp_path, label, alpha=alpha)
     runs = gather([], tmp_path).runs
     assert notes.alarms(runs) == []
-    assert "Partition hashes: equal (2 pairs of setting and seed checked)" in notes.footer(runs)
+    assert "Partition hashes: equal (2 pairs of setting and seed checked)" in notes.footer(runs, [])
 
 
 def test_one_label_for_two_configs_becomes_two_rows(tmp_path: Path) -> None:

@@ -13,17 +13,19 @@ from fedbench.figures.style import Looks
 
 def rounds(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
     """Learning curves of one setting. records: label, seed, run, state, round, mean_accuracy in percent."""
+    done = records["state"] == "done"
+    ended = records[done].groupby(["label", "round"])["mean_accuracy"].agg(["mean", "std"]).fillna({"std": 0.0})
+    means = {str(name): part.droplevel(0) for name, part in ended.groupby(level="label")}
+    others = {str(name): part for name, part in records[~done].groupby("label")}
     for name, shape in look.items():
-        own = records[records["label"] == name]
-        for _, run in own[own["state"] != "done"].groupby("run", sort=True):
+        for _, run in others[name].groupby("run") if name in others else ():
             run = run.sort_values("round")
             axes.plot(run["round"], run["mean_accuracy"], color=shape.colour, linestyle=shape.line, linewidth=0.5)
             if run["state"].iloc[0] in ("failed", "diverged"):
                 axes.plot(run["round"].iloc[-1:], run["mean_accuracy"].iloc[-1:], "x", color=shape.colour)
-        by_round = own[own["state"] == "done"].groupby("round")["mean_accuracy"]
-        if not len(by_round):
+        if name not in means:
             continue
-        x, mean, std = by_round.mean().index.to_numpy(), by_round.mean().to_numpy(), by_round.std().fillna(0).to_numpy()
+        x, mean, std = (column.to_numpy() for _, column in means[name].reset_index().items())
         if len(x) == 1:
             axes.axhline(mean[0], color=shape.colour, linestyle=shape.line, linewidth=0.9)
             at_edge(axes, shape, mean[0])
@@ -37,11 +39,12 @@ def rounds(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
 def against_bytes(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
     """Accuracy against cumulative bytes in one setting. records: label, round, mean_accuracy, total_bytes_up/down."""
     records = records.assign(sent=records["total_bytes_up"] + records["total_bytes_down"])
+    rounds = records.groupby(["label", "round"])
+    every = rounds[["sent", "mean_accuracy"]].mean().assign(std=rounds["mean_accuracy"].std().fillna(0.0))
+    means = {str(name): part.droplevel(0) for name, part in every.groupby(level="label")}
     nothing = []
     for name, shape in look.items():
-        by_round = records[records["label"] == name].groupby("round")
-        mean = by_round[["sent", "mean_accuracy"]].mean().assign(std=by_round["mean_accuracy"].std().fillna(0))
-        if mean.empty:
+        if (mean := means.get(name)) is None:
             continue
         if not np.isfinite(mean["sent"].iloc[-1]):
             continue

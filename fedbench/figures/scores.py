@@ -23,6 +23,7 @@ COSTS = {
     "total_multiply_adds": "multiply-adds of training",
     "seconds": "seconds of the run",
 }
+CHARACTER = 0.05  # inches that one takes in the heat map's column heads
 
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
@@ -66,7 +67,13 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
     rows, columns = values.shape
     left = 0.06 * max(len(str(label)) for label in values.index)
     width = min(WIDTH, left + 0.8 + 0.75 * columns)
-    figure, (axes,) = plain(width, 0.75 + 0.19 * rows + 0.1)
+    parts = [str(name).split(" · ") for name in values.columns]
+    heads = ["\n".join(wrap(part, 14) for part in of) for of in parts]
+    upright = max(len(line) for head in heads for line in head.split("\n")) * CHARACTER > (width - left - 0.8) / columns
+    if upright:
+        heads = ["\n".join(of) for of in parts]
+    below = CHARACTER * max(len(part) for of in parts for part in of) if upright else 0.5
+    figure, (axes,) = plain(width, 0.35 + 0.19 * rows + below)
     shown = axes.pcolormesh(values.to_numpy(dtype=float), cmap="cividis")
     middle = np.nanmean(values.to_numpy(dtype=float))
     for i, j in np.ndindex(rows, columns):
@@ -77,8 +84,7 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(False)
     axes.set_yticks(np.arange(rows) + 0.5, [str(label) for label in values.index])
-    heads = ["\n".join(wrap(part, 14) for part in str(name).split(" · ")) for name in values.columns]
-    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6)
+    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 if upright else 0)
     axes.tick_params(length=0)
     axes.set_title(title)
     figure.colorbar(shown, ax=axes, label="mean accuracy (%)", fraction=0.05, pad=0.02)

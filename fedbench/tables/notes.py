@@ -74,14 +74,17 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join([*names[:most], *more])
 
 
-def footer(runs: pd.DataFrame) -> list[str]:
-    """Lines on what the tables were made from: runs by state, seeds, commits, rounds, partition check."""
+def footer(runs: pd.DataFrame, told: Sequence[str]) -> list[str]:
+    """Lines on what the tables were made from: runs by state, seeds, commits, rounds, partition check.
+
+    told: the `alarms` that stand beside them.
+    """
     states = runs["state"].value_counts()
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if state in states.index)
     commits = sorted({str(commit) for commit in runs["commit"].dropna()})
     seeds = sorted(set(runs["seed"]))
     rounds = sorted({int(value) for value in runs["rounds"].dropna()})
-    clash = any("different partitions" in alarm for alarm in alarms(runs))
+    clash = any("different partitions" in alarm for alarm in told)
     known = runs.dropna(subset=["partition_hash"])
     pairs = len(known.drop_duplicates(["setting", "seed"]))
     return [
