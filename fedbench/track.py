@@ -11,12 +11,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedbench.lock import one_at_a_time
 from fedbench.records import RunFolder
 
 log = logging.getLogger("fedbench")
@@ -67,6 +69,7 @@ class WandB:
             dir=str(folder),
             config=dict(config),
             mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(silent=True),
         )
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
@@ -75,21 +78,15 @@ class WandB:
 
     def close(self) -> None:
         """Finish the run."""
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 class MLflow:
     """A run of MLflow under the run's own name, taken up again by it; in a file beside the results without a server."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], done: int) -> None:
-        from mlflow.tracking import MlflowClient
-
-        # a relative default would land in whatever folder the process was started from
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent.resolve() / 'mlflow.db'}"
-        self.client: Any = MlflowClient(tracking_uri=uri)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedbench")
-        found = self.client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self.client.create_experiment(name)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or _mlflow_file(folder.parent.resolve())
+        self.client, experiment = _mlflow(uri)
         same = self.client.search_runs([experiment], f"tags.mlflow.runName = '{folder.name}'")
         self.id = (same[0] if same else self.client.create_run(experiment, run_name=folder.name)).info.run_id
         if not same:
@@ -104,6 +101,31 @@ class MLflow:
     def close(self) -> None:
         """Mark the run as finished."""
         self.client.set_terminated(self.id)
+
+
+def _mlflow(uri: str) -> tuple[Any, str]:
+    """A client of `uri`, and the id of the experiment there."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client, name = MlflowClient(tracking_uri=uri), os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedbench")
+    if not (found := client.get_experiment_by_name(name)):
+        try:
+            return client, client.create_experiment(name)
+        except MlflowException:  # another run has made it meanwhile
+            found = client.get_experiment_by_name(name)
+    return client, found.experiment_id
+
+
+def _mlflow_file(place: Path) -> str:
+    """The address of a database below `place`, made aside and moved: MLflow's own making fails where two begin at once."""
+    file = place / "mlflow.db"
+    with one_at_a_time(file, file.exists) as mine:
+        if mine:
+            with tempfile.TemporaryDirectory(dir=place, prefix=".mlflow") as aside:
+                _mlflow(f"sqlite:///{Path(aside) / file.name}")
+                (Path(aside) / file.name).replace(file)
+    return f"sqlite:///{file}"
 
 
 TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}

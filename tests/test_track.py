@@ -93,6 +93,7 @@ def test_tensorboard_reads_back_what_was_sent(tmp_path: Path) -> None:
     assert [(one.step, one.value) for one in events.Scalars("mean_accuracy")] == [(5, 0.5), (10, 0.75)]
 
 
+@pytest.mark.filterwarnings("ignore")  # of MLflow about its own dependencies
 def test_mlflow_reads_back_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
@@ -111,9 +112,12 @@ def test_mlflow_reads_back_what_was_sent(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.data.params == {"local.lr": "0.1"}
 
 
-def test_wandb_works_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_works_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with track.tracked(RunFolder(tmp_path), ["wandb"], {"local.lr": 0.1}) as followed:
         followed.append(RECORD)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert "follow" not in caplog.text
