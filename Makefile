@@ -1,12 +1,13 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
 # coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
 # bench-peers: fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers.
+# paper: every table and figure of a paper, from the sweep files shrunk to the embedded backbone (half an hour on two cores).
 # pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the pages take from the code, and the
 # pages as a site in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test test-all coverage audit pin check docs lock bench-peers
+.PHONY: env demo paper test test-all coverage audit pin check docs lock bench-peers
 
 env: .venv/installed
 
@@ -20,6 +21,9 @@ env: .venv/installed
 demo: env
 	$(BIN)/python -m fedbench.sweep sweeps/quickstart.yaml --cluster local
 	$(BIN)/python reports/make_figures.py sweeps/quickstart.yaml
+
+paper: env
+	$(BIN)/python reports/make_paper.py
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm"

@@ -241,3 +241,13 @@ def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_mistakes_in_a_sweep_file_are_told_by_the_process_that_asked(tmp_path: Path) -> None:
+    """A process of its own reads the file: what it raises comes back as one message, not as a traceback."""
+    (tmp_path / "there.yaml").write_text("grd: {}\n")
+    command = [sys.executable, str(ROOT / "reports" / "make_figures.py"), "there.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'grid'" in done.stderr
+    assert "Traceback" not in done.stderr
