@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,9 +20,6 @@ from fedbench.stacked import Stacked, rows
 
 BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def summary(test: Accuracies, held_out: NDArray[np.bool_]) -> dict[str, float | 
     }
 
 
-def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
+def evaluate(setting: Setting) -> tuple[dict[str, Any], pa.Table]:
     """All metrics of the present state, and of each client its accuracy and what it trains on (classes, samples of each).
 
     A run without `test_data` knows the validation accuracy alone.
@@ -133,9 +131,7 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
     if run.test_data:
         metrics["global_accuracy"] = global_accuracy(setting, test)
     kept = [np.unique(setting.samples.labels[part], return_counts=True) for part in split.train]
-    import pandas as pd  # slow to import, and needed here alone
-
-    clients = pd.DataFrame(
+    clients = pa.table(
         {
             "client": everyone,
             "held_out": held_out,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from fedbench import checkpoint, evaluation, measure
@@ -66,7 +67,7 @@ def simulate(
             folder.append({**facts, "round": round_, **metrics, **spent, **whole, **meter.read()})
             if last:
                 kept = io.BytesIO()
-                clients.to_parquet(kept)
+                parquet.write_table(clients, kept)
                 write_aside(folder.path / "clients.parquet", kept.getvalue())
         totals["seconds"] = meter.seconds
         if last or stop or meter.since_mark() >= machine.checkpoint_seconds:

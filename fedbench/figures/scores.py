@@ -57,7 +57,8 @@ def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
             bytes_axis(axes)
         else:
             log_axis(axes)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value).strip()))
+            digits = 3 if axes.get_xscale() == "log" else 4  # values near each other: three may all be the same
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, digits).strip()))
     axes.set_xlabel(COSTS[column])
     percent(axes.yaxis)
 
@@ -65,15 +66,16 @@ def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
 def heat(values: pd.DataFrame, title: str) -> Figure:
     """Methods (rows) by settings (columns), mean accuracy in percent; blank where no seed is done."""
     rows, columns = values.shape
-    left = 0.06 * max(len(str(label)) for label in values.index)
-    width = min(WIDTH, left + 0.8 + 0.75 * columns)
     parts = [str(name).split(" · ") for name in values.columns]
     heads = ["\n".join(wrap(part, 14) for part in of) for of in parts]
-    upright = max(len(line) for head in heads for line in head.split("\n")) * CHARACTER > (width - left - 0.8) / columns
+    left = 0.06 * max(len(str(label)) for label in values.index)
+    each = max(0.75, 0.1 + CHARACTER * max(len(line) for head in heads for line in head.split("\n")))
+    below, upright = 0.5, left + 0.8 + each * columns > WIDTH
     if upright:
         heads = ["\n".join(of) for of in parts]
-    below = CHARACTER * max(len(part) for of in parts for part in of) if upright else 0.5
-    figure, (axes,) = plain(width, 0.35 + 0.19 * rows + below)
+        below, each = CHARACTER * max(len(part) for of in parts for part in of), 0.75
+    width = min(WIDTH, left + 0.8 + each * columns)
+    figure, (axes,) = plain(width, 0.35 + max(1.2, 0.19 * rows) + below)  # beside few rows the scale's title needs room
     shown = axes.pcolormesh(values.to_numpy(dtype=float), cmap="cividis")
     middle = np.nanmean(values.to_numpy(dtype=float))
     for i, j in np.ndindex(rows, columns):
@@ -84,7 +86,7 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(False)
     axes.set_yticks(np.arange(rows) + 0.5, [str(label) for label in values.index])
-    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 if upright else 0)
+    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 * upright)
     axes.tick_params(length=0)
     axes.set_title(title)
     figure.colorbar(shown, ax=axes, label="mean accuracy (%)", fraction=0.05, pad=0.02)

@@ -185,9 +185,9 @@ def _number(metric: Metric, mean: float, around: tuple[float, ...]) -> str:
     return scaled(mean) + ("B" if metric.kind == "bytes" else "")
 
 
-def scaled(value: float) -> str:
-    """`value` with three digits and a decimal prefix: 1234567 -> "1.23 M" (bytes: "1.23 MB", 10^6 bytes)."""
+def scaled(value: float, digits: int = 3) -> str:
+    """`value` with three (or so many) digits and a decimal prefix: 1234567 -> "1.23 M" (bytes: "1.23 MB", 10^6 bytes)."""
     if abs(value) < 1000:
-        return f"{value:.3g} "
+        return f"{value:.{digits}g} "
     power = min(6, int(math.log10(abs(value) * 1.0005) // 3))  # 999.6 M reads 1.00 G
-    return f"{value / 1000**power:#.3g}".rstrip(".") + f" {' kMGTPE'[power]}"
+    return f"{value / 1000**power:#.{digits}g}".rstrip(".") + f" {' kMGTPE'[power]}"
