@@ -24,6 +24,7 @@ COSTS = {
     "seconds": "seconds of the run",
 }
 CHARACTER = 0.05  # inches that one takes in the heat map's column heads
+LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and the least of their axis
 
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
@@ -98,12 +99,17 @@ def critical_difference(ranking: Ranking, look: Looks) -> Figure:
     names, ranks = ranking.names, ranking.ranks
     count, half = len(names), (len(names) + 1) // 2
     cliques = ranking.cliques
+    fits = int((WIDTH - AXIS) / 2 / LETTER) - 8  # characters of a name beside its rank
+    told = [wrap(name, fits) for name in names]
+    side = LETTER * (8 + max(len(line) for name in told for line in name.split("\n")))
+    width = min(WIDTH, max(0.85 * WIDTH, AXIS + 2 * side))
+    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in told)
     top = 0.55 + 0.11 * len(cliques)
-    height = top + 0.19 * half + 0.35
-    figure, (axes,) = plain(WIDTH * 0.85, height)
+    height = top + step * half + 0.35
+    figure, (axes,) = plain(width, height)
     axes.set_axis_off()
     low, high = 1.0, float(count)
-    margin = 0.42 * (high - low)
+    margin = (high - low) * side / (width - 2 * side)
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(height, 0)
     at = 0.35
@@ -126,13 +132,15 @@ def critical_difference(ranking: Ranking, look: Looks) -> Figure:
         )
     for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
         left = i < half
-        y = top + 0.19 * (i if left else count - 1 - i)
+        y = top + step * (i if left else count - 1 - i)
         edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
         shape = look[name]
         axes.plot([rank, rank, edge], [at, y, y], color=shape.colour, linewidth=0.7)
         axes.plot([rank], [at], color=shape.colour, zorder=3, **shape.dot(5))
-        text = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
-        axes.text(edge, y, f" {text} ", ha="right" if left else "left", va="center", fontsize=7)
+        there: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": 7}
+        axes.text(edge, y, f" {rank:.2f} ", **there)
+        beyond = 6 * LETTER * (high - low + 2 * margin) / width
+        axes.text(edge - beyond if left else edge + beyond, y, told[i], **there)
     return figure
 
 
