@@ -197,6 +197,27 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "fields_are_options",
         r"^field 'length': expected option\(default, 'its meaning'\); found no meaning",
     ),
+    "a family that there is not": (
+        {"family": "family = 'best'"},
+        "fields_are_options",
+        r"^family: expected one of global, personalised, .*; found 'best'",
+    ),
+    "no source": ({"citation": "citation = ''"}, "fields_are_options", r"^citation: expected .*; found nothing"),
+    "no statistics()": (
+        {"absorb": "def absorb(self, server, stats): return {}"},
+        "hooks_are_complete",
+        r"^statistics\(\): expected a hook statistics\(.*\), that makes what absorb\(\) takes in; found none",
+    ),
+    "taps that nothing sees": (
+        {"taps": "def taps(self, depth): return (1,)"},
+        "hooks_are_complete",
+        r"^observe\(\): expected a hook observe\(.*\), the only one that sees taps\(\); found none",
+    ),
+    "views that nothing reads": (
+        {"views": "views = ('other',)"},
+        "hooks_are_complete",
+        r"^extra_loss\(\): expected a hook extra_loss\(.*\), the only one that reads the views; found none",
+    ),
     "a value kept on a frozen object": (
         {"logits": "def logits(self, p, out): self.last = out; return super().logits(p, out)"},
         "samples_do_not_see_each_other",

@@ -331,3 +331,27 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
         from_file(tmp_path / "split.txt")
     with pytest.raises(DataError, match=r"written as one of \.csv"):
         published.write(tmp_path / "split.txt", split(MANY, PARTITIONERS["iid"](), 6), MANY)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"labels": np.arange(4, dtype=np.int32)}, "labels must be int64, not int32"),
+        ({"user": np.zeros(4)}, "user must be int64, not float64"),
+        ({"is_test": np.zeros(4, dtype=np.int64)}, "is_test must be bool, not int64"),
+        (
+            {"images": np.zeros((4, 2, 2), dtype=np.uint8)},
+            r"images must be uint8 \[N, H, W, 3\], not uint8 \[4, 2, 2\]",
+        ),
+        ({"domain": np.zeros(3, dtype=np.int64)}, "domain has 3 rows, labels has 4"),
+        ({"user": np.array([0, 0, -1, -1])}, "user may be -1 .* for test samples only"),
+        ({"class_names": ("a", "b")}, r"labels must be in 0\.\.1, found 0\.\.3"),
+        ({"labels": np.arange(4) - 1}, "found -1"),
+        (dict.fromkeys(("labels", "images", "is_test")), "the dataset is empty"),
+    ],
+)
+def test_samples_say_what_is_wrong_with_them(wrong, says):
+    fine = {"images": np.zeros((4, 2, 2, 3), dtype=np.uint8), "labels": np.arange(4), "is_test": np.arange(4) == 3}
+    changed = fine | {name: fine[name][:0] if value is None else value for name, value in wrong.items()}
+    with pytest.raises(DataError, match=says):
+        Samples(**changed)
