@@ -1,7 +1,7 @@
 # env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
 # coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
 # bench-peers: fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers.
-# paper: every table and figure of a paper, from the sweep files shrunk to the embedded backbone (half an hour on two cores).
+# paper: every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores).
 # pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the pages take from the code, and the
 # pages as a site in site/.
 PYTHON ?= python3

@@ -26,7 +26,9 @@ MOST_MEMBER_BYTES = 1 << 29  # one member, unpacked; the largest of any official
 GROWTH, SLACK_BYTES = 100, 1 << 30  # most bytes of all members: so many times the archive's own size, and these
 
 Read = Callable[[], bytes]
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
+# What reading a damaged or strange archive raises: RuntimeError is zipfile's of passwords and unknown compression, OSError
+# gzip's and bz2's of damage.
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
 
 class Source(ABC):

@@ -12,10 +12,7 @@ from typing import Any
 import yaml
 
 from fedbench.home import sweep_file
-from fedbench.records import RecordsError, RunFolder, run_folders
-
-# libyaml where there is one: it reads ten thousand configs in seconds instead of a minute
-Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from fedbench.records import LOADER, RecordsError, RunFolder, run_folders
 
 
 class ReportError(ValueError):
@@ -69,7 +66,7 @@ def _from_disk(results: Path) -> Iterator[Planned]:
         text = seed_line.sub("", text) if len(seeds) == 1 else text
         if text not in parsed:
             try:
-                parsed[text] = yaml.load(text, Loader=Loader)  # noqa: S506 - a safe loader either way
+                parsed[text] = yaml.load(text, Loader=LOADER)  # noqa: S506 - a safe loader either way
                 identity = parsed[text]["identity"]
                 _ = {**identity}
             except (yaml.YAMLError, TypeError, KeyError) as error:

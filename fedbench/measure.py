@@ -82,6 +82,21 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+# The wing that reads records and makes reports of them.
+WING = (
+    "tables",
+    "figures",
+    "page",
+    "report",
+    "figures_cli",
+    "evidence",
+    "asked",
+    "forks",
+    "statistics",
+    "reference",
+    "naming",
+    "leavings",
+)
 # Modules of fedbench that start, watch and tell of runs and change no number of theirs.
 AROUND = (
     *(
@@ -99,20 +114,7 @@ AROUND = (
         "check",
         "contract",
     ),
-    *(
-        "tables",
-        "figures",
-        "page",
-        "report",
-        "figures_cli",
-        "evidence",
-        "asked",
-        "forks",
-        "statistics",
-        "reference",
-        "naming",
-        "leavings",
-    ),
+    *WING,
     *("split_view", "split_figure", "bench"),
     *("home", "_home", "__main__", "status", "completion"),
 )

@@ -30,7 +30,7 @@ Status = Literal["missing", "pending", "running", "failed", "done"]
 MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes", "commit", "code", "chunk_images")
 
 # libyaml's, where there is one: a sweep of ten thousand runs reads as many files, ten times as fast.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -69,7 +69,7 @@ class RunFolder:
         """What run.yaml says. Raises RecordsError where it is missing or not a mapping."""
         path = self.path / "run.yaml"
         try:
-            config = yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506 - a safe one
+            config = yaml.load(path.read_text(), Loader=LOADER)  # noqa: S506 - a safe one
         except (OSError, yaml.YAMLError) as error:
             raise RecordsError(f"{path}: cannot be read as a run's config ({error})") from error
         if not isinstance(config, dict):

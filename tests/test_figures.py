@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from written import write_run
 
 from fedbench import leavings, report
 from fedbench.evidence import gather
-from fedbench.figures import clients, gallery, inside, scores, style, varied
+from fedbench.figures import clients, frame, gallery, inside, scores, style, varied
 from fedbench.figures.frame import DPI, PANELS
+from fedbench.statistics import Ranking
 from fedbench.tables import contests
 
 
@@ -235,3 +238,45 @@ def test_a_duel_counts_who_is_ahead() -> None:
     clients.duel(axes, frame, "A", "B", style.looks(["A", "B"]))
     assert [text.get_text() for text in axes.texts] == ["ahead: 67 %", "behind: 0 %"]
     assert axes.lines[1].get_ydata().tolist() == [90, 50, 20]
+
+
+LONG = [f"pep_fedpt(inject=3, prototypes=shuffled, temperature=0.{i})" for i in range(7)]
+HEADS = [f"glyphs(train_per_class=6, test_per_class=2) · dirichlet(alpha={i / 10})" for i in range(1, 12)]
+
+
+def overflow(figure: Figure) -> list[str]:
+    """Texts of a figure as it is saved that reach over its edge, or over a neighbour on the same axis."""
+    frame.save(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    edge, found = figure.bbox.padded(1.0), []
+    for axes in figure.axes:
+        texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            shown = [text for at, text in ticks if low <= at <= high]  # ticks beyond the axis are not drawn
+            boxes = [text.get_window_extent(renderer) for text in shown]
+            found += [
+                text.get_text() for text, (one, two) in zip(shown, pairwise(boxes), strict=False) if one.overlaps(two)
+            ]
+            texts += shown
+        for text in texts:
+            box = text.get_window_extent(renderer)
+            if text.get_text().strip() and not (edge.contains(*box.min) and edge.contains(*box.max)):
+                found.append(text.get_text())
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("columns", [1, 3, 11])
+def test_the_heat_map_has_room_for_its_words(rows: int, columns: int) -> None:
+    values = pd.DataFrame(np.random.default_rng(0).random((rows, columns)), LONG[:rows], HEADS[:columns])
+    with style.style():
+        assert overflow(scores.heat(values, "")) == []
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], LONG, [name + " [clients.number=20]" for name in LONG]])
+def test_average_ranks_have_room_for_their_names(names: list[str]) -> None:
+    ranking = Ranking(tuple(names), tuple(1 + 0.9 * i for i in range(len(names))), 9, 0.01, 1.5)
+    with style.style():
+        assert overflow(scores.critical_difference(ranking, style.looks(names))) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbench import measure
 from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
@@ -48,23 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sweep", "data_cli", "pretrain", "check", "methods", "reference_pages", "bench"),
     ("status", "completion"),
 )
-TORCH_FREE = (
-    *(
-        "tables",
-        "figures",
-        "page",
-        "report",
-        "figures_cli",
-        "evidence",
-        "asked",
-        "forks",
-        "naming",
-        "reference",
-        "leavings",
-        "statistics",
-    ),
-    *("split_figure", "records", "storage", "home"),
-)
+TORCH_FREE = (*measure.WING, "split_figure", "records", "storage", "home")
 ALLOWED_ACROSS = {
     ("lock", "claim"),
     ("track", "records"),

@@ -25,6 +25,7 @@ COSTS = {
 }
 CHARACTER = 0.05  # inches that one takes in the heat map's column heads
 LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and the least of their axis
+RANK = 6  # characters that a rank takes, with the space around it
 
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
@@ -87,7 +88,7 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
     axes.invert_yaxis()
     axes.grid(False)
     axes.set_yticks(np.arange(rows) + 0.5, [str(label) for label in values.index])
-    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 * upright)
+    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 if upright else 0)
     axes.tick_params(length=0)
     axes.set_title(title)
     figure.colorbar(shown, ax=axes, label="mean accuracy (%)", fraction=0.05, pad=0.02)
@@ -99,9 +100,9 @@ def critical_difference(ranking: Ranking, look: Looks) -> Figure:
     names, ranks = ranking.names, ranking.ranks
     count, half = len(names), (len(names) + 1) // 2
     cliques = ranking.cliques
-    fits = int((WIDTH - AXIS) / 2 / LETTER) - 8  # characters of a name beside its rank
+    fits = int((WIDTH - AXIS) / 2 / LETTER) - RANK - 2  # characters of a name beside its rank
     told = [wrap(name, fits) for name in names]
-    side = LETTER * (8 + max(len(line) for name in told for line in name.split("\n")))
+    side = LETTER * (RANK + 2 + max(len(line) for name in told for line in name.split("\n")))
     width = min(WIDTH, max(0.85 * WIDTH, AXIS + 2 * side))
     step = 0.19 * max(1 + 0.6 * name.count("\n") for name in told)
     top = 0.55 + 0.11 * len(cliques)
@@ -139,7 +140,7 @@ def critical_difference(ranking: Ranking, look: Looks) -> Figure:
         axes.plot([rank], [at], color=shape.colour, zorder=3, **shape.dot(5))
         there: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": 7}
         axes.text(edge, y, f" {rank:.2f} ", **there)
-        beyond = 6 * LETTER * (high - low + 2 * margin) / width
+        beyond = RANK * LETTER * (high - low + 2 * margin) / width
         axes.text(edge - beyond if left else edge + beyond, y, told[i], **there)
     return figure
 
