@@ -1,13 +1,19 @@
-# env: the environment in .venv; demo: a small benchmark from sweep to page; test: the fast tests; check: lint and types.
-# coverage: the fast tests and the lines they miss. audit: known holes in what is pinned (asks a service on the net).
-# bench-peers: fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers.
-# paper: every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores).
-# pin: the numbers of every method in tests/pinned.csv anew, after a change that is meant. docs: what the pages take from the code, and the
-# pages as a site in site/.
+# make demo         a small benchmark from sweep to page, in an environment that it makes
+# make env          only the environment, .venv, with what requirements.lock pins and the command `fedbench`
+# make test         the fast tests (five minutes on two cores); test-all: the slow ones and those on Slurm as well
+# make check        lint and types; coverage: the fast tests and the lines they miss
+# make paper        every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores)
+# make docs         what the pages take from the code, and the pages as a site in site/
+# make pin          the numbers of every method in tests/pinned.csv anew, after a change that is meant
+# make lock         requirements.lock anew; audit: known holes in what it pins (asks a service on the net)
+# make bench-peers  fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo paper test test-all coverage audit pin check docs lock bench-peers
+.PHONY: help env demo paper test test-all coverage audit pin check docs lock bench-peers
+
+help:
+	@sed -n 's/^# //p' Makefile
 
 env: .venv/installed
 
@@ -16,6 +22,7 @@ env: .venv/installed
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing what requirements.lock pins into .venv (torch is large: a few minutes on a slow line)"
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: env

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedbench import data
 from fedbench.contract import Check, form, isolation, rounds, samples, verdict
 from fedbench.contract.world import Case, variants
+from fedbench.pipe import ends_with_its_reader
 from fedbench.plugins import KINDS, Kind, PluginError, load, plugins
 
 FINE, BROKEN, MISTAKE = 0, 1, 2
@@ -55,6 +56,7 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
     return options
 
 
+@ends_with_its_reader
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
     """Check the files of the command line and return the exit code."""
     given = parser(program).parse_args(arguments)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedbench import split_view
 from fedbench.config import ConfigError
 from fedbench.data import DataError, Dataset
+from fedbench.pipe import ends_with_its_reader
 from fedbench.plugins import PluginError, Plugins, plugins
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -204,6 +205,7 @@ def parser(program: str = "python -m fedbench.data") -> argparse.ArgumentParser:
     return made
 
 
+@ends_with_its_reader
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.data") -> int:
     """Do what the command line says and return the exit code."""
     given = parser(program).parse_args(arguments)
@@ -212,6 +214,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     except (PluginError, ConfigError, Mistake) as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
+    except BrokenPipeError:
+        raise
     except (DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return FAILED

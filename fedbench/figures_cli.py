@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fedbench import forks
 from fedbench.asked import ReportError, asked_for
+from fedbench.pipe import ends_with_its_reader
 from fedbench.records import RecordsError
 from fedbench.reference import FOLDER, ReferencesError
 from fedbench.tables.metrics import MAIN, METRIC
@@ -54,6 +55,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     return made
 
 
+@ends_with_its_reader
 def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
     given = parser(program).parse_args(arguments)

@@ -116,7 +116,7 @@ AROUND = (
     ),
     *WING,
     *("split_view", "split_figure", "bench"),
-    *("home", "_home", "__main__", "status", "completion"),
+    *("home", "_home", "__main__", "status", "completion", "pipe"),
 )
 
 

@@ -17,6 +17,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedbench.method import Method
+from fedbench.pipe import ends_with_its_reader
 from fedbench.plugins import Kind, PluginError, Plugins, plugins
 
 DONE, MISTAKE = 0, 2
@@ -160,6 +161,7 @@ def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentPars
     return options
 
 
+@ends_with_its_reader
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.methods") -> int:
     """Print the listing and return the exit code."""
     given = parser(program).parse_args(arguments)

@@ -180,17 +180,17 @@ def _words(overall: contests.Overall) -> list[str]:
         )
     apart = len([pair for pair in overall.pairs if pair.verdict != "not told apart"])
     told.append(
-        f"Of {len(overall.pairs)} pairs of methods, {apart or 'none'} {'is' if apart < 2 else 'are'} told apart over all "
-        f"settings and seeds (Wilcoxon's signed-rank test over pairs of setting and seed, Holm's correction, {LEVEL:.0%} "
-        "level, and a paired bootstrap interval of the difference that leaves out zero)."
+        f"Of {text.many(len(overall.pairs), 'pair')} of methods, {apart or 'none'} {'is' if apart < 2 else 'are'} told apart "
+        f"over all settings and seeds (Wilcoxon's signed-rank test over pairs of setting and seed, Holm's correction, "
+        f"{LEVEL:.0%} level, and a paired bootstrap interval of the difference that leaves out zero)."
     )
     n = overall.pairs[0].n
     least = 2.0 ** (1 - n) if n < 50 else 0.0
     if least * len(overall.pairs) >= LEVEL:
         told.append(
-            f"With {n} pairs of setting and seed this test cannot reach the {LEVEL:.0%} level for {len(overall.pairs)} "
-            f"comparisons, whatever the numbers: its smallest p is {least:.2g} before correction. More seeds or "
-            "settings are needed."
+            f"With {text.many(n, 'pair')} of setting and seed this test cannot reach the {LEVEL:.0%} level for "
+            f"{text.many(len(overall.pairs), 'comparison')}, whatever the numbers: its smallest p is {least:.2g} before "
+            "correction. More seeds or settings are needed."
         )
     return told
 

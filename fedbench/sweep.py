@@ -20,6 +20,7 @@ from fedbench import failures, launch, measure, slurm, tuning, watch
 from fedbench.claim import claims, owner_in
 from fedbench.config import ConfigError, Sweep, short_name
 from fedbench.data import DataError
+from fedbench.pipe import ends_with_its_reader
 from fedbench.planning import read_sweep
 from fedbench.plugins import PluginError
 from fedbench.records import RecordsError, RunFolder
@@ -102,6 +103,7 @@ def which_runs(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="for scripts, e.g. to count what failed")
 
 
+@ends_with_its_reader
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.sweep") -> int:
     """Do what the command line says and return the exit code."""
     options = parser(program)
@@ -130,6 +132,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
             waited, sweep = len(sweep.later), tuning.staged(whole, results)
             if code == INTERRUPTED or len(sweep.later) >= waited:
                 return code  # nothing waits for trials, or what waits still does
+    except BrokenPipeError:
+        raise
     except (ConfigError, PluginError, RecordsError, launch.LaunchError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE

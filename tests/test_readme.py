@@ -13,18 +13,6 @@ from fedbench.planning import check_sweep
 from fedbench.plugins import HOME, plugins
 
 README = Page("README.md")
-# What a reader of a block knows from the page that its title leads to.
-HEAD = '''"""A block of the README."""
-from dataclasses import dataclass
-from typing import ClassVar
-import numpy as np
-from fedbench import data, method
-from fedbench.method import Param, linear_head, option, tokens
-labels = np.arange(40) % 4
-images, is_test = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) // 4 % 2 == 1
-
-
-'''
 
 
 def test_there_are_commands():
@@ -34,7 +22,7 @@ def test_there_are_commands():
 
 
 def test_it_is_short():
-    assert len(README.text.splitlines()) <= 210
+    assert len(README.text.splitlines()) <= 240
 
 
 @pytest.mark.parametrize("command", [command for command in README.commands if command not in README.on_slurm])
@@ -57,9 +45,9 @@ def test_the_sweep_file_in_the_page_is_legal():
 @pytest.mark.parametrize("number", range(3))
 def test_a_block_on_plug_ins_keeps_the_contract(number, tmp_path):
     code = README.blocks("python")[number]
-    assert len(code.splitlines()) < 15
+    assert len(code.splitlines()) < 20
     path = tmp_path / f"block_{number}.py"
-    path.write_text(HEAD + code)
+    path.write_text(code)
     assert check.main([str(path), "--data", str(tmp_path)]) == 0
 
 

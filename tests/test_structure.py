@@ -12,7 +12,7 @@ from fedbench.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("home", "storage"),
+    ("home", "storage", "pipe"),
     (
         "rng",
         "stacked",
@@ -49,7 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sweep", "data_cli", "pretrain", "check", "methods", "reference_pages", "bench"),
     ("status", "completion"),
 )
-TORCH_FREE = (*measure.WING, "split_figure", "records", "storage", "home")
+TORCH_FREE = (*measure.WING, "split_figure", "records", "storage", "home", "pipe")
 ALLOWED_ACROSS = {
     ("lock", "claim"),
     ("track", "records"),

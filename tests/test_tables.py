@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from written import cell, shown, summarise, write_run
 
 from fedbench.evidence import gather
-from fedbench.tables import grid, notes, text
+from fedbench.tables import grid, notes, terminal, text
 from fedbench.tables.metrics import STATES
-from fedbench.tables.summary import average_ranks, labels
+from fedbench.tables.summary import average_ranks, labels, summary
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -215,6 +217,34 @@ def test_the_transposed_table_holds_the_same_cells(tmp_path: Path) -> None:
     assert [one.number for one in grids[0].rows[1].cells] == ["53.0", "33.0", "73.0", "53.0", "83.0", "63.0"]
     latex = text.to_latex(grids, "", "t")
     assert latex.count("Setting & Mean & Worst") == 2
+
+
+def test_a_terminal_shows_as_many_settings_side_by_side_as_it_has_room_for(tmp_path: Path) -> None:
+    shared, other = "glyphs(train_per_class=6, test_per_class=2)", "pathological(classes_per_client=10)"
+    dataset = {"name": "glyphs", "train_per_class": 6, "test_per_class": 2}
+    for partition, fields in (("iid", {"name": "iid"}), (other, {"name": "pathological", "classes_per_client": 10})):
+        for label, values in {"fedvpt": (0.5, 0.25), "pep_fedpt": (0.125, 1.0)}.items():
+            for seed, value in enumerate(values):
+                config = {"dataset": dataset, "partition": fields}
+                names = {"dataset": shared, "partition": partition}
+                write_run(tmp_path, label, seed, {20: value}, config=config, **names)
+    told = summary(gather([], tmp_path).runs)
+
+    def lines(width: int) -> list[str]:
+        console = Console(file=io.StringIO(), width=width)
+        terminal.show(console, told, ("mean_accuracy",), "std")
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+    wide, narrow = lines(120), lines(70)
+    assert "\n".join(wide).count(shared) == "\n".join(narrow).count(shared) == 1  # what all share is said once
+    assert wide[0] == f"All settings: {shared}"
+    assert len([line for line in wide if line.startswith("fedvpt")]) == 1
+    assert len([line for line in narrow if line.startswith("fedvpt")]) == 2
+    assert all(len(line) <= 70 for line in narrow)
+    for told_lines in (wide, narrow):
+        assert any(other in line for line in told_lines)  # a head is never broken
+        places = [line.index("±") for line in told_lines if "±" in line]
+        assert places[::2] == places[1::2]  # one below the other, tied or not
 
 
 def test_equal_means_are_both_best(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import shtab
 from fedbench import __main__ as verbs
 from fedbench import completion, methods
 from fedbench.home import sweep_file
+from fedbench.pipe import CLOSED
 from fedbench.plugins import HOME, plugins
 
 
@@ -112,3 +114,13 @@ def test_a_sweep_of_the_project_goes_by_its_name(tmp_path, monkeypatch):
 def test_the_installed_command_is_the_same():
     scripts = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"fedbench": "fedbench.__main__:main"}
+
+
+@pytest.mark.parametrize("words", [["methods"], ["data", "list"], ["sweep", "main_table", "--dry-run"]])
+def test_a_reader_who_leaves_early_hears_nothing(words):
+    """As `fedbench ... | true`."""
+    command = [sys.executable, "-m", "fedbench", *words]
+    with subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == CLOSED

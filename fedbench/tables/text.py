@@ -17,6 +17,11 @@ def to_csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False, lineterminator="\n"))
 
 
+def many(number: int, what: str) -> str:
+    """ "1 pair", "3 pairs"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def to_markdown(grids: Iterable[Grid]) -> str:
     """`grids` as pipe tables, one after the other; labels are escaped."""
     return "\n\n".join(_markdown(grid) for grid in grids)
