@@ -41,6 +41,7 @@ class Cohort:
     features: Tensor | None  # [N, D] prompt-free, where the method reads them
     clients: Clients = "stacked"
     autocast: bool = False
+    several_servers: bool = False  # the clients are of several runs: what they read of their server has a row for each
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -53,8 +54,8 @@ class Cohort:
         return self.method.taps(self.backbone.depth)
 
     def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
-        """The client axis of each value: none for what all clients read of the server."""
-        return {name: None if self.spec[name].home == "server" else 0 for name in p}
+        """The client axis of each value: none for what all clients read of the one server."""
+        return {name: None if self.spec[name].home == "server" and not self.several_servers else 0 for name in p}
 
     @cached_property
     def frozen(self) -> dict[str, Tensor]:

@@ -80,6 +80,9 @@ class Machine(Block):
     shortcuts: bool = Field(
         True, description="false: the backbone saves no arithmetic, to see that this changes nothing"
     )
+    pack: bool = Field(
+        False, description="train runs together that one process has and that differ in seeds, split and clients alone"
+    )
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
@@ -145,6 +148,15 @@ class Run(Block):
         """The seed of one source of chance: its own where `seeds` gives one, else the run's."""
         own = getattr(self.seeds, name)
         return self.seed if own is None else int(own)
+
+
+# What runs that are trained together may differ in; all else decides what is done with a row.
+FREE = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
+
+
+def kin(identity: Mapping[str, Any]) -> str:
+    """Equal for runs that can be trained together; see `fedbench.pack`."""
+    return json.dumps({name: value for name, value in identity.items() if name not in FREE}, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,28 @@ import argparse
 import gc
 import json
 import logging
-import os
-import platform
-import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedbench import claim, failures, heap, measure, naming, shared, storage, track
+from fedbench import claim, environment, failures, heap, measure, naming, pack, shared, storage, track
 from fedbench.backbone import BackboneError
-from fedbench.config import ConfigError
+from fedbench.config import ConfigError, Machine, PlannedRun, kin
 from fedbench.data import DataError
+from fedbench.pack import Member
 from fedbench.planning import planned_from_disk
-from fedbench.plugins import PluginError
+from fedbench.plugins import PluginError, Plugins
 from fedbench.records import RecordsError, RunFolder
-from fedbench.simulation import Diverged, Stopped, simulate
+from fedbench.simulation import Diverged, Stopped, begin, simulate
 
 log = logging.getLogger("fedbench")
 
 LEFT = 3  # exit code of a process that was asked to leave before its runs had ended
-
-MIXED = ("python", "commit", "dirty", "code", "device", "threads")  # of env.json: what may change numbers
 
 
 class Leaving:
@@ -70,14 +64,95 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
     if not storage.waited_for(results):
         raise RecordsError(f"{results}: no such results folder")
     heap.keep()
+    relatives = _Relatives(results)
     for i, name in enumerate([*names, *spare]):
         folder = RunFolder(results / name)
         if i >= len(names) and claim.claims(folder.path):
             continue
         if storage.waited_for(results) and folder.path.is_dir():
+            if len(pack := relatives.new(names[i:])) > 1:
+                _together([RunFolder(results / one) for one in pack], threads)
             _one(folder, threads)
         else:
             log.error("%s: no such run", folder.path)
+
+
+class _Relatives:
+    """Which runs of a job can be trained together, by their configs; each is named once."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.kin: dict[str, str | None] = {}
+        self.named: set[str] = set()
+
+    def new(self, names: Sequence[str]) -> list[str]:
+        """The first of `names` and those of the others that are like it; none where it was named before."""
+        if not names or names[0] in self.named or (kin := self._of(names[0])) is None:
+            return []
+        found = [name for name in names if self._of(name) == kin]
+        self.named.update(found)
+        return found
+
+    def _of(self, name: str) -> str | None:
+        if name not in self.kin:
+            folder = RunFolder(self.results / name)
+            try:
+                config = folder.config()
+                # A tracker has one run at a time; a run that met trouble before is better off alone.
+                alone = config["machine"]["track"] or folder.notes() or folder.status in ("done", "failed")
+                self.kin[name] = kin(config["identity"]) if config["machine"].get("pack") and not alone else None
+            except (RecordsError, OSError, KeyError):  # its own try tells
+                self.kin[name] = None
+        return self.kin[name]
+
+
+def _together(folders: Sequence[RunFolder], threads: int | None) -> None:
+    """Bring runs that can be trained together as far as that goes; what goes wrong is left to each one's own tries.
+
+    Raises Stopped once `leaving` was asked for.
+    """
+    if leaving.asked:
+        raise Stopped(f"{len(folders)} runs: not begun")
+    with ExitStack() as stack:
+        members: list[tuple[RunFolder, claim.Hold, Member]] = []
+        for folder in folders:
+            try:
+                if (ours := stack.enter_context(_member(folder, threads, len(folders)))) is not None:
+                    members.append((folder, *ours))
+            except Exception as error:  # noqa: BLE001
+                log.warning("%s: not packed: %s", folder.path.name, error)
+        if len(members) > 1:
+            try:
+                pack.simulate([member for _, _, member in members])
+            except Exception:
+                log.exception("%d runs cannot be trained together; each goes on by itself", len(members))
+        for folder, hold, member in members:
+            with _logging_to(folder.log):
+                if member.error is None and member.life.over:
+                    log.info("done")
+                    folder.finish()
+                    hold.finish()
+                else:
+                    log.info("leaving the pack after round %d: %s", member.life.done, member.error or "it ended")
+        stopped = any(isinstance(member.error, Stopped) for _, _, member in members)
+    del members
+    _let_go()
+    if stopped:
+        raise Stopped(f"{len(folders)} runs trained together")
+
+
+@contextmanager
+def _member(folder: RunFolder, threads: int | None, size: int) -> Iterator[tuple[claim.Hold, Member] | None]:
+    """The run as one of a pack, held against others; None where that cannot be. Raises whatever beginning it raises."""
+    with claim.claim(folder.path) as hold:
+        if hold is None or hold.dead is not None or folder.status in ("done", "failed"):
+            yield None
+            return
+        with _logging_to(folder.log):
+            share = measure.Share()
+            with share.counting():
+                life = begin(*_ready(folder, threads, size), folder, share)
+        yield hold, Member(life, share, _leave(hold), lambda: _logging_to(folder.log))
 
 
 def _one(folder: RunFolder, threads: int | None) -> None:
@@ -145,11 +220,16 @@ def _held(folder: RunFolder, threads: int | None, hold: claim.Hold) -> bool:
             folder.finish()
             hold.finish()
             return True
+    _let_go()
+    return not again
+
+
+def _let_go() -> None:
+    """Of all memory that a try took."""
     gc.collect()
     shared.forget()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return not again
 
 
 def _known(folder: RunFolder, dead: claim.Owner) -> bool:
@@ -166,6 +246,23 @@ def _end(folder: RunFolder, kind: str, reason: str, **more: Any) -> bool:
 
 
 def _attempt(folder: RunFolder, threads: int | None, hold: claim.Hold) -> None:
+    planned, machine, found = _ready(folder, threads)
+    with track.tracked(folder, machine.track, {"label": planned.label, **naming.flat(planned.identity)}) as followed:
+        simulate(planned, machine, found, followed, _leave(hold))
+
+
+def _leave(hold: claim.Hold) -> Callable[[], bool]:
+    """What a run asks after each round: whether it must leave. Raises Overtaken."""
+
+    def leave() -> bool:
+        hold.check()
+        return leaving.asked
+
+    return leave
+
+
+def _ready(folder: RunFolder, threads: int | None, size: int = 1) -> tuple[PlannedRun, Machine, Plugins]:
+    """The run as its folder describes it, to be done by this process, by itself or in a pack of `size` runs."""
     config = folder.config()
     planned, machine, found = planned_from_disk(config)
     if planned.identity != config.get("identity"):
@@ -178,28 +275,12 @@ def _attempt(folder: RunFolder, threads: int | None, hold: claim.Hold) -> None:
         log.warning("memory ran out before: images in a pass halved %d times", halvings)
     # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
-    environment, path = _environment(), folder.path / "env.json"
-    environment |= {"code": measure.code(found.files(planned.identity)), "sweep_command": config.get("command")}
-    log.info("start of %s on %s, commit %s", folder.path.name, environment["hostname"], environment["commit"])
-    if path.exists() and (before := json.loads(path.read_text() or "{}")):
-        changed = [(key, before.get(key), environment[key]) for key in MIXED if before.get(key) != environment[key]]
-        changed += [
-            (name, before["packages"].get(name), version)
-            for name, version in environment["packages"].items()
-            if before.get("packages", {}).get(name, version) != version
-        ]
-        if changed:
-            log.warning("begun before in another environment; its numbers mix both: %s", changed)
+    code = measure.code(found.files(planned.identity))
+    here = environment.write(folder.path, {"code": code, "sweep_command": config.get("command"), "pack": size})
+    log.info("start of %s on %s, commit %s", folder.path.name, here["hostname"], here["commit"])
     if config.get("code") not in (None, measure.code()):
         log.warning("the code has changed since the sweep planned this run")
-    storage.write_aside(path, json.dumps(environment, indent=2).encode())
-
-    def leave() -> bool:
-        hold.check()
-        return leaving.asked
-
-    with track.tracked(folder, machine.track, {"label": planned.label, **naming.flat(planned.identity)}) as followed:
-        simulate(planned, machine, found, followed, leave)
+    return planned, machine, found
 
 
 def _kind(error: Exception) -> str:
@@ -210,32 +291,6 @@ def _kind(error: Exception) -> str:
     text = str(error).lower()  # the CPU allocator has no class of its own
     memory = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     return "out_of_memory" if any(words in text for words in memory) else "error"
-
-
-def _environment() -> dict[str, Any]:
-    commit = measure.commit()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "timm", "numpy")},
-        "platform": platform.platform(),
-        "hostname": platform.node(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "commit": commit and commit.rstrip("+"),
-        "dirty": commit and commit.endswith("+"),
-        "command": shlex.join(sys.argv),
-        "job": claim.process().job or None,
-        "node": os.environ.get("SLURMD_NODENAME"),
-        "packages": _packages(),
-    }
-
-
-@cache
-def _packages() -> dict[str, str]:
-    """{name: version} of what is installed, by the names of the folders that say so: to open each takes its time."""
-    found = [path.stem for place in sys.path if Path(place).is_dir() for path in Path(place).glob("*.dist-info")]
-    return dict(sorted(name.rsplit("-", 1) for name in found if "-" in name))
 
 
 class _Quiet(logging.FileHandler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -53,15 +53,18 @@ class Trainer:
         views = {v: replace(self.cohort, method=method.at(number, v)) for v in method.views}
         return Phase(names, replace(self.cohort, method=method.at(number)), views)
 
-    def train(self, sent: Stacked, read: Mapping[str, Tensor], phases: list[Batches], lr: float) -> Report:
-        """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see; `phases` one a local phase.
+    def train(self, sent: Stacked, read: Stacked, phases: Sequence[Batches], lr: float) -> Report:
+        """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see, with a row for each client
+        where they are of several servers; `phases` one a local phase.
 
         The rows of `sent` stand in the order of ``phases[0].clients``, as do those of the report.
         """
         chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
 
         def one(chunk: slice) -> Report:
-            return self._chunk(rows(sent, chunk), read, [_clients(b, chunk.start, chunk.stop) for b in phases], lr)
+            return self._chunk(
+                rows(sent, chunk), self._of(read, chunk), [_clients(b, chunk.start, chunk.stop) for b in phases], lr
+            )
 
         parts = self.cohort.spread(one, chunks)
         return Report(
@@ -76,7 +79,10 @@ class Trainer:
             gradient={name: torch.cat([part.gradient[name] for part in parts]) for name in parts[0].gradient},
         )
 
-    def _chunk(self, sent: Stacked, read: Mapping[str, Tensor], phases: list[Batches], lr: float) -> Report:
+    def _of(self, read: Stacked, clients: slice) -> Stacked:
+        return rows(read, clients) if self.cohort.several_servers else read
+
+    def _chunk(self, sent: Stacked, read: Stacked, phases: list[Batches], lr: float) -> Report:
         values = {name: value.clone() for name, value in sent.items()}
         count = len(phases[0].clients)
         device = self.cohort.labels.device
@@ -100,7 +106,8 @@ class Trainer:
             )  # [S] columns in use: what is padding for everyone is not computed
             for step, active in enumerate(batches.active):
                 now = slice(0, active)  # the clients still at work; the others' data have ended
-                live = {name: value if active == count else value[now] for name, value in values.items()} | dict(read)
+                live = {name: value if active == count else value[now] for name, value in values.items()}
+                live |= self._of(read, now)
                 n = weight[step, now].sum(1)
                 gradients: list[Tensor | None] = [None] * len(leaves)
                 for start in range(0, int(filled[step]), self.piece):
@@ -198,7 +205,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         active: int,
         cohort: Cohort,
-        read: Mapping[str, Tensor],
+        read: Stacked,
     ) -> None:
         """One optimiser step of the first `active` clients; the others stand still (weight decay and momentum too)."""
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
@@ -209,7 +216,7 @@ class Trainer:
         with torch.no_grad():
             if steer is not None:
                 taken = {name: leaf.detach() - before[name] for name, leaf in leaves.items()}
-                p = before | dict(read)
+                p = before | read
                 mapped = cohort.each(steer, (p, taken), (cohort.dims(p), 0))
                 for name, step in mapped.items():
                     leaves[name][:active] = (before[name] + step)[:active]
@@ -247,7 +254,7 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
     )
 
 
-def idle(clients: Tensor, sent: Stacked, samples: list[int], lr: float) -> Report:
+def idle(clients: Tensor, sent: Stacked, samples: Sequence[int], lr: float) -> Report:
     """The report of clients that train nothing: a method without training, whose server learns from statistics alone."""
     weight = torch.tensor(samples, dtype=torch.float64, device=clients.device)
     return Report(clients, sent, {}, {}, weight, torch.zeros_like(weight), torch.full_like(weight, torch.nan), lr)

@@ -7,7 +7,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 class Meter:
     """Seconds, images and peak memory of a run, going on from `seconds` spent before it was interrupted."""
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
-        self.device, self.before = device, seconds
-        self.start = self.marked = time.monotonic()
+    def __init__(self, device: torch.device, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.device, self.before, self.clock = device, seconds, clock
+        self.start, self.marked = clock(), time.monotonic()
         self.images = 0
         if device.type == "cuda":
             import torch
@@ -37,12 +38,12 @@ class Meter:
     @property
     def seconds(self) -> float:
         """Seconds of the run so far, all its executions together."""
-        return self.before + time.monotonic() - self.start
+        return self.before + self.clock() - self.start
 
     @property
     def rate(self) -> float:
         """Training images per second of this execution, evaluation time included."""
-        return self.images / max(time.monotonic() - self.start, 1e-9)
+        return self.images / max(self.clock() - self.start, 1e-9)
 
     def mark(self) -> None:
         """Remember now."""
@@ -62,6 +63,27 @@ class Meter:
             unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kibibytes
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {"seconds": self.seconds, "samples_per_second": self.rate, "peak_memory_bytes": peak}
+
+
+class Share:
+    """A clock that counts the part of the time that is one run's, of several that a process does together."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.since: float | None = None
+
+    def __call__(self) -> float:
+        """Seconds so far."""
+        return self.seconds + (0.0 if self.since is None else time.monotonic() - self.since)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """All of the time meanwhile is this run's."""
+        self.since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds, self.since = self(), None
 
 
 @cache
@@ -106,6 +128,7 @@ AROUND = (
         "slurm",
         "keeper",
         "job",
+        "environment",
         "track",
         "failures",
         "data_cli",

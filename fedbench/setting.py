@@ -10,18 +10,38 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedbench import backbone, cost, data, rng, shared
 from fedbench.cohort import Cohort
 from fedbench.config import Backbone, Machine, PlannedRun, Run, short_name
-from fedbench.data import Ints, Samples, Split
+from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.features import data_hash, features
 from fedbench.images import Images
 from fedbench.local import Trainer, idle
 from fedbench.method import Method, Param, Report
 from fedbench.plugins import Plugins
 from fedbench.server import Server, parameters
-from fedbench.stacked import Clients
+from fedbench.stacked import Clients, Stacked
+
+
+@dataclass(frozen=True)
+class Training:
+    """A cohort's local training, ready to be done: by itself, or with that of other runs (see `fedbench.pack`)."""
+
+    trainer: Trainer
+    clients: Tensor  # [K]
+    sent: Stacked
+    read: Stacked
+    batches: Sequence[Batches]  # one a local phase; none for a method without training
+    samples: Sequence[int]  # [K]
+    lr: float
+
+    def train(self) -> Report:
+        """Do it."""
+        if not self.batches:
+            return idle(self.clients, self.sent, self.samples, self.lr)
+        return self.trainer.train(self.sent, self.read, self.batches, self.lr)
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,10 @@ class Setting:
 
         The report's rows stand in an order of their own: see ``report.clients``.
         """
+        return self.task(clients, lr, *stream, epochs=epochs).train()
+
+    def task(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
+        """What `train` would do."""
         local, server = self.run.local, self.server
         train: Sequence[Ints] = self.split.train
         trainer = self.trainer
@@ -65,10 +89,8 @@ class Setting:
             for phase in range(len(trainer.phases))
         ]
         who = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
-        sent = server.send(who)
-        if not batches:
-            return idle(who, sent, [len(train[k]) for k in clients], lr)
-        return trainer.train(sent, server.read(), batches, lr)
+        samples = [len(train[k]) for k in clients]
+        return Training(trainer, who, server.send(who), server.read(), batches, samples, lr)
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""

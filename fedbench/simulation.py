@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from fedbench import checkpoint, evaluation, measure
 from fedbench.config import Machine, PlannedRun
 from fedbench.data import Ints
+from fedbench.method import Report
 from fedbench.plugins import Plugins
 from fedbench.records import RunFolder
 from fedbench.server import bytes_of_sums
-from fedbench.setting import Setting, build
+from fedbench.setting import Setting, Training, build
 from fedbench.storage import write_aside
 
 
@@ -39,6 +41,62 @@ def simulate(
     `leave` is asked after each round, before anything of it is written, and may raise. Raises Stopped where it said so,
     Diverged, DataError, BackboneError, and whatever a plug-in raises.
     """
+    life = begin(planned, machine, found, folder)
+    while not life.over:
+        life.close(one_round(life.setting, life.done + 1), leave())
+
+
+@dataclass
+class Life:
+    """A run between two rounds: `done` of them so far, what they took in all, and where all of it is written."""
+
+    setting: Setting
+    folder: RunFolder
+    facts: Mapping[str, object]
+    meter: measure.Meter
+    checkpoint_seconds: float
+    done: int
+    totals: dict[str, float]
+
+    @property
+    def over(self) -> bool:
+        """Whether no round is left."""
+        return self.done == self.setting.run.rounds
+
+    def close(self, spent: dict[str, Any], stop: bool) -> None:
+        """Count and write what one more round was, and evaluate where it is time to. Raises Stopped where `stop` says so."""
+        run, folder, meter = self.setting.run, self.folder, self.meter
+        self.done += 1
+        for name in ("bytes_up", "bytes_down", "multiply_adds"):
+            self.totals[name] += spent[name]
+        meter.count(spent.pop("images"))
+        if self.over or self.done % run.evaluate_every == 0:
+            metrics, clients = evaluation.evaluate(self.setting)
+            whole = {f"total_{k}": int(v) for k, v in self.totals.items() if k != "seconds"}
+            folder.append({**self.facts, "round": self.done, **metrics, **spent, **whole, **meter.read()})
+            if self.over:
+                kept = io.BytesIO()
+                parquet.write_table(clients, kept)
+                write_aside(folder.path / "clients.parquet", kept.getvalue())
+        self.totals["seconds"] = meter.seconds
+        if self.over or stop or meter.since_mark() >= self.checkpoint_seconds:
+            checkpoint.save(folder.path, self.setting.server.state(), self.done, self.totals)
+            meter.mark()
+        told = {"images_per_second": meter.rate, "seconds": meter.seconds, "device": meter.device.type}
+        with suppress(OSError):  # nothing is lost with a word
+            folder.say(round=self.done, rounds=run.rounds, time=time.time(), **told)
+        if stop and not self.over:
+            raise Stopped(f"after round {self.done} of {run.rounds}")
+
+
+def begin(
+    planned: PlannedRun,
+    machine: Machine,
+    found: Plugins,
+    folder: RunFolder,
+    clock: Callable[[], float] = time.monotonic,
+) -> Life:
+    """The run as its last checkpoint has it; `clock` counts its seconds. Raises DataError, BackboneError, and more."""
     setting = build(planned, machine, found)
     facts = {
         "run": folder.path.name,
@@ -53,43 +111,40 @@ def simulate(
         state, done, totals = saved
         setting.server.restore(state)
     folder.cut_records(done)
-    meter = measure.Meter(setting.cohort.labels.device, totals["seconds"])
-    for round_ in range(done + 1, setting.run.rounds + 1):
-        spent = one_round(setting, round_)
-        stop = leave()
-        for name in ("bytes_up", "bytes_down", "multiply_adds"):
-            totals[name] += spent[name]
-        meter.count(spent.pop("images"))
-        last = round_ == setting.run.rounds
-        if last or round_ % setting.run.evaluate_every == 0:
-            metrics, clients = evaluation.evaluate(setting)
-            whole = {f"total_{k}": int(v) for k, v in totals.items() if k != "seconds"}
-            folder.append({**facts, "round": round_, **metrics, **spent, **whole, **meter.read()})
-            if last:
-                kept = io.BytesIO()
-                parquet.write_table(clients, kept)
-                write_aside(folder.path / "clients.parquet", kept.getvalue())
-        totals["seconds"] = meter.seconds
-        if last or stop or meter.since_mark() >= machine.checkpoint_seconds:
-            checkpoint.save(folder.path, setting.server.state(), round_, totals)
-            meter.mark()
-        told = {"images_per_second": meter.rate, "seconds": meter.seconds, "device": meter.device.type}
-        with suppress(OSError):  # nothing is lost with a word
-            folder.say(round=round_, rounds=setting.run.rounds, time=time.time(), **told)
-        if stop and not last:
-            raise Stopped(f"after round {round_} of {setting.run.rounds}")
+    meter = measure.Meter(setting.cohort.labels.device, totals["seconds"], clock)
+    return Life(setting, folder, facts, meter, machine.checkpoint_seconds, done, totals)
 
 
 def one_round(setting: Setting, round_: int) -> dict[str, Any]:
     """One round of federated training; returns what it took. Raises Diverged."""
-    server, run = setting.server, setting.run
+    sent = send(setting, round_)
+    return receive(setting, round_, sent, sent.training.train())
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A round whose cohort has all it needs to train."""
+
+    training: Training
+    clients: int  # in the cohort
+    stats_bytes: int  # of clients that take part for the first time
+
+
+def send(setting: Setting, round_: int) -> Sent:
+    """Draw the cohort of round `round_` (from 1) and send it what it starts from."""
+    run = setting.run
     cohort = setting.cohort_of(round_)
     stats_bytes = introduce(setting, cohort)
     lr = run.local.lr * run.local.lr_decay ** (round_ - 1)
-    report = setting.train(cohort, lr, round_)
+    return Sent(setting.task(cohort, lr, round_), len(cohort), stats_bytes)
+
+
+def receive(setting: Setting, round_: int, sent: Sent, report: Report) -> dict[str, Any]:
+    """Merge what came back; returns what the round took. Raises Diverged."""
+    server, run = setting.server, setting.run
     values = [*report.got.values(), *report.seen.values()]
     if any(not bool(v.isfinite().all()) for v in values if v.is_floating_point()):
-        raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {lr:g})")
+        raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {sent.training.lr:g})")
     pooled = setting.cohort.method.pooled  # its data lie in one place: nothing is sent
     up, down = (0, 0) if pooled else server.bytes_per_client()  # of what was sent: a merge may change shapes
     server.merge(report)
@@ -97,8 +152,8 @@ def one_round(setting: Setting, round_: int) -> dict[str, Any]:
     samples = int(report.weight.sum()) * run.local.epochs
     return {
         "train_loss": _finite(weighted(report.loss, report.weight)),
-        "bytes_up": up * len(cohort) + seen + stats_bytes,
-        "bytes_down": down * len(cohort),
+        "bytes_up": up * sent.clients + seen + sent.stats_bytes,
+        "bytes_down": down * sent.clients,
         "multiply_adds": samples * setting.multiply_adds,
         "images": samples * len(setting.trainer.phases),
     }

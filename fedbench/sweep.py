@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fedbench import failures, launch, measure, slurm, tuning, watch
 from fedbench.claim import claims, owner_in
-from fedbench.config import ConfigError, Sweep, short_name
+from fedbench.config import ConfigError, Sweep, kin, short_name
 from fedbench.data import DataError
 from fedbench.pipe import ends_with_its_reader
 from fedbench.planning import read_sweep
@@ -274,6 +274,10 @@ def plan(sweep: Sweep, results: Path, retry_failed: bool, command: str) -> list[
         if view.state in ("missing", "failed"):
             folder.plan({**sweep.on_disk(planned), "command": command, "code": measure.code()})
             names.append(planned.name)
+    if sweep.machine.pack:  # a job has neighbours, and a worker its share of each such group
+        like = {planned.name: kin(planned.identity) for planned in sweep.runs}
+        first = {like[name]: i for i, name in reversed(list(enumerate(names)))}
+        names.sort(key=lambda name: first[like[name]])
     return sorted(names, key=lambda name: len(folders[name].notes()))
 
 

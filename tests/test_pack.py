@@ -1,0 +1,236 @@
+"""Runs that are trained together get the numbers that each gets by itself, and what befalls one is no matter of the others."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedbench import job, pack
+from fedbench.backbone import Backbone
+from fedbench.config import Sweep, kin
+from fedbench.measure import Share
+from fedbench.planning import check_sweep
+from fedbench.plugins import plugins
+from fedbench.records import MEASURED, RunFolder
+from fedbench.simulation import begin, one_round, receive, send
+from fedbench.sweep import plan
+
+CLASSES = plugins().classes
+CASES = [{"method": name} for name in CLASSES["method"]] + [
+    {"method": method, "aggregation": name}
+    for method in ("fedvpt", {"name": "fedvpt", "prompt": "local"})
+    for name in CLASSES["aggregation"]
+    if name != "fedavg"
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images of 4 classes, a quarter of them test images."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    labels = np.arange(120) % 4
+    images = np.random.default_rng(0).integers(0, 90, (120, 32, 32, 3)) + 40 * labels[:, None, None, None]
+    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(120) % 16 < 4)
+    return path
+
+
+def sweep(data: Path, base: dict[str, Any], grid: dict[str, Any] | None = None, **machine: Any) -> Sweep:
+    """Runs that differ in seed, split and clients."""
+    content = {
+        "base": {
+            "dataset": {"name": "npz", "path": str(data)},
+            "rounds": 3,
+            "evaluate_every": 3,
+            "local": {"batch_size": 4, "lr": 0.02, "augment": "crop_flip", "clip": 1.0},
+            "precision": "float64",
+            **base,
+        },
+        "grid": {
+            "partition": [{"name": "dirichlet", "alpha": 1.0, "min_train": 2}, {"name": "quantity", "sigma": 0.7}],
+            "clients": [{"number": 6, "per_round": 3, "held_out": 1}, {"number": 4, "per_round": 2}],
+            "seed": [0],
+            **(grid or {}),
+        },
+        "machine": {"data": str(data.parent), "pack": True, **machine},
+    }
+    return check_sweep(content, plugins())
+
+
+def lives(found: Sweep, results: Path) -> list[Any]:
+    made = []
+    for planned in found.runs:
+        folder = RunFolder(results / planned.name)
+        folder.plan(found.on_disk(planned))
+        made.append(begin(planned, found.machine, found.plugins, folder))
+    return made
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "+".join(str(value) for value in case.values()))
+def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypatch):
+    found = sweep(data, case)
+    alone, together = lives(found, tmp_path / "alone"), lives(found, tmp_path / "together")
+    passes: list[int] = []
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, x, *rest: passes.append(len(x)) or forward(self, x, *rest))
+    for round_ in (1, 2):
+        passes.clear()
+        expected = [one_round(life.setting, round_) for life in alone]
+        single = list(passes)
+        passes.clear()
+        sent = [send(life.setting, round_) for life in together]
+        reports = pack.train_together([one.training for one in sent])
+        joint = list(passes)
+        spent = [
+            receive(life.setting, round_, one, report)
+            for life, one, report in zip(together, sent, reports, strict=True)
+        ]
+        for a, b in zip(expected, spent, strict=True):
+            assert b == pytest.approx(a, abs=1e-9)
+        method = together[0].setting.cohort.method
+        if together[0].setting.trainer.phases and method.backbone_weights is None and method.touches(12):
+            most = (
+                len(single) / 2 if round_ == 1 else len(single)
+            )  # later a server's values may have a shape of their own
+            assert len(joint) < most  # four runs, of unequal length
+    for a, b in zip(alone, together, strict=True):
+        one, other = a.setting.server.state(), b.setting.server.state()
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(
+                other[name], value, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+def test_each_gets_its_part_of_the_time(data, tmp_path):
+    one, *_, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
+    trainings = [send(life.setting, 1).training for life in (one, last)]
+    shares = [Share(), Share()]
+    pack.train_together(trainings, shares)
+    samples = [sum(training.samples) for training in trainings]
+    assert samples[0] != samples[1]
+    assert shares[0].seconds / shares[1].seconds == pytest.approx(samples[0] / samples[1])
+
+
+def test_runs_that_do_not_fit_are_not_trained_together(data, tmp_path):
+    found = [
+        *lives(sweep(data, {"method": "fedvpt"}), tmp_path),
+        *lives(sweep(data, {"method": {"name": "fedvpt", "prompt_length": 3}}), tmp_path),
+        *lives(sweep(data, {"method": "head_only"}), tmp_path),
+    ]
+    reports = pack.train_together([send(life.setting, 1).training for life in found])
+    for life, report in zip(found, reports, strict=True):
+        alone = send(life.setting, 1).training.train()
+        for name, value in alone.got.items():
+            torch.testing.assert_close(report.got[name], value, rtol=1e-9, atol=1e-12)
+
+
+# -- as a job does it ----------------------------------------------------------------------------------------------------
+def done(found: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of all runs without what a clock says."""
+    folders = [RunFolder(results / planned.name) for planned in found.runs]
+    assert [folder.status for folder in folders] == ["done"] * len(folders)
+    return {
+        folder.path.name: [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
+        for folder in folders
+    }
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        for a, b in zip(one[name], other[name], strict=True):
+            assert a == pytest.approx(b, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def quiet(data, tmp_path_factory):
+    """The sweep, and its records with each run by itself."""
+    results = tmp_path_factory.mktemp("alone") / "results"
+    found = sweep(data, {"method": "fedvpt"}, {"seed": [0, 1]}, pack=False)
+    job.run_job(results, planned(found, results))
+    return found, done(found, results)
+
+
+def planned(found: Sweep, results: Path) -> list[str]:
+    results.mkdir(exist_ok=True)
+    return plan(found, results, False, "test")
+
+
+def packed(data: Path, **machine: Any) -> Sweep:
+    return sweep(data, {"method": "fedvpt"}, {"seed": [0, 1]}, **machine)
+
+
+def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
+    found = packed(data)
+    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
+    same(done(found, tmp_path / "results"), quiet[1])
+    for one in found.runs:
+        folder = RunFolder(tmp_path / "results" / one.name)
+        assert json.loads((folder.path / "env.json").read_text())["pack"] == 8
+        log = folder.log.read_text()
+        assert "done" in log
+        assert not any(other.name in log for other in found.runs if other.name != one.name)
+        assert not folder.notes()
+
+
+def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeypatch):
+    found, before = packed(data), pack.receive
+    failing = found.runs[2]
+
+    def receive_once(setting: Any, round_: int, *rest: Any) -> Any:
+        if setting.facts["config_hash"].startswith(failing.key) and round_ == 2:
+            raise RuntimeError("planted")
+        return before(setting, round_, *rest)
+
+    monkeypatch.setattr(pack, "receive", receive_once)
+    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
+    same(done(found, tmp_path / "results"), quiet[1])
+    for one in found.runs:
+        log = RunFolder(tmp_path / "results" / one.name).log.read_text()
+        assert ("leaving the pack after round 1: planted" in log) == (one is failing)
+
+
+def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(pack, "train_together", broken)
+    found = packed(data)
+    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
+    same(done(found, tmp_path / "results"), quiet[1])
+
+
+def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path, quiet, monkeypatch):
+    found, before = packed(data), pack.train_together
+    monkeypatch.setattr(job, "leaving", job.Leaving())
+    rounds = []
+
+    def signalled(*args: Any) -> Any:
+        rounds.append(1)
+        if len(rounds) == 2:
+            job.leaving.ask()
+        return before(*args)
+
+    monkeypatch.setattr(pack, "train_together", signalled)
+    names = planned(found, tmp_path / "results")
+    with pytest.raises(job.Stopped):
+        job.run_job(tmp_path / "results", names)
+    assert {RunFolder(tmp_path / "results" / name).progress()["round"] for name in names} == {2}
+    monkeypatch.setattr(job, "leaving", job.Leaving())
+    job.run_job(tmp_path / "results", names)
+    assert len(rounds) == 3
+    same(done(found, tmp_path / "results"), quiet[1])
+
+
+def test_relatives_stand_side_by_side_in_a_plan(data, tmp_path):
+    found = sweep(data, {}, {"method": ["fedvpt", "head_only"], "seed": [0, 1]})
+    names = planned(found, tmp_path / "results")
+    like = [kin(RunFolder(tmp_path / "results" / name).config()["identity"]) for name in names]
+    assert len(set(like)) == 2
+    assert sum(a != b for a, b in pairwise(like)) == 1
