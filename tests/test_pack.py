@@ -22,21 +22,21 @@ from fedbench.simulation import begin, one_round, receive, send
 from fedbench.sweep import plan
 
 CLASSES = plugins().classes
-CASES = [{"method": name} for name in CLASSES["method"]] + [
-    {"method": method, "aggregation": name}
-    for method in ("fedvpt", {"name": "fedvpt", "prompt": "local"})
-    for name in CLASSES["aggregation"]
-    if name != "fedavg"
-]
+LOCAL = {"name": "fedvpt", "prompt": "local"}
+CASES = {name: {"method": name} for name in CLASSES["method"]}
+CASES |= {f"fedvpt+{name}": {"method": "fedvpt", "aggregation": name} for name in CLASSES["aggregation"]}
+CASES |= {f"local+{name}": {"method": LOCAL, "aggregation": name} for name in CLASSES["aggregation"]}
+# Each of another structure: shared values, a client's own in phases, read of the server, made by it, sums, gradients.
+QUICK = ("fedvpt", "fedrep", "pep_fedpt", "pfedpg", "local+scaffold")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 images of 4 classes, a quarter of them test images."""
+    """64 images of 4 classes, a quarter of them test images."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    labels = np.arange(120) % 4
-    images = np.random.default_rng(0).integers(0, 90, (120, 32, 32, 3)) + 40 * labels[:, None, None, None]
-    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(120) % 16 < 4)
+    labels = np.arange(64) % 4
+    images = np.random.default_rng(0).integers(0, 90, (64, 32, 32, 3)) + 40 * labels[:, None, None, None]
+    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(64) % 16 < 4)
     return path
 
 
@@ -63,17 +63,18 @@ def sweep(data: Path, base: dict[str, Any], grid: dict[str, Any] | None = None, 
 
 
 def lives(found: Sweep, results: Path) -> list[Any]:
+    """Two of the runs, which differ in split and clients."""
     made = []
-    for planned in found.runs:
+    for planned in found.runs[::3]:
         folder = RunFolder(results / planned.name)
         folder.plan(found.on_disk(planned))
         made.append(begin(planned, found.machine, found.plugins, folder))
     return made
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "+".join(str(value) for value in case.values()))
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypatch):
-    found = sweep(data, case)
+    found = sweep(data, CASES[case])
     alone, together = lives(found, tmp_path / "alone"), lives(found, tmp_path / "together")
     passes: list[int] = []
     forward = Backbone.forward
@@ -94,10 +95,7 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
             assert b == pytest.approx(a, abs=1e-9)
         method = together[0].setting.cohort.method
         if together[0].setting.trainer.phases and method.backbone_weights is None and method.touches(12):
-            most = (
-                len(single) / 2 if round_ == 1 else len(single)
-            )  # later a server's values may have a shape of their own
-            assert len(joint) < most  # four runs, of unequal length
+            assert len(joint) < len(single) or round_ > 1  # then a server's values may have a shape of their own
     for a, b in zip(alone, together, strict=True):
         one, other = a.setting.server.state(), b.setting.server.state()
         assert one.keys() == other.keys()
@@ -108,7 +106,7 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):
-    one, *_, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
+    one, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
     trainings = [send(life.setting, 1).training for life in (one, last)]
     shares = [Share(), Share()]
     pack.train_together(trainings, shares)
@@ -152,7 +150,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def quiet(data, tmp_path_factory):
     """The sweep, and its records with each run by itself."""
     results = tmp_path_factory.mktemp("alone") / "results"
-    found = sweep(data, {"method": "fedvpt"}, {"seed": [0, 1]}, pack=False)
+    found = sweep(data, {"method": "fedvpt"}, pack=False)
     job.run_job(results, planned(found, results))
     return found, done(found, results)
 
@@ -163,7 +161,7 @@ def planned(found: Sweep, results: Path) -> list[str]:
 
 
 def packed(data: Path, **machine: Any) -> Sweep:
-    return sweep(data, {"method": "fedvpt"}, {"seed": [0, 1]}, **machine)
+    return sweep(data, {"method": "fedvpt"}, **machine)
 
 
 def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
@@ -172,7 +170,7 @@ def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
     same(done(found, tmp_path / "results"), quiet[1])
     for one in found.runs:
         folder = RunFolder(tmp_path / "results" / one.name)
-        assert json.loads((folder.path / "env.json").read_text())["pack"] == 8
+        assert json.loads((folder.path / "env.json").read_text())["pack"] == 4
         log = folder.log.read_text()
         assert "done" in log
         assert not any(other.name in log for other in found.runs if other.name != one.name)
