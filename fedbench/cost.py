@@ -124,7 +124,7 @@ def chunk_images(cost: PassCost, device: torch.device) -> int:
     """Images in one pass: on a CPU what keeps the MLP's activations in cache, on a GPU what fills it."""
     tokens = max(cost.tokens)
     if device.type == "cpu":
-        return max(16, CPU_CACHE_BYTES // (tokens * cost.hidden * 4))
+        return max(4, CPU_CACHE_BYTES // (tokens * cost.hidden * 4))
     return max(32, GPU_CHUNK_TOKENS // tokens)
 
 
