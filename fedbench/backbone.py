@@ -137,19 +137,26 @@ def make(name: str, weights: Path | None = None, image_size: int | None = None, 
         raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        vit = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0, **options)
+        with torch.device("meta"):  # what cannot serve is told before anything is downloaded
+            _serves(name, timm.create_model(name, pretrained=False, num_classes=0, **options))
+        vit: Any = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0, **options)
+    except BackboneError:
+        raise
     except (RuntimeError, TypeError, AssertionError, OSError, ValueError) as error:
         raise BackboneError(f"timm cannot make {name!r} {options or ''}: {error}") from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.global_pool != "token":
-        raise BackboneError(f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224")
-    if vit.patch_embed.img_size[0] % vit.patch_embed.patch_size[0]:
-        raise BackboneError(
-            f"{name!r}: image_size {image_size} is not a multiple of {vit.patch_embed.patch_size[0]} px"
-        )
     if weights is not None:
         _load(vit, weights)
     config: Any = vit.pretrained_cfg
     return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _serves(name: str, vit: Any) -> None:
+    """Raise BackboneError where a model cannot be a backbone."""
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.global_pool != "token":
+        raise BackboneError(f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224")
+    size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    if size % patch:
+        raise BackboneError(f"{name!r}: image_size {size} is not a multiple of {patch} px")
 
 
 def _load(vit: VisionTransformer, path: Path) -> None:

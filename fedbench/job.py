@@ -98,8 +98,14 @@ class _Relatives:
             folder = RunFolder(self.results / name)
             try:
                 config = folder.config()
-                # A tracker has one run at a time; a run that met trouble before is better off alone.
-                alone = config["machine"]["track"] or folder.notes() or folder.status in ("done", "failed")
+                # A tracker has one run at a time; a run that met trouble of its own before is better off alone.
+                trouble = {note["kind"] for note in folder.notes()} - {
+                    "preempted",
+                    "timeout",
+                    "cancelled",
+                    "node_failure",
+                }
+                alone = config["machine"]["track"] or trouble or folder.status in ("done", "failed")
                 self.kin[name] = kin(config["identity"]) if config["machine"].get("pack") and not alone else None
             except (RecordsError, OSError, KeyError):  # its own try tells
                 self.kin[name] = None

@@ -52,7 +52,7 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
     ("name", "options", "said"),
     [
         ("vit_tinny_patch16_224", {}, "no timm model is called 'vit_tinny_patch16_224'"),
-        ("resnet18", {"pretrained": False}, "not a plain ViT"),
+        ("resnet18", {}, "not a plain ViT"),
         ("vit_tiny_patch16_224", {"image_size": 100, "pretrained": False}, "100"),
         ("nano", {"image_size": 64}, "nano comes with its weights and takes 32 px"),
     ],
