@@ -62,6 +62,7 @@ def test_figures_are_written_and_hold_something(made: Path) -> None:
         assert b"CreationDate" not in pdf
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "results", tmp_path / "results")  # the page names the folder as seen from its own
     report.write(gather([], tmp_path / "results"), tmp_path / "out")
