@@ -136,18 +136,20 @@ def make(name: str, weights: Path | None = None, image_size: int | None = None, 
         )
         raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    try:
-        with torch.device("meta"):  # what cannot serve is told before anything is downloaded
-            _serves(name, timm.create_model(name, pretrained=False, num_classes=0, **options))
-        vit: Any = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0, **options)
-    except BackboneError:
-        raise
-    except (RuntimeError, TypeError, AssertionError, OSError, ValueError) as error:
-        raise BackboneError(f"timm cannot make {name!r} {options or ''}: {error}") from error
+    with torch.device("meta"):  # what cannot serve is told before anything is downloaded
+        _serves(name, _created(name, False, options))
+    vit = _created(name, pretrained and weights is None, options)
     if weights is not None:
         _load(vit, weights)
     config: Any = vit.pretrained_cfg
     return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (RuntimeError, TypeError, AssertionError, OSError, ValueError) as error:
+        raise BackboneError(f"timm cannot make {name!r} {options or ''}: {error}") from error
 
 
 def _serves(name: str, vit: Any) -> None:

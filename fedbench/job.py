@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
         if i >= len(names) and claim.claims(folder.path):
             continue
         if storage.waited_for(results) and folder.path.is_dir():
-            if len(pack := relatives.new(names[i:])) > 1:
-                _together([RunFolder(results / one) for one in pack], threads)
+            if len(group := relatives.of(names, i)) > 1:
+                _together([RunFolder(results / one) for one in group], threads)
             _one(folder, threads)
         else:
             log.error("%s: no such run", folder.path)
@@ -85,31 +85,30 @@ class _Relatives:
         self.kin: dict[str, str | None] = {}
         self.named: set[str] = set()
 
-    def new(self, names: Sequence[str]) -> list[str]:
-        """The first of `names` and those of the others that are like it; none where it was named before."""
-        if not names or names[0] in self.named or (kin := self._of(names[0])) is None:
+    def of(self, names: Sequence[str], at: int) -> list[str]:
+        """The run ``names[at]`` and those behind it that are like it; none where it was named before."""
+        if at >= len(names) or names[at] in self.named or (own := self._kin(names[at])) is None:
             return []
-        found = [name for name in names if self._of(name) == kin]
+        found = [name for name in names[at:] if self._kin(name) == own]
         self.named.update(found)
         return found
 
-    def _of(self, name: str) -> str | None:
+    def _kin(self, name: str) -> str | None:
         if name not in self.kin:
             folder = RunFolder(self.results / name)
             try:
                 config = folder.config()
-                # A tracker has one run at a time; a run that met trouble of its own before is better off alone.
-                trouble = {note["kind"] for note in folder.notes()} - {
-                    "preempted",
-                    "timeout",
-                    "cancelled",
-                    "node_failure",
-                }
-                alone = config["machine"]["track"] or trouble or folder.status in ("done", "failed")
-                self.kin[name] = kin(config["identity"]) if config["machine"].get("pack") and not alone else None
+                packed = config["machine"].get("pack") and not _alone(folder, config)
+                self.kin[name] = kin(config["identity"]) if packed else None
             except (RecordsError, OSError, KeyError):  # its own try tells
                 self.kin[name] = None
         return self.kin[name]
+
+
+def _alone(folder: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether a run has to go by itself: a tracker has one at a time, and what met trouble of its own is better off so."""
+    trouble = {note["kind"] for note in folder.notes()} - {"preempted", "timeout", "cancelled", "node_failure"}
+    return bool(config["machine"]["track"] or trouble or folder.status in ("done", "failed"))
 
 
 def _together(folders: Sequence[RunFolder], threads: int | None) -> None:

@@ -92,15 +92,8 @@ def _fits_with(training: Training) -> Any:
         return id(training)
     images = (id(cohort.backbone), id(cohort.images), id(cohort.features))
     inner = {name: value.shape[name in training.sent :] for name, value in values.items()}
-    recipe = (training.lr, training.trainer.local, training.trainer.finetuning, training.trainer.chunk)
-    return (
-        type(cohort.method),
-        repr(cohort.method),
-        repr(training.trainer.aggregation),
-        *images,
-        *recipe,
-        *inner.items(),
-    )
+    recipe = (cohort.method, training.trainer.aggregation, training.trainer.local, training.lr)
+    return (*images, *recipe, *inner.items())
 
 
 def _train(trainings: Sequence[Training]) -> list[Report]:

@@ -100,9 +100,9 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
         one, other = a.setting.server.state(), b.setting.server.state()
         assert one.keys() == other.keys()
         for name, value in one.items():
-            torch.testing.assert_close(
-                other[name], value, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}"
-            )
+            # PFPT's matching is solved by iteration, which a rounding leads another way
+            near = {"rtol": 1e-5, "atol": 1e-7} if case == "pfpt" else {"rtol": 1e-8, "atol": 1e-9}
+            torch.testing.assert_close(other[name], value, **near, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):
@@ -148,11 +148,11 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def quiet(data, tmp_path_factory):
-    """The sweep, and its records with each run by itself."""
+    """The records of the sweep with each run by itself."""
     results = tmp_path_factory.mktemp("alone") / "results"
     found = sweep(data, {"method": "fedvpt"}, pack=False)
     job.run_job(results, planned(found, results))
-    return found, done(found, results)
+    return done(found, results)
 
 
 def planned(found: Sweep, results: Path) -> list[str]:
@@ -160,14 +160,14 @@ def planned(found: Sweep, results: Path) -> list[str]:
     return plan(found, results, False, "test")
 
 
-def packed(data: Path, **machine: Any) -> Sweep:
-    return sweep(data, {"method": "fedvpt"}, **machine)
+def packed(data: Path) -> Sweep:
+    return sweep(data, {"method": "fedvpt"})
 
 
 def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
     found = packed(data)
     job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    same(done(found, tmp_path / "results"), quiet[1])
+    same(done(found, tmp_path / "results"), quiet)
     for one in found.runs:
         folder = RunFolder(tmp_path / "results" / one.name)
         assert json.loads((folder.path / "env.json").read_text())["pack"] == 4
@@ -188,20 +188,21 @@ def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeyp
 
     monkeypatch.setattr(pack, "receive", receive_once)
     job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    same(done(found, tmp_path / "results"), quiet[1])
+    same(done(found, tmp_path / "results"), quiet)
     for one in found.runs:
         log = RunFolder(tmp_path / "results" / one.name).log.read_text()
         assert ("leaving the pack after round 1: planted" in log) == (one is failing)
 
 
-def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet, monkeypatch):
+def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet, monkeypatch, caplog):
     def broken(*_: Any) -> None:
         raise MemoryError("planted")
 
     monkeypatch.setattr(pack, "train_together", broken)
     found = packed(data)
     job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    same(done(found, tmp_path / "results"), quiet[1])
+    assert "4 runs cannot be trained together; each goes on by itself" in caplog.text
+    same(done(found, tmp_path / "results"), quiet)
 
 
 def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path, quiet, monkeypatch):
@@ -223,7 +224,7 @@ def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path,
     monkeypatch.setattr(job, "leaving", job.Leaving())
     job.run_job(tmp_path / "results", names)
     assert len(rounds) == 3
-    same(done(found, tmp_path / "results"), quiet[1])
+    same(done(found, tmp_path / "results"), quiet)
 
 
 def test_relatives_stand_side_by_side_in_a_plan(data, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedbench.statistics import Comparison, Ranking, compare_all, rank
+from fedbench.tables.text import many
 
 SETTINGS_ENOUGH = 6  # blocks of a ranking are settings from this number on, else pairs of setting and seed
 
@@ -61,9 +62,7 @@ def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
     by_setting = whole.T.groupby(level="setting", sort=False).mean().T
     if by_setting.shape[1] >= SETTINGS_ENOUGH:
         return Overall(rank(names, by_setting.to_numpy().round(12)), pairs, f"{by_setting.shape[1]} settings")
-    text = (
-        f"{whole.shape[1]} pairs of setting and seed ({by_setting.shape[1]} setting{'s' * (by_setting.shape[1] > 1)})"
-    )
+    text = f"{many(whole.shape[1], 'pair')} of setting and seed ({many(by_setting.shape[1], 'setting')})"
     return Overall(rank(names, whole.to_numpy().round(12)), pairs, text)
 
 
