@@ -80,8 +80,16 @@ def _started(pid: int) -> str | None:
 
 
 def claims(folder: Path) -> list[Path]:
-    """The claim files of a folder, oldest first. Only the last one counts."""
-    return sorted(folder.glob("claim.*"), key=_number)
+    """The claim files of a folder, oldest first; none where there is no folder. Only the last one counts."""
+    try:
+        return _claims(folder)
+    except OSError:
+        return []
+
+
+def _claims(folder: Path) -> list[Path]:
+    """The same. Raises OSError where the folder is away, whose claims must not be taken for none."""
+    return sorted((path for path in folder.iterdir() if path.name.startswith("claim.")), key=_number)
 
 
 def _number(path: Path) -> int:
@@ -149,15 +157,17 @@ class Hold:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises Overtaken where another process has the folder, OSError where that cannot be told just now."""
+        """Raises Overtaken where another process has or had the folder, OSError where that cannot be told just now."""
         if time.monotonic() - self._beat_at > HEARTBEAT_SECONDS * SILENT_BEATS / 2:
             try:
                 os.utime(self.path)
             except FileNotFoundError as error:  # which does not name the file by itself
                 raise FileNotFoundError(error.errno, error.strerror, str(self.path)) from error
             self._beat_at = time.monotonic()
-        there = claims(self.path.parent)
-        if there and there[-1] != self.path:
+        there = _claims(self.path.parent)
+        if not there:
+            raise Overtaken(f"{self.path} is gone: another process took the folder and is through with it")
+        if there[-1] != self.path:
             raise Overtaken(f"{there[-1]} was taken by {owner_in(there[-1])}")
 
     def release(self) -> None:
@@ -171,7 +181,7 @@ class Hold:
 
     def finish(self) -> None:
         """Nothing is left to do in the folder, so no claim of it is needed."""
-        for path in claims(self.path.parent):
+        for path in _claims(self.path.parent):
             path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
@@ -191,7 +201,7 @@ def claim(folder: Path) -> Iterator[Hold | None]:
     """
     me = process()
     while True:
-        there = claims(folder)
+        there = _claims(folder)
         try:
             if there and not _silent(there[-1], me):
                 yield None
@@ -204,9 +214,13 @@ def claim(folder: Path) -> Iterator[Hold | None]:
             _held.update([path] if made else [])
         if not made:
             continue
-        if claims(folder)[-1:] == [path]:
-            break
-        _held.discard(path)
+        ours = False
+        try:
+            if ours := _claims(folder)[-1:] == [path]:
+                break
+        finally:
+            if not ours:
+                _held.discard(path)
         path.unlink(missing_ok=True)
     before = owner_in(there[-1]) if there else None
     hold = Hold(path, None if before == me else before)

@@ -69,12 +69,20 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
         folder = RunFolder(results / name)
         if i >= len(names) and claim.claims(folder.path):
             continue
-        if storage.waited_for(results) and folder.path.is_dir():
+        if _there(folder):
             if len(group := relatives.of(names, i)) > 1:
                 _together([RunFolder(results / one) for one in group], threads)
             _one(folder, threads)
         else:
             log.error("%s: no such run", folder.path)
+
+
+def _there(folder: RunFolder) -> bool:
+    """Whether there is such a run, once its disk is there."""
+    while storage.waited_for(folder.path.parent):
+        with suppress(OSError):
+            return folder.path.is_dir() or folder.path in folder.path.parent.iterdir()
+    return False
 
 
 class _Relatives:

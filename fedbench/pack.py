@@ -40,7 +40,7 @@ class Member:
         assert self.sent is not None  # noqa: S101 - for the type checker
         spent = receive(self.life.setting, self.life.done + 1, self.sent, report)
         self.sent = None  # what was sent need not be kept meanwhile
-        self.life.close(spent, self.leave())
+        self.life.close(spent, self.leave)
 
     def do(self, work: Callable[..., None], *args: Any) -> None:
         """Do what is this run's alone; if it fails, the others go on."""

@@ -86,8 +86,11 @@ class RunFolder:
 
         Raises RecordsError where a line is whole and no record.
         """
+        return self._rounds(_content(self.path / "records.jsonl"))
+
+    def _rounds(self, content: bytes) -> list[dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        for record in _lines(self.path / "records.jsonl"):
+        for record in _lines(content):
             try:
                 found.setdefault(record["round"], record)
             except (TypeError, KeyError) as error:
@@ -95,9 +98,14 @@ class RunFolder:
         return list(found.values())
 
     def cut_records(self, last_round: int) -> None:
-        """Drop records after `last_round` (they lie beyond the checkpoint and will be made again)."""
-        keep = [record for record in self.records() if record["round"] <= last_round]
-        write_aside(self.path / "records.jsonl", "".join(json.dumps(record) + "\n" for record in keep).encode())
+        """Drop records after `last_round` (they lie beyond the checkpoint and will be made again).
+
+        Raises OSError where the folder is away, whose records must not be taken for none.
+        """
+        path = self.path / "records.jsonl"
+        if path in self.path.iterdir():  # raises where exists() is just False
+            keep = [record for record in self._rounds(path.read_bytes()) if record["round"] <= last_round]
+            write_aside(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
 
     # -- state -------------------------------------------------------------------------------------------------
     def progress(self) -> dict[str, Any]:
@@ -132,7 +140,7 @@ class RunFolder:
 
     def notes(self) -> list[dict[str, Any]]:
         """What was noted, oldest first."""
-        return _lines(self.path / "notes.jsonl")
+        return _lines(_content(self.path / "notes.jsonl"))
 
     def mapping(self, name: str) -> dict[str, Any]:
         """The mapping in a file of the folder; {} where there is none."""
@@ -210,14 +218,18 @@ def _at(file: IO[bytes], position: int) -> bytes:
     return file.read(1)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; none where there is no file."""
+def _content(path: Path) -> bytes:
+    """What a file holds; nothing where there is no file."""
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return []
+        return b""
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    """The whole lines of a file."""
     found = []
-    for line in text.splitlines():
+    for line in content.splitlines():
         try:
             found.append(json.loads(line))
         except ValueError:

@@ -43,7 +43,7 @@ def simulate(
     """
     life = begin(planned, machine, found, folder)
     while not life.over:
-        life.close(one_round(life.setting, life.done + 1), leave())
+        life.close(one_round(life.setting, life.done + 1), leave)
 
 
 @dataclass
@@ -63,15 +63,17 @@ class Life:
         """Whether no round is left."""
         return self.done == self.setting.run.rounds
 
-    def close(self, spent: dict[str, Any], stop: bool) -> None:
-        """Count and write what one more round was, and evaluate where it is time to. Raises Stopped where `stop` says so."""
+    def close(self, spent: dict[str, Any], leave: Callable[[], bool]) -> None:
+        """Count one more round, evaluate where it is time to, ask `leave` and write. Raises Stopped where that said so."""
         run, folder, meter = self.setting.run, self.folder, self.meter
         self.done += 1
         for name in ("bytes_up", "bytes_down", "multiply_adds"):
             self.totals[name] += spent[name]
         meter.count(spent.pop("images"))
-        if self.over or self.done % run.evaluate_every == 0:
-            metrics, clients = evaluation.evaluate(self.setting)
+        found = evaluation.evaluate(self.setting) if self.over or self.done % run.evaluate_every == 0 else None
+        stop = leave()  # only now: whether the folder is still ours is asked right before it is written to
+        if found is not None:
+            metrics, clients = found
             whole = {f"total_{k}": int(v) for k, v in self.totals.items() if k != "seconds"}
             folder.append({**self.facts, "round": self.done, **metrics, **spent, **whole, **meter.read()})
             if self.over:

@@ -56,6 +56,17 @@ def is_away(error: BaseException, folder: Path) -> bool:
     return _full(folder) or any(_number(one) in AWAY or _missing(one, folder.parent) for one in chain(error))
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that a library of another language meets at `path` become OSErrors that name it."""
+    try:
+        yield
+    except Exception as error:
+        if (number := _number(error)) is None:
+            raise
+        raise OSError(number, str(error), str(path)) from error
+
+
 def _missing(error: BaseException, results: Path) -> bool:
     if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | os.PathLike):
         return False
@@ -65,7 +76,7 @@ def _missing(error: BaseException, results: Path) -> bool:
 def _number(error: BaseException) -> int | None:
     """The number of a fault of the system, also where a library of another language only writes it down."""
     if isinstance(error, OSError):
-        return error.errno
+        return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
     told = re.search(r"\(os error (\d+)\)", str(error))
     return int(told.group(1)) if told else None
 

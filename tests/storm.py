@@ -27,8 +27,7 @@ import yaml
 HOME = Path(__file__).resolve().parents[1]
 ROUNDS, EVERY = 30, 3
 
-# FedAvg that waits while a file says so, so that faults keep step with rounds on any machine and waiting costs no CPU;
-# in its process claims go stale quickly.
+# FedAvg that waits while a file says so, so that faults keep step with rounds on any machine and waiting costs no CPU.
 PAUSE = '''
 """FedAvg that takes its time."""
 
@@ -36,9 +35,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbench import claim, method
+from fedbench import method
 
-claim.HEARTBEAT_SECONDS = 0.5
 HOLD = Path(__file__).with_name("hold")
 
 
@@ -52,11 +50,15 @@ class Aggregation(method.Aggregation):
             time.sleep(0.05)
         return {}
 '''
-# A copy of the sweep "on another host", whose processes are not to be seen from here.
-OTHER_HOST = """
+# A copy of the sweep "on another host", whose processes are not to be seen from here; and claims that go stale quickly, in
+# all processes alike and from their start: one that beats more slowly than another waits is taken for dead.
+SITE = """
 import os
 import socket
 
+from fedbench import claim
+
+claim.HEARTBEAT_SECONDS = 0.5
 if "TEST_HOST" in os.environ:
     socket.gethostname = lambda: os.environ["TEST_HOST"]
 """
@@ -79,6 +81,14 @@ def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
         ]
         for folder in run_folders(results)
     }
+
+
+def _first_difference(want: list[dict[str, Any]], got: list[dict[str, Any]]) -> str:
+    rounds = [[record["round"] for record in records] for records in (want, got)]
+    if rounds[0] != rounds[1]:
+        return f"rounds {rounds[1]}, not {rounds[0]}"
+    pairs = ((a["round"], key, a.get(key), b.get(key)) for a, b in zip(want, got, strict=True) for key in {*a, *b})
+    return next(f"round {at}: {key} is {b!r}, not {a!r}" for at, key, a, b in pairs if a != b)
 
 
 @dataclass
@@ -107,7 +117,7 @@ class Storm:
             self.folder / "tiny.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(80) % 20 < 4
         )
         (self.folder / "mine/methods/aggregation/pause.py").write_text(PAUSE)
-        (self.folder / "site/sitecustomize.py").write_text(OTHER_HOST)
+        (self.folder / "site/sitecustomize.py").write_text(SITE)
         content = {
             "base": {
                 "dataset": {"name": "npz", "path": str(self.folder / "tiny.npz")},
@@ -361,7 +371,11 @@ class Storm:
         quiet = self.folder / "quiet" / "results"
         assert self.start("inline", quiet, "--no-watch").wait() == 0
         want, got = numbers(quiet), numbers(self.results)
-        differences = [name for name in want.keys() | got.keys() if want.get(name) != got.get(name)]
+        differences = [
+            f"{name}: {_first_difference(want.get(name, []), got.get(name, []))}"
+            for name in sorted(want.keys() | got.keys())
+            if want.get(name) != got.get(name)
+        ]
         for name in want:
             assert [record["round"] for record in want[name]] == list(range(EVERY, ROUNDS + 1, EVERY))
             files = [root / name / "clients.parquet" for root in (quiet, self.results)]

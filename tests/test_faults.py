@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -102,6 +103,12 @@ def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None
     assert not raised(FileNotFoundError(errno.ENOENT, "a plug-in's own file", "/somewhere/else"))
     assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
     assert raised(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    for told in (RuntimeError("No such file or directory (os error 2)"), FileNotFoundError("no number and no name")):
+        with pytest.raises(FileNotFoundError) as error, storage.naming(tmp_path / "checkpoint.safetensors"):
+            raise told
+        assert raised(error.value)
+    with pytest.raises(ValueError, match="a mistake"), storage.naming(tmp_path):
+        raise ValueError("a mistake")
     assert not raised(OSError("no number, and the disk is not full"))
     assert not raised(ValueError("a mistake"))
     assert storage.is_away(ValueError("anything"), tmp_path / "gone")
@@ -134,6 +141,56 @@ def test_a_run_waits_for_a_full_disk_and_a_share_that_is_away(place: Workplace, 
     assert len(want[folder.path.name]) == 12
     assert folder.log.read_text().count("start of") == 3
     assert not folder.notes()
+
+
+def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_path: Path) -> None:
+    from fedbench import checkpoint
+
+    folder = RunFolder(tmp_path / "run")
+    folder.plan({"identity": {}})
+    assert checkpoint.load(folder.path) is None
+    folder.cut_records(0)
+    folder.append({"round": 1})
+    with claim.claim(folder.path) as hold:
+        assert hold is not None
+        folder.path.rename(tmp_path / "away")
+        for ask in (hold.check, hold.finish, lambda: folder.cut_records(0), lambda: checkpoint.load(folder.path)):
+            with pytest.raises(FileNotFoundError) as error:
+                ask()
+            assert storage.is_away(error.value, folder.path)
+        (tmp_path / "away").rename(folder.path)
+        hold.check()
+    assert folder.records() == [{"round": 1}]
+
+
+@pytest.mark.slow  # some hundred disturbances
+@pytest.mark.parametrize("method", ["head_only", "pep_fedpt"])
+def test_a_share_that_flickers_costs_nothing(place: Workplace, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    place.write(methods=[method], seeds=[0, 1, 2, 3], rounds=60)
+    want = quiet(place)
+    folders = place.plan()
+    monkeypatch.setattr(storage.Patience, "__call__", lambda _: time.sleep(0.002) or True)
+    over, dice, disturbances = threading.Event(), random.Random(0), 0
+
+    def flicker() -> None:
+        nonlocal disturbances
+        while not over.wait(dice.uniform(0, 0.06)):
+            place.results.rename(place.path / "away")
+            time.sleep(dice.uniform(0, 0.003))
+            (place.path / "away").rename(place.results)
+            disturbances += 1
+
+    other = threading.Thread(target=flicker)
+    other.start()
+    try:
+        job.run_job(place.results, [folder.path.name for folder in folders])
+    finally:
+        over.set()
+        other.join()
+    assert disturbances > 20
+    assert {folder.path.name: numbers(folder) for folder in folders} == want
+    assert [folder.status for folder in folders] == ["done"] * 4
+    assert not any(folder.notes() for folder in folders)
 
 
 def test_patience_ends(place: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -332,6 +389,18 @@ def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch:
     assert folder.status == "running"
     assert folder.progress()["round"] < 40
     assert claim.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
+
+
+def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> None:
+    with claim.claim(tmp_path) as late:
+        assert late is not None
+        late.check()
+        assert claim._link(tmp_path / "claim.2", claim.Owner("elsewhere", 1, "1"))
+        with pytest.raises(claim.Overtaken, match="was taken by"):
+            late.check()
+        late.finish()  # as the other does in the end: no claim is left
+        with pytest.raises(claim.Overtaken, match="is through with it"):
+            late.check()
 
 
 def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None:
