@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from fedbench import frozen, nano
+from fedbench.compiled import Compiled
 
 PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
 
@@ -29,7 +30,8 @@ class Backbone(nn.Module):
     """A frozen ViT without its head.
 
     ``lean``: the last block computes only the tokens that are read; ``plain``: a frozen block goes backward by its own hand
-    (`fedbench.frozen`). Both change no number but its rounding, and may be set to False.
+    (`fedbench.frozen`). Both change no number but its rounding, and may be set to False. ``compiled``: what runs frozen blocks
+    by torch.compile, where that is wanted.
     ``width`` D, ``depth`` L, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the checkpoint's own.
     """
 
@@ -38,6 +40,7 @@ class Backbone(nn.Module):
         self.vit = vit.eval().requires_grad_(False)
         self.lean = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
         self.plain = all(frozen.fits(block) for block in vit.blocks)
+        self.compiled: Compiled | None = None
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -73,16 +76,22 @@ class Backbone(nn.Module):
                     first = x[:, 1 : 1 + sum(lengths.values())]
             if layer == self.depth - 1:
                 break
-            if self.plain and frozen.serves(block, x):
+            if self.compiled is None and self.plain and frozen.serves(block, x):
                 x = frozen.through(block, x if first is None else x.detach(), first)
             else:
-                x = block(x)
+                x = self._run(whole, block, x)
         if not slots_read:
             lengths = {}
         count = 1 + sum(lengths.values())
-        x = leading(vit.blocks[-1], x, count) if self.lean else vit.blocks[-1](x)[:, :count]
+        x = self._run(leading if self.lean else whole, vit.blocks[-1], x, count)
         cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
+
+    def _run(self, part: Callable[..., Tensor], block: nn.Module, *args: Any) -> Tensor:
+        own = self.compiled is None or any(
+            value.requires_grad for value in block.parameters()
+        )  # a client's own weights
+        return part(block, *args) if own else self.compiled(part, block, *args)  # type: ignore[misc]
 
     def weights_hash(self) -> str:
         """16 hex digits of all weights, independent of their precision on this device."""
@@ -90,6 +99,12 @@ class Backbone(nn.Module):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def whole(block: Any, x: Tensor, count: int | None = None) -> Tensor:
+    """``block(x)``, or the first `count` tokens of it."""
+    result: Tensor = block(x)
+    return result[:, :count]
 
 
 def leading(block: Any, x: Tensor, count: int) -> Tensor:

@@ -73,7 +73,8 @@ class Cohort:
 
     def spread(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``[work(item) for item in items]``, pieces of clients' work that may run side by side; see `fedbench.spread`."""
-        if self.method.backbone_weights is not None:  # torch.func puts a client's weights into the one backbone of all
+        # torch.func puts a client's weights into the one backbone of all; what is compiled has threads of its own.
+        if self.method.backbone_weights is not None or self.backbone.compiled is not None:
             return [work(item) for item in items]
         return spread(work, items, self.labels.device)
 

@@ -80,6 +80,9 @@ class Machine(Block):
     shortcuts: bool = Field(
         True, description="false: the backbone saves no arithmetic, to see that this changes nothing"
     )
+    compile: bool = Field(
+        False, description="frozen blocks by torch.compile: worth trying on a GPU, needs a C++ compiler on a CPU"
+    )
     pack: bool = Field(
         False, description="train runs together that one process has and that differ in seeds, split and clients alone"
     )

@@ -21,7 +21,16 @@ from fedbench.storage import write_aside
 
 log = logging.getLogger("fedbench")
 
-MIXED = ("python", "commit", "dirty", "code", "device", "threads", "pack")  # of env.json: what may change numbers
+MIXED = (
+    "python",
+    "commit",
+    "dirty",
+    "code",
+    "device",
+    "threads",
+    "pack",
+    "compile",
+)  # of env.json: what may change numbers
 
 
 def write(folder: Path, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -289,7 +289,9 @@ def _ready(folder: RunFolder, threads: int | None, size: int = 1) -> tuple[Plann
     # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
     code = measure.code(found.files(planned.identity))
-    here = environment.write(folder.path, {"code": code, "sweep_command": config.get("command"), "pack": size})
+    here = environment.write(
+        folder.path, {"code": code, "sweep_command": config.get("command"), "pack": size, "compile": machine.compile}
+    )
     log.info("start of %s on %s, commit %s", folder.path.name, here["hostname"], here["commit"])
     if config.get("code") not in (None, measure.code()):
         log.warning("the code has changed since the sweep planned this run")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedbench import backbone, cost, data, rng, shared
 from fedbench.cohort import Cohort
+from fedbench.compiled import Compiled
 from fedbench.config import Backbone, Machine, PlannedRun, Run, short_name
 from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.features import data_hash, features
@@ -111,7 +112,8 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
     samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
     dealt = deal(run, samples, found.make("partition", run.partition))
-    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype), machine.shortcuts], sort_keys=True)
+    how = [str(device), str(dtype), machine.shortcuts, machine.compile]
+    frozen = json.dumps([planned.identity["backbone"], *how], sort_keys=True)
     vit = shared.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
     if not machine.shortcuts:
         vit.lean = vit.plain = False
@@ -138,9 +140,9 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     mode: Clients = machine.clients
     cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")
     pieces = max(1, round(run.local.batch_size / chunk))
-    trainer = Trainer(
-        cohort, aggregation, run.local, max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
-    )
+    together, piece = max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
+    trainer = Trainer(cohort, aggregation, run.local, together, piece)
+    vit.compiled = Compiled(together * piece) if machine.compile else None
     server = Server(method, aggregation, spec, run.clients.number, device, dtype)
 
     def block(kind: str, value: dict[str, object]) -> str:

@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spread",
         "heap",
         "frozen",
+        "compiled",
         "records",
         "measure",
         "nano",
