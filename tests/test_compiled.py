@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from fedbench import compiled, shared
 from fedbench.backbone import Backbone
+from fedbench.bench import command
 from fedbench.config import Sweep
 from fedbench.planning import check_sweep
 from fedbench.plugins import plugins
@@ -108,3 +110,13 @@ def test_with_the_backend_that_users_have(data: Path, tmp_path: Path) -> None:
     for one, other in zip(found, plain, strict=True):
         assert one["mean_accuracy"] == other["mean_accuracy"]
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    options = ["--cases", "smoke@16", "--methods", "fedvpt", "--repeat", "1", "--compile", "--json"]
+    assert command.main([*options, str(tmp_path / "found.json")]) == 0
+    (case,) = json.loads((tmp_path / "found.json").read_text())["cases"]
+    assert case["contenders"]["compiled"]["training"]["images_per_second"] > 0
+    assert case["contenders"]["compiled"]["evaluation"]["times_bare_loop"] > 0

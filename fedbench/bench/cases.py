@@ -64,11 +64,12 @@ class Suite:
     cases: tuple[str, ...]
     device: str
     precision: str
+    compile: bool = False  # the first method by torch.compile as well
 
 
 SUITES = {
     "cpu": Suite(("nano@32", "small@32", "vit_tiny@96", "vit_tiny@224"), "cpu", "float32"),
-    "gpu": Suite(("vit_base@224",), "cuda", "bfloat16"),
+    "gpu": Suite(("vit_base@224",), "cuda", "bfloat16", compile=True),
 }
 
 
@@ -118,10 +119,11 @@ class World:
         vit.eval().requires_grad_(False)
         return vit
 
-    def setting(
-        self, method: Mapping[str, Any], found: Plugins, device: str, precision: str, clients: str = "stacked"
-    ) -> Setting:
-        """A run of `method` ({"name": ..., fields}), built as a job builds it. Raises ConfigError, and what `build` raises."""
+    def setting(self, method: Mapping[str, Any], found: Plugins, device: str, precision: str, **how: Any) -> Setting:
+        """A run of `method` ({"name": ..., fields}), built as a job builds it; `how` are further words to ``machine:``.
+
+        Raises ConfigError, and what `build` raises.
+        """
         case = self.case
         frozen: dict[str, Any] = {"name": "nano"}
         if case.backbone != "nano":
@@ -137,7 +139,7 @@ class World:
             "rounds": 1,
             "precision": precision,
         }
-        machine = {"data": str(self.root), "device": device, "clients": clients}
+        machine = {"data": str(self.root), "device": device, **how}
         sweep = check_sweep({"base": base, "machine": machine}, found)
         return build(sweep.runs[0], sweep.machine, found)
 

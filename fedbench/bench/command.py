@@ -57,6 +57,7 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     options.add_argument("--repeat", type=int, default=5, help="turns of all contenders (default: 5)")
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
+    options.add_argument("--compile", action="store_true", help="the first method by torch.compile too (gpu: always)")
     options.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .pdf")
@@ -89,7 +90,7 @@ def _do(given: argparse.Namespace) -> int:
         raise compare.BenchError(f"--figure {given.figure}: expected .png or .pdf")
     if given.against:
         options = ["--methods", *methods, "--repeat", str(given.repeat), "--device", device_name]
-        options += ["--precision", precision]
+        options += ["--precision", precision, *(["--compile"] if given.compile else [])]
         options += ["--plugins", *(str(path.resolve()) for path in given.plugins)] if given.plugins else []
         options += ["--threads", str(given.threads)] if given.threads else []
         old, new = compare.against(given.against, cases, options)
@@ -101,7 +102,9 @@ def _do(given: argparse.Namespace) -> int:
         device = choose_device(device_name)
     except ValueError as error:
         raise compare.BenchError(str(error)) from error
-    asked = measuring.Asked([{"name": name} for name in methods], device, precision, given.repeat, found)
+    asked = measuring.Asked(
+        [{"name": name} for name in methods], device, precision, given.repeat, found, given.compile or suite.compile
+    )
     result: dict[str, Any] = {
         "commit": measure.commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),

@@ -18,7 +18,7 @@ from fedbench.bench.contenders import Prompted, bare_evaluation, bare_training, 
 from fedbench.plugins import Plugins
 from fedbench.setting import Setting
 
-BARE, PUBLISHED, LOOP = "bare loop", "published loop", "one by one"
+BARE, PUBLISHED, LOOP, COMPILED = "bare loop", "published loop", "one by one", "compiled"
 MEMORY = {"cuda": 24 << 30, "cpu": 4 << 30}  # bytes that a round of 10 clients x 32 images should stay within
 
 
@@ -31,6 +31,7 @@ class Asked:
     precision: str
     repeat: int
     found: Plugins
+    compile: bool  # the first method by torch.compile as well
 
 
 def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]:
@@ -49,9 +50,15 @@ def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]
         }
         first = next(iter(settings.values()))
         work, batches = _others(world, first, asked)
-        one_by_one = world.setting(asked.methods[0], asked.found, str(asked.device), asked.precision, "loop")
+        one_by_one = world.setting(asked.methods[0], asked.found, str(asked.device), asked.precision, clients="loop")
         if first.trainer.phases:
             work[LOOP, "training"] = _training(one_by_one)
+        if asked.compile:
+            compiled = world.setting(asked.methods[0], asked.found, str(asked.device), asked.precision, compile=True)
+            breakdown.whole_round(compiled, world.root)  # which compiles
+            if compiled.trainer.phases:
+                work[COMPILED, "training"] = _training(compiled)
+            work[COMPILED, "evaluation"] = _evaluation(compiled)
         for method, setting in settings.items():
             breakdown.whole_round(setting, world.root)  # statistics, caches, chosen sizes: once in a run
             if setting.trainer.phases:
