@@ -17,9 +17,9 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from fedbench import frozen, nano
-from fedbench.compiled import Compiled
 
 PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
+Run = Callable[..., Tensor]  # (part, block, x, ...): part(block, x, ...), see `fedbench.compiled`
 
 
 class BackboneError(ValueError):
@@ -30,8 +30,7 @@ class Backbone(nn.Module):
     """A frozen ViT without its head.
 
     ``lean``: the last block computes only the tokens that are read; ``plain``: a frozen block goes backward by its own hand
-    (`fedbench.frozen`). Both change no number but its rounding, and may be set to False. ``compiled``: what runs frozen blocks
-    by torch.compile, where that is wanted.
+    (`fedbench.frozen`). Both change no number but its rounding, and may be set to False.
     ``width`` D, ``depth`` L, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the checkpoint's own.
     """
 
@@ -40,7 +39,6 @@ class Backbone(nn.Module):
         self.vit = vit.eval().requires_grad_(False)
         self.lean = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
         self.plain = all(frozen.fits(block) for block in vit.blocks)
-        self.compiled: Compiled | None = None
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -52,12 +50,14 @@ class Backbone(nn.Module):
         prompts_at: PromptsAt | None = None,
         taps: tuple[int, ...] = (),
         slots_read: bool = True,
+        run: Run | None = None,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Run `images` [N, 3, H, W] and return the tokens that a head may read, and what was tapped.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``; a known slot is replaced
         (deep prompts), a new one inserted behind the others, all between CLS and the patches, without position
         embedding. Where no slot is read (`slots_read`), only CLS comes back and the last block computes nothing else.
+        Blocks go by `run`, where that is given.
         Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
         after the last norm.
         """
@@ -76,22 +76,19 @@ class Backbone(nn.Module):
                     first = x[:, 1 : 1 + sum(lengths.values())]
             if layer == self.depth - 1:
                 break
-            if self.compiled is None and self.plain and frozen.serves(block, x):
+            if run is not None:
+                x = run(whole, block, x)
+            elif self.plain and frozen.serves(block, x):
                 x = frozen.through(block, x if first is None else x.detach(), first)
             else:
-                x = self._run(whole, block, x)
+                x = block(x)
         if not slots_read:
             lengths = {}
         count = 1 + sum(lengths.values())
-        x = self._run(leading if self.lean else whole, vit.blocks[-1], x, count)
+        last = leading if self.lean else whole
+        x = last(vit.blocks[-1], x, count) if run is None else run(last, vit.blocks[-1], x, count)
         cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
-
-    def _run(self, part: Callable[..., Tensor], block: nn.Module, *args: Any) -> Tensor:
-        own = self.compiled is None or any(
-            value.requires_grad for value in block.parameters()
-        )  # a client's own weights
-        return part(block, *args) if own else self.compiled(part, block, *args)  # type: ignore[misc]
 
     def weights_hash(self) -> str:
         """16 hex digits of all weights, independent of their precision on this device."""

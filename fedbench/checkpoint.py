@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedbench.storage import aside, is_away, naming
+from fedbench.storage import aside, errors_at, is_away
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -18,7 +18,7 @@ def save(folder: Path, state: dict[str, Tensor], round_: int, totals: dict[str, 
     """Keep `state` as it is after `round_` rounds, and the running `totals`."""
     values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     numbers = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in totals.items()}
-    with aside(folder / CURRENT, previous=folder / PREVIOUS) as file, naming(file):
+    with aside(folder / CURRENT, previous=folder / PREVIOUS) as file, errors_at(file):
         # From where the values lie: a copy may be gigabytes.
         save_file(values | numbers, file, metadata={"round": str(round_)})
 
@@ -33,7 +33,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], int, dict[str, float]] | None
         if name not in there:
             continue
         try:
-            with naming(folder / name), safe_open(folder / name, "pt") as file:
+            with errors_at(folder / name), safe_open(folder / name, "pt") as file:
                 values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
                 round_ = int(file.metadata()["round"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:

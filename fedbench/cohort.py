@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedbench.backbone import Backbone
+from fedbench.compiled import Compiled
 from fedbench.images import Augment, Images
 from fedbench.method import HookError, Method, Param, log_prior, told
 from fedbench.spread import Item, Result, spread
@@ -41,6 +42,7 @@ class Cohort:
     features: Tensor | None  # [N, D] prompt-free, where the method reads them
     clients: Clients = "stacked"
     autocast: bool = False
+    compiled: Compiled | None = None  # what runs the blocks that all clients share, where that is wanted
     several_servers: bool = False  # the clients are of several runs: what they read of their server has a row for each
 
     @cached_property
@@ -74,7 +76,7 @@ class Cohort:
     def spread(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``[work(item) for item in items]``, pieces of clients' work that may run side by side; see `fedbench.spread`."""
         # torch.func puts a client's weights into the one backbone of all; what is compiled has threads of its own.
-        if self.method.backbone_weights is not None or self.backbone.compiled is not None:
+        if self.method.backbone_weights is not None or self.compiled is not None:
             return [work(item) for item in items]
         return spread(work, items, self.labels.device)
 
@@ -141,7 +143,8 @@ class Cohort:
                 _expect(method.prompts, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 
-        return self.backbone(pixels.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots)  # type: ignore[no-any-return]
+        inputs = (pixels.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots, self.compiled)
+        return self.backbone(*inputs)  # type: ignore[no-any-return]
 
     def _one_by_one(
         self, p: Stacked, pixels: Tensor, query: Tensor | None

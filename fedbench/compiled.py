@@ -1,4 +1,4 @@
-"""Parts of the frozen backbone by torch.compile, in passes of few sizes, so that nothing is compiled again after the first."""
+"""Blocks of the frozen backbone by torch.compile, in passes padded to one size, so that nothing is compiled again later."""
 
 from __future__ import annotations
 

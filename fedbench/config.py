@@ -81,7 +81,8 @@ class Machine(Block):
         True, description="false: the backbone saves no arithmetic, to see that this changes nothing"
     )
     compile: bool = Field(
-        False, description="frozen blocks by torch.compile: worth trying on a GPU, needs a C++ compiler on a CPU"
+        False,
+        description="blocks that all clients share by torch.compile: meant for GPUs; on a CPU slower, and needs a C++ compiler",
     )
     pack: bool = Field(
         False, description="train runs together that one process has and that differ in seeds, split and clients alone"

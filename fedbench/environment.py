@@ -21,16 +21,8 @@ from fedbench.storage import write_aside
 
 log = logging.getLogger("fedbench")
 
-MIXED = (
-    "python",
-    "commit",
-    "dirty",
-    "code",
-    "device",
-    "threads",
-    "pack",
-    "compile",
-)  # of env.json: what may change numbers
+# Of env.json: what may change numbers.
+MIXED = ("python", "commit", "dirty", "code", "device", "threads", "pack", "compile")
 
 
 def write(folder: Path, more: Mapping[str, Any]) -> dict[str, Any]:

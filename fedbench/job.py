@@ -81,6 +81,7 @@ def _there(folder: RunFolder) -> bool:
     """Whether there is such a run, once its disk is there."""
     while storage.waited_for(folder.path.parent):
         with suppress(OSError):
+            # Away for a moment, the one is just False, but the other raises.
             return folder.path.is_dir() or folder.path in folder.path.parent.iterdir()
     return False
 

@@ -112,8 +112,7 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
     samples = shared.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
     dealt = deal(run, samples, found.make("partition", run.partition))
-    how = [str(device), str(dtype), machine.shortcuts, machine.compile]
-    frozen = json.dumps([planned.identity["backbone"], *how], sort_keys=True)
+    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype), machine.shortcuts], sort_keys=True)
     vit = shared.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
     if not machine.shortcuts:
         vit.lean = vit.plain = False
@@ -138,11 +137,11 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
     )
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
-    cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16")
     pieces = max(1, round(run.local.batch_size / chunk))
     together, piece = max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
+    fast = Compiled(together * piece) if machine.compile else None
+    cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16", fast)
     trainer = Trainer(cohort, aggregation, run.local, together, piece)
-    vit.compiled = Compiled(together * piece) if machine.compile else None
     server = Server(method, aggregation, spec, run.clients.number, device, dtype)
 
     def block(kind: str, value: dict[str, object]) -> str:

@@ -57,7 +57,7 @@ def is_away(error: BaseException, folder: Path) -> bool:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_at(path: Path) -> Iterator[None]:
     """Errors of the system that a library of another language meets at `path` become OSErrors that name it."""
     try:
         yield

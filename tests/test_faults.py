@@ -104,10 +104,10 @@ def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None
     assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
     assert raised(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
     for told in (RuntimeError("No such file or directory (os error 2)"), FileNotFoundError("no number and no name")):
-        with pytest.raises(FileNotFoundError) as error, storage.naming(tmp_path / "checkpoint.safetensors"):
+        with pytest.raises(FileNotFoundError) as error, storage.errors_at(tmp_path / "checkpoint.safetensors"):
             raise told
         assert raised(error.value)
-    with pytest.raises(ValueError, match="a mistake"), storage.naming(tmp_path):
+    with pytest.raises(ValueError, match="a mistake"), storage.errors_at(tmp_path):
         raise ValueError("a mistake")
     assert not raised(OSError("no number, and the disk is not full"))
     assert not raised(ValueError("a mistake"))
