@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbench.backbone import BackboneError
+
 BACKEND = "inductor"
 # For each function; past it torch silently goes on without compiling. A process may do runs of many methods, each of which
 # has its own number of tokens, with and without gradients.
@@ -30,10 +32,14 @@ class Compiled:
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * FORMS)
 
     def __call__(self, part: Callable[..., Tensor], block: Any, x: Tensor, *more: Any) -> Tensor:
-        """``part(block, x, *more)`` up to rounding."""
+        """``part(block, x, *more)`` up to rounding. Raises BackboneError."""
         if part not in self._parts:
             self._parts[part] = torch.compile(part, dynamic=False, backend=BACKEND)
         count = len(x)
         padded = F.pad(x, (0, 0, 0, 0, 0, -count % self.images))
-        result: Tensor = self._parts[part](block, padded, *more)
+        try:
+            result: Tensor = self._parts[part](block, padded, *more)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
+            raise BackboneError(f"torch.compile fails on this machine, so leave machine.compile out: {why}") from error
         return result[:count]

@@ -105,3 +105,14 @@ def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: 
     (case,) = json.loads((tmp_path / "found.json").read_text())["cases"]
     assert case["contenders"]["compiled"]["training"]["images_per_second"] > 0
     assert case["contenders"]["compiled"]["evaluation"]["times_bare_loop"] > 0
+
+
+def test_a_machine_without_a_compiler_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("nowhere",))
+    assert command.main(["--cases", "smoke@16", "--methods", "fedvpt", "--repeat", "1", "--compile"]) == 2
+    said = capsys.readouterr().err
+    assert "leave machine.compile out" in said
+    assert "No working C++ compiler found" in said
+    assert said.count("\n") == 1

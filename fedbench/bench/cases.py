@@ -64,12 +64,11 @@ class Suite:
     cases: tuple[str, ...]
     device: str
     precision: str
-    compile: bool = False  # the first method by torch.compile as well
 
 
 SUITES = {
     "cpu": Suite(("nano@32", "small@32", "vit_tiny@96", "vit_tiny@224"), "cpu", "float32"),
-    "gpu": Suite(("vit_base@224",), "cuda", "bfloat16", compile=True),
+    "gpu": Suite(("vit_base@224",), "cuda", "bfloat16"),
 }
 
 

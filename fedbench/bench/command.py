@@ -57,7 +57,9 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     options.add_argument("--repeat", type=int, default=5, help="turns of all contenders (default: 5)")
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
-    options.add_argument("--compile", action="store_true", help="the first method by torch.compile too (gpu: always)")
+    options.add_argument(
+        "--compile", action="store_true", help="the first method by torch.compile too (on a GPU always)"
+    )
     options.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .pdf")
@@ -102,9 +104,8 @@ def _do(given: argparse.Namespace) -> int:
         device = choose_device(device_name)
     except ValueError as error:
         raise compare.BenchError(str(error)) from error
-    asked = measuring.Asked(
-        [{"name": name} for name in methods], device, precision, given.repeat, found, given.compile or suite.compile
-    )
+    compile = given.compile or device.type == "cuda"
+    asked = measuring.Asked([{"name": name} for name in methods], device, precision, given.repeat, found, compile)
     result: dict[str, Any] = {
         "commit": measure.commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
