@@ -134,7 +134,7 @@ def test_the_loop_twin_agrees(data, tmp_path, method):
 )
 def test_killed_at_a_random_round_gives_the_same_numbers(data, tmp_path, method):
     """SIGKILL of the job's process, twice, at rounds drawn from the clock; then the records are those of a quiet run."""
-    plan = sweep(data, [method], rounds=60, evaluate_every=5)
+    plan = sweep(data, [method], rounds=30, evaluate_every=5)
     planned = plan.runs[0]
     quiet = RunFolder(tmp_path / "quiet" / planned.name)
     stormy = RunFolder(tmp_path / "stormy" / planned.name)
@@ -145,7 +145,7 @@ def test_killed_at_a_random_round_gives_the_same_numbers(data, tmp_path, method)
     killed = 0
     for _ in range(2):
         process = start(stormy)
-        wanted = random.randint(1, 25) + stormy.progress().get("round", 0)
+        wanted = random.randint(1, 10) + stormy.progress().get("round", 0)
         while process.poll() is None and stormy.progress().get("round", 0) < wanted:
             time.sleep(0.002)
         if process.poll() is None:
@@ -192,11 +192,11 @@ def test_statistics_are_reported_once(data, tmp_path):
     each class that a client has, when it first takes part; all 4 rows without numbers where that is less."""
     from fedbench.setting import build
 
-    plan = sweep(data, ["pep_fedpt", "fedvpt"], rounds=30, evaluate_every=1)
+    plan = sweep(data, ["pep_fedpt", "fedvpt"], rounds=10, evaluate_every=1)
     pep, vpt = (numbers(run(planned, plan, tmp_path)) for planned in plan.runs)
     parameters = {r["trained_parameters"] for r in pep}
     assert parameters == {vpt[0]["trained_parameters"] + 4 * 128}
-    total = sum(r["bytes_up"] for r in pep) - 30 * 3 * 4 * parameters.pop()
+    total = sum(r["bytes_up"] for r in pep) - 10 * 3 * 4 * parameters.pop()
     setting = build(plan.runs[0], plan.machine, plan.plugins)
     parts = [part for part, out in zip(setting.split.train, setting.split.held_out, strict=True) if not out]
     classes = [len(set(setting.samples.labels[part])) for part in parts]
