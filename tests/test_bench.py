@@ -85,6 +85,17 @@ def test_watched_work_is_done_by_one_thread(setting):
         torch.set_num_threads(before)
 
 
+def test_the_profile_sees_what_threads_do(world, tmp_path):
+    setting = world.setting({"name": "fedvpt"}, plugins(), "cpu", "float32", chunk_images=4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        breakdown.profile(setting, tmp_path, tmp_path / "table.txt")
+    finally:
+        torch.set_num_threads(before)
+    assert "_ThroughBackward" in (tmp_path / "table.txt").read_text()
+
+
 def test_the_parts_sum_to_the_round(setting, tmp_path):
     found = breakdown.seconds(setting, tmp_path, rounds=3)
     assert sum(found[part] for part in breakdown.PARTS) == pytest.approx(found["whole"], rel=0.03)

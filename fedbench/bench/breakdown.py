@@ -133,7 +133,9 @@ def profile(setting: Setting, folder: Path, file: Path) -> None:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if setting.cohort.labels.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    # Clients are spread over threads, which begin and end inside the round.
+    threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(activities=activities, experimental_config=threads) as profiler:
         whole_round(setting, folder)
     if file.suffix == ".json":
         profiler.export_chrome_trace(str(file))
