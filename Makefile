@@ -65,5 +65,5 @@ bench-peers: .peers/installed
 
 .peers/installed: benchmarks/peers/requirements.txt | env
 	$(BIN)/python -m uv venv --quiet --allow-existing --python $(BIN)/python .peers
-	$(BIN)/python -m uv pip install --quiet --python .peers/bin/python -r benchmarks/peers/requirements.txt
+	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python .peers/bin/python -r benchmarks/peers/requirements.txt
 	@touch $@
