@@ -85,7 +85,8 @@ class Machine(Block):
         description="blocks that all clients share by torch.compile: meant for GPUs; on a CPU slower, and needs a C++ compiler",
     )
     pack: bool = Field(
-        False, description="train runs together that one process has and that differ in seeds, split and clients alone"
+        False,
+        description="train runs together that one process has and that differ in seeds, split, clients and learning rate alone",
     )
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
@@ -156,11 +157,15 @@ class Run(Block):
 
 # What runs that are trained together may differ in; all else decides what is done with a row.
 FREE = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
+RATES = ("lr", "lr_decay", "clip")  # of `local`
 
 
 def kin(identity: Mapping[str, Any]) -> str:
     """Equal for runs that can be trained together; see `fedbench.pack`."""
-    return json.dumps({name: value for name, value in identity.items() if name not in FREE}, sort_keys=True)
+    fixed = {name: value for name, value in identity.items() if name not in FREE}
+    fixed["aggregation"] = identity["aggregation"]["name"]  # what it does at the server is no matter of clients
+    fixed["local"] = {name: value for name, value in identity["local"].items() if name not in RATES}
+    return json.dumps(fixed, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,18 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What each row has of its own where rows of several recipes are trained together."""
+
+    lr: Tensor  # [K]
+    clip: Tensor  # [K], infinite where gradients are left as they are
+
+    def of(self, clients: slice) -> Rates:
+        """Those of some rows."""
+        return Rates(self.lr[clients], self.clip[clients])
+
+
+@dataclass(frozen=True)
 class Trainer:
     """Trains stacked clients by the recipe `local`, `chunk` clients at a time (which changes no numbers but rounding).
 
@@ -53,18 +65,20 @@ class Trainer:
         views = {v: replace(self.cohort, method=method.at(number, v)) for v in method.views}
         return Phase(names, replace(self.cohort, method=method.at(number)), views)
 
-    def train(self, sent: Stacked, read: Stacked, phases: Sequence[Batches], lr: float) -> Report:
+    def train(
+        self, sent: Stacked, read: Stacked, phases: Sequence[Batches], lr: float, rates: Rates | None = None
+    ) -> Report:
         """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see, with a row for each client
-        where they are of several servers; `phases` one a local phase.
+        where they are of several servers; `phases` one a local phase; `rates` in place of `lr` and of the recipe's clip.
 
         The rows of `sent` stand in the order of ``phases[0].clients``, as do those of the report.
         """
         chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
 
         def one(chunk: slice) -> Report:
-            return self._chunk(
-                rows(sent, chunk), self._of(read, chunk), [_clients(b, chunk.start, chunk.stop) for b in phases], lr
-            )
+            mine = [_clients(b, chunk.start, chunk.stop) for b in phases]
+            own = None if rates is None else rates.of(chunk)
+            return self._chunk(rows(sent, chunk), self._of(read, chunk), mine, lr, own)
 
         parts = self.cohort.spread(one, chunks)
         return Report(
@@ -82,7 +96,7 @@ class Trainer:
     def _of(self, read: Stacked, clients: slice) -> Stacked:
         return rows(read, clients) if self.cohort.several_servers else read
 
-    def _chunk(self, sent: Stacked, read: Stacked, phases: list[Batches], lr: float) -> Report:
+    def _chunk(self, sent: Stacked, read: Stacked, phases: list[Batches], lr: float, rates: Rates | None) -> Report:
         values = {name: value.clone() for name, value in sent.items()}
         count = len(phases[0].clients)
         device = self.cohort.labels.device
@@ -96,7 +110,7 @@ class Trainer:
         taken = {name: torch.zeros_like(steps) for name in gradient}
         for phase, batches in zip(self.phases, phases, strict=True):
             leaves = {name: values[name].requires_grad_() for name in phase.names}
-            optimizer = self._optimizer(leaves, lr)
+            optimizer = self._optimizer(leaves, lr if rates is None else 1.0)
             index, weight, flip, shift = (
                 torch.from_numpy(x).to(device) for x in (batches.index, batches.weight, batches.flip, batches.shift)
             )
@@ -123,13 +137,15 @@ class Trainer:
                     total[now] += losses.detach() * n
                 if step == 0:
                     self._moves_all(phase, gradients)
-                if self.local.clip is not None:
+                if rates is not None:
+                    clip(gradients, rates.clip)
+                elif self.local.clip is not None:
                     clip(gradients, self.local.clip)
                 for name, g in zip(leaves, gradients, strict=True):
                     if name in gradient and g is not None:
                         gradient[name] += g  # of clients that stand still it is zero
                         taken[name][now] += 1
-                self._step(leaves, gradients, optimizer, active, phase.cohort, read)
+                self._step(leaves, gradients, optimizer, active, phase.cohort, read, rates)
                 samples[now] += n
                 steps[now] += 1
             for name in phase.names:
@@ -206,14 +222,19 @@ class Trainer:
         active: int,
         cohort: Cohort,
         read: Stacked,
+        rates: Rates | None,
     ) -> None:
         """One optimiser step of the first `active` clients; the others stand still (weight decay and momentum too)."""
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
             leaf.grad = gradient
         steer = cohort.method.steer
-        before = {name: leaf.detach()[0 if steer else active :].clone() for name, leaf in leaves.items()}
+        kept = active if steer is None and rates is None else 0
+        before = {name: leaf.detach()[kept:].clone() for name, leaf in leaves.items()}
         optimizer.step()
         with torch.no_grad():
+            if rates is not None:  # the step of every optimiser here is proportional to its rate, which was 1
+                for name, leaf in leaves.items():
+                    leaf.copy_(before[name] + per_client(rates.lr, leaf).to(leaf) * (leaf - before[name]))
             if steer is not None:
                 taken = {name: leaf.detach() - before[name] for name, leaf in leaves.items()}
                 p = before | read
@@ -222,7 +243,7 @@ class Trainer:
                     leaves[name][:active] = (before[name] + step)[:active]
             for name, value in before.items():
                 if active < len(leaves[name]):
-                    leaves[name][active:] = value[active if steer else 0 :]
+                    leaves[name][active:] = value[active - kept :]
 
 
 def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
@@ -230,13 +251,13 @@ def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum(1)
 
 
-def clip(gradients: Sequence[Tensor | None], largest: float) -> None:
-    """Scale each client's gradient, over all its tensors [K, ...], to a norm of at most `largest`, in place."""
+def clip(gradients: Sequence[Tensor | None], largest: float | Tensor) -> None:
+    """Scale each client's gradient, over all its tensors [K, ...], to a norm of at most `largest` (or [K]), in place."""
     present = [gradient for gradient in gradients if gradient is not None]
     squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in present]).sum(0)
     factor = (largest / squares.sqrt().clamp(min=1e-12)).clamp(max=1)
     for gradient in present:
-        gradient.mul_(per_client(factor, gradient))
+        gradient.mul_(per_client(factor, gradient).to(gradient))
 
 
 def _clients(batches: Batches, start: int, stop: int) -> Batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedbench.config import RATES
 from fedbench.data import Batches, Ints
+from fedbench.local import Rates
 from fedbench.measure import Share
 from fedbench.method import Report
 from fedbench.setting import Training
@@ -92,8 +95,9 @@ def _fits_with(training: Training) -> Any:
         return id(training)
     images = (id(cohort.backbone), id(cohort.images), id(cohort.features))
     inner = {name: value.shape[name in training.sent :] for name, value in values.items()}
-    recipe = (cohort.method, training.trainer.aggregation, training.trainer.local, training.lr)
-    return (*images, *recipe, *inner.items())
+    local, aggregation = training.trainer.local.model_copy(update=dict.fromkeys(RATES)), training.trainer.aggregation
+    with_clients = aggregation.extra_loss is not None or aggregation.wants_gradient
+    return (*images, cohort.method, aggregation if with_clients else None, local, *inner.items())
 
 
 def _train(trainings: Sequence[Training]) -> list[Report]:
@@ -111,12 +115,25 @@ def _train(trainings: Sequence[Training]) -> list[Report]:
     batches = [_below([t.batches[i] for t in trainings], order) for i in range(len(trainings[0].batches))]
     trainer = trainings[0].trainer
     trainer = replace(trainer, cohort=replace(trainer.cohort, several_servers=True))
-    whole = trainer.train(sent, read, batches, trainings[0].lr)
+    whole = trainer.train(sent, read, batches, trainings[0].lr, _rates(trainings, counts, place))
     back = torch.argsort(whole.clients)  # `_below` calls the rows by their number
     ends = np.cumsum(counts)
     return [
         _part(whole, back[end - k : end], training) for training, k, end in zip(trainings, counts, ends, strict=True)
     ]
+
+
+def _rates(trainings: Sequence[Training], counts: Sequence[int], place: Tensor) -> Rates | None:
+    """Those of all rows in their places; None where they are the same for all."""
+    own = [(t.lr, math.inf if t.trainer.local.clip is None else t.trainer.local.clip) for t in trainings]
+    if len(set(own)) == 1:
+        return None
+    lr, clip = (
+        torch.tensor(own, dtype=torch.float64, device=place.device)
+        .repeat_interleave(torch.tensor(counts, device=place.device), 0)[place]
+        .T
+    )
+    return Rates(lr, clip)
 
 
 def _steps(batches: Batches) -> Ints:
@@ -149,4 +166,5 @@ def _part(whole: Report, mine: Tensor, training: Training) -> Report:
         weight=whole.weight[mine],
         steps=whole.steps[mine],
         loss=whole.loss[mine],
+        lr=training.lr,
     )

@@ -62,10 +62,10 @@ def sweep(data: Path, base: dict[str, Any], grid: dict[str, Any] | None = None, 
     return check_sweep(content, plugins())
 
 
-def lives(found: Sweep, results: Path) -> list[Any]:
-    """Two of the runs, which differ in split and clients."""
+def lives(found: Sweep, results: Path, each: int = 3) -> list[Any]:
+    """Every third of the runs, so that of four there are two, which differ in split and clients."""
     made = []
-    for planned in found.runs[::3]:
+    for planned in found.runs[::each]:
         folder = RunFolder(results / planned.name)
         folder.plan(found.on_disk(planned))
         made.append(begin(planned, found.machine, found.plugins, folder))
@@ -103,6 +103,50 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
             # PFPT's matching is solved by iteration, which a rounding leads another way
             near = {"rtol": 1e-5, "atol": 1e-7} if case == "pfpt" else {"rtol": 1e-8, "atol": 1e-9}
             torch.testing.assert_close(other[name], value, **near, msg=lambda m, name=name: f"{name}: {m}")
+
+
+RECIPES = {
+    "sgd": {"method": "fedvpt"},
+    "momentum": {"method": "fedrep", "local": {"momentum": 0.9, "weight_decay": 0.1}},  # in phases
+    "adam": {"method": "fedvpt", "local": {"optimizer": "adam", "weight_decay": 0.1}},
+    "adamw": {"method": "fedvpt", "local": {"optimizer": "adamw", "weight_decay": 0.1}},
+    "steered": {"method": "apfl"},
+    "at the server": {"method": "fedvpt", "aggregation": {"name": "fedavgm"}},
+    "against drift": {"method": "fedvpt", "aggregation": {"name": "scaffold"}},
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [r if r in ("sgd", "momentum") else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES]
+)
+def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
+    base = RECIPES[recipe] | {"local": {"batch_size": 4, "augment": "crop_flip", **RECIPES[recipe].get("local", {})}}
+    grid = {
+        "local.lr": [0.02, 0.003],
+        "local.clip": [None, 0.5],
+        "local.lr_decay": [1.0, 0.5],
+        "aggregation.lr": [1.0, 0.5],
+    }
+    if "aggregation" not in base or recipe == "against drift":  # whose rate is taken with it by the clients
+        grid.pop("aggregation.lr")
+    found = sweep(data, base, grid)
+    alone, together = (lives(found, tmp_path / name, 5) for name in ("alone", "together"))
+    assert len({(life.setting.run.local.lr, life.setting.run.local.clip) for life in alone}) == 4
+    assert len({kin(planned.identity) for planned in found.runs}) == 1
+    trained = []
+    monkeypatch.setattr(pack, "_train", lambda ts, train=pack._train: trained.append(len(ts)) or train(ts))
+    for round_ in (1, 2):
+        expected = [one_round(life.setting, round_) for life in alone]
+        sent = [send(life.setting, round_) for life in together]
+        reports = pack.train_together([one.training for one in sent])
+        for life, one, report, spent in zip(together, sent, reports, expected, strict=True):
+            assert report.lr == one.training.lr
+            assert receive(life.setting, round_, one, report) == pytest.approx(spent, abs=1e-9)
+    assert trained == [len(alone)] * 2
+    for a, b in zip(alone, together, strict=True):
+        one, other = a.setting.server.state(), b.setting.server.state()
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-9)
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):
