@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class Backbone(nn.Module):
 
     ``lean``: the last block computes only the tokens that are read; ``plain``: a frozen block goes backward by its own hand
     (`fedbench.frozen`). Both change no number but its rounding, and may be set to False.
-    ``width`` D, ``depth`` L, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the checkpoint's own.
+    ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the
+    checkpoint's own.
     """
 
     def __init__(self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -42,6 +44,7 @@ class Backbone(nn.Module):
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
+        self.tokens = int(vit.num_prefix_tokens) + (self.image_size // self.patch_size) ** 2
 
     def forward(
         self,
@@ -51,21 +54,23 @@ class Backbone(nn.Module):
         taps: tuple[int, ...] = (),
         slots_read: bool = True,
         run: Run | None = None,
+        start: int = 0,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Run `images` [N, 3, H, W] and return the tokens that a head may read, and what was tapped.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``; a known slot is replaced
         (deep prompts), a new one inserted behind the others, all between CLS and the patches, without position
         embedding. Where no slot is read (`slots_read`), only CLS comes back and the last block computes nothing else.
-        Blocks go by `run`, where that is given.
+        Blocks go by `run`, where that is given. With a `start`, in place of images stand the tokens `entering` that block,
+        and no prompt enters before it.
         Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
         after the last norm.
         """
         vit = self.vit
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # [N, 1+T, D]
+        x = images if start else self.entering(images, 0)
         lengths: dict[str, int] = {}
         tapped: dict[int, Tensor] = {}
-        for layer, block in enumerate(vit.blocks):
+        for layer, block in itertools.islice(enumerate(vit.blocks), start, None):
             if layer in taps:
                 tapped[layer] = x[:, 0]
             first = None  # the slots, where they alone need a gradient
@@ -89,6 +94,14 @@ class Backbone(nn.Module):
         x = last(vit.blocks[-1], x, count) if run is None else run(last, vit.blocks[-1], x, count)
         cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
+
+    def entering(self, images: Tensor, layer: int) -> Tensor:
+        """The tokens [N, 1+T, D] that enter block `layer` where no prompts do."""
+        vit = self.vit
+        x: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        for block in itertools.islice(vit.blocks, layer):
+            x = block(x)
+        return x
 
     def weights_hash(self) -> str:
         """16 hex digits of all weights, independent of their precision on this device."""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from fedbench.backbone import Backbone
 from fedbench.compiled import Compiled
+from fedbench.entering import Entering
 from fedbench.images import Augment, Images
 from fedbench.method import HookError, Method, Param, log_prior, told
 from fedbench.spread import Item, Result, spread
@@ -43,6 +44,7 @@ class Cohort:
     clients: Clients = "stacked"
     autocast: bool = False
     compiled: Compiled | None = None  # what runs the blocks that all clients share, where that is wanted
+    entering: Entering | None = None  # what is known of images that are not augmented, instead of their pixels
     several_servers: bool = False  # the clients are of several runs: what they read of their server has a row for each
 
     @cached_property
@@ -106,17 +108,20 @@ class Cohort:
             out = {"cls": query}  # nothing enters the backbone, so its output is known
         else:
             flat = index.flatten()
-            pixels = self.images.batch(
-                flat, augment, None if flip is None else flip.flatten(), None if shift is None else shift.flatten(0, 1)
-            )
+            if self.entering is not None and augment == "none":
+                given, start = self.entering(flat), self.entering.layer
+            else:
+                drawn = (None if flip is None else flip.flatten(), None if shift is None else shift.flatten(0, 1))
+                given, start = self.images.batch(flat, augment, *drawn), 0
             if method.pixels is not None:
-                changed = self.each(method.pixels, (p, fold(pixels)), (dims, 0))
-                pixels = _expect(method.pixels, changed, (k, b, *pixels.shape[1:]), "[B, 3, S, S]").flatten(0, 1)
-            mixed = torch.autocast(pixels.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
+                changed = self.each(method.pixels, (p, fold(given)), (dims, 0))
+                given = _expect(method.pixels, changed, (k, b, *given.shape[1:]), "[B, 3, S, S]").flatten(0, 1)
+            mixed = torch.autocast(given.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
             with mixed:
-                read, tapped = (self._together if method.backbone_weights is None else self._one_by_one)(
-                    p, fold(pixels), query
-                )
+                if method.backbone_weights is None:
+                    read, tapped = self._together(p, fold(given), query, start)
+                else:
+                    read, tapped = self._one_by_one(p, fold(given), query)
             out = {name: fold(value.to(self.images.dtype)) for name, value in read.items()}
             taps = {layer: fold(value) for layer, value in tapped.items()}
         logits = self.each(method.logits, (p, out), (dims, 0))
@@ -126,10 +131,10 @@ class Cohort:
         return Pass(logits, out, taps, query)
 
     def _together(
-        self, p: Stacked, pixels: Tensor, query: Tensor | None
+        self, p: Stacked, given: Tensor, query: Tensor | None, start: int = 0
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """One pass of the frozen backbone for all clients; `pixels` [K, B, 3, S, S]."""
-        k, b = pixels.shape[:2]
+        """One pass of the frozen backbone for all clients; pixels [K, B, 3, S, S] or what enters `start` [K, B, 1+T, D]."""
+        k, b = given.shape[:2]
         dims, method = self.dims(p), self.method
 
         def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
@@ -143,7 +148,7 @@ class Cohort:
                 _expect(method.prompts, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 
-        inputs = (pixels.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots, self.compiled)
+        inputs = (given.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots, self.compiled, start)
         return self.backbone(*inputs)  # type: ignore[no-any-return]
 
     def _one_by_one(

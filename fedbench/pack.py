@@ -93,7 +93,7 @@ def _fits_with(training: Training) -> Any:
     cohort, values = training.trainer.cohort, training.sent | training.read
     if not training.batches or cohort.method.backbone_weights is not None:  # nothing to share
         return id(training)
-    images = (id(cohort.backbone), id(cohort.images), id(cohort.features))
+    images = (id(cohort.backbone), id(cohort.images), id(cohort.features), id(cohort.entering))
     inner = {name: value.shape[name in training.sent :] for name, value in values.items()}
     local, aggregation = training.trainer.local.model_copy(update=dict.fromkeys(RATES)), training.trainer.aggregation
     with_clients = aggregation.extra_loss is not None or aggregation.wants_gradient

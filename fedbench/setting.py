@@ -17,6 +17,7 @@ from fedbench.cohort import Cohort
 from fedbench.compiled import Compiled
 from fedbench.config import Backbone, Machine, PlannedRun, Run, short_name
 from fedbench.data import Batches, Ints, Samples, Split
+from fedbench.entering import entering, first_block
 from fedbench.features import data_hash, features
 from fedbench.images import Images
 from fedbench.local import Trainer, idle
@@ -135,12 +136,23 @@ def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
         if method.reads_features(vit.depth)
         else None
     )
+    bfloat16, layer = run.precision == "bfloat16", first_block(method, vit.depth)
+    where = machine.data / "features" / f"{cached}-block{layer}"
+    known = (
+        shared.once(
+            "entering",
+            (str(where), machine.token_cache_gb, frozen),
+            lambda: entering(vit, images, layer, bfloat16, where, machine.token_cache_gb),
+        )
+        if layer and machine.shortcuts and run.local.augment == "none"
+        else None
+    )
     labels = torch.from_numpy(np.array(samples.labels)).to(device)
     mode: Clients = machine.clients
     pieces = max(1, round(run.local.batch_size / chunk))
     together, piece = max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
     fast = Compiled(together * piece) if machine.compile else None
-    cohort = Cohort(method, spec, vit, images, labels, query, mode, run.precision == "bfloat16", fast)
+    cohort = Cohort(method, spec, vit, images, labels, query, mode, bfloat16, fast, known)
     trainer = Trainer(cohort, aggregation, run.local, together, piece)
     server = Server(method, aggregation, spec, run.clients.number, device, dtype)
 

@@ -26,7 +26,7 @@ SMOOTHING = 1e-3  # uniform mass mixed into a client's prior: a class that it la
 class Method(Base):
     """Shared prompts [P, D] at block 0, class prompts [C, n, D] mixed into n tokens at block `inject`, a shared head."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: shared prompt tokens at the first block")
+    prompt_length: Annotated[int, Field(ge=0)] = option(8, "P: shared prompt tokens at the first block; 0: none")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
     class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
@@ -66,10 +66,10 @@ class Method(Base):
         return depth // 2 if self.inject is None else self.inject
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block and block `inject`. Raises ValueError where the backbone has no such block."""
+        """The first block, where prompts are shared, and block `inject`. Raises ValueError where there is no such block."""
         if self._inject(depth) >= depth:
             raise ValueError(f"pep_fedpt: inject is {self.inject}, but the backbone has the blocks 0..{depth - 1}")
-        return tuple(sorted({0, self._inject(depth)}))
+        return tuple(sorted({0, self._inject(depth)})) if self.prompt_length else (self._inject(depth),)
 
     def taps(self, depth: int) -> tuple[int, ...]:
         """Block `inject`, where it gives the query."""
@@ -93,8 +93,9 @@ class Method(Base):
             order = task.normal("shuffle", classes, std=1.0).argsort()
         zero = torch.zeros(classes, width)
         sums = {"sum": Param(zero, "server_only"), "count": Param(zero[:, 0], "server_only")}
+        shared = Param(task.prompt_init("prompt", self.prompt_length, width), lr_scale=self.prompt_lr_scale)
         return {
-            "prompt": Param(task.prompt_init("prompt", self.prompt_length, width), lr_scale=self.prompt_lr_scale),
+            **({"prompt": shared} if self.prompt_length else {}),
             "class_prompt": Param(
                 task.prompt_init("class_prompt", classes, self.class_prompt_length, width),
                 lr_scale=self.class_prompt_lr_scale,
@@ -118,7 +119,7 @@ class Method(Base):
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """The shared prompts at block 0; the mixed prompt m(x) [B, n, D] at block `inject`."""
-        slots = {"prompt": tokens(p["prompt"], cls)} if layer == 0 else {}
+        slots = {"prompt": tokens(p["prompt"], cls)} if layer == 0 and self.prompt_length else {}
         if layer == self.inject or (self.inject is None and layer > 0):
             z = query if self.query == "final" and query is not None else cls.detach()
             s = self.weights(p, z)

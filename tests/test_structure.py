@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("method",),
     ("data", "fedopt"),
     ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),
-    ("pixels", "compiled"),
+    ("pixels", "compiled", "entering"),
     ("prepared",),
     ("cifar", "domains"),
     ("config", "features", "cohort", "server"),

@@ -28,6 +28,9 @@ def every(kind: Kind) -> dict[str, Any]:
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")
+METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(
+    METHODS["pep_fedpt"], prompt_length=0
+)  # of another structure
 # Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the client
 # and trained in phases, some merged by the method itself.
 STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")

@@ -1,0 +1,93 @@
+"""Tokens that enter a method's first prompted block: with nothing of a run before it, they are computed once for all runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbench.backbone import Backbone
+from fedbench.cache import cached_arrays
+from fedbench.data import DataError
+from fedbench.images import Images
+from fedbench.method import Method
+from fedbench.spread import spread
+
+log = logging.getLogger("fedbench")
+
+CHUNK = 64  # images in one pass; fixed, since another size would change the last bits of what all runs share
+AT_ONCE = 8  # passes whose tokens are in memory before they are written
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The tokens [N, 1+T, D] that enter block `layer` of every image without prompts, mapped from disk."""
+
+    layer: int
+    tokens: NDArray[Any]
+    device: torch.device
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Those of the images `index` [n]: [n, 1+T, D]."""
+        return torch.from_numpy(np.asarray(self.tokens[index.cpu().numpy()])).to(self.device)
+
+
+def first_block(method: Method, depth: int) -> int:
+    """The first block that a prompt enters or a tap reads, in any phase or view; 0 where all depends on the run.
+
+    A method that changes pixels or backbone weights, or that nothing of enters the backbone, has no such block.
+    """
+    if method.pixels is not None or method.backbone_weights is not None:
+        return 0
+    phases = (None, *range(len(method.phases or ())))
+    forms = [method.at(phase, view) for phase in phases for view in (None, *method.views)]
+    return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=0)
+
+
+def entering(
+    backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, most_gb: float
+) -> Entering | None:
+    """The tokens from the cache `folder`, or computed and put there.
+
+    None, and a word in the log, where they would take more than `most_gb` or nothing can be written: a run then computes
+    them each time that it needs them.
+    """
+    shape = (len(images), backbone.tokens, backbone.width)
+    kind = torch.empty(0, dtype=images.dtype).numpy().dtype
+    size = math.prod(shape) * kind.itemsize / GB
+    if size > most_gb:
+        log.info("tokens entering block %d would take %.3g GB: machine.token_cache_gb is %g", layer, size, most_gb)
+        return None
+
+    @torch.inference_mode()
+    def part(start: int) -> NDArray[Any]:
+        index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
+        mixed = torch.autocast(images.device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+        with mixed:
+            tokens = backbone.entering(images.batch(index), layer)
+        found: NDArray[Any] = tokens.to(images.dtype).cpu().contiguous().numpy()
+        return found
+
+    def build(place: Path) -> None:
+        with open(place / "tokens.npy", "wb") as file:  # not mapped: a disk that fills up would kill the process
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            step = CHUNK * AT_ONCE
+            for start in range(0, len(images), step):
+                for tokens in spread(part, range(start, min(start + step, len(images)), CHUNK), images.device):
+                    file.write(tokens.data)
+
+    try:
+        return Entering(layer, cached_arrays(folder, build)["tokens"], images.device)
+    except DataError as error:
+        log.warning("tokens entering block %d are computed anew each time: %s", layer, error)
+        return None
