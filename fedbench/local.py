@@ -31,7 +31,7 @@ class Phase:
 class Rates:
     """What each row has of its own where rows of several recipes are trained together."""
 
-    lr: Tensor  # [K]
+    lr: Tensor  # [K], as a share of the largest
     clip: Tensor  # [K], infinite where gradients are left as they are
 
     def of(self, clients: slice) -> Rates:
@@ -69,7 +69,7 @@ class Trainer:
         self, sent: Stacked, read: Stacked, phases: Sequence[Batches], lr: float, rates: Rates | None = None
     ) -> Report:
         """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see, with a row for each client
-        where they are of several servers; `phases` one a local phase; `rates` in place of `lr` and of the recipe's clip.
+        where they are of several servers; `phases` one a local phase; `lr` the largest, where `rates` differ.
 
         The rows of `sent` stand in the order of ``phases[0].clients``, as do those of the report.
         """
@@ -110,7 +110,7 @@ class Trainer:
         taken = {name: torch.zeros_like(steps) for name in gradient}
         for phase, batches in zip(self.phases, phases, strict=True):
             leaves = {name: values[name].requires_grad_() for name in phase.names}
-            optimizer = self._optimizer(leaves, lr if rates is None else 1.0)
+            optimizer = self._optimizer(leaves, lr)
             index, weight, flip, shift = (
                 torch.from_numpy(x).to(device) for x in (batches.index, batches.weight, batches.flip, batches.shift)
             )
@@ -232,7 +232,7 @@ class Trainer:
         before = {name: leaf.detach()[kept:].clone() for name, leaf in leaves.items()}
         optimizer.step()
         with torch.no_grad():
-            if rates is not None:  # the step of every optimiser here is proportional to its rate, which was 1
+            if rates is not None:  # the step of every optimiser here is proportional to its rate
                 for name, leaf in leaves.items():
                     leaf.copy_(before[name] + per_client(rates.lr, leaf).to(leaf) * (leaf - before[name]))
             if steer is not None:

@@ -115,7 +115,8 @@ def _train(trainings: Sequence[Training]) -> list[Report]:
     batches = [_below([t.batches[i] for t in trainings], order) for i in range(len(trainings[0].batches))]
     trainer = trainings[0].trainer
     trainer = replace(trainer, cohort=replace(trainer.cohort, several_servers=True))
-    whole = trainer.train(sent, read, batches, trainings[0].lr, _rates(trainings, counts, place))
+    largest = max(t.lr for t in trainings)
+    whole = trainer.train(sent, read, batches, largest, _rates(trainings, largest, counts, place))
     back = torch.argsort(whole.clients)  # `_below` calls the rows by their number
     ends = np.cumsum(counts)
     return [
@@ -123,9 +124,9 @@ def _train(trainings: Sequence[Training]) -> list[Report]:
     ]
 
 
-def _rates(trainings: Sequence[Training], counts: Sequence[int], place: Tensor) -> Rates | None:
+def _rates(trainings: Sequence[Training], largest: float, counts: Sequence[int], place: Tensor) -> Rates | None:
     """Those of all rows in their places; None where they are the same for all."""
-    own = [(t.lr, math.inf if t.trainer.local.clip is None else t.trainer.local.clip) for t in trainings]
+    own = [(t.lr / largest, math.inf if t.trainer.local.clip is None else t.trainer.local.clip) for t in trainings]
     if len(set(own)) == 1:
         return None
     lr, clip = (
