@@ -17,7 +17,7 @@ from torch import Tensor
 from fedbench.backbone import Backbone
 from fedbench.cache import cached_arrays
 from fedbench.data import DataError
-from fedbench.images import Images
+from fedbench.images import Images, sent_to
 from fedbench.method import Method
 from fedbench.spread import spread
 
@@ -38,7 +38,7 @@ class Entering:
 
     def __call__(self, index: Tensor) -> Tensor:
         """Those of the images `index` [n]: [n, 1+T, D]."""
-        return torch.from_numpy(np.asarray(self.tokens[index.cpu().numpy()])).to(self.device)
+        return sent_to(self.device, np.asarray(self.tokens[index.cpu().numpy()]))
 
 
 def first_block(method: Method, depth: int) -> int:

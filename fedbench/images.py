@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Images:
                 self.pixels[i : i + 512] = self._resized(np.arange(i, min(i + 512, len(images))))
 
     def _resized(self, index: NDArray[np.int64]) -> Tensor:
-        raw = torch.from_numpy(np.array(self.source[index])).to(self.device).permute(0, 3, 1, 2)
+        raw = sent_to(self.device, np.array(self.source[index])).permute(0, 3, 1, 2)
         if raw.shape[2:] != (self.size, self.size):
             raw = tvf.resize(raw, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
         return raw.contiguous()
@@ -59,6 +59,12 @@ class Images:
         if augment != "none" and flip is not None:
             pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         return pixels.to(self.dtype).mul_(self.scale).add_(self.offset)
+
+
+def sent_to(device: torch.device, array: NDArray[Any]) -> Tensor:
+    """`array` on `device`: to a GPU by pinned memory, so that the host need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def translate(pixels: Tensor, offset: Tensor) -> Tensor:
