@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,8 +115,7 @@ class Cohort:
             if method.pixels is not None:
                 changed = self.each(method.pixels, (p, fold(given)), (dims, 0))
                 given = _expect(method.pixels, changed, (k, b, *given.shape[1:]), "[B, 3, S, S]").flatten(0, 1)
-            mixed = torch.autocast(given.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
-            with mixed:
+            with torch.autocast(given.device.type, torch.bfloat16, enabled=self.autocast):
                 if method.backbone_weights is None:
                     read, tapped = self._together(p, fold(given), query, start)
                 else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from fedbench.spread import spread
 
 log = logging.getLogger("fedbench")
 
-CHUNK = 64  # images in one pass; fixed, since another size would change the last bits of what all runs share
 AT_ONCE = 8  # passes whose tokens are in memory before they are written
 GB = 1e9
 
@@ -69,10 +67,8 @@ def entering(
         return None
 
     @torch.inference_mode()
-    def part(start: int) -> NDArray[Any]:
-        index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
-        mixed = torch.autocast(images.device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
-        with mixed:
+    def part(index: Tensor) -> NDArray[Any]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             tokens = backbone.entering(images.batch(index), layer)
         found: NDArray[Any] = tokens.to(images.dtype).cpu().contiguous().numpy()
         return found
@@ -81,9 +77,9 @@ def entering(
         with open(place / "tokens.npy", "wb") as file:  # not mapped: a disk that fills up would kill the process
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            step = CHUNK * AT_ONCE
-            for start in range(0, len(images), step):
-                for tokens in spread(part, range(start, min(start + step, len(images)), CHUNK), images.device):
+            passes = images.passes()
+            for start in range(0, len(passes), AT_ONCE):
+                for tokens in spread(part, passes[start : start + AT_ONCE], images.device):
                     file.write(tokens.data)
 
     try:

@@ -19,8 +19,6 @@ from fedbench.spread import spread
 
 log = logging.getLogger("fedbench")
 
-CHUNK = 64  # images in one pass; fixed, since another size would change the last bits of what all runs share
-
 
 def data_hash(samples: Samples) -> str:
     """16 hex digits of the labels and the images (of 4,096 evenly spaced images where there are more than 100,000)."""
@@ -47,12 +45,11 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
             return torch.from_numpy(cached).to(images.device, images.dtype)
 
     @torch.inference_mode()
-    def part(start: int) -> Tensor:
-        index = torch.arange(start, min(start + CHUNK, len(images)), device=images.device)
+    def part(index: Tensor) -> Tensor:
         result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
         return result
 
-    parts = spread(part, range(0, len(images), CHUNK), images.device)
+    parts = spread(part, images.passes(), images.device)
     result = torch.cat(parts).clone()
     _keep(path, result)
     return result

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 Augment = Literal["none", "flip", "crop_flip"]
 
+PASS = 64  # images in a pass whose result all runs share; fixed, since another size would change its last bits
 RESIDENT_BYTES = 4 << 30  # resized images up to this size are kept on the device; larger sets are resized by batch
 
 
@@ -48,6 +49,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def passes(self) -> list[Tensor]:
+        """All images once, as the indices [n] of passes of a fixed size."""
+        return list(torch.arange(len(self), device=self.device).split(PASS))
 
     def batch(
         self, index: Tensor, augment: Augment = "none", flip: Tensor | None = None, shift: Tensor | None = None

@@ -86,7 +86,7 @@ class Method(Base):
         return self.prior == "client"
 
     def params(self, task: Task) -> dict[str, Param]:
-        """prompt [P, D], class_prompt [C, n, D], the head, prototype [C, D], and how the server keeps prototypes."""
+        """prompt [P, D] if any, class_prompt [C, n, D], the head, prototype [C, D], and how the server keeps prototypes."""
         classes, width = task.num_classes, task.width
         order = torch.arange(classes)
         if self.prototypes == "shuffled":

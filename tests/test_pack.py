@@ -127,7 +127,9 @@ def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
         "local.lr_decay": [1.0, 0.5],
         "aggregation.lr": [1.0, 0.5],
     }
-    if "aggregation" not in base or recipe == "against drift":  # whose rate is taken with it by the clients
+    if (
+        "aggregation" not in base or recipe == "against drift"
+    ):  # an aggregation that has a say in training must be the same
         grid.pop("aggregation.lr")
     found = sweep(data, base, grid)
     alone, together = (lives(found, tmp_path / name, 5) for name in ("alone", "together"))

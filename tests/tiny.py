@@ -28,9 +28,8 @@ def every(kind: Kind) -> dict[str, Any]:
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")
-METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(
-    METHODS["pep_fedpt"], prompt_length=0
-)  # of another structure
+# Of another structure: nothing enters the first block.
+METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(METHODS["pep_fedpt"], prompt_length=0)
 # Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the client
 # and trained in phases, some merged by the method itself.
 STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")

@@ -58,7 +58,9 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
     options.add_argument(
-        "--compile", action="store_true", help="the first method by torch.compile too (on a GPU always)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the first method by torch.compile too (default: on a GPU)",
     )
     options.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
@@ -92,7 +94,7 @@ def _do(given: argparse.Namespace) -> int:
         raise compare.BenchError(f"--figure {given.figure}: expected .png or .pdf")
     if given.against:
         options = ["--methods", *methods, "--repeat", str(given.repeat), "--device", device_name]
-        options += ["--precision", precision, *(["--compile"] if given.compile else [])]
+        options += ["--precision", precision, "--no-compile"]  # of methods alone
         options += ["--plugins", *(str(path.resolve()) for path in given.plugins)] if given.plugins else []
         options += ["--threads", str(given.threads)] if given.threads else []
         old, new = compare.against(given.against, cases, options)
@@ -104,7 +106,7 @@ def _do(given: argparse.Namespace) -> int:
         device = choose_device(device_name)
     except ValueError as error:
         raise compare.BenchError(str(error)) from error
-    compile = given.compile or device.type == "cuda"
+    compile = device.type == "cuda" if given.compile is None else given.compile
     asked = measuring.Asked([{"name": name} for name in methods], device, precision, given.repeat, found, compile)
     result: dict[str, Any] = {
         "commit": measure.commit(),
