@@ -30,18 +30,19 @@ def synthetic(path: Path, clients: int) -> None:
 
 def measure(clients: int) -> None:
     """Build, train and evaluate in this process; print what each took."""
-    from fedbench import checkpoint, evaluation, heap
-    from fedbench.planning import check_sweep
-    from fedbench.plugins import plugins
-    from fedbench.setting import build
-    from fedbench.simulation import one_round
+    from fedbench.run import checkpoint, evaluation
+    from fedbench.jobs import malloc_tuning
+    from fedbench.plan.planning import check_sweep
+    from fedbench.plan.plugins import plugins
+    from fedbench.run.experiment import build
+    from fedbench.run.simulation import one_round
 
     def clock() -> float:
         now = time.monotonic()
         spent, clock.last = now - clock.last, now  # type: ignore[attr-defined]
         return float(spent)
 
-    heap.keep()  # as a job does, for what it keeps counts
+    malloc_tuning.keep()  # as a job does, for what it keeps counts
     clock.last = time.monotonic()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         synthetic(Path(name) / "population.npz", clients)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedbench.cifar import CifarDataset
+from fedbench.sources.cifar import CifarDataset
 from fedbench.data import Archive, Facts
 
 

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbench.archive import Source
+from fedbench.sources.archive import Source
 from fedbench.data import DataError, Facts
-from fedbench.domains import DOMAINNET, DOMAINNET_IMAGES, DOMAINNET_LISTS
-from fedbench.prepared import ImageDataset, Table
+from fedbench.sources.domains import DOMAINNET, DOMAINNET_IMAGES, DOMAINNET_LISTS
+from fedbench.sources.prepared import ImageDataset, Table
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from fedbench.cache import cached_arrays
+from fedbench.sources.cache import cached_arrays
 from fedbench.data import Dataset as Base
 from fedbench.data import Extent, Facts, Samples
-from fedbench.glyph_renderer import VERSION, Style, clean_masks, render, stream
+from fedbench.sources.glyph_renderer import VERSION, Style, clean_masks, render, stream
 from fedbench.method import option
 
 # Chosen for being far apart, also at one size: no capital beside its small twin, no letter that two scripts share.

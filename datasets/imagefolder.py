@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedbench import data, decode, pixels, rng
-from fedbench.archive import open_source
-from fedbench.cache import cached_arrays
+from fedbench.sources import decode, pixels
+from fedbench.base import rng
+from fedbench import data
+from fedbench.sources.archive import open_source
+from fedbench.sources.cache import cached_arrays
 from fedbench.data import DataError, Extent, Samples
 from fedbench.method import option
 

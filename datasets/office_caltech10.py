@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedbench.archive import Source
+from fedbench.sources.archive import Source
 from fedbench.data import Archive, Facts
-from fedbench.domains import fedbn_table
-from fedbench.prepared import ImageDataset, Table
+from fedbench.sources.domains import fedbn_table
+from fedbench.sources.prepared import ImageDataset, Table
 
 ARCHIVE = "office_caltech_10_dataset.zip"
 DOMAINS = ("amazon", "caltech", "dslr", "webcam")

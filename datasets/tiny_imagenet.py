@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbench.archive import Source
+from fedbench.sources.archive import Source
 from fedbench.data import Archive, DataError, Facts
-from fedbench.prepared import ImageDataset, Table
+from fedbench.sources.prepared import ImageDataset, Table
 
 HOME = "tiny-imagenet-200"
 

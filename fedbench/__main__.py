@@ -9,14 +9,14 @@ from pathlib import Path
 
 # verb: (module with parser(program) and main(arguments, program) -> exit code, what it does)
 VERBS = {
-    "sweep": ("fedbench.sweep", "do all runs of a sweep file that are not done yet"),
-    "status": ("fedbench.status", "say how the runs of a sweep file stand"),
-    "figures": ("fedbench.figures_cli", "make every table and figure"),
-    "data": ("fedbench.data_cli", "see data sets and get them ready"),
-    "methods": ("fedbench.methods", "list methods and aggregations with their fields"),
-    "check": ("fedbench.check", "run the contract checks on a plug-in of your own"),
+    "sweep": ("fedbench.cli.sweep", "do all runs of a sweep file that are not done yet"),
+    "status": ("fedbench.cli.status", "say how the runs of a sweep file stand"),
+    "figures": ("fedbench.cli.figures", "make every table and figure"),
+    "data": ("fedbench.cli.data", "see data sets and get them ready"),
+    "methods": ("fedbench.cli.list_methods", "list methods and aggregations with their fields"),
+    "check": ("fedbench.cli.check", "run the contract checks on a plug-in of your own"),
     "bench": ("fedbench.bench", "measure speed, memory and the parts of a round"),
-    "completion": ("fedbench.completion", "print the lines that make a shell complete these commands"),
+    "completion": ("fedbench.cli.completion", "print the lines that make a shell complete these commands"),
 }
 EXAMPLE = "sweep quickstart --cluster local"
 

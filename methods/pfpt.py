@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedbench import rng
+from fedbench.base import rng
 from fedbench.method import Method as Base
 from fedbench.method import Param, Report, Task, Values, linear_head, option
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the project
 
-from fedbench.figures_cli import main
+from fedbench.cli.figures import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbench.plugins import HOME
+from fedbench.plan.plugins import HOME
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ import socket
 
 from fedbench import claim
 
-claim.HEARTBEAT_SECONDS = 0.5
+lease.HEARTBEAT_SECONDS = 0.5
 if "TEST_HOST" in os.environ:
     socket.gethostname = lambda: os.environ["TEST_HOST"]
 """
@@ -72,7 +72,7 @@ def say(text: str) -> None:
 
 def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of every run without what a clock says."""
-    from fedbench.records import MEASURED, run_folders
+    from fedbench.base.records import MEASURED, run_folders
 
     return {
         folder.path.name: [
@@ -157,7 +157,7 @@ class Storm:
 
     # -- what it looks like ------------------------------------------------------------------------------------
     def folders(self) -> list[Any]:
-        from fedbench.records import run_folders
+        from fedbench.base.records import run_folders
 
         with suppress(OSError):
             return list(run_folders(self.results))
@@ -169,13 +169,13 @@ class Storm:
 
     def workers(self) -> list[tuple[Any, int]]:
         """(run, process) of the runs under way here."""
-        from fedbench import claim
+        from fedbench.base import lease
 
         found = []
         for folder in self.folders():
-            last = claim.claims(folder.path)[-1:]
-            owner = claim.owner_in(last[0]) if last else None
-            if owner is not None and claim._started(owner.pid) == owner.started:
+            last = lease.claims(folder.path)[-1:]
+            owner = lease.owner_in(last[0]) if last else None
+            if owner is not None and lease._started(owner.pid) == owner.started:
                 found.append((folder, owner.pid))
         return found
 

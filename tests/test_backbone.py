@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench import backbone, cost
-from fedbench.backbone import BackboneError
-from fedbench.images import Images, translate
+from fedbench.vit import backbone
+from fedbench.run import cost
+from fedbench.vit.backbone import BackboneError
+from fedbench.vit.images import Images, translate
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_resized_images_are_the_same_kept_or_made_again(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
     make = lambda: Images(pixels, 32, (0.5,) * 3, (0.25,) * 3, torch.device("cpu"), torch.float32)  # noqa: E731
     kept = make()
-    monkeypatch.setattr("fedbench.images.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("fedbench.vit.images.RESIDENT_BYTES", 0)
     again = make()
     assert (kept.resident, again.resident) == (True, False)
     index = torch.tensor([5, 0, 3])

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedbench import bench, checkpoint, data, evaluation
+from fedbench.run import checkpoint, evaluation
+from fedbench import bench, data
 from fedbench.bench import breakdown, clock, contenders
 from fedbench.bench.cases import CASES, METHODS, World
-from fedbench.plugins import HOME, plugins
-from fedbench.server import Server
+from fedbench.plan.plugins import HOME, plugins
+from fedbench.run.server import Server
 
 SMOKE = CASES["smoke@16"]
 

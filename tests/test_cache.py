@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench import cache, claim, lock
-from fedbench.cache import cached_arrays
+from fedbench.sources import cache
+from fedbench.base import lease, lock
+from fedbench.sources.cache import cached_arrays
 from fedbench.data import DataError
 
 
@@ -142,12 +143,12 @@ def test_processes_build_at_once(without: str, tmp_path: Path) -> None:
 def stranger(place: Path) -> Path:
     """A claim on `place` by a process of another host."""
     place.mkdir(parents=True)
-    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(claim.process(), host="elsewhere"))))
+    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(lease.process(), host="elsewhere"))))
     return place / "claim.1"
 
 
 def test_a_host_that_fell_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     stranger(tmp_path / ".cache.lock")
     made = cached_arrays(tmp_path / "cache", lambda aside: np.save(aside / "x.npy", np.arange(6)))
     assert (made["x"] == np.arange(6)).all()
@@ -155,7 +156,7 @@ def test_a_host_that_fell_silent_is_not_waited_for(tmp_path: Path, monkeypatch: 
 
 
 def test_a_host_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     theirs = stranger(tmp_path / ".cache.lock")
 
     def elsewhere() -> None:

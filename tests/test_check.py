@@ -9,10 +9,11 @@ from textwrap import dedent, indent
 
 import pytest
 
-from fedbench import check, data
+from fedbench.cli import check
+from fedbench import data
 from fedbench.contract import form
 from fedbench.method import Method
-from fedbench.plugins import HOME, KINDS, PluginError
+from fedbench.plan.plugins import HOME, KINDS, PluginError
 
 HEAD = '''
 """A plug-in of the tests."""

@@ -12,11 +12,12 @@ import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fedbench import compiled, shared
-from fedbench.backbone import Backbone
+from fedbench.vit import compiled
+from fedbench.base import process_cache
+from fedbench.vit.backbone import Backbone
 from fedbench.bench import command
-from fedbench.records import RunFolder
-from fedbench.simulation import simulate
+from fedbench.base.records import RunFolder
+from fedbench.run.simulation import simulate
 
 pytestmark = [
     pytest.mark.slow,  # tracing and compiling take their time
@@ -34,10 +35,10 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def from_nothing() -> Any:
     """No form and no backbone of another test is left."""
-    shared.forget()
+    process_cache.forget()
     torch._dynamo.reset()
     yield
-    shared.forget()
+    process_cache.forget()
     torch._dynamo.reset()
 
 
@@ -88,7 +89,7 @@ def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypat
             run(planned, plan, tmp_path / str(given), **own)
         (path,) = (own["data"] / "features").glob("*.npy")
         cached.append(path.read_bytes())
-        shared.forget()
+        process_cache.forget()
     assert cached[0] == cached[1]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench import planning
-from fedbench.config import ConfigError, Sweep
-from fedbench.planning import check_sweep, planned_from_disk, read_sweep
-from fedbench.plugins import plugins
+from fedbench.plan import planning
+from fedbench.plan.config import ConfigError, Sweep
+from fedbench.plan.planning import check_sweep, planned_from_disk, read_sweep
+from fedbench.plan.plugins import plugins
 
 BASE: dict[str, Any] = {"dataset": {"name": "digits"}, "partition": {"name": "iid"}, "method": {"name": "fedvpt"}}
 

@@ -8,7 +8,7 @@ from tiny import CLASSES, METHODS, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench import cost
+from fedbench.run import cost
 
 CLIENT, SAMPLES = 2, 12  # of the tiny world: 12 samples in batches of 4, none of them padding
 

@@ -15,11 +15,11 @@ import yaml
 from followed import Page
 from workplace import Workplace
 
-from fedbench import check, reference_pages
-from fedbench.config import Block
-from fedbench.planning import check_sweep
-from fedbench.plugins import HOME, plugins
-from fedbench.tables.metrics import METRICS
+from fedbench.cli import check, docs_generator
+from fedbench.plan.config import Block
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import HOME, plugins
+from fedbench.report.tables.metrics import METRICS
 
 ADD = {kind: Page(f"docs/add_a_{kind}.md") for kind in ("method", "dataset", "partitioner")}
 TUTORIAL = Page("docs/tutorial.md")
@@ -29,21 +29,21 @@ TUTORIAL = Page("docs/tutorial.md")
 
 
 def test_the_pages_hold_what_the_code_says(capsys):
-    assert reference_pages.main([]) == 0, f"run `make docs`: {capsys.readouterr().out}"
+    assert docs_generator.main([]) == 0, f"run `make docs`: {capsys.readouterr().out}"
 
 
 def test_a_stale_page_is_seen(tmp_path):
-    for name in reference_pages.pages():
+    for name in docs_generator.pages():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(HOME / name, tmp_path / name)
-    assert not reference_pages.stale(tmp_path)
+    assert not docs_generator.stale(tmp_path)
     page = tmp_path / "docs" / "sweep_file.md"
     true = page.read_text()
     page.write_text(true.replace("| `rounds` | `int ≥ 1` | `100` |", "| `rounds` | `int ≥ 1` | `99` |"))
-    assert reference_pages.stale(tmp_path) == {page: true}
+    assert docs_generator.stale(tmp_path) == {page: true}
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no markers"):
-        reference_pages.stale(tmp_path)
+        docs_generator.stale(tmp_path)
 
 
 def test_every_key_says_what_it_means():
@@ -56,13 +56,13 @@ def test_every_key_says_what_it_means():
 
 
 def test_docstrings_become_markdown():
-    assert reference_pages.prose("<v - w> in `<code>`") == "&lt;v - w> in `<code>`"
+    assert docs_generator.prose("<v - w> in `<code>`") == "&lt;v - w> in `<code>`"
     assert (
-        reference_pages.linked("Li 2020, arXiv:1812.06127")
+        docs_generator.linked("Li 2020, arXiv:1812.06127")
         == "Li 2020, [arXiv 1812.06127](https://arxiv.org/abs/1812.06127)"
     )
-    assert reference_pages.linked("see https://a.org/b, c") == "see <https://a.org/b>, c"
-    assert reference_pages.code("a | b") == "`a` | `b`"
+    assert docs_generator.linked("see https://a.org/b, c") == "see <https://a.org/b>, c"
+    assert docs_generator.code("a | b") == "`a` | `b`"
 
 
 def test_the_example_of_the_sweep_file_makes_the_runs_it_says():
@@ -72,7 +72,7 @@ def test_the_example_of_the_sweep_file_makes_the_runs_it_says():
 
 def test_every_metric_and_every_word_of_a_record_is_defined(tmp_path):
     page = Page("docs/metrics.md").text
-    generated, own = page.split(reference_pages.END)
+    generated, own = page.split(docs_generator.END)
     assert all(f"| `{metric.name}` |" in generated for metric in METRICS)
     work = Workplace(tmp_path)
     work.write(seeds=(0,), rounds=1)
@@ -114,7 +114,7 @@ def test_every_quoted_message_is_one_that_is_said():
 
 
 def test_every_kind_of_failure_that_is_quoted_exists():
-    from fedbench.failures import AGAIN
+    from fedbench.jobs.failures import AGAIN
 
     kinds = re.findall(r"\*\*Kind `(\w+)`\*\*", Page("docs/troubleshooting.md").text)
     assert len(kinds) >= 3

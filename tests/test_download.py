@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench import download as module
+from fedbench.sources import download as module
 from fedbench.data import DataError
-from fedbench.download import download
+from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

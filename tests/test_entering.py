@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 
-from fedbench import entering, shared
-from fedbench.backbone import Backbone
+from fedbench.vit import token_cache
+from fedbench.base import process_cache
+from fedbench.vit.backbone import Backbone
 from fedbench.data import DataError
-from fedbench.entering import first_block
-from fedbench.plugins import plugins
+from fedbench.vit.token_cache import first_block
+from fedbench.plan.plugins import plugins
 
 LATE = {"name": "pep_fedpt", "prompt_length": 0}  # nothing enters the first half of the blocks
 TAPPED = LATE | {"query": "inject"}
@@ -30,9 +31,9 @@ def computed(monkeypatch):
         return before(self, images, layer)
 
     monkeypatch.setattr(Backbone, "entering", counted)
-    shared.forget()
+    process_cache.forget()
     yield found
-    shared.forget()
+    process_cache.forget()
 
 
 @pytest.mark.parametrize("method", [LATE, TAPPED], ids=["query final", "query inject"])
@@ -58,7 +59,7 @@ def test_tokens_are_computed_once_for_all_runs(data, tmp_path, computed):  # noq
     plan = sweep(data, [LATE], {"seed": [0, 1]})
     run(plan.runs[0], plan, tmp_path, data=tmp_path)
     assert computed == {0: IMAGES, 3: IMAGES}  # the prompt-free features, and the tokens
-    shared.forget()  # as another process
+    process_cache.forget()  # as another process
     run(plan.runs[1], plan, tmp_path, data=tmp_path)
     assert computed == {0: IMAGES, 3: IMAGES}
 
@@ -79,7 +80,7 @@ def test_the_file_depends_on_no_number_of_threads(data, tmp_path, computed):  # 
             run(plan.runs[0], plan, tmp_path / str(threads), data=tmp_path / str(threads))
         finally:
             torch.set_num_threads(before)
-        shared.forget()
+        process_cache.forget()
         (path,) = (tmp_path / str(threads)).rglob("tokens.npy")
         files.append(path.read_bytes())
     assert files[0] == files[1]
@@ -89,7 +90,7 @@ def test_where_nothing_can_be_written_a_run_goes_on_without(data, tmp_path, comp
     def full(*_):
         raise DataError("planted: no space left")
 
-    monkeypatch.setattr(entering, "cached_arrays", full)
+    monkeypatch.setattr(token_cache, "cached_arrays", full)
     plan = sweep(data, [LATE])
     with caplog.at_level(logging.WARNING, "fedbench"):
         assert run(plan.runs[0], plan, tmp_path, data=tmp_path).records()

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from workplace import HOME, Workplace, numbers, until
 
-from fedbench import claim, failures, job, keeper, measure, shared, storage
-from fedbench.records import RecordsError, RunFolder
+from fedbench.base import lease, process_cache, storage
+from fedbench.jobs import failures, job, supervisor
+from fedbench.run import meter
+from fedbench.base.records import RecordsError, RunFolder
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_what_a_full_disk_left_of_a_record_goes_with_the_next(small_disk: Path) 
 def test_a_full_disk_spares_the_checkpoint(small_disk: Path) -> None:
     import torch
 
-    from fedbench import checkpoint
+    from fedbench.run import checkpoint
 
     state = {"x": torch.arange(50_000.0)}
     checkpoint.save(small_disk, state, 1, {})
@@ -144,14 +146,14 @@ def test_a_run_waits_for_a_full_disk_and_a_share_that_is_away(place: Workplace, 
 
 
 def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_path: Path) -> None:
-    from fedbench import checkpoint
+    from fedbench.run import checkpoint
 
     folder = RunFolder(tmp_path / "run")
     folder.plan({"identity": {}})
     assert checkpoint.load(folder.path) is None
     folder.cut_records(0)
     folder.append({"round": 1})
-    with claim.claim(folder.path) as hold:
+    with lease.claim(folder.path) as hold:
         assert hold is not None
         folder.path.rename(tmp_path / "away")
         for ask in (hold.check, hold.finish, lambda: folder.cut_records(0), lambda: checkpoint.load(folder.path)):
@@ -303,10 +305,10 @@ def test_a_process_killed_by_the_kernel_for_memory_is_tried_again_with_half_the_
 
 
 def test_how_a_process_ended_has_a_kind() -> None:
-    assert keeper._kind(-signal.SIGKILL, out_of_memory=True)[0] == "out_of_memory"
-    assert keeper._kind(-signal.SIGKILL, out_of_memory=False)[0] == "killed"
-    assert keeper._kind(-signal.SIGSEGV, out_of_memory=True)[0] == "crashed"
-    assert keeper._kind(1, out_of_memory=False)[0] == "crashed"
+    assert supervisor._kind(-signal.SIGKILL, out_of_memory=True)[0] == "out_of_memory"
+    assert supervisor._kind(-signal.SIGKILL, out_of_memory=False)[0] == "killed"
+    assert supervisor._kind(-signal.SIGSEGV, out_of_memory=True)[0] == "crashed"
+    assert supervisor._kind(1, out_of_memory=False)[0] == "crashed"
 
 
 # -- leaving ---------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
         machine={"checkpoint_seconds": 1e6, "device": "cpu", "data": str(place.path / "data")},
     )
     first, second = place.plan()
-    command = [sys.executable, "-m", "fedbench.job", str(place.results), first.path.name, second.path.name]
+    command = [sys.executable, "-m", "fedbench.jobs.job", str(place.results), first.path.name, second.path.name]
     process = subprocess.Popen(
         command, cwd=HOME, env={**os.environ, "TEST_PAUSE": "0.1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -327,25 +329,25 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == job.LEFT
-    from fedbench import checkpoint
+    from fedbench.run import checkpoint
 
     saved = checkpoint.load(first.path)
     assert saved is not None
     assert 3 <= saved[1] == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
     assert second.status == "pending"
-    assert claim.holder(first.path) is None
+    assert lease.holder(first.path) is None
     assert not first.notes()
 
 
 # -- claims ----------------------------------------------------------------------------------------------------
 def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     script = (
         "import socket, sys, pathlib\n"
         "socket.gethostname = lambda: 'elsewhere'\n"
         "from fedbench import claim\n"
         "claim.HEARTBEAT_SECONDS = 0.05\n"
-        "with claim.claim(pathlib.Path(sys.argv[1])) as hold:\n"
+        "with lease.claim(pathlib.Path(sys.argv[1])) as hold:\n"
         "    print(hold.path.name, flush=True)\n"
         "    input()\n"
     )
@@ -359,10 +361,10 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "claim.1\n"
-        with claim.claim(tmp_path) as hold:
+        with lease.claim(tmp_path) as hold:
             assert hold is None
         other.send_signal(signal.SIGSTOP)  # frozen: no heartbeats
-        with claim.claim(tmp_path) as hold:
+        with lease.claim(tmp_path) as hold:
             assert hold is not None
             assert hold.path.name == "claim.2"
             assert hold.dead is not None
@@ -383,23 +385,23 @@ def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch:
     worker = threading.Thread(target=job.run_job, args=(place.results, [folder.path.name]))
     worker.start()
     until(lambda: folder.progress().get("round", 0) >= 2)
-    assert claim._link(folder.path / "claim.7", claim.Owner("elsewhere", 1, "1"))
+    assert lease._link(folder.path / "claim.7", lease.Owner("elsewhere", 1, "1"))
     worker.join(timeout=30)
     assert not worker.is_alive()
     assert folder.status == "running"
     assert folder.progress()["round"] < 40
-    assert claim.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
+    assert lease.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
 
 
 def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> None:
-    with claim.claim(tmp_path) as late:
+    with lease.claim(tmp_path) as late:
         assert late is not None
         late.check()
-        assert claim._link(tmp_path / "claim.2", claim.Owner("elsewhere", 1, "1"))
-        with pytest.raises(claim.Overtaken, match="was taken by"):
+        assert lease._link(tmp_path / "claim.2", lease.Owner("elsewhere", 1, "1"))
+        with pytest.raises(lease.Overtaken, match="was taken by"):
             late.check()
         late.finish()  # as the other does in the end: no claim is left
-        with pytest.raises(claim.Overtaken, match="is through with it"):
+        with pytest.raises(lease.Overtaken, match="is through with it"):
             late.check()
 
 
@@ -409,7 +411,7 @@ def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None
     def want() -> None:
         nonlocal inside, most, turns
         while turns < 40:
-            with claim.claim(tmp_path) as hold:
+            with lease.claim(tmp_path) as hold:
                 if hold is None:
                     continue
                 inside += 1
@@ -452,19 +454,20 @@ def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFix
     said = capfd.readouterr().out
     assert "1 runs cancelled" in said
     assert "1 were started by another sweep and go on" in said
-    assert claim.holder(mine.path) is None
-    assert claim.holder(other.path) is not None
+    assert lease.holder(mine.path) is None
+    assert lease.holder(other.path) is not None
     assert place.run("--status", "--json") == 0
     states = {run["name"]: run["state"] for run in json.loads(capfd.readouterr().out)["runs"]}
     assert states == {mine.path.name: "missing", other.path.name: "running"}
     place.write(methods=["slow"], seeds=[0], rounds=400, cluster={"workers": 1}, name="other")
     assert place.run("--cancel") == 0
-    assert claim.holder(other.path) is None
+    assert lease.holder(other.path) is None
 
 
 # -- packs and provenance --------------------------------------------------------------------------------------
 def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedbench import backbone, setting
+    from fedbench.vit import backbone
+    from fedbench.run import experiment
 
     made: list[str] = []
 
@@ -477,7 +480,7 @@ def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: 
 
     for module, name in ((backbone, "make"), (setting, "Images"), (setting, "features"), (setting, "data_hash")):
         monkeypatch.setattr(module, name, spied(name, getattr(module, name)))
-    shared.forget()
+    process_cache.forget()
     place.write(methods=["head_only", "breaks", "slow"], seeds=[0, 1])
     names = [folder.path.name for folder in place.plan()]
     job.run_job(place.results, [name for name in names if "breaks" not in name])
@@ -486,7 +489,7 @@ def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: 
     assert len(want) == 4
     place.results = place.path / "alone"
     for folder in place.plan():  # each alone, and one that breaks between
-        shared.forget()
+        process_cache.forget()
         job.run_job(place.results, [folder.path.name])
     assert {f.path.name: numbers(f) for f in place.folders if f.status == "done"} == want
 
@@ -504,9 +507,9 @@ def test_env_json_says_where_numbers_come_from(place: Workplace) -> None:
 
 def test_the_code_of_a_run_is_its_core_and_its_own_plug_ins(place: Workplace) -> None:
     file = place.path / "mine" / "methods" / "slow.py"
-    before = measure.code((file,))
-    measure.code.cache_clear()
+    before = meter.code((file,))
+    meter.code.cache_clear()
     file.write_text(file.read_text() + "# changed\n")
-    after = measure.code((file,))
+    after = meter.code((file,))
     assert before.split("-")[0] == after.split("-")[0]
     assert before.split("-")[1] != after.split("-")[1]

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from written import write_run
 
-from fedbench import leavings, report
-from fedbench.evidence import gather
-from fedbench.figures import clients, frame, gallery, inside, scores, style, varied
-from fedbench.figures.frame import DPI, PANELS
-from fedbench.statistics import Ranking
-from fedbench.tables import contests
+from fedbench.report import run_artifacts, writer
+from fedbench.report.evidence import gather
+from fedbench.report.figures import clients, frame, catalogue, inside, scores, style, varied
+from fedbench.report.figures.frame import DPI, PANELS
+from fedbench.report.statistics import Ranking
+from fedbench.report.tables import contests
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     place / "results", f"Method {number}", seed, upto, state=now, alpha=alpha, reference=number == 0,
                     clients=True, **bytes_,
                 )  # fmt: skip
-    report.write(gather([], place / "results"), place / "out")
+    writer.write(gather([], place / "results"), place / "out")
     return place
 
 
@@ -65,7 +65,7 @@ def test_figures_are_written_and_hold_something(made: Path) -> None:
 @pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "results", tmp_path / "results")  # the page names the folder as seen from its own
-    report.write(gather([], tmp_path / "results"), tmp_path / "out")
+    writer.write(gather([], tmp_path / "results"), tmp_path / "out")
     files = sorted(path.relative_to(made / "out") for path in (made / "out").rglob("*") if path.is_file())
     assert len(files) > 10
     for file in files:
@@ -83,10 +83,10 @@ def test_looks_differ_for_all_methods_and_stay_with_their_label() -> None:
 
 def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "r", state="pending")
-    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert written.figures == ()
     html = written.page.read_text()
-    assert html.count("Not drawn:") == len(gallery.NAMES) - 2  # no heat map without a cell, no tuning without a trial
+    assert html.count("Not drawn:") == len(catalogue.NAMES) - 2  # no heat map without a cell, no tuning without a trial
     assert "no two finished runs of a method differ in one field" in html
 
 
@@ -95,18 +95,18 @@ def test_figures_of_an_earlier_report_do_not_linger(made: Path, tmp_path: Path) 
     shutil.copytree(made / "out", out)
     (out / "figures" / "mine.png").write_bytes(b"")
     write_run(tmp_path / "r", state="pending")
-    report.write(gather([], tmp_path / "r"), out)
+    writer.write(gather([], tmp_path / "r"), out)
     assert [path.name for path in (out / "figures").iterdir()] == ["mine.png"]
 
 
 def test_more_settings_than_panels_make_more_figures_up_to_a_limit_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery, "MOST", 2 * PANELS)
+    monkeypatch.setattr(catalogue, "MOST", 2 * PANELS)
     for i in range(2 * PANELS + 1):
         write_run(tmp_path, alpha=0.1 * (i + 1))
     evidence = gather([], tmp_path)
-    sketches = gallery.all_figures(evidence, contests.overall(evidence.runs))
+    sketches = catalogue.all_figures(evidence, contests.overall(evidence.runs))
     rounds = [sketch.drawing for sketch in sketches if sketch.drawing.title == "Accuracy over rounds"]
     assert [drawing.name for drawing in rounds] == ["rounds", "rounds-2"]
     assert "1 more are not drawn" in rounds[0].caption
@@ -173,7 +173,7 @@ def test_the_pareto_front_by_hand() -> None:
 def test_mixture_is_what_the_method_computes() -> None:
     import torch
 
-    from fedbench.plugins import plugins
+    from fedbench.plan.plugins import plugins
 
     cls = plugins().classes["method"]["pep_fedpt"]
     mean = np.random.default_rng(0).normal(size=(4, 6))
@@ -199,24 +199,24 @@ def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
     tensors |= {"server.prototype": draw.normal(size=(40, 8)), "server.head.weight": draw.normal(size=(40, 8))}
     tensors |= {"client.prompt.2": draw.normal(size=(3, 8)), "client.prompt.11": draw.normal(size=(3, 8))}
     save_file(tensors, folder.path / "checkpoint.safetensors")
-    state = leavings.state(folder.path, inside.TENSORS)
+    state = run_artifacts.state(folder.path, inside.TENSORS)
     assert set(state) == {"server.prompt", "server.class_prompt", "server.prototype", "client.prompt"}
     np.testing.assert_array_equal(state["client.prompt"][1], tensors["client.prompt.11"])
     sets = inside.sets(state)
     assert {name: len(points) for name, points in sets.items()} == {"shared": 3, "class": 40, "client": 2}
     np.testing.assert_allclose(sets["class"], tensors["server.class_prompt"].mean(1))
-    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert {"prompts.png", "mixture.png"} <= {path.name for path in written.figures}
-    assert leavings.state(tmp_path, inside.TENSORS) == {}
+    assert run_artifacts.state(tmp_path, inside.TENSORS) == {}
     (folder.path / "checkpoint.safetensors").write_bytes(b"cut")
-    assert leavings.state(folder.path, inside.TENSORS) == {}
+    assert run_artifacts.state(folder.path, inside.TENSORS) == {}
 
 
 def test_class_counts_by_client(tmp_path: Path) -> None:
-    counts = leavings.class_counts(write_run(tmp_path, clients=True).path)
+    counts = run_artifacts.class_counts(write_run(tmp_path, clients=True).path)
     # client k holds k + 1 samples of class 0 and 8 - k of class k + 1 (see `write_run`)
     assert counts[counts["client"] == 2].to_numpy().tolist() == [[2, 0, 3], [2, 3, 6]]
-    assert leavings.class_counts(tmp_path).empty
+    assert run_artifacts.class_counts(tmp_path).empty
 
 
 def test_the_plane_keeps_distances_of_points_in_a_plane() -> None:

@@ -9,8 +9,9 @@ import tiny
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from fedbench import frozen, heap, spread
-from fedbench.backbone import Backbone
+from fedbench.vit import fast_block, thread_map
+from fedbench.jobs import malloc_tuning
+from fedbench.vit.backbone import Backbone
 
 
 def block(**options):
@@ -28,9 +29,9 @@ def relative(found, expected):
 def test_a_frozen_block_is_timms():
     one, x = block(), torch.randn(5, 7, 24, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 7, 24, dtype=torch.float64)
-    assert frozen.fits(one)
-    assert frozen.serves(one, x)
-    expected, found = one(x), frozen.through(one, x)
+    assert fast_block.fits(one)
+    assert fast_block.serves(one, x)
+    expected, found = one(x), fast_block.through(one, x)
     assert relative(found, expected) < 1e-14
     (gradient,), (twin,) = (torch.autograd.grad((out * weight).sum(), x) for out in (found, expected))
     assert relative(gradient, twin) < 1e-13
@@ -43,7 +44,7 @@ def test_the_gradient_of_slots_alone_is_the_same():
     slots.requires_grad_()
     x = torch.cat([cls, slots, patches], 1)
     (twin,) = torch.autograd.grad((one(x) * weight).sum(), slots)
-    (found,) = torch.autograd.grad((frozen.through(one, x.detach(), x[:, 1:4]) * weight).sum(), slots)
+    (found,) = torch.autograd.grad((fast_block.through(one, x.detach(), x[:, 1:4]) * weight).sum(), slots)
     assert relative(found, twin) < 1e-13
 
 
@@ -51,19 +52,19 @@ def test_the_gradient_of_slots_alone_is_the_same():
     "options", [{"qk_norm": True}, {"init_values": 0.1}, {"act_layer": torch.nn.ReLU}, {"scale_mlp_norm": True}]
 )
 def test_blocks_of_another_form_are_left_to_timm(options):
-    assert not frozen.fits(block(**options))
+    assert not fast_block.fits(block(**options))
 
 
 def test_it_serves_where_it_is_exact():
     one, x = block(), torch.randn(1, 3, 24, dtype=torch.float64)
-    assert not frozen.serves(one, x)  # no gradient
+    assert not fast_block.serves(one, x)  # no gradient
     x.requires_grad_()
     with torch.no_grad():
-        assert not frozen.serves(one, x)
+        assert not fast_block.serves(one, x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not frozen.serves(one, x)
+        assert not fast_block.serves(one, x)
     one.mlp.fc2.weight.requires_grad_()
-    assert not frozen.serves(one, x)  # a trained weight
+    assert not fast_block.serves(one, x)  # a trained weight
 
 
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 2), (0, 1, 2, 3), (3,)])
@@ -111,12 +112,12 @@ def two_threads():
 
 def test_pieces_are_done_on_a_thread_each(two_threads):
     cpu = torch.device("cpu")
-    assert spread.spread(lambda _: torch.get_num_threads(), range(4), cpu) == [1, 1, 1, 1]
+    assert thread_map.spread(lambda _: torch.get_num_threads(), range(4), cpu) == [1, 1, 1, 1]
     assert torch.get_num_threads() == 2
-    assert spread.spread(lambda _: torch.get_num_threads(), [0], cpu) == [2]  # nothing to share: all threads to the one
-    assert spread.spread(lambda i: i * i, range(5), cpu) == [0, 1, 4, 9, 16]
+    assert thread_map.spread(lambda _: torch.get_num_threads(), [0], cpu) == [2]  # nothing to share: all threads to the one
+    assert thread_map.spread(lambda i: i * i, range(5), cpu) == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
-        spread.spread(lambda i: 1 / i, [1, 0, 2], cpu)
+        thread_map.spread(lambda i: 1 / i, [1, 0, 2], cpu)
     assert torch.get_num_threads() == 2
 
 
@@ -132,4 +133,4 @@ def test_the_number_of_threads_changes_no_bit(two_threads):
 
 
 def test_freed_memory_can_be_kept():
-    assert heap.keep() is (heap.platform.libc_ver()[0] == "glibc")
+    assert malloc_tuning.keep() is (malloc_tuning.platform.libc_ver()[0] == "glibc")

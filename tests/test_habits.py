@@ -7,7 +7,7 @@ import tomllib
 
 import yaml
 
-from fedbench.plugins import HOME
+from fedbench.plan.plugins import HOME
 
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
 TARGETS = set(re.findall(r"^([\w-]+):", (HOME / "Makefile").read_text(), re.MULTILINE))

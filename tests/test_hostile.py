@@ -17,16 +17,19 @@ import torch
 import yaml
 from workplace import Workplace
 
-from fedbench import backbone, check, checkpoint, data_cli, launch, slurm
-from fedbench.claim import owner_in, process
-from fedbench.config import Cluster, ConfigError
-from fedbench.evidence import gather
-from fedbench.features import features
-from fedbench.images import Images
-from fedbench.planning import read_sweep
-from fedbench.plugins import HOME
-from fedbench.records import RecordsError, RunFolder
-from fedbench.reference import COLUMNS, ReferencesError, read
+from fedbench.vit import backbone
+from fedbench.cli import check, data
+from fedbench.run import checkpoint
+from fedbench.jobs import launch, slurm
+from fedbench.base.lease import owner_in, process
+from fedbench.plan.config import Cluster, ConfigError
+from fedbench.report.evidence import gather
+from fedbench.vit.features import features
+from fedbench.vit.images import Images
+from fedbench.plan.planning import read_sweep
+from fedbench.plan.plugins import HOME
+from fedbench.base.records import RecordsError, RunFolder
+from fedbench.report.published import COLUMNS, ReferencesError, read
 
 
 class Payload:
@@ -70,7 +73,7 @@ def test_a_sweep_file_runs_nothing(text, canary, tmp_path):
 def test_a_setting_runs_nothing(canary, tmp_path, capsys):
     with pytest.raises(ConfigError, match="not a YAML value"):
         read_sweep(HOME / "sweeps" / "quickstart.yaml", settings=[f"rounds={tag(canary)}"])
-    assert data_cli.main(["info", "glyphs", "--set", f"train_per_class={tag(canary)}"]) == data_cli.MISTAKE
+    assert data.main(["info", "glyphs", "--set", f"train_per_class={tag(canary)}"]) == data.MISTAKE
     assert check.main([str(HOME / "methods" / "fedvpt.py"), "--set", f"prompt={tag(canary)}"]) == check.MISTAKE
     assert capsys.readouterr().err.count("error: ") == 2
 

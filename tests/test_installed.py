@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 
-from fedbench.plugins import HOME, plugins
+from fedbench.plan.plugins import HOME, plugins
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 
-from fedbench import evaluation
-from fedbench.memory import Memory
+from fedbench.run import evaluation
+from fedbench.run.client_memory import Memory
 from fedbench.method import Param, Task
-from fedbench.setting import build
-from fedbench.simulation import one_round
+from fedbench.run.experiment import build
+from fedbench.run.simulation import one_round
 
 DEVICE = torch.device("cpu")
 

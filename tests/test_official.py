@@ -26,8 +26,8 @@ from archives import (
 )
 
 from fedbench.data import DataError, Samples, split
-from fedbench.domains import DOMAINNET
-from fedbench.plugins import plugins
+from fedbench.sources.domains import DOMAINNET
+from fedbench.plan.plugins import plugins
 
 SMALL = {"image_size": 8}
 
@@ -65,7 +65,7 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert "1 of 10 images cannot be used, more than the share of 0.001 that may be left out" in str(told.value)
     assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(told.value)
     assert not list((tmp_path / "cache").rglob("images.npy")), "nothing half-made is left"
-    monkeypatch.setattr("fedbench.pixels.SHOWN", 0)  # a long list is told in a file
+    monkeypatch.setattr("fedbench.sources.pixels.SHOWN", 0)  # a long list is told in a file
     with pytest.raises(DataError, match=r"and 1 more, all in .*unreadable\.txt"):
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
     (whole,) = (tmp_path / "cache").glob("*.unreadable.txt")

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedbench import job, pack
-from fedbench.backbone import Backbone
-from fedbench.config import Sweep, kin
-from fedbench.measure import Share
-from fedbench.planning import check_sweep
-from fedbench.plugins import plugins
-from fedbench.records import MEASURED, RunFolder
-from fedbench.simulation import begin, one_round, receive, send
-from fedbench.sweep import plan
+from fedbench.jobs import job
+from fedbench.run import pack
+from fedbench.vit.backbone import Backbone
+from fedbench.plan.config import Sweep, kin
+from fedbench.run.meter import Share
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.base.records import MEASURED, RunFolder
+from fedbench.run.simulation import begin, one_round, receive, send
+from fedbench.cli.sweep import plan
 
 CLASSES = plugins().classes
 LOCAL = {"name": "fedvpt", "prompt": "local"}

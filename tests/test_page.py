@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from written import write_run
 
-from fedbench import report
-from fedbench.evidence import gather
-from fedbench.tables.metrics import METRICS
+from fedbench.report import writer
+from fedbench.report.evidence import gather
+from fedbench.report.tables.metrics import METRICS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = r"</script><script>document.title='broken'</script> a_b & \u2028"
@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_run(place / "results", NASTY, seed, {20: 0.5}, alpha=alpha, clients=True, method="nasty")
             write_run(place / "results", "ref", seed, {20: 0.9}, alpha=alpha, reference=True)
     write_run(place / "results", "lost", 0, {10: 0.2}, alpha=0.3, state="diverged")
-    report.write(gather([], place / "results"), place / "out")
+    writer.write(gather([], place / "results"), place / "out")
     return place
 
 

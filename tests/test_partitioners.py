@@ -16,11 +16,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedbench import data, rng
+from fedbench.base import rng
+from fedbench import data
 from fedbench.contract import form
 from fedbench.contract.samples import CHECKS
 from fedbench.data import DataError, Parts, Samples, Split, batches, dirichlet_shares, split
-from fedbench.plugins import plugins
+from fedbench.plan.plugins import plugins
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
 # Options to test beside the defaults; a partitioner that is not named here is tested with its defaults.

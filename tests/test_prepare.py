@@ -25,9 +25,12 @@ from test_imagefolder import image_tree
 from workplace import files
 
 from benchmarks.prepare import memory
-from fedbench import cost, download, lock, pixels, sweep
+from fedbench.run import cost
+from fedbench.sources import download, pixels
+from fedbench.base import lock
+from fedbench.cli import sweep
 from fedbench.data import DataError
-from fedbench.data_cli import main
+from fedbench.cli.data import main
 
 fork = multiprocessing.get_context("fork")  # importing everything anew would take seconds
 

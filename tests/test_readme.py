@@ -8,9 +8,9 @@ import pytest
 import yaml
 from followed import Page
 
-from fedbench import check
-from fedbench.planning import check_sweep
-from fedbench.plugins import HOME, plugins
+from fedbench.cli import check
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import HOME, plugins
 
 README = Page("README.md")
 
@@ -59,7 +59,7 @@ def test_the_files_that_it_names_exist():
 
 
 def test_every_sweep_file_is_legal():
-    from fedbench.planning import read_sweep
+    from fedbench.plan.planning import read_sweep
 
     files = sorted((HOME / "sweeps").glob("*.yaml"))
     assert files

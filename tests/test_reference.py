@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from written import write_run
 
-from fedbench import report
-from fedbench.config import Run
-from fedbench.evidence import gather
-from fedbench.naming import flat
-from fedbench.plugins import plugins
-from fedbench.reference import COLUMNS, ReferencesError, beside, read
+from fedbench.report import writer
+from fedbench.plan.config import Run
+from fedbench.report.evidence import gather
+from fedbench.base.naming import flat
+from fedbench.plan.plugins import plugins
+from fedbench.report.published import COLUMNS, ReferencesError, beside, read
 
 HEAD = ",".join([*COLUMNS, "clients.number", "local.lr", "note"])
 
@@ -52,8 +52,8 @@ def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_no
 
 def test_the_report_shows_it(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A", 0, {20: 0.5})
-    wishes = report.Wishes(references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,"))
-    html = report.write(gather([], tmp_path / "r"), tmp_path / "out", wishes).page.read_text()
+    wishes = writer.Wishes(references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,"))
+    html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", wishes).page.read_text()
     assert "A et al. 2020, table 1" in html
     assert "clients.number: 10 / 4" in html
     assert "-5.0" in html

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from written import write_run
 
-from fedbench import figures_cli, report
-from fedbench.evidence import gather
-from fedbench.figures import gallery
-from fedbench.records import RunFolder
-from fedbench.tables import grid, notes
-from fedbench.tables.summary import summary
+from fedbench.cli import figures
+from fedbench.report import writer
+from fedbench.report.evidence import gather
+from fedbench.report.figures import catalogue
+from fedbench.base.records import RunFolder
+from fedbench.report.tables import grid, notes
+from fedbench.report.tables.summary import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE = ROOT / "reports" / "make_figures.py"
@@ -31,7 +32,7 @@ NASTY = r"<script>alert(1)</script> a_b & 50% $x$ #{~^\} | [c](d) *e* `f`"
 def test_labels_are_escaped_in_every_format(tmp_path: Path) -> None:
     write_run(tmp_path / "r", NASTY, clients=True, method="nasty")
     write_run(tmp_path / "r", "_hidden", state="failed")
-    written = report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     html = written.page.read_text()
     assert html.count("<script") == 2  # the page's own
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
@@ -73,13 +74,13 @@ def check_latex(text: str) -> None:
 
 
 def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "all_figures", lambda *_: [])
+    monkeypatch.setattr(catalogue, "all_figures", lambda *_: [])
     for alpha in (0.1, 0.3, 1.0, 10.0):  # two blocks
         write_run(tmp_path / "r", NASTY, alpha=alpha, method="nasty")
         write_run(tmp_path / "r", "B", alpha=alpha, state="diverged")
     write_run(tmp_path / "r", "B", 1, partition_hash="x_y")
     write_run(tmp_path / "r", "ref", 1, reference=True)
-    report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     parts = [(tmp_path / "out" / name).read_text() for name in ("table.tex", "details.tex", "transposed.tex")]
     for part in parts:
         check_latex(part)
@@ -105,8 +106,8 @@ def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch:
     assert "20: A, B; 40: C" in second
     assert "DIFFERENT" in " ".join(notes.footer(evidence.runs, [first, second]))
     out = tmp_path / "out"
-    monkeypatch.setattr(gallery, "all_figures", lambda *_: [])
-    report.write(evidence, out)
+    monkeypatch.setattr(catalogue, "all_figures", lambda *_: [])
+    writer.write(evidence, out)
     assert "different partitions" in (out / "table.md").read_text()
     assert "WARNING" in (out / "table.tex").read_text()
     assert 'role="alert"' in (out / "index.html").read_text()
@@ -146,10 +147,10 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
         ([*results, "--metrics", "accuracy"], "legal: mean_accuracy, worst_accuracy"),
         ([*results, "--versus", "A", "B"], "no method is labelled B; legal: A"),
     ):
-        assert figures_cli.main(arguments) == 2
+        assert figures.main(arguments) == 2
         assert told in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit) as stop:
-        figures_cli.main(["--resutls", "x"])
+        figures.main(["--resutls", "x"])
     assert stop.value.code == 2
 
 
@@ -157,7 +158,7 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
     for seed in range(2):
         for label, value in (("good", 0.8), ("poor", 0.4)):
             write_run(tmp_path / "r", label, seed, {20: value + 0.01 * seed}, clients=True)
-    report.write(gather([], tmp_path / "r"), tmp_path / "out")
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparisons.csv").read_text())))
     assert [(row["setting"], row["first"], row["second"], row["pairs"]) for row in rows] == [
         ("glyphs · dirichlet(alpha=0.3)", "good", "poor", "8"),  # four clients that train under each of two seeds
@@ -181,7 +182,7 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
 def test_a_broken_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path)
     (folder.path / "run.yaml").write_text("identity: [")
-    assert figures_cli.main(["--results", str(tmp_path)]) == 2
+    assert figures.main(["--results", str(tmp_path)]) == 2
     assert "run.yaml" in capsys.readouterr().err
 
 
@@ -210,7 +211,7 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
         (tmp_path / "own" / kind / f"{name}.py").write_text(source)
     file = tmp_path / "small.yaml"
     file.write_text(SWEEP.replace("DATASET", "my_data").replace("METHOD", "my_method"))
-    from fedbench.planning import read_sweep
+    from fedbench.plan.planning import read_sweep
 
     sweep = read_sweep(file, [tmp_path / "own"])
     first = RunFolder(tmp_path / "results" / sweep.runs[0].name)
@@ -235,7 +236,7 @@ def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
     write_run(tmp_path / "results", clients=True)
     arguments = [*asked, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
     code = (
-        f"import sys; from fedbench import figures_cli; code = figures_cli.main({arguments!r}); "
+        f"import sys; from fedbench import figures_cli; code = figures.main({arguments!r}); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

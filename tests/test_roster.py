@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedbench.checkpoint import CURRENT
-from fedbench.planning import check_sweep
-from fedbench.plugins import plugins
-from fedbench.records import RunFolder
-from fedbench.simulation import simulate
+from fedbench.run.checkpoint import CURRENT
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.base.records import RunFolder
+from fedbench.run.simulation import simulate
 
 PINNED = Path(__file__).parent / "pinned.csv"
 CLASSES, CHANCE, MARGIN = 100, 0.01, 0.05  # a guess is right once in 100; learning is five more right answers in 100

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from archives import Call, attack, python2
 
-from fedbench import safe_pickle
+from fedbench.sources import safe_pickle
 from fedbench.data import DataError
 
 

@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
-from fedbench.config import Sweep
-from fedbench.planning import check_sweep
-from fedbench.plugins import HOME, plugins
-from fedbench.records import MEASURED, RunFolder
-from fedbench.simulation import Diverged, simulate
+from fedbench.plan.config import Sweep
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import HOME, plugins
+from fedbench.base.records import MEASURED, RunFolder
+from fedbench.run.simulation import Diverged, simulate
 
 REQUIRED = """run method dataset partition seed round mean_accuracy worst_accuracy p10_accuracy bottom_decile_accuracy
 std_accuracy pooled_accuracy global_accuracy held_out_mean_accuracy held_out_worst_accuracy val_mean_accuracy train_loss
@@ -101,7 +101,7 @@ def test_every_method_sees_the_same_clients_cohorts_and_start(data, tmp_path):
     for name in ("partition_hash", "cohort_hash", "data_hash", "backbone_hash"):
         assert len({record[name] for record in found}) == 1, name
 
-    from fedbench.setting import build
+    from fedbench.run.experiment import build
 
     settings = [build(planned, plan.machine, plan.plugins) for planned in plan.runs[1:3]]
     one, other = (setting.server.values for setting in settings)
@@ -162,7 +162,7 @@ def test_killed_at_a_random_round_gives_the_same_numbers(data, tmp_path, method)
 
 def start(folder: RunFolder) -> subprocess.Popen[bytes]:
     """The job as a scheduler starts it."""
-    command = [sys.executable, "-m", "fedbench.job", str(folder.path.parent), folder.path.name]
+    command = [sys.executable, "-m", "fedbench.jobs.job", str(folder.path.parent), folder.path.name]
     return subprocess.Popen(command, cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -190,7 +190,7 @@ def test_a_diverged_run_has_no_number(data, tmp_path):
 def test_statistics_are_reported_once(data, tmp_path):
     """PEP-FedPT's prototypes of the prompt-free feature: 128 sums, a count and twice the class's number (4 bytes each) for
     each class that a client has, when it first takes part; all 4 rows without numbers where that is less."""
-    from fedbench.setting import build
+    from fedbench.run.experiment import build
 
     plan = sweep(data, ["pep_fedpt", "fedvpt"], rounds=10, evaluate_every=1)
     pep, vpt = (numbers(run(planned, plan, tmp_path)) for planned in plan.runs)
@@ -205,7 +205,7 @@ def test_statistics_are_reported_once(data, tmp_path):
 
 
 def test_held_out_clients_never_train(data, tmp_path):
-    from fedbench.setting import build
+    from fedbench.run.experiment import build
 
     plan = sweep(data, ["fedvpt"])
     setting = build(plan.runs[0], plan.machine, plan.plugins)
@@ -216,7 +216,7 @@ def test_held_out_clients_never_train(data, tmp_path):
 
 def test_cached_features_are_those_of_the_backbone(data, tmp_path):
     """head_only never runs the backbone in its rounds; its numbers are those of a run that does (augment: flip of nothing)."""
-    from fedbench.setting import build
+    from fedbench.run.experiment import build
 
     plan = sweep(data, ["head_only"], precision="float64")
     setting = build(plan.runs[0], plan.machine, plan.plugins)

@@ -12,11 +12,11 @@ from PIL import Image
 from test_partitioners import PARTITIONERS, samples
 
 from fedbench.data import Parts, Split, split
-from fedbench.data.portrait import Portrait
-from fedbench.data_cli import main
-from fedbench.planning import read_sweep
-from fedbench.setting import build
-from fedbench.split_figure import draw
+from fedbench.data.split_stats import Portrait
+from fedbench.cli.data import main
+from fedbench.plan.planning import read_sweep
+from fedbench.run.experiment import build
+from fedbench.report.figures.split import draw
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from test_partitioners import PARTITIONERS, samples
 
 from fedbench import data
-from fedbench.config import short_name
+from fedbench.plan.config import short_name
 from fedbench.data import DataError, Samples, published, split
-from fedbench.plugins import HOME
+from fedbench.plan.plugins import HOME
 
 MANY = samples([120] * 6, [40] * 6, order=1)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedbench import statistics
-from fedbench.statistics import compare_all, holm, interval, rank, seeds_p, signed_rank, two_level
-from fedbench.tables import contests
+from fedbench.report import statistics
+from fedbench.report.statistics import compare_all, holm, interval, rank, seeds_p, signed_rank, two_level
+from fedbench.report.tables import contests
 
 
 def test_holm_by_hand() -> None:

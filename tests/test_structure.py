@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedbench import measure
-from fedbench.plugins import HOME
+from fedbench.run import meter
+from fedbench.plan.plugins import HOME
 
 # A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -51,7 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sweep", "data_cli", "pretrain", "check", "methods", "reference_pages", "bench"),
     ("status", "completion"),
 )
-TORCH_FREE = (*measure.WING, "split_figure", "records", "storage", "home", "pipe")
+TORCH_FREE = (*meter.WING, "split_figure", "records", "storage", "home", "pipe")
 ALLOWED_ACROSS = {
     ("lock", "claim"),
     ("track", "records"),
@@ -62,18 +62,18 @@ ALLOWED_ACROSS = {
 }
 PLUGIN_SEES = (
     "fedbench.method",
-    "fedbench.fedopt",
+    "fedbench.method.server_optimizers",
     "fedbench.data",
-    "fedbench.archive",
-    "fedbench.cache",
-    "fedbench.cifar",
-    "fedbench.decode",
-    "fedbench.domains",
-    "fedbench.pixels",
-    "fedbench.prepared",
-    "fedbench.safe_pickle",
-    "fedbench.glyph_renderer",
-    "fedbench.rng",
+    "fedbench.sources.archive",
+    "fedbench.sources.cache",
+    "fedbench.sources.cifar",
+    "fedbench.sources.decode",
+    "fedbench.sources.domains",
+    "fedbench.sources.pixels",
+    "fedbench.sources.prepared",
+    "fedbench.sources.safe_pickle",
+    "fedbench.sources.glyph_renderer",
+    "fedbench.base.rng",
 )
 
 
@@ -122,10 +122,10 @@ def test_imports_go_down_only():
 @pytest.mark.parametrize(
     "line",
     [
-        "from fedbench.simulation import run",
+        "from fedbench.run.simulation import run",
         "from fedbench import simulation",
-        "import fedbench.simulation",
-        "def later():\n    import fedbench.simulation as up",
+        "import fedbench.run.simulation",
+        "def later():\n    import fedbench.run.simulation as up",
     ],
 )
 def test_a_planted_upward_import_is_seen(tmp_path, line):

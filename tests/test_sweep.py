@@ -12,8 +12,10 @@ import pytest
 import yaml
 from workplace import MERGE, Workplace, files, numbers, until
 
-from fedbench import claim, job, launch, sweep
-from fedbench.records import RunFolder
+from fedbench.base import lease
+from fedbench.jobs import job, launch
+from fedbench.cli import sweep
+from fedbench.base.records import RunFolder
 
 
 @pytest.fixture
@@ -211,14 +213,14 @@ def test_a_claimed_run_is_passed_over_and_an_abandoned_one_taken(place: Workplac
     folder.plan(made.on_disk(planned))
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        assert claim._link(folder.path / "claim.1", claim.process(other.pid))
+        assert lease._link(folder.path / "claim.1", lease.process(other.pid))
         job.run_job(place.results, [planned.name])
         assert folder.status == "pending"
         other.kill()  # not waited for: what is left of it in the process table is not alive
-        until(lambda: claim.holder(folder.path) is None)
+        until(lambda: lease.holder(folder.path) is None)
         job.run_job(place.results, [planned.name], spare=[planned.name])
         assert folder.status == "done"
-        assert not claim.claims(folder.path)
+        assert not lease.claims(folder.path)
     finally:
         other.kill()
         other.communicate()
@@ -230,8 +232,8 @@ def test_spare_runs_that_were_ever_begun_are_left_to_their_worker(place: Workpla
     begun, fresh = (RunFolder(place.results / planned.name) for planned in made.runs)
     for planned in made.runs:
         RunFolder(place.results / planned.name).plan(made.on_disk(planned))
-    gone = claim.Owner(claim.process().host, 2**22 + 1, "1")
-    assert claim._link(begun.path / "claim.1", gone)
+    gone = lease.Owner(lease.process().host, 2**22 + 1, "1")
+    assert lease._link(begun.path / "claim.1", gone)
     job.run_job(place.results, [], spare=[begun.path.name, fresh.path.name])
     assert (begun.status, fresh.status) == ("pending", "done")
 
@@ -260,7 +262,7 @@ def under_way(place: Workplace, count: int) -> list[RunFolder]:
 
 
 def worker_of(folder: RunFolder) -> int:
-    return int(json.loads(claim.claims(folder.path)[-1].read_text())["pid"])
+    return int(json.loads(lease.claims(folder.path)[-1].read_text())["pid"])
 
 
 @pytest.mark.slow  # starts several processes

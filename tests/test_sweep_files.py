@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedbench import report, sweep
-from fedbench.config import Sweep
-from fedbench.evidence import gather
-from fedbench.planning import read_sweep
+from fedbench.report import writer
+from fedbench.cli import sweep
+from fedbench.plan.config import Sweep
+from fedbench.report.evidence import gather
+from fedbench.plan.planning import read_sweep
 
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
@@ -100,4 +101,4 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", *flags]) == 0
     evidence = gather([file], results, settings=settings)
     assert set(evidence.runs["state"]) == {"done"}
-    assert report.write(evidence, tmp_path / "out").page.is_file()
+    assert writer.write(evidence, tmp_path / "out").page.is_file()

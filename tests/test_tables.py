@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from written import cell, shown, summarise, write_run
 
-from fedbench.evidence import gather
-from fedbench.tables import grid, notes, terminal, text
-from fedbench.tables.metrics import STATES
-from fedbench.tables.summary import average_ranks, labels, summary
+from fedbench.report.evidence import gather
+from fedbench.report.tables import grid, notes, terminal, text
+from fedbench.report.tables.metrics import STATES
+from fedbench.report.tables.summary import average_ranks, labels, summary
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

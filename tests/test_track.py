@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedbench import track
-from fedbench.config import ConfigError
-from fedbench.planning import check_sweep
-from fedbench.plugins import plugins
-from fedbench.records import RunFolder
+from fedbench.jobs import trackers
+from fedbench.plan.config import ConfigError
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.base.records import RunFolder
 
 RECORD = {"run": "r", "round": 5, "rounds": 10, "seed": 0, "mean_accuracy": 0.5, "global_accuracy": None, "bytes_up": 7}
 
@@ -35,9 +35,9 @@ class Listed:
         self.closed = True
 
 
-def folder(path: Path, **trackers: Any) -> track.TrackedFolder:
+def folder(path: Path, **trackers: Any) -> trackers.TrackedFolder:
     (path / "r").mkdir()
-    return track.TrackedFolder(path / "r", dict(trackers))
+    return trackers.TrackedFolder(path / "r", dict(trackers))
 
 
 def test_records_go_to_disk_and_their_numbers_to_every_tracker(tmp_path: Path) -> None:
@@ -61,20 +61,20 @@ def test_a_tracker_that_fails_is_told_once_and_left_alone(tmp_path: Path, caplog
 
 def test_trackers_are_off_by_default(tmp_path: Path) -> None:
     plain = RunFolder(tmp_path)
-    with track.tracked(plain, (), {}) as followed:
+    with trackers.tracked(plain, (), {}) as followed:
         assert followed is plain
 
 
-@pytest.mark.parametrize("name", sorted(track.TRACKERS))
+@pytest.mark.parametrize("name", sorted(trackers.TRACKERS))
 def test_what_is_not_installed_is_a_mistake_at_planning_and_none_at_running(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if importlib.util.find_spec(track.PACKAGES[name]):
+    if importlib.util.find_spec(trackers.PACKAGES[name]):
         pytest.skip(f"{name} is installed here")
     base = {"dataset": "glyphs", "partition": "iid", "method": "head_only"}
     with pytest.raises(ConfigError, match=f"{name} needs the package"):
         check_sweep({"base": base, "machine": {"track": [name]}}, plugins())
-    with track.tracked(RunFolder(tmp_path), [name], {}) as followed:  # a node that lacks what the login node has
+    with trackers.tracked(RunFolder(tmp_path), [name], {}) as followed:  # a node that lacks what the login node has
         followed.append(RECORD)
     assert followed.records() == [RECORD]
     assert f"{name} does not follow this run" in caplog.text
@@ -84,9 +84,9 @@ def test_tensorboard_reads_back_what_was_sent(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with track.tracked(RunFolder(tmp_path), ["tensorboard"], {}) as followed:
+    with trackers.tracked(RunFolder(tmp_path), ["tensorboard"], {}) as followed:
         followed.append(RECORD)
-    with track.tracked(RunFolder(tmp_path), ["tensorboard"], {}) as followed:  # resumed after round 5
+    with trackers.tracked(RunFolder(tmp_path), ["tensorboard"], {}) as followed:  # resumed after round 5
         followed.append(RECORD | {"round": 10, "mean_accuracy": 0.75})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -101,7 +101,7 @@ def test_mlflow_reads_back_what_was_sent(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "r").mkdir()
     for at, value in ((5, 0.5), (10, 0.75)):
-        with track.tracked(RunFolder(tmp_path / "r"), ["mlflow"], {"local.lr": 0.1}) as followed:
+        with trackers.tracked(RunFolder(tmp_path / "r"), ["mlflow"], {"local.lr": 0.1}) as followed:
             followed.append(RECORD | {"round": at, "mean_accuracy": value})
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("fedbench").experiment_id])
@@ -117,7 +117,7 @@ def test_wandb_works_without_a_network(
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with track.tracked(RunFolder(tmp_path), ["wandb"], {"local.lr": 0.1}) as followed:
+    with trackers.tracked(RunFolder(tmp_path), ["wandb"], {"local.lr": 0.1}) as followed:
         followed.append(RECORD)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert "follow" not in caplog.text

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from written import write_run
 
-from fedbench import report, sweep
-from fedbench.config import ConfigError
-from fedbench.evidence import gather
-from fedbench.planning import check_sweep, read_sweep
-from fedbench.plugins import plugins
-from fedbench.records import RunFolder, run_folders
-from fedbench.tuning import draws, groups, search_space, staged
+from fedbench.report import writer
+from fedbench.cli import sweep
+from fedbench.plan.config import ConfigError
+from fedbench.report.evidence import gather
+from fedbench.plan.planning import check_sweep, read_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.base.records import RunFolder, run_folders
+from fedbench.plan.tuning import draws, groups, search_space, staged
 
 METHODS = [{"name": "head_only"}, {"name": "fedncm"}]
 
@@ -81,7 +82,7 @@ def test_one_command_looks_for_values_and_then_runs_with_them(
     assert set(evidence.runs["state"]) == {"done"}
     assert evidence.trials["validation"].max() == best
     assert evidence.trials["chosen"].sum() == 1
-    report.write(evidence, tmp_path / "out")
+    writer.write(evidence, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "tuning.png").is_file()
     html = (tmp_path / "out" / "index.html").read_text()
     assert "4 trials, 4 for each method in each setting, of 1 rounds" in html

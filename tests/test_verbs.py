@@ -13,15 +13,15 @@ import pytest
 import shtab
 
 from fedbench import __main__ as verbs
-from fedbench import completion, methods
-from fedbench.home import sweep_file
-from fedbench.pipe import CLOSED
-from fedbench.plugins import HOME, plugins
+from fedbench.cli import completion, list_methods
+from fedbench.base.home import sweep_file
+from fedbench.base.broken_pipe import CLOSED
+from fedbench.plan.plugins import HOME, plugins
 
 
 def test_every_method_is_listed_with_its_fields():
     found = plugins()
-    entries = {(entry.kind, entry.name): entry for entry in methods.listing(found)}
+    entries = {(entry.kind, entry.name): entry for entry in list_methods.listing(found)}
     assert entries.keys() == {(kind, n) for kind in ("method", "aggregation") for n in found.classes[kind]}
     for (kind, name), entry in entries.items():
         cls = found.classes[kind][name]
@@ -39,15 +39,15 @@ def test_every_method_is_listed_with_its_fields():
 
 
 def test_the_listing_prints(capsys):
-    assert methods.main(["fedvpt", "fedprox"]) == 0
+    assert list_methods.main(["fedvpt", "fedprox"]) == 0
     text = capsys.readouterr().out
     assert "fedvpt  (global)" in text
     assert "      mu = 0.01    [float ≥ 0]" in text
     assert "Every method has:\n      logit_prior = none    [none | eval | train | both]" in text
     assert "pep_fedpt" not in text
-    assert methods.main(["--json"]) == 0
+    assert list_methods.main(["--json"]) == 0
     assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} >= {"fedvpt", "fedprox"}
-    assert methods.main(["fedvtp"]) == 2
+    assert list_methods.main(["fedvtp"]) == 2
     assert "no 'fedvtp'; there are " in capsys.readouterr().err
 
 

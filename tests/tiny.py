@@ -8,7 +8,7 @@ from typing import Any
 
 from fedbench.contract.world import CLASSES, CLIENTS, SIZES, Tiny, backbone, tiny, variants
 from fedbench.method import Method
-from fedbench.plugins import Kind, plugins
+from fedbench.plan.plugins import Kind, plugins
 
 __all__ = ["AGGREGATIONS", "CLASSES", "CLIENTS", "METHODS", "PAIRS", "SIZES", "Tiny", "backbone", "plugins", "tiny"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedbench import evidence
-from fedbench.records import RunFolder
-from fedbench.tables import contests, grid
-from fedbench.tables.summary import summary
+from fedbench.report import evidence
+from fedbench.base.records import RunFolder
+from fedbench.report.tables import contests, grid
+from fedbench.report.tables.summary import summary
 
 
 def write_run(

@@ -14,11 +14,12 @@ from timm.models import register_model
 
 from benchmarks.peers import model
 from benchmarks.peers.task import VALUES, Log, Values
-from fedbench import checkpoint, evaluation, job, simulation
-from fedbench.config import Sweep
-from fedbench.planning import check_sweep
-from fedbench.plugins import plugins
-from fedbench.records import RunFolder
+from fedbench.run import checkpoint, evaluation, simulation
+from fedbench.jobs import job
+from fedbench.plan.config import Sweep
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.base.records import RunFolder
 
 ARCHITECTURE: dict[str, Any] = {}  # of the task at hand: fedbench asks timm for a backbone by its name alone
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from benchmarks.peers import model, ours
 from benchmarks.peers.task import VALUES
 from fedbench import data
-from fedbench.setting import build
+from fedbench.run.experiment import build
 
 COMMON = {"clients": 100, "per_round": 10, "classes": 100, "batch": 32, "prompts": 8, "lr": 0.1}
 SIZES = {"train_each": (40, 60), "tests": 1000}  # 50 training and 10 test samples a client, in the mean

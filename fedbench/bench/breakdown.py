@@ -13,29 +13,29 @@ from unittest import mock
 
 import torch
 
-from fedbench import checkpoint, cohort, evaluation, simulation
+from fedbench.run import checkpoint, stacked_model, evaluation, simulation
 from fedbench.bench.clock import timed, wait
-from fedbench.setting import Setting
+from fedbench.run.experiment import Setting
 
 PARTS = ("data", "forward", "backward", "optimiser", "aggregation", "evaluation", "checkpoint")
 
 # (part, module, name in it): the part has the function's own time, without that of the functions it calls that are named
 # here. What the trainer does around its passes is the optimiser's, what a round does around training the server's.
 TIMED: tuple[tuple[str, str, str], ...] = (
-    ("data", "fedbench.setting", "Setting.train"),
+    ("data", "fedbench.run.experiment", "Setting.train"),
     ("data", "fedbench.data", "batches"),
-    ("data", "fedbench.images", "Images.batch"),
-    ("forward", "fedbench.cohort", "Cohort.forward"),
-    ("forward", "fedbench.cohort", "Cohort.each"),
+    ("data", "fedbench.vit.images", "Images.batch"),
+    ("forward", "fedbench.run.stacked_model", "Cohort.forward"),
+    ("forward", "fedbench.run.stacked_model", "Cohort.each"),
     ("forward", "torch.nn.functional", "cross_entropy"),
     ("backward", "torch.autograd", "grad"),
     ("backward", "torch.autograd", "backward"),
-    ("optimiser", "fedbench.local", "Trainer.train"),
-    ("aggregation", "fedbench.simulation", "one_round"),
-    ("aggregation", "fedbench.server", "Server.send"),
-    ("aggregation", "fedbench.server", "Server.merge"),
-    ("evaluation", "fedbench.evaluation", "evaluate"),
-    ("checkpoint", "fedbench.checkpoint", "save"),
+    ("optimiser", "fedbench.run.local", "Trainer.train"),
+    ("aggregation", "fedbench.run.simulation", "one_round"),
+    ("aggregation", "fedbench.run.server", "Server.send"),
+    ("aggregation", "fedbench.run.server", "Server.merge"),
+    ("evaluation", "fedbench.run.evaluation", "evaluate"),
+    ("checkpoint", "fedbench.run.checkpoint", "save"),
 )
 WHOLE = ("evaluation", "checkpoint")  # all that happens inside is theirs
 
@@ -75,7 +75,7 @@ class Stopwatch:
 
 
 def _in_turn(work: Callable[[Any], Any], items: Sequence[Any], device: torch.device) -> list[Any]:
-    """As `fedbench.spread.spread`, with all threads at one piece after another: two at once have no parts of one round."""
+    """As `fedbench.vit.thread_map.spread`, with all threads at one piece after another: two at once have no parts of one round."""
     return [work(item) for item in items]
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from fedbench import nano
-from fedbench.planning import check_sweep
-from fedbench.plugins import Plugins
-from fedbench.setting import Setting, build
+from fedbench.vit import nano
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import Plugins
+from fedbench.run.experiment import Setting, build
 
 CLASSES, LR = 100, 0.001  # a step so small that noise does not diverge, however long it is trained on
 SOURCE = 32  # images come at 32 px, as CIFAR's do, and are resized by whoever trains on them

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedbench import measure
+from fedbench.run import meter
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -42,7 +42,7 @@ def peak(work: Callable[[], Any], device: torch.device) -> int:
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    meter = measure.Meter(device)
+    meter = meter.Meter(device)
     work()
     wait(device)
     return int(meter.read()["peak_memory_bytes"])

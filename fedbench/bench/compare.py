@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedbench.home import ROOT
+from fedbench.base.home import ROOT
 
 # Two runs on different ground are no comparison of commits.
 GROUND = ("device", "threads", "torch", "python", "precision")

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from fedbench import cost, evaluation
+from fedbench.run import cost, evaluation
 from fedbench.bench import breakdown, clock
 from fedbench.bench.cases import CASES, World
 from fedbench.bench.contenders import Prompted, bare_evaluation, bare_training, fastest, published
-from fedbench.plugins import Plugins
-from fedbench.setting import Setting
+from fedbench.plan.plugins import Plugins
+from fedbench.run.experiment import Setting
 
 BARE, PUBLISHED, LOOP, COMPILED = "bare loop", "published loop", "one by one", "compiled"
 MEMORY = {"cuda": 24 << 30, "cpu": 4 << 30}  # bytes that a round of 10 clients x 32 images should stay within

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedbench.bench.breakdown import PARTS
-from fedbench.figures.style import COLOURS, WIDTH, style
+from fedbench.report.figures.style import COLOURS, WIDTH, style
 
 OTHERS = "#9a9a9a"
 

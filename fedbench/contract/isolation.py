@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fedbench.cohort import Cohort
+from fedbench.run.stacked_model import Cohort
 from fedbench.contract import ContractError, check, hook_name
 from fedbench.contract.rounds import COHORT, TOLERANCE, agree, kept, reports_agree, row
 from fedbench.contract.world import Case, tiny
 from fedbench.method import Method
-from fedbench.plugins import execute
+from fedbench.plan.plugins import execute
 
 SAMPLES = {"prompts": (1, 2), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}  # which arguments hold samples
 OBSERVED = (1, 2, 3)  # of observe: taps, query, y

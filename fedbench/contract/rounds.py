@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.world import CLIENTS, SIZES, Case, Tiny, task, tiny
-from fedbench.evaluation import accuracies
+from fedbench.run.evaluation import accuracies
 from fedbench.method import Param, Report, told
-from fedbench.server import bytes_of_sums
-from fedbench.stacked import rows
+from fedbench.run.server import bytes_of_sums
+from fedbench.run.stacked import rows
 
 COHORT = (4, 0, 5, 2)  # of 9, 7, 1 and 12 samples: 6, 4, 2 and 6 batches of 4 in 2 epochs
 TOLERANCE = 1e-10  # float64, a few dozen steps

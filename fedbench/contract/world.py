@@ -11,14 +11,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fedbench import data
-from fedbench.backbone import Backbone
-from fedbench.cohort import Cohort
-from fedbench.config import Local
-from fedbench.cost import task_of
-from fedbench.images import Images
-from fedbench.local import Trainer
+from fedbench.vit.backbone import Backbone
+from fedbench.run.stacked_model import Cohort
+from fedbench.plan.config import Local
+from fedbench.run.cost import task_of
+from fedbench.vit.images import Images
+from fedbench.run.local import Trainer
 from fedbench.method import Aggregation, Method, Report, Task
-from fedbench.server import Server, parameters
+from fedbench.run.server import Server, parameters
 
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # training samples of each client: none fills its last batch alike
 
@@ -34,7 +34,7 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
 
 @dataclasses.dataclass
 class Tiny:
-    """What a check needs to train and merge: like fedbench.setting.Setting, without a dataset or a folder."""
+    """What a check needs to train and merge: like fedbench.run.experiment.Setting, without a dataset or a folder."""
 
     trainer: Trainer
     server: Server

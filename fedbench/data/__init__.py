@@ -2,15 +2,7 @@
 
 from fedbench.data.batches import Batches, batches
 from fedbench.data.official import Archive, Facts
-from fedbench.data.partition import (
-    Dealt,
-    Partitioner,
-    SplitSource,
-    cut,
-    dirichlet_shares,
-    level_owners,
-    too_few,
-)
+from fedbench.data.partition import Dealt, Partitioner, SplitSource, cut, dirichlet_shares, level_owners, too_few
 from fedbench.data.samples import Bools, DataError, Dataset, Extent, Ints, Samples
 from fedbench.data.split import Parts, Split, split
 

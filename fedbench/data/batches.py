@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench import rng
+from fedbench.base import rng
 from fedbench.data.samples import Ints
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedbench import rng
+from fedbench.base import rng
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 from fedbench.method import option
 

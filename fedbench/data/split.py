@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench import rng
+from fedbench.base import rng
 from fedbench.data.partition import SplitSource, chosen, cut
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 

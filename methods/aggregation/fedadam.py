@@ -1,6 +1,6 @@
 """FedAdam: the server follows the cohort's mean change by Adam.
 
-Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). What it shares with FedYogi is in ``fedbench/fedopt.py``.
+Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). What it shares with FedYogi is in ``fedbench/method/server_optimizers.py``.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedbench.fedopt import Adaptive
+from fedbench.method.server_optimizers import Adaptive
 
 
 @dataclass(frozen=True)

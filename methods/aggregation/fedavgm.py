@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.fedopt import FedOpt
+from fedbench.method.server_optimizers import FedOpt
 from fedbench.method import Values, option
 
 

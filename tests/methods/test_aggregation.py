@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbench.method import Aggregation, Method, Param, Report, Task, linear_head
-from fedbench.server import Server, parameters
+from fedbench.run.server import Server, parameters
 
 AGGREGATION = tiny.plugins().classes["aggregation"]
 CPU, F64 = torch.device("cpu"), torch.float64
@@ -233,7 +233,7 @@ def test_clients_that_share_nothing_are_as_under_fedavg(name):
 
 @pytest.mark.parametrize("name", AGGREGATION)
 def test_a_method_without_training_runs_with_every_aggregation(name):
-    from fedbench.local import idle
+    from fedbench.run.local import idle
 
     small = tiny.tiny(tiny.METHODS["fedncm"], AGGREGATION[name]())
     small.introduce(range(tiny.CLIENTS))

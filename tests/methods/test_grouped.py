@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from fedbench import checkpoint, cost
+from fedbench.run import checkpoint, cost
 from fedbench.method import Report
 
 METHOD, AGGREGATION = (tiny.plugins().classes[kind] for kind in ("method", "aggregation"))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench import cost
+from fedbench.run import cost
 from fedbench.data import batches
 
 METHOD = tiny.plugins().classes["method"]

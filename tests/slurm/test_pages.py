@@ -6,7 +6,7 @@ import pytest
 from followed import Page
 from slurm_cluster import Cluster
 
-from fedbench.records import run_folders
+from fedbench.base.records import run_folders
 
 pytestmark = pytest.mark.slurm
 

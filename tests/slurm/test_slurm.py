@@ -16,9 +16,11 @@ import pytest
 import yaml
 from slurm_cluster import Cluster
 
-from fedbench import claim, launch, sweep
-from fedbench import slurm as slurm_words
-from fedbench.records import MEASURED, RunFolder, run_folders
+from fedbench.base import lease
+from fedbench.jobs import launch
+from fedbench.cli import sweep
+from fedbench.jobs import slurm as slurm_words
+from fedbench.base.records import MEASURED, RunFolder, run_folders
 
 pytestmark = pytest.mark.slurm
 
@@ -228,7 +230,7 @@ def test_a_lost_node_gives_its_run_to_another(
     id_ = launch.job_of(folder)["id"]
     node = run("squeue", "--noheader", "--format=%N", f"--jobs={id_}").strip()
     slurm.node("kill", node)
-    owner = claim.owner_in(claim.claims(folder.path)[-1])
+    owner = lease.owner_in(lease.claims(folder.path)[-1])
     assert owner is not None
     keeper = int(Path(f"/proc/{owner.pid}/stat").read_text().rpartition(")")[2].split()[1])
     for pid in (keeper, owner.pid):  # with slurmd alone gone they would go on, and the next life would leave them to it

@@ -1,0 +1,14 @@
+"""`option`: a field of a plug-in together with its meaning, which listings and reference pages print."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def option(default: Any, meaning: str, **metadata: Any) -> Any:
+    """A dataclass field with a `default` and a `meaning`.
+
+    ``always_shown=True``: tables name its value even where it is the default.
+    """
+    return field(default=default, metadata={"meaning": meaning, **metadata})

@@ -1,0 +1,79 @@
+"""The command line of reports: makes every table and figure, and prints the main table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fedbench.base import fork_pool
+from fedbench.report.selection import ReportError, asked_for
+from fedbench.base.broken_pipe import ends_with_its_reader
+from fedbench.base.records import RecordsError
+from fedbench.report.published import FOLDER, ReferencesError
+from fedbench.report.tables.metrics import MAIN, METRIC
+
+EPILOG = """\
+examples:
+  %(prog)s sweeps/quickstart.yaml
+  %(prog)s sweeps/main_table.yaml --results /scratch/me/results --out paper/ --intervals
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description="Make every table and figure, and a page that shows them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "sweeps", nargs="*", type=Path, metavar="SWEEP.yaml", help="report exactly the runs of these files"
+    )
+    made.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
+    made.add_argument(
+        "--out", type=Path, default=Path("reports/out"), metavar="DIR", help="where to write (reports/out)"
+    )
+    made.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as given to the sweep")
+    made.add_argument(
+        "--intervals",
+        action="store_true",
+        help="95 %% intervals of the mean (Student's t over seeds) in place of ± std",
+    )
+    made.add_argument(
+        "--metrics", nargs="+", default=list(MAIN), metavar="NAME", help=f"of the main table: {', '.join(METRIC)}"
+    )
+    made.add_argument(
+        "--versus", nargs=2, metavar="LABEL", help="the two methods compared client by client (the two best)"
+    )
+    made.add_argument("--reference", type=Path, default=FOLDER, metavar="DIR", help="CSV files of published numbers")
+    return made
+
+
+@ends_with_its_reader
+def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
+    """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
+    given = parser(program).parse_args(arguments)
+    reading = fork_pool.beside(asked_for, given.sweeps, given.results, given.plugins, given.set)
+    # what draws is imported while the sweep files are read: each takes seconds
+    from fedbench.report.evidence import gathered
+    from fedbench.report.writer import Wishes, write
+    from fedbench.report.tables import terminal
+
+    try:
+        evidence = gathered(reading(), given.sweeps, given.results)
+        versus = tuple(given.versus) if given.versus else None
+        wishes = Wishes(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
+        written = write(evidence, given.out, wishes)
+    except (ReportError, RecordsError, ReferencesError) as error:  # any other is a fault of the program
+        Console(stderr=True).print(Text(str(error)), soft_wrap=True)
+        return 2
+    console = Console()
+    terminal.show(console, written.summary, wishes.metrics, wishes.spread)
+    terminal.tell(console, (*written.legend, *written.footer), written.alarms, (written.page, *written.figures))
+    return 0

@@ -1,0 +1,67 @@
+"""A split in numbers: how large clients are, how many classes they hold, and how far they are from the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import rel_entr
+
+from fedbench.base import rng
+from fedbench.data.samples import Bools, Ints, Samples
+from fedbench.data.split import Split
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """Of K clients and C classes; distances are between class distributions, 0: the same, 1: no class in common."""
+
+    counts: Ints  # [K, C] training samples
+    sizes: tuple[Ints, Ints, Ints]  # [K] training, validation, test samples
+    held_out: Bools  # [K]
+    variation: Floats  # [K] total variation between a client's training samples and all clients' together
+    by_chance: Floats  # [K] what it would be for as many samples drawn from the whole: small clients are never alike
+    shannon: Floats  # [K] Jensen-Shannon divergence between the same, in bits
+    test_variation: Floats  # [K] total variation between a client's training and test samples
+    unused: int  # samples of the dataset that are nobody's
+
+    @property
+    def classes(self) -> Ints:
+        """How many classes each client trains on, [K]."""
+        held: Ints = (self.counts > 0).sum(1)
+        return held
+
+    @classmethod
+    def of(cls, split: Split, samples: Samples) -> Portrait:
+        """Of `split`, which deals out `samples`."""
+        counts = split.class_counts(samples.labels, samples.num_classes)
+        total = counts.sum(0)
+        own, whole = _shares(counts), _shares(total[None])
+        drawn = rng.numpy_stream("portrait").multinomial(split.train.sizes, whole[0])
+        test = _shares(split.test.class_counts(samples.labels, samples.num_classes))
+        middle = (own + whole) / 2
+        parts = (split.train, split.validation, split.test)
+        return cls(
+            counts=counts,
+            sizes=(parts[0].sizes, parts[1].sizes, parts[2].sizes),
+            held_out=split.held_out,
+            variation=_variation(own, whole),
+            by_chance=_variation(_shares(drawn), whole),
+            shannon=(rel_entr(own, middle).sum(1) + rel_entr(whole, middle).sum(1)) / (2 * np.log(2)),
+            test_variation=_variation(own, test),
+            unused=len(samples.labels) - sum(len(part.indices) for part in parts),
+        )
+
+
+def _shares(counts: Ints) -> Floats:
+    shares: Floats = counts / counts.sum(1, keepdims=True)
+    return shares
+
+
+def _variation(one: Floats, other: Floats) -> Floats:
+    """Total variation of class distributions [K, C]: half the sum of absolute differences, [K]."""
+    distance: Floats = np.abs(one - other).sum(1) / 2
+    return distance

@@ -1,0 +1,1 @@
+"""Runs on a machine or a Slurm cluster: workers, supervision, failures and the live table."""

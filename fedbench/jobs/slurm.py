@@ -1,0 +1,234 @@
+"""Slurm's words: arrays of jobs through submitit, one squeue for all of them, and the end of a job as Slurm tells it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from fedbench.plan.config import Cluster, ConfigError, Sweep
+from fedbench.base.home import ROOT
+from fedbench.jobs.supervisor import Job
+from fedbench.jobs.launch import LaunchError, deaf, environment, remember
+
+T = TypeVar("T")
+
+SIGNAL_SECONDS = 180  # before the time limit: room for a round to end and to be written
+# How squeue names the end of a job, and the kind of failure that it is.
+ENDED = {
+    "COMPLETED": "lost",
+    "FAILED": "lost",
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "PREEMPTED": "preempted",
+}
+# How the last lines of a job's log name it, for Slurm forgets a job after minutes; the first that fits counts.
+TOLD = (
+    (re.compile(r"oom.kill|out.of.memory|OOM Killed", re.IGNORECASE), "out_of_memory"),
+    (re.compile(r"DUE TO TIME LIMIT|\(timeout\): back into"), "timeout"),
+    (re.compile(r"DUE TO NODE FAILURE|NODE_FAIL"), "node_failure"),
+    (re.compile(r"DUE TO PREEMPTION|\(preempted\): back into"), "preempted"),
+    (re.compile(r"(JOB|STEP) \S+ ON \S+ CANCELLED"), "cancelled"),
+)
+TAIL_BYTES = 4000
+TRANSIENT = re.compile(
+    r"timed out|temporarily|unable to contact|try again|connection|socket|slow down|backup|not responding|zero bytes",
+    re.IGNORECASE,
+)
+WAITS = (5.0, 20.0, 60.0)  # seconds before a busy controller is asked again
+LIMIT = re.compile(r"limit|too many|MaxSubmit|policy", re.IGNORECASE)
+
+
+def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> list[str]:
+    """Submit `names` as job arrays no longer than the cluster allows; returns the ids of arrays and jobs.
+
+    Raises ConfigError where there is no Slurm or submitit does not know an option, LaunchError where Slurm refuses the jobs.
+    """
+    cluster = sweep.cluster
+    each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
+    packs = [names[i : i + each] for i in range(0, len(names), each)]
+    parameters = slurm_parameters(cluster)
+    parameters["job_name"] = job_name(sweep.name)
+    try:
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**parameters)
+    except (ValueError, TypeError, RuntimeError) as error:  # an unknown option; no Slurm here
+        raise ConfigError(f"cluster: {error}") from error
+    warning = int(parameters["signal_delay_s"])
+    jobs = [Job(str(results), tuple(pack), cluster.cpus, cluster.runs_per_gpu, warning) for pack in packs]
+    size, ids = _max_array_size(), []
+    for start in range(0, len(jobs), size):
+        for submitted, pack in _submitted(executor, jobs[start : start + size], start, len(jobs)):
+            job = {
+                "scheduler": "slurm",
+                "id": submitted.job_id,
+                "log": str(submitted.paths.stdout),
+                "sweep": sweep.name,
+            }
+            remember(results, pack, job)
+            main = str(submitted.job_id).split("_")[0]
+            ids += [] if main in ids else [main]
+    return ids
+
+
+def _submitted(
+    executor: submitit.SlurmExecutor, jobs: Sequence[Job], start: int, total: int
+) -> Iterator[tuple[submitit.Job[None], tuple[str, ...]]]:
+    """An array of `jobs`, or where a limit of the cluster forbids it, two of half the size."""
+    with deaf(), environment(drop="SLURM_"):  # of a job in which the sweep itself may run
+        try:
+            made = _patiently(lambda: _array(executor, jobs))
+        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
+            if len(jobs) == 1 or not LIMIT.search(str(error)):
+                raise LaunchError(
+                    f"sbatch refused {len(jobs)} jobs after {start} of {total} were submitted, which go on; the same "
+                    f"command submits the rest: {error}"
+                ) from error
+            made = None
+        if made is not None:
+            yield from zip(made, [job.names for job in jobs], strict=True)
+    if made is None:
+        half = len(jobs) // 2
+        yield from _submitted(executor, jobs[:half], start, total)
+        yield from _submitted(executor, jobs[half:], start + half, total)
+
+
+def _array(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[submitit.Job[None]]:
+    with executor.batch():
+        made = [executor.submit(job) for job in jobs]
+    return made
+
+
+def _patiently(submit: Callable[[], T]) -> T:
+    """Ask again where a busy controller did not answer; if it did take the jobs, the runs' claims keep them from harm."""
+    for wait in WAITS:
+        try:
+            return submit()
+        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
+            if not TRANSIENT.search(str(error)):
+                raise
+            time.sleep(wait)
+    return submit()
+
+
+def job_name(sweep: str) -> str:
+    """How the jobs of a sweep are called: one word of letters, digits, dots and dashes, whatever the sweep's name."""
+    return "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep)
+
+
+def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
+    """The `cluster` block in submitit's words. Raises ConfigError."""
+    parameters: dict[str, Any] = {
+        "time": cluster.timeout_min,
+        "signal_delay_s": min(SIGNAL_SECONDS, cluster.timeout_min * 60 // 3),
+        "cpus_per_task": cluster.cpus,
+        "srun_args": [f"--cpus-per-task={cluster.cpus}"],  # srun does not inherit it from Slurm 22.05 on
+        "array_parallelism": cluster.array_parallelism,
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's default is refused where wckeys are tracked
+    }
+    optional = {
+        "gpus_per_node": cluster.gpus or None,
+        "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}MB",
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+    }
+    parameters |= {key: value for key, value in optional.items() if value is not None}
+    more = {key.removeprefix("slurm_"): value for key, value in cluster.slurm.items()}
+    further = {"requeue": True} | (more.pop("additional_parameters", None) or {})
+    setup = [
+        f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export OMP_NUM_THREADS={cluster.cpus} MKL_NUM_THREADS={cluster.cpus}",
+        *cluster.setup,
+        *(more.pop("setup", None) or ()),
+    ]
+    for key, value in (parameters | more | further).items():
+        # A line break would end the comment that sbatch reads and begin a command.
+        if any(isinstance(part, str) and "\n" in part for part in (key, value)):
+            raise ConfigError(f"cluster: a line break in {key!r}: {value!r}")
+    return parameters | more | {"additional_parameters": further, "setup": setup}
+
+
+def _max_array_size() -> int:
+    """How many jobs an array may have; small where the cluster does not tell."""
+    try:
+        told = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        told = ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
+    return max(1, int(found.group(1))) if found else 100
+
+
+def cancel(ids: Iterable[str]) -> str:
+    """Cancel jobs; "" or what Slurm says against it. Jobs that have ended are no mistake."""
+    todo = sorted(set(ids))
+    for start in range(0, len(todo), 500):
+        done = subprocess.run(["scancel", *todo[start : start + 500]], capture_output=True, text=True, check=False)
+        if done.returncode and "Invalid job id" not in done.stderr:
+            return done.stderr.strip()
+    return ""
+
+
+class Queue:
+    """Which Slurm jobs live, by one call of squeue for all of them; sacct is not asked, for many clusters have none."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[str, str]] | None = {}  # {id: (state, reason)}; None: Slurm did not answer
+        self._ended: dict[str, str] = {}  # what was once seen of jobs that Slurm forgets soon
+
+    def ask(self, ids: Iterable[str]) -> None:
+        """Look up the jobs `ids`, such as 12 or 12_3."""
+        mains = sorted({id_.split("_")[0] for id_ in ids})
+        if not mains:
+            return
+        command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(mains)}"]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            self._states = None
+            return
+        if told.returncode and "Invalid job id" not in told.stderr:  # that is how a single forgotten job is answered
+            self._states = None
+            return
+        rows = [line.strip().split("|", 2) for line in told.stdout.splitlines()]
+        self._states = {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
+        self._ended |= {id_: ENDED[state] for id_, (state, _) in self._states.items() if state in ENDED}
+
+    def lives(self, id_: str) -> bool:
+        """Whether the job waits or runs; believed where Slurm did not answer."""
+        return self._states is None or (id_ in self._states and self._states[id_][0] not in ENDED)
+
+    def why(self, id_: str) -> str:
+        """What a waiting job waits for, in Slurm's word."""
+        state, reason = (self._states or {}).get(id_, ("", ""))
+        return reason if state == "PENDING" and reason not in ("None", "") else ""
+
+    def end(self, id_: str, log: Path) -> str:
+        """The kind of failure that ended a job which is no more: from Slurm, or from the last lines of its log."""
+        kind = self._ended.get(id_, "lost")
+        if kind != "lost":
+            return kind
+        try:
+            with open(log, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+                tail = file.read().decode(errors="replace")
+        except OSError:
+            return kind
+        return next((told for pattern, told in TOLD if pattern.search(tail)), kind)

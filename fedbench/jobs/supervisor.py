@@ -1,0 +1,234 @@
+"""Keeps workers at their runs: one process for each slot, begun again when it dies, and led away when the job must leave.
+
+It imports no torch, so it costs little beside the workers, and outlives what kills them: a crash, or the kernel when memory
+runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.jobs.supervisor`` what the local machine does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedbench.base import lease
+from fedbench.jobs import failures
+from fedbench.base.records import RunFolder
+
+GRACE_SECONDS = 60.0  # for a round to end after a signal; then the last checkpoint serves
+BROKEN = 3  # deaths of a slot's process in a row that hit no run: it cannot even start
+LEFT = 3  # exit code of a worker that was asked to leave: see fedbench.jobs.job
+CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+
+
+@dataclass
+class Slot:
+    """A place for one run at a time: its own runs, those of others for later, and the GPU it uses."""
+
+    names: Sequence[str]
+    spare: Sequence[str] = ()
+    device: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+    over: bool = False
+    broken: int = 0
+
+
+@dataclass
+class Keeper:
+    """The processes of some slots. `leaving` is why they must leave: "" or the kind of a failure."""
+
+    results: Path
+    slots: list[Slot]
+    threads: int
+    leaving: str = ""
+    kill_at: float = field(default=float("inf"))
+
+    def keep(self) -> None:
+        """Until all runs have ended or the job must leave."""
+        seen = _out_of_memory_kills()
+        while not all(slot.over for slot in self.slots):
+            for slot in self.slots:
+                if slot.over:
+                    continue
+                if slot.process is None:
+                    slot.over = bool(self.leaving)
+                    slot.process = None if slot.over else self._begin(slot)
+                elif (code := slot.process.poll()) is not None:
+                    out_of_memory = _out_of_memory_kills() > seen
+                    seen = _out_of_memory_kills()
+                    self._ended(slot, code, out_of_memory)
+                elif time.monotonic() > self.kill_at:
+                    slot.process.kill()
+            time.sleep(0.05)
+
+    def leave(self, kind: str, seconds: float = GRACE_SECONDS) -> None:
+        """Let every worker stop at its next round boundary; who does not within `seconds` is killed."""
+        if not self.leaving:
+            self.leaving, self.kill_at = kind, time.monotonic() + seconds
+        for slot in self.slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.terminate()
+
+    def _begin(self, slot: Slot) -> subprocess.Popen[bytes]:
+        env = dict(os.environ)
+        if slot.device is not None:
+            env["CUDA_VISIBLE_DEVICES"] = slot.device
+        asked = {"names": list(slot.names), "spare": list(slot.spare), "threads": self.threads}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedbench.jobs.job", str(self.results)], stdin=subprocess.PIPE, env=env
+        )
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        try:
+            process.stdin.write(json.dumps(asked).encode())
+            process.stdin.close()
+        except OSError:  # it is dead already, which `keep` sees
+            pass
+        if self.leaving:  # the signal came meanwhile
+            process.terminate()
+        return process
+
+    def _ended(self, slot: Slot, code: int, out_of_memory: bool) -> None:
+        """Begin again where a worker died, until the rules of its runs' failures say no."""
+        process, slot.process = slot.process, None
+        if code == 0 or (code == LEFT and self.leaving):
+            slot.over = True
+            return
+        if code == LEFT:  # somebody asked the worker alone: its runs go on here
+            return
+        killed = self.leaving and code in (-signal.SIGKILL, -signal.SIGTERM)
+        kind, reason = _kind(code, out_of_memory)
+        held = [] if process is None else self._held_by(process.pid, [*slot.names, *slot.spare])
+        for folder, owner in held:
+            who = {"pid": owner.pid, "started": owner.started}
+            if killed:
+                folder.note(kind=self.leaving, reason="no round ended in time; its last checkpoint serves", **who)
+            elif not failures.note(folder, kind, reason, **who):
+                folder.fail(kind, reason)
+        slot.broken = 0 if held else slot.broken + 1
+        slot.over = bool(self.leaving) or slot.broken >= BROKEN
+        _say(f"a worker ended ({reason}){'' if slot.over else '; another begins'}")
+
+    def _held_by(self, pid: int, names: Sequence[str]) -> list[tuple[RunFolder, lease.Owner]]:
+        found = []
+        for name in names:
+            folder = RunFolder(self.results / name)
+            last = lease.claims(folder.path)[-1:]
+            owner = lease.owner_in(last[0]) if last else None
+            if owner is not None and (owner.host, owner.pid) == (lease.host(), pid) and folder.status != "done":
+                found.append((folder, owner))
+        return found
+
+
+def _kind(code: int, out_of_memory: bool) -> tuple[str, str]:
+    if code >= 0:
+        return "crashed", f"its process ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in {int(one) for one in signal.Signals} else f"signal {-code}"
+    if out_of_memory and code == -signal.SIGKILL:
+        return "out_of_memory", "its process was killed by the system when memory ran out"
+    return ("crashed" if name in CRASHES else "killed"), f"its process was killed by {name}"
+
+
+def _out_of_memory_kills() -> int:
+    """How many processes this system has killed for memory since it was started; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper: {text}\n")
+    sys.stdout.flush()
+
+
+def deal(names: Sequence[str], count: int, devices: Sequence[str] | None) -> list[Slot]:
+    """`count` slots, dealt the names one by one, GPU by GPU; each helps the others when its own are done."""
+    count = max(1, min(count, len(names)))
+    packs = [tuple(names[i::count]) for i in range(count)]
+    return [
+        Slot(
+            pack,
+            tuple(name for k in range(1, count) for name in reversed(packs[(i + k) % count])),
+            devices[i % len(devices)] if devices else None,
+        )
+        for i, pack in enumerate(packs)
+    ]
+
+
+# -- what Slurm executes ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """What submitit pickles and calls in a Slurm job: a results folder and run names, for plug-in objects do not pickle.
+
+    `warning` is how many seconds before the time limit Slurm sends its signal; `side_by_side` how many runs share a GPU.
+    """
+
+    results: str
+    names: tuple[str, ...]
+    cpus: int
+    side_by_side: int
+    warning: int
+
+    def __call__(self) -> None:
+        """Do the runs. Near the time limit, or when it has to make room, stop at a round boundary and be requeued."""
+        devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+        count = self.side_by_side * max(1, len(devices))
+        keeper = Keeper(Path(self.results), deal(self.names, count, devices), max(1, self.cpus // count))
+        grace = max(1.0, self.warning * 0.7)
+        signal.signal(signal.SIGTERM, lambda *_: keeper.leave("preempted", grace))
+        signal.signal(signal.SIGUSR2, lambda *_: keeper.leave("timeout", grace))
+        keeper.keep()
+        rest = [folder for name in self.names if (folder := RunFolder(Path(self.results) / name)).status != "done"]
+        if rest and (keeper.leaving == "timeout" or (keeper.leaving == "preempted" and _still_running())):
+            self._again(keeper.leaving, rest)
+
+    def _again(self, kind: str, rest: Sequence[RunFolder]) -> None:
+        """Back into the queue, unless no run of the job gets any further."""
+        for folder in rest:
+            if not failures.note(folder, kind, "the job had to leave its node") and folder.status != "failed":
+                folder.fail(
+                    kind, f"no round more in {failures.AGAIN[kind] + 1} lives of the job; is its time limit too short?"
+                )
+        if all(folder.status == "failed" for folder in rest):
+            return
+        _say(f"leaving the node ({kind}): back into the queue")
+        # Not SLURM_JOB_ID: of one job of an array that is the number of the array itself, with all its jobs.
+        again = ["scontrol", "requeue", lease.process().job]
+        done = subprocess.run(again, check=False, capture_output=True, text=True)
+        if done.returncode:
+            _say(f"Slurm does not take the job back, the next sweep will: {done.stderr.strip()}")
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(60)  # for Slurm ends this life
+        raise SystemExit(1)
+
+
+def _still_running() -> bool:
+    """Whether Slurm only asked this job to make room: one that it is about to end, or to requeue, is in another state.
+
+    A job that leaves in its time of grace counts as completed and is not requeued by itself.
+    """
+    ask = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={lease.process().job}"]
+    return subprocess.run(ask, check=False, capture_output=True, text=True).stdout.strip() == "RUNNING"
+
+
+# -- what the local machine executes ---------------------------------------------------------------------------
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m fedbench.jobs.jobs.supervisor``, with {"results", "names", "count", "devices", "threads"} as JSON on stdin."""
+    asked: Mapping[str, Any] = json.load(sys.stdin)
+    keeper = Keeper(Path(asked["results"]), deal(asked["names"], asked["count"], asked["devices"]), asked["threads"])
+    signal.signal(signal.SIGTERM, lambda *_: keeper.leave("cancelled"))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    keeper.keep()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

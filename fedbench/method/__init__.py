@@ -1,0 +1,33 @@
+"""The method contract: everything that the author of a method or an aggregation imports."""
+
+from fedbench.base.options import option
+from fedbench.method.aggregation import Aggregation
+from fedbench.method.building_blocks import class_sums, linear_head, log_prior, tokens
+from fedbench.method.hooks import HookError, only_if
+from fedbench.method.input_prompt import InputPrompt
+from fedbench.method.method import Method
+from fedbench.method.param import Home, Param, Phases, Values
+from fedbench.method.server_optimizers import AdaptiveServerOptimizer, ServerOptimizer
+from fedbench.method.task import Task
+from fedbench.method.updates import ClientUpdates
+
+__all__ = [
+    "AdaptiveServerOptimizer",
+    "Aggregation",
+    "ClientUpdates",
+    "Home",
+    "HookError",
+    "InputPrompt",
+    "Method",
+    "Param",
+    "Phases",
+    "ServerOptimizer",
+    "Task",
+    "Values",
+    "class_sums",
+    "linear_head",
+    "log_prior",
+    "only_if",
+    "option",
+    "tokens",
+]

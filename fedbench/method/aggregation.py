@@ -1,0 +1,47 @@
+"""The aggregation contract: what keeps clients close to each other, and how the server steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedbench.method.hooks import hook, optional_hook
+from fedbench.method.param import Param, Values
+from fedbench.method.task import Task
+from fedbench.method.updates import ClientUpdates
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """Base of all aggregations; by itself FedAvg, the n_k-weighted mean (McMahan et al. 2017).
+
+    An aggregation is a frozen dataclass called ``Aggregation`` in a file of ``methods/aggregation/``. It works with the
+    parameters of any method.
+    """
+
+    citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # as of a method
+    wants_gradient: ClassVar[bool] = False  # clients also send the mean of their gradients: `ClientUpdates.gradient`
+
+    @optional_hook
+    def extra_loss(self, p: Values, received: Values) -> Tensor:  # type: ignore[empty-body]
+        """A scalar added to each client's mean loss.
+
+        `received`: the aggregated parameters as the server sent them. Not called if the method has none.
+        """
+
+    @hook
+    def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
+        """The aggregation's own tensors by name; `spec` are the method's. Clients read "server" and "local" ones in `p`."""
+        return {}
+
+    @hook
+    def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
+        """Values that replace `mean`: the aggregated parameters as averaged, or as the method merged them.
+
+        Local names have a row for each client of the cohort, [K, ...].
+        """
+        return {}

@@ -1,0 +1,169 @@
+"""The method contract: a federated prompt tuning method is a few small hooks, written for one client.
+
+Legend used everywhere: K clients, B samples, C classes, P prompts, D width, L blocks, N images.
+
+A method is a frozen dataclass called ``Method`` in a file of ``methods/``; its fields are its hyper-parameters and the YAML
+block holds its keyword arguments. The core maps the hooks over clients, so no hook sees a client axis except `send`,
+`absorb` and `merge`, which run on the server.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbench.base.options import option
+from fedbench.method.building_blocks import linear_head
+from fedbench.method.hooks import hook, optional_hook
+from fedbench.method.param import Param, Phases, Values
+from fedbench.method.task import Task
+from fedbench.method.updates import ClientUpdates
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: a frozen backbone and a linear head on the CLS token. Override what differs."""
+
+    logit_prior: Literal["none", "eval", "train", "both"] = option(
+        "none", "when to add log pi_k, the client's own log class prior, to the logits: a control for label skew"
+    )
+    finetune_epochs: int = option(
+        0, "epochs for which each client fine-tunes the final model on its own data before evaluation"
+    )
+
+    family: ClassVar[str] = "global"
+    citation: ClassVar[str] = "ours"
+    reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
+    reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
+    # What `tune:` searches, by field or dotted path of the run: {"log": (low, high)}, {"linear": (low, high)} or
+    # {"choice": (a, b, ...)}. Empty for a method that trains nothing.
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
+    pooled: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
+    # The names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. Each phase
+    # takes `local.epochs` epochs.
+    phases: ClassVar[Phases | None] = None
+    # The same for fine-tuning before evaluation; None: as in training. May name values that federated training leaves alone.
+    finetune_phases: ClassVar[Phases | None] = None
+    # Further passes in training, by name; `extra_loss` reads their CLS feature as out["<name>.cls"].
+    views: ClassVar[tuple[str, ...]] = ()
+    # Where a hook is called: the local phase (None in evaluation) and the view (None in the main pass).
+    phase: ClassVar[int | None] = None
+    view: ClassVar[str | None] = None
+
+    def at(self, phase: int | None = None, view: str | None = None) -> Self:
+        """A copy of the method whose hooks find the given local phase and view in `self.phase` and `self.view`."""
+        made = copy.copy(self)
+        object.__setattr__(made, "phase", phase)
+        object.__setattr__(made, "view", view)
+        return made
+
+    def touches(self, depth: int) -> bool:
+        """Whether the method changes what a backbone of `depth` blocks computes; if not, its cached features suffice."""
+        return bool(
+            self.layers(depth) or self.taps(depth) or self.pixels is not None or self.backbone_weights is not None
+        )
+
+    def reads_features(self, depth: int) -> bool:
+        """Whether the prompt-free features are needed, by a hook or instead of a backbone of `depth` blocks."""
+        return self.uses_query or self.statistics is not None or not self.touches(depth)
+
+    @property
+    def uses_query(self) -> bool:
+        """Whether a hook reads `query`, the prompt-free final CLS feature of the frozen backbone."""
+        return False
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether a hook reads ``p["prior"]`` [C], the client's own class distribution, which never leaves the client."""
+        return False
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+    @hook
+    def params(self, task: Task) -> dict[str, Param]:
+        """Every tensor of the method, by name. By default the linear head."""
+        return linear_head(task)
+
+    @hook
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The blocks, of a backbone with `depth` blocks, at which `prompts` is called."""
+        return ()
+
+    @hook
+    def taps(self, depth: int) -> tuple[int, ...]:
+        """The blocks whose entering CLS token `observe` sees."""
+        return ()
+
+    # -- a client's forward pass -----------------------------------------------------------------------------------
+    @hook
+    def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """The prompt slots that enter block `layer`: ``{slot: [B, P, D]}``; a known slot is replaced, a new one inserted.
+
+        `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
+        """
+        raise TypeError(f"{type(self).__module__}: a method with layers() must define prompts()")
+
+    @hook
+    def logits(self, p: Values, out: Values) -> Tensor:
+        """Class scores [B, C] from ``out["cls"]`` [B, D] and ``out[slot]`` [B, P, D], all after the last norm."""
+        return F.linear(out["cls"], p["head.weight"], p["head.bias"])
+
+    @optional_hook
+    def pixels(self, p: Values, images: Tensor) -> Tensor:  # type: ignore[empty-body]
+        """The images [B, 3, S, S] that enter the backbone, from the normalised `images`."""
+
+    @optional_hook
+    def backbone_weights(self, p: Values, frozen: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: tensor} that replace the backbone's tensors `frozen`. Slow: each client has its own backbone pass."""
+
+    # -- a client's training ---------------------------------------------------------------------------------------
+    @optional_hook
+    def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:  # type: ignore[empty-body]
+        """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
+
+        `received`: the shared parameters as the server sent them.
+        """
+
+    @optional_hook
+    def steer(self, p: Values, step: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: tensor}: the optimiser's `step` {name: ...}, changed before it is taken."""
+
+    @optional_hook
+    def observe(  # type: ignore[empty-body]
+        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """{name: sums} over the batch, without gradient, added up over the round; weigh samples by `weight` [B].
+
+        `taps` {block: [B, D]}. Besides the loss, the only hook of a training step that sees labels, `y` [B].
+        """
+
+    @optional_hook
+    def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: tensor} that a client reports once, before it first trains, from all its training samples.
+
+        `query` [n, D] prompt-free features, `y` [n] labels, `p` what clients read of the server.
+        """
+
+    @optional_hook
+    def newcomer(self, p: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{local name: value} with which a client starts that never took part, from what the server sends it."""
+
+    # -- the server ------------------------------------------------------------------------------------------------
+    @optional_hook
+    def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} of the server, from the `statistics` {name: [K, ...]} of clients that take part for the first time."""
+
+    @optional_hook
+    def send(self, server: Values, clients: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values."""
+
+    @optional_hook
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} that replace the n_k-weighted means; local names have rows [K, ...].
+
+        The aggregation then steps from the server's old shared values towards these.
+        """

@@ -1,0 +1,1 @@
+"""How the weights that fedbench ships are made."""

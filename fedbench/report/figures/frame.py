@@ -1,0 +1,177 @@
+"""Panels on a page of paper: a panel per setting, one legend for all, PNG for the page and PDF for the paper."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from fedbench.report.figures.style import WIDTH, Look, Looks
+
+COLUMNS = 3
+DPI = 170  # of the PNG: as wide as the page
+PANELS = 12  # in one figure; more settings make more figures
+
+Panel = Callable[[Axes, Any], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for the page: its files by kind ("png", "pdf"), or none and a caption that says why."""
+
+    name: str
+    title: str
+    caption: str
+    files: dict[str, bytes]
+    width: float = 1.0  # share of WIDTH
+
+
+def panels(
+    keys: Sequence[Any],
+    panel: Panel,
+    look: Looks,
+    told: dict[str, str],
+    x: str | None = None,
+    y: str | None = None,
+    share_y: bool = False,
+    tall: float = 2.0,
+    legend: bool = True,
+    lines: bool = True,
+    heading: Callable[[Any], str] = str,
+) -> Figure:
+    """A figure with a panel per key and one legend below all of them."""
+    columns = 2 if len(keys) == 4 else min(COLUMNS, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    beside = legend and columns < COLUMNS  # a legend at the right, else below
+    across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, told.values()))))))
+    entries = 0.165 * math.ceil(len(look) / across) + 0.1
+    height = rows * (tall + 0.3) + 0.25
+    height = max(height, entries + 0.3) if beside else height + entries * legend
+    figure = Figure(figsize=(WIDTH if columns > 1 else 0.7 * WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(keys):
+            axes.remove()
+            continue
+        panel(axes, keys[i])
+        for drawn in (*axes.lines, *axes.collections, *axes.patches):
+            drawn.set_in_layout(False)  # data lie inside the axes; to measure each of them takes as long as to draw it
+        axes.set_title("\n".join(wrap(part, 30) for part in heading(keys[i]).split(" · ")))
+        if x is not None and i + columns >= len(keys):
+            axes.set_xlabel(x)
+        if y is not None and i % columns == 0:
+            axes.set_ylabel(y)
+    if legend:
+        handles = [
+            Line2D([], [], color=shape.colour, linestyle=shape.line if lines else "none", **shape.dot(4.2))
+            for shape in look.values()
+        ]
+        place: dict[str, Any] = {"loc": "outside right center" if beside else "outside lower center"}
+        figure.legend(handles, list(told.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
+    return figure
+
+
+def save(figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and PDF, without dates, so that the same figure is the same bytes."""
+    figure.set_dpi(DPI)  # before all else: how wide text is depends on it
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # once for both files: it takes as long as drawing does
+        figure.set_layout_engine("none")
+    # the canvases' own functions: savefig would draw each file twice, the first time to measure it
+    png, pdf = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
+
+
+def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across: bool = True) -> NDArray[np.float64]:
+    """A marker per method at its means of two columns, with a bar of ± one sample standard deviation up and (`across`)
+    sideways; returns the points [methods, 2]."""
+    cells = runs.dropna(subset=[x, y]).groupby("label")[[x, y]]
+    mean, std = cells.mean(), cells.std().fillna(0.0)
+    names = [name for name in look if name in mean.index]
+    points, spread = mean.loc[names].to_numpy(dtype=float), std.loc[names].to_numpy(dtype=float)
+    if names:
+        bars: dict[str, Any] = {"colors": [look[name].colour for name in names], "linewidth": 0.6, "alpha": 0.7}
+        axes.vlines(points[:, 0], points[:, 1] - spread[:, 1], points[:, 1] + spread[:, 1], **bars)
+        if across:
+            axes.hlines(points[:, 1], points[:, 0] - spread[:, 0], points[:, 0] + spread[:, 0], **bars)
+    for name, point in zip(names, points, strict=True):
+        axes.plot(point[:1], point[1:], color=look[name].colour, zorder=3, **look[name].dot(5.5))
+    return points
+
+
+def dots(shape: Look, count: int) -> dict[str, Any]:
+    """A marker at the last point and a few before it, so that curves are told apart without colours."""
+    every = max(1, count // 4)
+    return {"markevery": list(range(count - 1, -1, -every)), **shape.dot()}
+
+
+def at_edge(axes: Axes, shape: Look, value: float) -> None:
+    """The method's marker at the right end of its horizontal line."""
+    at = axes.get_yaxis_transform()
+    axes.plot([1], [value], color=shape.colour, transform=at, clip_on=False, **shape.dot(4.5))
+
+
+def percent(axis: Any) -> None:
+    """Few round numbers on an axis of percents."""
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def bytes_text(value: float) -> str:
+    """`value` bytes with a decimal prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < 999.5 or prefix == "P":
+            break
+        value /= 1000
+    return f"{value:g} {prefix}B"
+
+
+def wrap(text: str, width: int = 22) -> str:
+    """`text` broken after commas and brackets into lines of about `width` characters."""
+    out = [""]
+    for piece in re.findall(r"[^ ,(]+[ ,(]*|[ ,(]+", text):
+        if out[-1] and len(out[-1]) + len(piece.rstrip()) > width:
+            out.append("")
+        out[-1] += piece
+    return "\n".join(line.rstrip(" ") for line in out)
+
+
+def plain(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of `width` x `height` inches with a grid of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def bytes_axis(axes: Axes) -> None:
+    """Make the x axis logarithmic, in bytes with decimal prefixes."""
+    log_axis(axes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+
+
+def log_axis(axes: Axes) -> None:
+    """Make the x axis logarithmic, labelled at few decades only; values within a factor of three stay on a plain one."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 3 * low:
+        axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        return
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,), numticks=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the style has no mathematical text
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,151 @@
+"""Methods side by side at the end of their runs: worst client against mean, cost against accuracy, and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
+
+from fedbench.report.figures.frame import bytes_axis, crosses, log_axis, percent, plain, wrap
+from fedbench.report.figures.style import WIDTH, Looks
+from fedbench.report.statistics import LEVEL, Ranking
+from fedbench.report.tables.grid import scaled
+
+# column of the runs: what its axis says
+COSTS = {
+    "sent": "bytes sent, up + down",
+    "total_multiply_adds": "multiply-adds of training",
+    "seconds": "seconds of the run",
+}
+CHARACTER = 0.05  # inches that one takes in the heat map's column heads
+LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and the least of their axis
+RANK = 6  # characters that a rank takes, with the space around it
+
+
+def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
+    """A point per method: mean accuracy across, the worst client's up, error bars over seeds, and the Pareto front."""
+    mean = crosses(axes, runs, "mean_accuracy", "worst_accuracy", look)
+    if len(mean):
+        front = mean[pareto(mean)]
+        front = front[np.argsort(front[:, 0])]
+        axes.step(front[:, 0], front[:, 1], where="pre", color="#aaaaaa", linewidth=0.8, zorder=1)
+    percent(axes.xaxis)
+    percent(axes.yaxis)
+
+
+def pareto(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of points [n, 2] no other point exceeds in one coordinate while it is at least equal in the other."""
+    more = np.asarray(points[None] > points[:, None])
+    over = np.asarray(points[None] >= points[:, None]).all(2) & more.any(2)
+    return np.asarray(~np.asarray(over).any(1))
+
+
+def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
+    """A point per method: what it took in all rounds across (`column` of COSTS), mean accuracy up, bars over seeds."""
+    idle = runs[runs[column] <= 0]
+    drawn = len(crosses(axes, runs[runs[column] > 0], column, "mean_accuracy", look, across=False))
+    means = idle.groupby("label")["mean_accuracy"].mean()
+    nothing = [(float(means[name]), shape) for name, shape in look.items() if name in means.index]
+    for y, shape in nothing:  # at the left edge, which a logarithmic axis never reaches
+        axes.plot([0], [y], color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False, **shape.dot(5.5))
+    if drawn:
+        if column == "sent":
+            bytes_axis(axes)
+        else:
+            log_axis(axes)
+            digits = 3 if axes.get_xscale() == "log" else 4  # values near each other: three may all be the same
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, digits).strip()))
+    axes.set_xlabel(COSTS[column])
+    percent(axes.yaxis)
+
+
+def heat(values: pd.DataFrame, title: str) -> Figure:
+    """Methods (rows) by settings (columns), mean accuracy in percent; blank where no seed is done."""
+    rows, columns = values.shape
+    parts = [str(name).split(" · ") for name in values.columns]
+    heads = ["\n".join(wrap(part, 14) for part in of) for of in parts]
+    left = 0.06 * max(len(str(label)) for label in values.index)
+    each = max(0.75, 0.1 + CHARACTER * max(len(line) for head in heads for line in head.split("\n")))
+    below, upright = 0.5, left + 0.8 + each * columns > WIDTH
+    if upright:
+        heads = ["\n".join(of) for of in parts]
+        below, each = CHARACTER * max(len(part) for of in parts for part in of), 0.75
+    width = min(WIDTH, left + 0.8 + each * columns)
+    figure, (axes,) = plain(width, 0.35 + max(1.2, 0.19 * rows) + below)  # beside few rows the scale's title needs room
+    shown = axes.pcolormesh(values.to_numpy(dtype=float), cmap="cividis")
+    middle = np.nanmean(values.to_numpy(dtype=float))
+    for i, j in np.ndindex(rows, columns):
+        value = float(values.iloc[i, j])  # type: ignore[arg-type]
+        if np.isfinite(value):
+            light = "white" if value < middle else "black"
+            axes.text(j + 0.5, i + 0.5, f"{value:.1f}", ha="center", va="center", color=light, fontsize=6.5)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set_yticks(np.arange(rows) + 0.5, [str(label) for label in values.index])
+    axes.set_xticks(np.arange(columns) + 0.5, heads, fontsize=6, rotation=90 if upright else 0)
+    axes.tick_params(length=0)
+    axes.set_title(title)
+    figure.colorbar(shown, ax=axes, label="mean accuracy (%)", fraction=0.05, pad=0.02)
+    return figure
+
+
+def critical_difference(ranking: Ranking, look: Looks) -> Figure:
+    """Average ranks on an axis, best at the left; bars join methods that are not told apart (after Demsar 2006)."""
+    names, ranks = ranking.names, ranking.ranks
+    count, half = len(names), (len(names) + 1) // 2
+    cliques = ranking.cliques
+    fits = int((WIDTH - AXIS) / 2 / LETTER) - RANK - 2  # characters of a name beside its rank
+    told = [wrap(name, fits) for name in names]
+    side = LETTER * (RANK + 2 + max(len(line) for name in told for line in name.split("\n")))
+    width = min(WIDTH, max(0.85 * WIDTH, AXIS + 2 * side))
+    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in told)
+    top = 0.55 + 0.11 * len(cliques)
+    height = top + step * half + 0.35
+    figure, (axes,) = plain(width, height)
+    axes.set_axis_off()
+    low, high = 1.0, float(count)
+    margin = (high - low) * side / (width - 2 * side)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(height, 0)
+    at = 0.35
+    axes.plot([low, high], [at, at], color="black", linewidth=0.8)
+    for tick in range(1, count + 1):
+        axes.plot([tick, tick], [at - 0.05, at], color="black", linewidth=0.6)
+        if count <= 12 or tick % 2:
+            axes.text(tick, at - 0.07, f"{tick}", ha="center", va="bottom", fontsize=6.5)
+    if ranking.p < LEVEL:
+        end = min(low + ranking.critical, high + margin)
+        axes.plot([low, end], [0.1, 0.1], color="black", linewidth=1.4, clip_on=False)
+        axes.text(
+            end + 0.02 * (high - low), 0.1, f"critical difference {ranking.critical:.2f}", va="center", fontsize=6.5
+        )
+    for number, (first, last) in enumerate(cliques):
+        y = at + 0.1 + 0.11 * number
+        pad = 0.006 * (high - low)
+        axes.plot(
+            [ranks[first] - pad, ranks[last] + pad], [y, y], color="#333333", linewidth=2.4, solid_capstyle="butt"
+        )
+    for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        left = i < half
+        y = top + step * (i if left else count - 1 - i)
+        edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
+        shape = look[name]
+        axes.plot([rank, rank, edge], [at, y, y], color=shape.colour, linewidth=0.7)
+        axes.plot([rank], [at], color=shape.colour, zorder=3, **shape.dot(5))
+        there: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": 7}
+        axes.text(edge, y, f" {rank:.2f} ", **there)
+        beyond = RANK * LETTER * (high - low + 2 * margin) / width
+        axes.text(edge - beyond if left else edge + beyond, y, told[i], **there)
+    return figure
+
+
+def heat_values(runs: pd.DataFrame, names: Sequence[Any], settings: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds of the mean accuracy, methods by settings, in the given orders."""
+    mean = runs.groupby(["label", "setting"])["mean_accuracy"].mean().unstack("setting")
+    return mean.reindex(index=[n for n in names if n in mean.index], columns=[s for s in settings if s in mean.columns])

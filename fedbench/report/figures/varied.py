@@ -1,0 +1,148 @@
+"""Accuracy against whatever a sweep varies: alpha, classes per client, participation, prompt length, a block, a switch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from fedbench.report.figures.frame import percent, wrap
+from fedbench.report.figures.style import Looks
+from fedbench.base.naming import differences, flat, key
+
+# A field's title and axis, where more can be said than its name does.
+TITLES = {
+    "partition.alpha": ("Accuracy against heterogeneity: Dirichlet's alpha", "alpha (smaller is more skewed)"),
+    "partition.classes_per_client": ("Accuracy against heterogeneity: classes per client", "classes per client"),
+    "clients.per_round": ("Accuracy against participation", "clients in a round"),
+    "clients.number": ("Accuracy against the number of clients", "clients"),
+    "method.prompt_length": ("Accuracy against prompt length", "prompt tokens"),
+    "method.inject": ("Accuracy against the block that the mixed prompt enters", "block"),
+    "method.temperature": ("Accuracy against temperature", "temperature"),
+}
+NAMES = ("dataset.name", "partition.name", "method.name", "aggregation.name", "backbone.name")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A panel: done runs that differ in one field (and in the method), where each lies on the x axis, and on which line."""
+
+    field: str
+    title: str
+    axis: str
+    runs: pd.DataFrame  # with columns "level" (a number or words) and "line"
+    numeric: bool
+
+
+def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
+    """{field: panels}: every field of the config that varies alone for some method; and {"": ...}, kinds of partition.
+
+    Runs: done, with config (JSON without the seed) and tuned (JSON list of paths that a tuning chose). Values that a
+    tuning chose count as no difference.
+    """
+    runs = runs.reset_index(drop=True)
+    configs: list[dict[str, Any]] = []
+    number: dict[tuple[Any, Any], int] = {}
+    for text in dict.fromkeys(zip(runs["config"], runs["tuned"], strict=True)):
+        number[text] = len(configs)
+        configs.append(flat(json.loads(text[0])) | dict.fromkeys(json.loads(text[1]), "tuned"))
+    which = np.array([number[text] for text in zip(runs["config"], runs["tuned"], strict=True)], dtype=int)
+    found: dict[str, list[Family]] = {}
+    for name in differences(configs):
+        if name in NAMES or name.split(".")[0] in ("seeds", "dataset"):
+            continue
+        rest = [key({k: v for k, v in config.items() if k != name}) if name in config else "" for config in configs]
+        levels: dict[str, set[str]] = {}
+        for others, config in zip(rest, configs, strict=True):
+            if others:
+                levels.setdefault(others, set()).add(key(config[name]))
+        kept = [i for i, others in enumerate(rest) if len(levels.get(others, ())) > 1]
+        if kept:
+            own = runs[np.isin(which, kept)]
+            level = [configs[which[i]][name] for i in own.index]
+            line = [rest[which[i]] for i in own.index]
+            found[name] = _panels(name, own.assign(level=level, line=line), [configs[i] for i in kept])
+    if kinds := _kinds(runs, configs, which):
+        found[""] = kinds
+    return found
+
+
+def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> list[Family]:
+    axis = TITLES.get(name, ("", name.partition(".")[2].replace("_", " ") or name))[1]
+    numeric = all(isinstance(one[name], int | float) and not isinstance(one[name], bool) for one in configs)
+    if not numeric:
+        own = own.assign(level=own["level"].map(lambda value: "default" if value is None else str(value)))
+    if name.split(".")[0] in ("partition", "clients", "backbone"):
+        # the setting is what varies: a panel for all that share the rest of it
+        parts = own["dataset"] if name.startswith("partition") else own["dataset"] + " · " + own["partition"]
+        own = own.assign(panel=parts)
+    else:
+        own = own.assign(panel=own["setting"])
+    names: dict[str, str] = {}
+    for line, group in own.groupby("line", sort=False):
+        labels = list(dict.fromkeys(group["label"]))
+        field = re.escape(name.partition(".")[2] or name)
+        bare = {
+            re.sub(r"\(\)", "", re.sub(rf"(?<=[(\[]){field}=[^,)\]]*(, )?|(, )?{field}=[^,)\]]*", "", t))
+            for t in labels
+        }
+        bare = {text.replace(" []", "") for text in bare}
+        names[str(line)] = bare.pop() if len(bare) == 1 else str(group["method"].iloc[0])
+    own = own.assign(line=own["line"].map(names))
+    return [
+        Family(name, str(panel), axis, group, numeric)
+        for panel, group in own.groupby("panel", sort=False)
+        if group["level"].nunique() > 1
+    ]
+
+
+def _kinds(runs: pd.DataFrame, configs: Sequence[dict[str, Any]], which: Any) -> list[Family]:
+    """Partitions of different kinds of one dataset, side by side."""
+    kind = pd.Series([configs[i].get("partition.name") for i in which], index=runs.index)
+    found = []
+    for dataset, own in runs.groupby("dataset", sort=False):
+        if kind.loc[own.index].nunique() > 1:
+            found.append(Family("", str(dataset), "", own.assign(level=own["partition"], line=own["label"]), False))
+    return found
+
+
+def against(axes: Axes, family: Family, look: Looks) -> None:
+    """Accuracy by level: lines over a number, or groups of points over words; mean and deviation over seeds."""
+    numeric = family.numeric
+    levels = sorted(family.runs["level"].unique()) if numeric else list(dict.fromkeys(family.runs["level"]))
+    present = [name for name in look if (family.runs["line"] == name).any()]
+    log = numeric and levels[0] > 0 and levels[-1] / levels[0] >= 8
+    place: dict[Any, float] = {level: float(level) if numeric else float(i) for i, level in enumerate(levels)}
+    for i, name in enumerate(present):
+        shape = look[name]
+        cells = family.runs[family.runs["line"] == name].groupby("level")["mean_accuracy"]
+        mean, std = cells.mean().reindex(levels).dropna(), cells.std().fillna(0.0)
+        shift = 0.0 if numeric else (i - (len(present) - 1) / 2) * 0.75 / max(len(present), 1)
+        axes.errorbar(
+            [place[level] + shift for level in mean.index],
+            mean,
+            yerr=std.reindex(mean.index),
+            color=shape.colour,
+            linestyle=shape.line if numeric else "none",
+            elinewidth=0.7,
+            **shape.dot(4.6),
+        )
+    if log:
+        axes.set_xscale("log")
+    axes.minorticks_off()
+    if numeric:
+        axes.set_xticks([place[level] for level in levels], [f"{level:g}" for level in levels])
+    else:
+        axes.set_xticks(range(len(levels)), [wrap(str(level), 14) for level in levels])
+        axes.set_xlim(-0.5, len(levels) - 0.5)
+        axes.grid(False, axis="x")
+        for edge in range(1, len(levels)):
+            axes.axvline(edge - 0.5, color="#cccccc", linewidth=0.5)
+    axes.set_xlabel(family.axis)
+    percent(axes.yaxis)

@@ -1,0 +1,144 @@
+"""The report as one HTML file that needs nothing from elsewhere: tables that sort and filter, figures, the runs of a cell."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from fedbench.report.figures.frame import Drawing
+from fedbench.report.statistics import Comparison
+from fedbench.report.tables.grid import Cell, Grid, Row
+from fedbench.report.tables.metrics import METRICS, PROVENANCE, REFERENCE, STATES, TIE
+
+UNFINISHED = 200  # rows of the list of runs that are not done; runs.csv has them all
+FILES = ("run.yaml", "records.jsonl", "clients.parquet", "env.json", "log.txt")  # of a run, which the page links to
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page shows. details: (setting, accuracies, costs, comparisons with the best); words: what the tests say;
+    tuning and beside: rows of their tables; results: the results folder as seen from the page."""
+
+    title: str
+    heading: str
+    runs: pd.DataFrame
+    records: pd.DataFrame
+    main: Sequence[Grid]
+    transposed: Sequence[Grid]
+    details: Sequence[tuple[str, Grid, Grid, Sequence[Comparison]]]
+    legend: Sequence[str]
+    footer: Sequence[str]
+    alarms: Sequence[str]
+    figures: Sequence[Drawing]
+    words: Sequence[str] = ()
+    overall: Sequence[Comparison] = ()
+    tuning: Sequence[Mapping[str, Any]] = ()
+    budget: str = ""
+    beside: Sequence[Mapping[str, Any]] = ()
+    unmatched: int = 0  # published numbers on datasets of the report that no run repeats
+    results: str = "."
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of FILES, by run
+
+
+def render(content: Content) -> str:
+    """The page; every text is escaped."""
+    runs = content.runs
+    unfinished = runs[runs["state"] != "done"]
+    known = runs.dropna(subset=["partition_hash"])
+    hashes = [
+        (*place, ", ".join(map(str, group["partition_hash"].unique())), group["partition_hash"].nunique() > 1)
+        for place, group in known.groupby(["setting", "seed"], sort=False)
+    ]
+    weights = runs.dropna(subset=["backbone_hash"]).drop_duplicates(["backbone", "backbone_hash"])
+    counts = unfinished["state"].value_counts()
+    absent = ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts.index)
+    settings = {setting: i for i, setting in enumerate(dict.fromkeys(runs["setting"]))}
+    names = {label: i for i, label in enumerate(dict.fromkeys(runs["label"]))}
+
+    def behind(cell: Cell, grid: Grid) -> Markup:
+        """The attributes of a cell: its value to sort by, its setting (to filter by) and method."""
+        told = "" if cell.value is None or not np.isfinite(cell.value) else f' data-v="{cell.value:.9g}"'
+        if cell.place is None:
+            return Markup(told)  # noqa: S704 - a number
+        setting, label = settings.get(cell.place[0], -1), names.get(cell.place[1], -1)
+        hides = f' data-in="{setting}"' if grid.corner == "Method" else ""
+        return Markup(f'{told} data-s="{setting}" data-l="{label}"{hides}')  # noqa: S704 - numbers
+
+    def inside(group: int, grid: Grid) -> Markup:
+        """The setting that a group of columns is of, so that it can be hidden with its cells."""
+        width = sum(len(titles) for _, titles in grid.groups[:group])
+        places = [row.cells[width].place for row in grid.rows]
+        of = {settings.get(place[0], -1) for place in places if place}
+        return Markup(f' data-in="{of.pop()}"' if grid.corner == "Method" and len(of) == 1 else "")  # noqa: S704 - a number
+
+    def whose(row: Row, grid: Grid) -> Markup:
+        """What a row is filtered by: the method's name, or the setting's number."""
+        if grid.corner == "Method":
+            return Markup(' data-method="{}"').format(row.label)
+        return Markup(' data-in="{}"').format(settings.get(row.label, -1))
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.from_string((HERE / "page.html").read_text()).render(
+        **{name: getattr(content, name) for name in Content.__dataclass_fields__},
+        style=(HERE / "page.css").read_text(),
+        script=(HERE / "page.js").read_text(),
+        data=_data(content, settings, names),
+        absent=absent and f"of {len(runs)} runs {absent}",
+        unfinished=unfinished.head(UNFINISHED)[["run", "label", "setting", "seed", "state", "said"]].to_dict("records"),
+        more=max(0, len(unfinished) - UNFINISHED),
+        hashes=hashes,
+        weights=weights[["backbone", "backbone_hash"]].to_dict("records"),
+        place=lambda setting: settings.get(setting, -1),
+        behind=behind,
+        inside=inside,
+        whose=whose,
+        metrics=METRICS,
+        states=STATES,
+        tie=TIE,
+        reference=REFERENCE,
+    )
+
+
+def _data(content: Content, settings: Mapping[str, int], names: Mapping[str, int]) -> str:
+    """What the script knows of the runs, as JSON that cannot end its element."""
+    curves: dict[str, list[list[float]]] = {}
+    if not content.records.empty:
+        records = content.records[["run", "round", "mean_accuracy"]].sort_values(["run", "round"], kind="stable")
+        records = records[np.isfinite(pd.to_numeric(records["mean_accuracy"]).astype(float))]
+        for run, at, share in zip(records["run"], records["round"], records["mean_accuracy"], strict=True):
+            curves.setdefault(str(run), []).append([int(at), round(float(share), 4)])
+    configs = {text: i for i, text in enumerate(dict.fromkeys(content.runs["config"]))}
+    told = [name for name in PROVENANCE if name in content.runs]
+    columns = ["run", "setting", "label", "seed", "state", "said", "config"]
+    runs = [
+        {
+            "n": run, "s": settings[setting], "l": names[label], "d": int(seed), "st": state, "w": said,
+            "k": configs[config], "c": curves.get(run, []), "f": list(content.files.get(run, ())),
+            "h": [None if pd.isna(value) else str(value) for value in hashes],
+        }
+        for (run, setting, label, seed, state, said, config), hashes in zip(
+            content.runs[columns].itertuples(index=False), content.runs[told].itertuples(index=False), strict=True
+        )
+    ]  # fmt: skip
+    whole = {
+        "results": content.results,
+        "settings": list(settings),
+        "labels": list(names),
+        "hashes": told,
+        "configs": [json.loads(text) for text in configs],
+        "runs": runs,
+    }
+    return json.dumps(whole, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", " ")

@@ -1,0 +1,193 @@
+"""Cells laid out: methods by settings and settings by methods, every metric of one setting, costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pandas as pd
+
+from fedbench.report.tables.metrics import MAIN, METRIC, METRICS, MINUS, REFERENCE, STATES, Mark, Metric
+from fedbench.report.tables.summary import average_ranks, labels
+
+Spread = Literal["std", "interval"]  # beside a mean: the sample standard deviation, or the mean's 95 % interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table says of one metric of one method in one setting.
+
+    number: "71.2 ± 0.3", or "" where no seed is done; note: "(2/3 D)" beside a number, "diverged" in place of one;
+    value: what a reader sorts by; place: the (setting, label) whose runs the cell tells of, where it is of one.
+    """
+
+    number: str
+    note: str
+    mark: Mark = ""
+    value: float | None = field(default=None, compare=False)
+    place: tuple[str, str] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: of a method, or of a setting."""
+
+    label: str
+    reference: bool
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to be written: groups of columns (heading lines, column titles) and rows with a cell for each."""
+
+    groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    rows: tuple[Row, ...]
+    corner: str = "Method"
+
+
+def main_grids(
+    table: pd.DataFrame, settings_each: int = 3, names: Sequence[str] = MAIN, spread: Spread = "std"
+) -> list[Grid]:
+    """Methods by settings, in blocks of `settings_each` settings so that a page can hold them; average ranks at the end."""
+    parts = [part for _, part in table[table["metric"].isin(names)].groupby("setting", sort=False)]
+    blocks = [pd.concat(parts[i : i + settings_each]) for i in range(0, len(parts), settings_each)]
+    order = {label: i for i, label in enumerate(labels(table))}
+    grids = [_grid(block, list(block["setting"].unique()), names, spread=spread) for block in blocks]
+    grids = [replace(grid, rows=tuple(sorted(grid.rows, key=lambda row: order[row.label]))) for grid in grids]
+    ranked = [name for name in names if METRIC[name].ranked]
+    ranks, settings = average_ranks(table, ranked) if ranked and len(parts) > 1 else (pd.DataFrame(), 0)
+    if settings:
+        best = ranks.min()
+        heading = ("Average rank", f"{settings} of {len(parts)} settings")
+        titles = tuple(METRIC[name].title for name in ranked)
+
+        def cells(label: str) -> tuple[Cell, ...]:
+            if label not in ranks.index:
+                return tuple(Cell("", MINUS) for _ in ranked)
+            values = [(name, float(ranks.loc[label, name])) for name in ranked]  # type: ignore[arg-type]
+            return tuple(Cell(f"{v:.1f}", "", "best" if v <= best[name] else "", v) for name, v in values)
+
+        last = grids[-1]
+        missing = [label for label in order if label not in {row.label for row in last.rows}]
+        width = sum(len(titles) for _, titles in last.groups)
+        whole = [
+            *last.rows,
+            *(Row(label, False, (Cell("", MINUS),) * width) for label in missing if label in ranks.index),
+        ]
+        whole.sort(key=lambda row: order[row.label])
+        rows = tuple(replace(row, cells=row.cells + cells(row.label)) for row in whole)
+        grids[-1] = replace(last, groups=(*last.groups, (heading, titles)), rows=rows)
+    return grids
+
+
+def transposed_grids(
+    table: pd.DataFrame, methods_each: int = 3, names: Sequence[str] = MAIN, spread: Spread = "std"
+) -> list[Grid]:
+    """The same cells with settings as rows and methods as columns, in blocks of `methods_each` methods."""
+    own = table[table["metric"].isin(names)]
+    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
+    references = set(own.loc[own["reference"].astype(bool), "label"])
+    settings, methods = list(dict.fromkeys(own["setting"])), labels(own)
+    titles = tuple(METRIC[name].title for name in names)
+    grids = []
+    for start in range(0, len(methods), methods_each):
+        block = methods[start : start + methods_each]
+        rows = [
+            Row(
+                setting,
+                False,
+                tuple(_cell(at.get((setting, m, n)), spread, (setting, m)) for m in block for n in names),
+            )
+            for setting in settings
+        ]
+        heads = tuple(((label + f" {REFERENCE}" * (label in references),), titles) for label in block)
+        grids.append(Grid(heads, tuple(rows), "Setting"))
+    return grids
+
+
+def detail_grid(table: pd.DataFrame, setting: str) -> Grid:
+    """Every accuracy of one setting side by side; a metric that no run has is left out."""
+    return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind == "share"], trim=True)
+
+
+def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
+    """Parameters, bytes, multiply-adds, time and memory of one setting; means over seeds."""
+    return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind != "share"], trim=True)
+
+
+def split(grid: Grid, columns: int = 5) -> list[Grid]:
+    """A grid of one group as several with at most `columns` columns each, for paper."""
+    ((heading, titles),) = grid.groups
+    return [
+        Grid(
+            ((heading, titles[i : i + columns]),),
+            tuple(Row(row.label, row.reference, row.cells[i : i + columns]) for row in grid.rows),
+        )
+        for i in range(0, len(titles), columns)
+    ]
+
+
+def _grid(
+    table: pd.DataFrame, settings: Sequence[str], names: Sequence[str], trim: bool = False, spread: Spread = "std"
+) -> Grid:
+    own = table[table["setting"].isin(settings) & table["metric"].isin(names)]
+    if trim:
+        filled = set(own.loc[own["n"] > 0, "metric"])
+        names = [name for name in names if name in filled] or list(names[:1])
+    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
+    rows = []
+    for label, reference in own.drop_duplicates("label")[["label", "reference"]].itertuples(index=False):
+        keys = [(setting, label, name) for setting in settings for name in names]
+        rows.append(Row(label, bool(reference), tuple(_cell(at.get(key), spread, key[:2]) for key in keys)))
+    rows.sort(key=lambda row: row.reference)
+    titles = tuple(METRIC[name].title for name in names)
+    return Grid(tuple((tuple(setting.split(" · ")), titles) for setting in settings), tuple(rows))
+
+
+def _cell(row: Any, spread: Spread, place: tuple[str, str]) -> Cell:
+    if row is None:
+        return Cell("", MINUS, place=place)
+    counts = {state: int(getattr(row, state)) for state in STATES if state != "done" and getattr(row, state)}
+    n, of, done = int(row.n), int(row.of), int(row.done)
+    if n == 0:
+        if done:
+            return Cell("", "n/a", place=place)  # finished, and this metric does not exist there
+        if set(counts) == {"absent"}:
+            return Cell("", MINUS, place=place)
+        if len(counts) == 1 and of in counts.values():
+            return Cell("", next(iter(counts)), place=place)
+        return Cell("", f"(0/{of} {_letters(counts)})", place=place)
+    around = (float(row.low), float(row.high)) if spread == "interval" else (float(row.std),)
+    number = _number(METRIC[row.metric], float(row.mean), around)
+    note = ""
+    if n < of:
+        note = f"({n}/{of} {_letters(counts)})".replace(" )", ")")
+    return Cell(number, note, row.mark, float(row.mean), place)
+
+
+def _letters(counts: dict[str, int]) -> str:
+    return "".join(f"{count if count > 1 else ''}{STATES[state][0]}" for state, count in counts.items())
+
+
+def _number(metric: Metric, mean: float, around: tuple[float, ...]) -> str:
+    if metric.kind == "share":
+        number, told = f"{100 * mean:.1f}", [f"{100 * value:.1f}" for value in around]
+        if math.isnan(around[0]):
+            return number
+        return f"{number} ± {told[0]}" if len(told) == 1 else f"{number} [{', '.join(told)}]"
+    if metric.kind == "seconds":
+        return f"{mean:.0f} s" if mean < 600 else f"{mean / 60:.0f} min" if mean < 36000 else f"{mean / 3600:.1f} h"
+    if metric.kind == "rate":
+        return f"{mean:.3g}" if mean < 1000 else f"{mean:,.0f}"
+    return scaled(mean) + ("B" if metric.kind == "bytes" else "")
+
+
+def scaled(value: float, digits: int = 3) -> str:
+    """`value` with three (or so many) digits and a decimal prefix: 1234567 -> "1.23 M" (bytes: "1.23 MB", 10^6 bytes)."""
+    if abs(value) < 1000:
+        return f"{value:.{digits}g} "
+    power = min(6, int(math.log10(abs(value) * 1.0005) // 3))  # 999.6 M reads 1.00 G
+    return f"{value / 1000**power:#.{digits}g}".rstrip(".") + f" {' kMGTPE'[power]}"

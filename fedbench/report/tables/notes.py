@@ -1,0 +1,141 @@
+"""What a reader of a table must be told: what makes rows incomparable, what the marks mean, what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fedbench.report.statistics import LEVEL
+from fedbench.report.tables.metrics import REFERENCE, STATES, TIE
+
+
+def alarms(runs: pd.DataFrame) -> list[str]:
+    """Sentences about what makes rows incomparable; empty where all is well.
+
+    Within a setting and seed all methods must share the partition and the cohorts; within a setting, the data, the
+    backbone's weights and (save for references) the rounds. Two runs of one method under one seed, and finished runs
+    without a usable last record, are told as well.
+    """
+    told = []
+    for columns, what, own in (
+        (["setting", "seed"], "partition_hash", runs),
+        (["setting", "seed", "rounds"], "cohort_hash", runs),
+        (["setting"], "data_hash", runs),
+        (["setting"], "backbone_hash", runs),
+        (["setting"], "rounds", runs[~runs["reference"].astype(bool)]),
+    ):
+        for place, group in own.dropna(subset=[what]).groupby(columns, sort=False):
+            if group[what].nunique() < 2:
+                continue
+            where = ", seed ".join(str(part) for part in place[:2])
+            sides = "; ".join(
+                f"{_text(value)}: {_some(list(side['label'].unique()))}"
+                for value, side in group.groupby(what, sort=False)
+            )
+            problem = {
+                "partition_hash": "methods were run on different partitions",
+                "cohort_hash": "methods trained other cohorts of clients",
+                "data_hash": "methods were run on different data",
+                "backbone_hash": "methods were run on different backbone weights",
+                "rounds": "methods had different budgets (rounds)",
+            }[what]
+            told.append(f"{where}: {problem}, so their numbers do not compare ({sides}).")
+    twice = runs[runs.duplicated(["setting", "label", "seed"], keep=False)]
+    for (setting, label, seed), group in twice.groupby(["setting", "label", "seed"], sort=False):
+        told.append(
+            f"{setting}: {label} has {len(group)} runs with seed {seed}, of which only the first counts: "
+            f"{', '.join(group['run'])}."
+        )
+    broken = runs[(runs["state"] == "failed") & runs["said"].astype(str).str.startswith("marked as done")]
+    told += [f"{row.run} is {row.said}; it counts as failed." for row in broken.itertuples()]
+    return told + code_changes(runs)
+
+
+def code_changes(runs: pd.DataFrame) -> list[str]:
+    """Sentences on code that changed between the runs of a table.
+
+    ``code`` is <core>-<plug-ins>: it tells changes that were never committed; commits alone serve where it is missing.
+    """
+    told = []
+    commits = sorted({str(commit) for commit in runs["commit"].dropna()})
+    parts = runs["code"].dropna().astype(str).str.split("-", expand=True).reindex(columns=[0, 1])
+    if len(commits) > 1 or parts[0].nunique() > 1:
+        by = f"{parts[0].nunique()} versions" if parts[0].nunique() > 1 else f"{len(commits)} commits"
+        told.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
+    # Within a setting: another setting has another data set's or partitioner's plug-in.
+    versions = parts[1].groupby([runs["label"], runs["setting"]], sort=False).nunique()
+    changed = versions[versions > 1].index.get_level_values("label").unique()
+    return told + [f"{label}: its plug-ins changed between its runs." for label in changed]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
+def footer(runs: pd.DataFrame, told: Sequence[str]) -> list[str]:
+    """Lines on what the tables were made from: runs by state, seeds, commits, rounds, partition check.
+
+    told: the `alarms` that stand beside them.
+    """
+    states = runs["state"].value_counts()
+    counts = ", ".join(f"{states[state]} {state}" for state in STATES if state in states.index)
+    commits = sorted({str(commit) for commit in runs["commit"].dropna()})
+    seeds = sorted(set(runs["seed"]))
+    rounds = sorted({int(value) for value in runs["rounds"].dropna()})
+    clash = any("different partitions" in alarm for alarm in told)
+    known = runs.dropna(subset=["partition_hash"])
+    pairs = len(known.drop_duplicates(["setting", "seed"]))
+    return [
+        f"Runs: {len(runs)} ({counts})",
+        f"Seeds: {', '.join(str(seed) for seed in seeds)}",
+        f"Rounds: {', '.join(map(str, rounds)) or 'unknown'}",
+        f"Code: {', '.join(commits) or 'unknown'}{'; CHANGED between runs, see the warnings' if code_changes(runs) else ''}",
+        f"Partition hashes: {'DIFFERENT within a setting and seed, see the warnings' if clash else 'equal'}"
+        f" ({pairs} pairs of setting and seed checked)",
+    ]
+
+
+def legend(table: pd.DataFrame, clients: bool = False, spread: str = "std") -> list[str]:
+    """What the marks in the cells of `summary`'s `table` mean; only those that occur.
+
+    clients: whether mean accuracies were compared client by client (`contests.within`).
+    """
+    seeds = sorted(set(table["of"]))
+    what = f"[{1 - LEVEL:.0%} interval by Student's t]" if spread == "interval" else "± sample standard deviation"
+    reads = [f"Accuracy in percent, mean {what} over seeds; always the last round's value."]
+    if (table["mark"] != "").any():
+        rule = "Bold: largest mean among methods with all seeds done (references and partial cells are not ranked)."
+        by_seed = (
+            f"a paired t-test over seeds (two-sided, {LEVEL:.0%} level, Holm's correction within setting and metric)"
+        )
+        by_client = (
+            "in mean accuracy by Wilcoxon's signed-rank test over clients paired within seeds (Holm's correction over all "
+            f"pairs of methods of the setting, {LEVEL:.0%} level) and a paired bootstrap interval over seeds and clients"
+        )
+        if clients:
+            rule += f" {TIE}: not told apart from it, {by_client}"
+            rule += f"; in other metrics by {by_seed}." if max(seeds) > 1 else "."
+        elif max(seeds) > 1:
+            rule += f" {TIE}: not told apart from it by {by_seed}."
+        if max(seeds) > 1:
+            rule += " With few seeds much is tied that is not equal."
+        if min(seeds) < 2:
+            rule += (
+                " Settings with a single seed are compared over clients alone."
+                if clients
+                else (" Settings with a single seed are not tested.")
+            )
+        reads.append(rule)
+    shown = [state for state in STATES if state != "done" and table[state].any()]
+    if shown:
+        reads.append("(n/m): only n of the setting's m seeds are done; letters say what became of the others.")
+    reads += [f"{STATES[state][0]}, {state}: {STATES[state][1]}." for state in shown]
+    if table["reference"].astype(bool).any():
+        reads.append(f"{REFERENCE}: a reference, not a contestant.")
+    return reads
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""One federated run: clients, server, rounds, evaluation and costs."""

@@ -1,0 +1,1 @@
+"""The toolkit of dataset authors: archives, downloads, decoding, and caches of pixels."""

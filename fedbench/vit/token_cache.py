@@ -1,0 +1,89 @@
+"""Tokens that enter a method's first prompted block: with nothing of a run before it, they are computed once for all runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbench.vit.backbone import Backbone
+from fedbench.sources.cache import cached_arrays
+from fedbench.data import DataError
+from fedbench.vit.images import Images, sent_to
+from fedbench.method import Method
+from fedbench.vit.thread_map import spread
+
+log = logging.getLogger("fedbench")
+
+AT_ONCE = 8  # passes whose tokens are in memory before they are written
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The tokens [N, 1+T, D] that enter block `layer` of every image without prompts, mapped from disk."""
+
+    layer: int
+    tokens: NDArray[Any]
+    device: torch.device
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Those of the images `index` [n]: [n, 1+T, D]."""
+        return sent_to(self.device, np.asarray(self.tokens[index.cpu().numpy()]))
+
+
+def first_block(method: Method, depth: int) -> int:
+    """The first block that a prompt enters or a tap reads, in any phase or view; 0 where all depends on the run.
+
+    A method that changes pixels or backbone weights, or that nothing of enters the backbone, has no such block.
+    """
+    if method.pixels is not None or method.backbone_weights is not None:
+        return 0
+    phases = (None, *range(len(method.phases or ())))
+    forms = [method.at(phase, view) for phase in phases for view in (None, *method.views)]
+    return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=0)
+
+
+def entering(
+    backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, most_gb: float
+) -> Entering | None:
+    """The tokens from the cache `folder`, or computed and put there.
+
+    None, and a word in the log, where they would take more than `most_gb` or nothing can be written: a run then computes
+    them each time that it needs them.
+    """
+    shape = (len(images), backbone.tokens, backbone.width)
+    kind = torch.empty(0, dtype=images.dtype).numpy().dtype
+    size = math.prod(shape) * kind.itemsize / GB
+    if size > most_gb:
+        log.info("tokens entering block %d would take %.3g GB: machine.token_cache_gb is %g", layer, size, most_gb)
+        return None
+
+    @torch.inference_mode()
+    def part(index: Tensor) -> NDArray[Any]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            tokens = backbone.entering(images.batch(index), layer)
+        found: NDArray[Any] = tokens.to(images.dtype).cpu().contiguous().numpy()
+        return found
+
+    def build(place: Path) -> None:
+        with open(place / "tokens.npy", "wb") as file:  # not mapped: a disk that fills up would kill the process
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            passes = images.passes()
+            for start in range(0, len(passes), AT_ONCE):
+                for tokens in spread(part, passes[start : start + AT_ONCE], images.device):
+                    file.write(tokens.data)
+
+    try:
+        return Entering(layer, cached_arrays(folder, build)["tokens"], images.device)
+    except DataError as error:
+        log.warning("tokens entering block %d are computed anew each time: %s", layer, error)
+        return None
