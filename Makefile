@@ -53,7 +53,7 @@ check: env
 	$(BIN)/mypy
 
 docs: env
-	$(BIN)/python -m fedbench.reference_pages --write
+	$(BIN)/python -m fedbench.cli.docs_generator --write
 	$(BIN)/python -m mkdocs build --quiet --strict
 
 lock:

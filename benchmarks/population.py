@@ -30,10 +30,11 @@ def synthetic(path: Path, clients: int) -> None:
 
 def measure(clients: int) -> None:
     """Build, train and evaluate in this process; print what each took."""
-    from fedbench.run import checkpoint, evaluation
+    from fedbench.base.record_schema import TotalCosts
     from fedbench.jobs import malloc_tuning
     from fedbench.plan.planning import check_sweep
     from fedbench.plan.plugins import plugins
+    from fedbench.run import checkpoint, evaluation
     from fedbench.run.experiment import build
     from fedbench.run.simulation import one_round
 
@@ -42,7 +43,7 @@ def measure(clients: int) -> None:
         spent, clock.last = now - clock.last, now  # type: ignore[attr-defined]
         return float(spent)
 
-    malloc_tuning.keep()  # as a job does, for what it keeps counts
+    malloc_tuning.keep_freed_memory()  # as a job does, for what it keeps counts
     clock.last = time.monotonic()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         synthetic(Path(name) / "population.npz", clients)
@@ -58,16 +59,16 @@ def measure(clients: int) -> None:
         }
         sweep = check_sweep(content, plugins())
         clock()
-        setting = build(sweep.runs[0], sweep.machine, sweep.plugins)
+        experiment = build(sweep.runs[0], sweep.machine, sweep.plugins)
         built = clock()
         rounds = []
         for round_ in range(1, ROUNDS + 1):
-            one_round(setting, round_)
+            one_round(experiment, round_)
             rounds.append(clock())
-        checkpoint.save(Path(name), setting.server.state(), ROUNDS, {})
+        checkpoint.save(Path(name), experiment.server.state(), ROUNDS, TotalCosts(0, 0, 0), 0.0)
         saved, size = clock(), (Path(name) / checkpoint.CURRENT).stat().st_size
         trained = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        evaluation.evaluate(setting)
+        evaluation.evaluate(experiment)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{clients:>8,} clients: build {built:.1f} s, round {np.median(rounds[1:]):.2f} s, checkpoint {saved:.2f} s "

@@ -31,10 +31,10 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from fedbench.sources import pixels
-from fedbench.sources.archive import open_source
 from fedbench.base.home import HOME
 from fedbench.plan.plugins import plugins
+from fedbench.sources import pixels
+from fedbench.sources.archive import open_source
 
 
 def draw(folder: Path, count: int, side: int) -> Path:

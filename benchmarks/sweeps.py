@@ -72,9 +72,9 @@ def plan(folder: Path) -> None:
     sys.path.insert(0, str(HOME))
     file, results = folder / "ten_thousand.yaml", folder / "results"
     file.write_text(json.dumps(PLAN))
-    from fedbench.plan.planning import read_sweep
     from fedbench.base.records import RunFolder
     from fedbench.jobs.watch import Observer
+    from fedbench.plan.planning import read_sweep
 
     start = time.process_time()
     sweep = read_sweep(file)
@@ -116,8 +116,8 @@ def run(folder: Path) -> None:
     }
     (folder / "one.yaml").write_text(json.dumps(sweep))
     sys.path.insert(0, str(HOME))
-    from fedbench.plan.planning import read_sweep
     from fedbench.base.records import RunFolder
+    from fedbench.plan.planning import read_sweep
 
     made = read_sweep(folder / "one.yaml")
     for planned, what in zip(made.runs, ("cold", "warm"), strict=True):
@@ -135,11 +135,11 @@ def run(folder: Path) -> None:
 def report(folder: Path) -> None:
     """All tables and figures of 10,200 runs: one real run, written down for every other with numbers of its own."""
     sys.path.insert(0, str(HOME))
+    from fedbench.base.records import RunFolder
     from fedbench.plan.config import Sweep
     from fedbench.plan.planning import read_sweep
     from fedbench.plan.plugins import plugins
-    from fedbench.base.records import RunFolder
-    from fedbench.run.simulation import simulate
+    from fedbench.run.simulation import run_rounds
 
     file, results = folder / "ten_thousand.yaml", folder / "results"
     small = {"dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2}, "evaluate_every": 2}
@@ -149,7 +149,7 @@ def report(folder: Path) -> None:
     first = sweep.runs[0]
     one = RunFolder(folder / "first" / first.name)
     one.plan(sweep.on_disk(first))
-    simulate(first, sweep.machine, plugins(), one)
+    run_rounds(first, sweep.machine, plugins(), one)
     records, clients = one.records(), (one.path / "clients.parquet").read_bytes()
     draw = np.random.default_rng(0)
     for run in sweep.runs:

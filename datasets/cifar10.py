@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedbench.sources.cifar import CifarDataset
 from fedbench.data import Archive, Facts
+from fedbench.sources import CifarDataset
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fedbench.data import Dataset as Base
-from fedbench.data import Extent, Facts, Samples
-from fedbench.method import option
+from fedbench.data import Extent, Facts, Samples, option
 
 
 @dataclass(frozen=True)

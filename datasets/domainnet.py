@@ -12,10 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbench.sources.archive import Source
 from fedbench.data import DataError, Facts
-from fedbench.sources.domains import DOMAINNET, DOMAINNET_IMAGES, DOMAINNET_LISTS
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.sources import DOMAINNET, DOMAINNET_IMAGES, DOMAINNET_LISTS, ImageDataset, Source, Table
 
 
 @dataclass(frozen=True)

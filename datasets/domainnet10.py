@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedbench.sources.archive import Source
 from fedbench.data import Archive, Facts
-from fedbench.sources.domains import DOMAINNET, DOMAINNET_IMAGES, fedbn_table
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.sources import DOMAINNET, DOMAINNET_IMAGES, ImageDataset, Source, Table, fedbn_table
 
 LISTS = "domainnet_dataset.zip"
 CLASSES = (

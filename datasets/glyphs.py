@@ -13,11 +13,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from fedbench.sources.cache import cached_arrays
 from fedbench.data import Dataset as Base
-from fedbench.data import Extent, Facts, Samples
-from fedbench.sources.glyph_renderer import VERSION, Style, clean_masks, render, stream
-from fedbench.method import option
+from fedbench.data import Extent, Facts, Samples, option
+from fedbench.sources import cached_arrays, glyph_renderer
 
 # Chosen for being far apart, also at one size: no capital beside its small twin, no letter that two scripts share.
 GREEK = "ΓΔΘΞΣΩαβεζηιλμνξπςτψ"
@@ -29,7 +27,7 @@ CHARACTERS = GREEK + CYRILLIC + ARMENIAN + GEORGIAN
 ANY = (0.0, 1.0)
 # Domains differ in font, weight, slant, outline, paper, polarity, noise and warp all at once, as real sources do.
 STYLES = (
-    Style(
+    glyph_renderer.Style(
         "book",
         "DejaVuSerif.ttf",
         ink=(ANY, (0.0, 0.3), (0.0, 0.25)),
@@ -38,7 +36,7 @@ STYLES = (
         texture_strength=(0.02, 0.07),
         noise=0.05,
     ),
-    Style(
+    glyph_renderer.Style(
         "poster",
         "DejaVuSans-Bold.ttf",
         ink=(ANY, (0.5, 1.0), (0.75, 1.0)),
@@ -49,7 +47,7 @@ STYLES = (
         scale=(0.8, 1.2),
         inverted=0.5,
     ),
-    Style(
+    glyph_renderer.Style(
         "neon",
         "DejaVuSansMono.ttf",
         ink=(ANY, (0.2, 0.9), (0.85, 1.0)),
@@ -60,7 +58,7 @@ STYLES = (
         texture_strength=(0.0, 0.15),
         warp=0.05,
     ),
-    Style(
+    glyph_renderer.Style(
         "chalk",
         "DejaVuSerif-Italic.ttf",
         ink=(ANY, (0.0, 0.25), (0.75, 1.0)),
@@ -73,7 +71,7 @@ STYLES = (
         noise=0.08,
         wear=(0.1, 0.4),
     ),
-    Style(
+    glyph_renderer.Style(
         "terminal",
         "DejaVuSansMono-Bold.ttf",
         ink=((0.1, 0.5), (0.4, 1.0), (0.6, 1.0)),
@@ -86,7 +84,7 @@ STYLES = (
         warp=0.0,
         inverted=0.3,
     ),
-    Style(
+    glyph_renderer.Style(
         "banner",
         "DejaVuSerif-BoldItalic.ttf",
         ink=(ANY, (0.3, 1.0), (0.0, 0.45)),
@@ -144,13 +142,22 @@ class Dataset(Base):
         each = self.train_per_class + self.test_per_class
         parts = []
         for style in STYLES:
-            masks = clean_masks(CHARACTERS, style.font, style.stroke, style.hollow)
+            masks = glyph_renderer.clean_masks(CHARACTERS, style.font, style.stroke, style.hollow)
             # Training and test images come from one stream, one after the other: alike, but never the same image.
             labels = np.repeat(np.arange(len(CHARACTERS)), each)
-            parts.append(render(masks, style, labels, stream("glyphs", self.render_seed, style.name)))
+            draw = glyph_renderer.stream("glyphs", self.render_seed, style.name)
+            parts.append(glyph_renderer.render(masks, style, labels, draw))
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
         """8 hex digits that change with anything that may change a pixel."""
-        parts = (self, STYLES, CHARACTERS, VERSION, np.__version__, PIL.__version__, version("matplotlib"))
+        parts = (
+            self,
+            STYLES,
+            CHARACTERS,
+            glyph_renderer.VERSION,
+            np.__version__,
+            PIL.__version__,
+            version("matplotlib"),
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]

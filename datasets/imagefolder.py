@@ -12,13 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedbench.sources import decode, pixels
-from fedbench.base import rng
 from fedbench import data
-from fedbench.sources.archive import open_source
-from fedbench.sources.cache import cached_arrays
-from fedbench.data import DataError, Extent, Samples
-from fedbench.method import option
+from fedbench.data import DataError, Extent, Samples, option, rng
+from fedbench.sources import cached_arrays, decode, open_source, pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "class/image or domain/class/image, either with or without train/ and test/ above"

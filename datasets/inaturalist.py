@@ -21,10 +21,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedbench.sources.archive import Source
-from fedbench.data import Archive, DataError, Facts
-from fedbench.method import option
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.data import Archive, DataError, Facts, option
+from fedbench.sources import ImageDataset, Source, Table
 
 IMAGES, USERS, PLACES = "train_val_images.tar.gz", "inaturalist-user-120k.zip", "inaturalist-geo.zip"
 SPLITS = "http://storage.googleapis.com/gresearch/federated-vision-datasets"

@@ -15,11 +15,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedbench.base import rng
-from fedbench.sources.archive import Source
-from fedbench.data import Archive, DataError, Facts, Ints
-from fedbench.method import option
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.data import Archive, DataError, Facts, Ints, option, rng
+from fedbench.sources import ImageDataset, Source, Table
 
 ARCHIVE = "PACS.zip"
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")

@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedbench.sources.archive import Source
 from fedbench.data import Archive, DataError, Facts
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.sources import ImageDataset, Source, Table
 
 TRAIN, TEST, DEVKIT, LABELS = "cars_train.tgz", "cars_test.tgz", "car_devkit.tgz", "cars_test_annos_withlabels.mat"
 

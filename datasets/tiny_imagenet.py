@@ -13,9 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbench.sources.archive import Source
 from fedbench.data import Archive, DataError, Facts
-from fedbench.sources.prepared import ImageDataset, Table
+from fedbench.sources import ImageDataset, Source, Table
 
 HOME = "tiny-imagenet-200"
 

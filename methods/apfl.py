@@ -14,7 +14,7 @@ shared model, whatever alpha is. `finetune_epochs` trains v_k through the mix, w
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
+from fedbench.method import Param, Phases, Task, Values, linear_head, only_if, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
 
@@ -63,10 +63,7 @@ class Method(Base):
         """The head that belongs to the prompts, [B, C]."""
         return F.linear(out["cls"], self._mix(p, "head.weight"), self._mix(p, "head.bias"))
 
-    @property
-    def steer(self) -> Any:
-        """Where alpha is trained, its step ends within [0, 1]."""
-        return self._steer if self.adaptive and self.phase == 0 else None
-
-    def _steer(self, p: Values, step: Values) -> dict[str, Tensor]:
+    @only_if(lambda self: self.adaptive and self.phase == 0)
+    def steer(self, p: Values, step: Values) -> dict[str, Tensor]:
+        """While alpha is trained, its step ends within [0, 1]."""
         return {"alpha": (p["alpha"] + step["alpha"]).clamp(0, 1) - p["alpha"]}

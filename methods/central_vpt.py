@@ -19,7 +19,7 @@ class Method(Base):
 
     family: ClassVar[str] = "reference"
     reference: ClassVar[bool] = True
-    pooled: ClassVar[bool] = True
+    centralized: ClassVar[bool] = True
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
 
     def params(self, task: Task) -> dict[str, Param]:

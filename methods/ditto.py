@@ -54,8 +54,8 @@ class Method(Base):
         """The head that belongs to the prompts, [B, C]."""
         return F.linear(out["cls"], p[self._now("head.weight")], p[self._now("head.bias")])
 
-    def extra_loss(self, p: Values, sent: Values, out: Values, query: Tensor | None) -> Tensor:
+    def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor | None) -> Tensor:
         """lambda/2 |v_k - w^t|^2 where v_k is trained."""
         if self.phase == 0:
             return p["prompt"].new_zeros(())
-        return self.pull / 2 * sum((p[f"own.{name}"] - sent[name]).square().sum() for name in SHARED)  # type: ignore[return-value]
+        return self.pull / 2 * sum((p[f"own.{name}"] - received[name]).square().sum() for name in SHARED)  # type: ignore[return-value]

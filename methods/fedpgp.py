@@ -57,7 +57,7 @@ class Method(Base):
         """P_G + U V, the same tokens for every sample; in the view P_G."""
         return {"prompt": tokens(p["prompt"] if self.view == "global" else p["prompt"] + p["U"] @ p["V"], cls)}
 
-    def extra_loss(self, p: Values, sent: Values, out: Values, query: Tensor) -> Tensor:
+    def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:
         """mu times the contrast of each sample [B]: -log softmax of (positive, negative) / tau at the positive."""
         positive = F.cosine_similarity(query, out["global.cls"], dim=-1)
         negative = F.cosine_similarity(out["global.cls"], out["cls"], dim=-1)

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import ClientUpdates, Param, Task, Values, linear_head, option, tokens
 from fedbench.method import Method as Base
-from fedbench.method import Param, Report, Task, Values, linear_head, option, tokens
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Method(Base):
         norm = (u.shape[-1] - u.square().sum((1, 2), keepdim=True)).sqrt()  # of a projector: the root of its rank
         return {"prompt": (move - move @ u.mT @ u) / norm}
 
-    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P."""
-        got = report.got["prompt"]  # [K, L, P, D]
-        mean = torch.tensordot((report.weight / report.weight.sum()).double(), got.double(), dims=1)
+        got = updates.updated["prompt"]  # [K, L, P, D]
+        mean = torch.tensordot((updates.num_samples / updates.num_samples.sum()).double(), got.double(), dims=1)
         directions = torch.linalg.svd(mean, full_matrices=False).Vh  # [L, min(P, D), D]
         return {"leading": directions[:, : server["leading"].shape[1]].to(got)}

@@ -47,6 +47,6 @@ def _own(values: Mapping[str, Param], task: Task) -> dict[str, Param]:
     """Each local value with a draw of each client's own, with the spread of the common one."""
     own = {}
     for name, param in values.items():
-        rows = task.own_normal(f"own.{name}", *param.init.shape, std=float(param.init.square().mean().sqrt()))
+        rows = task.per_client_normal(f"own.{name}", *param.init.shape, std=float(param.init.square().mean().sqrt()))
         own[name] = replace(param, rows=rows) if param.home == "local" else param
     return own

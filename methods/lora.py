@@ -23,7 +23,7 @@ PARTS = {"qv": (0, 2), "qkv": (0, 1, 2)}  # of timm's joint projection, [q; k; v
 class Method(Base):
     """Rank-r updates at every block and a linear head, all averaged."""
 
-    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of each update", told=True)
+    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of each update", always_shown=True)
     alpha: Annotated[float, Field(gt=0)] = option(8.0, "alpha: updates are scaled by alpha/r")
     target: Literal["qv", "qkv"] = option("qv", "projections that are updated: query and value, or key as well")
     lora_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of A and B")

@@ -9,15 +9,26 @@ s_c(x) ~ pi_k(c) exp(sim(z(x), mu_c) / tau), m(x) = sum_c s_c(x) P_C[c].
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import (
+    ClientUpdates,
+    Param,
+    Task,
+    Values,
+    class_sums,
+    linear_head,
+    log_prior,
+    only_if,
+    option,
+    tokens,
+)
 from fedbench.method import Method as Base
-from fedbench.method import Param, Report, Task, Values, class_sums, linear_head, log_prior, option, tokens
 
 SMOOTHING = 1e-3  # uniform mass mixed into a client's prior: a class that it lacks keeps a small chance
 
@@ -127,12 +138,9 @@ class Method(Base):
         return slots
 
     # -- prototypes ----------------------------------------------------------------------------------------------
-    @property
-    def statistics(self) -> Any:
+    @only_if(lambda self: self.query == "final")
+    def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
         """query final: sums of a feature that never changes are reported once."""
-        return self._statistics if self.query == "final" else None
-
-    def _statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
         return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
@@ -141,30 +149,27 @@ class Method(Base):
         mean = total / count.clamp(min=1)[:, None]
         return {"sum": total, "count": count, "prototype": mean[server["order"]]}
 
-    @property
-    def observe(self) -> Any:
-        """query inject: the feature moves with the prompts, so sums are reported every round; class_counts: counts."""
-        return self._observe if self.query == "inject" or self.average == "class_counts" else None
-
-    def _observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor | None, y: Tensor, weight: Tensor
+    @only_if(lambda self: self.query == "inject" or self.average == "class_counts")
+    def observe(
+        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
+        """query inject: the feature moves with the prompts, so sums are reported every round; class_counts: counts."""
         sums = class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
         return sums if self.query == "inject" else {"count": sums["count"]}
 
-    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """Prototypes from this round's sums (query inject); class prompts by class counts (average class_counts)."""
         new: dict[str, Tensor] = {}
         if self.query == "inject":
-            count = report.seen["count"].sum(0)[server["order"], None]
-            mean = report.seen["sum"].sum(0)[server["order"]] / count.clamp(min=1)
+            count = updates.sums["count"].sum(0)[server["order"], None]
+            mean = updates.sums["sum"].sum(0)[server["order"]] / count.clamp(min=1)
             old = server["prototype"]
             known = old.abs().sum(1, keepdim=True) > 0
             moved = torch.where(known, self.momentum * old + (1 - self.momentum) * mean, mean)
             new["prototype"] = torch.where(count > 0, moved, old)
         if self.average == "class_counts":
-            count = report.seen["count"]  # [K, C]
+            count = updates.sums["count"]  # [K, C]
             share = count / count.sum(0).clamp(min=1)
-            mean = torch.einsum("kc,kcnd->cnd", share, report.got["class_prompt"])
+            mean = torch.einsum("kc,kcnd->cnd", share, updates.updated["class_prompt"])
             new["class_prompt"] = torch.where(count.sum(0)[:, None, None] > 0, mean, server["class_prompt"])
         return new

@@ -22,8 +22,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import ClientUpdates, Param, Task, Values, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Report, Task, Values, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Method(Base):
         """Each client's own prompts."""
         return {"prompt": self.generate(server, clients)}
 
-    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """One gradient step of the generator, whose P_n the clients would have had elsewhere."""
-        weight = (report.weight / report.weight.sum()).to(report.got["prompt"])[:, None, None]
-        back = weight * (report.sent["prompt"] - report.got["prompt"])  # [K, P, D]
+        weight = (updates.num_samples / updates.num_samples.sum()).to(updates.updated["prompt"])[:, None, None]
+        back = weight * (updates.received["prompt"] - updates.updated["prompt"])  # [K, P, D]
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in server.items() if n.startswith("generator.")}
-            gradients = torch.autograd.grad(self.generate(leaves, report.clients), list(leaves.values()), back)
+            gradients = torch.autograd.grad(self.generate(leaves, updates.clients), list(leaves.values()), back)
         return {n: v.detach() - self.server_lr * g for (n, v), g in zip(leaves.items(), gradients, strict=True)}

@@ -16,17 +16,17 @@ head; no dropout. No aggregation touches the pool. The draws of round t are of t
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedbench.base import rng
+from fedbench.method import ClientUpdates, Param, Task, Values, linear_head, option, rng
 from fedbench.method import Method as Base
-from fedbench.method import Param, Report, Task, Values, linear_head, option
 
 HIDDEN = 128  # width of the two networks (code)
 
@@ -77,27 +77,21 @@ class Method(Base):
         assert query is not None  # noqa: S101 - uses_query
         return {"prompt": p["pool"][self.choose(p, query)[0]]}
 
-    @property
-    def extra_loss(self) -> Any:
-        """0.01 times the sum of the cosines."""
-        return self._similarity
-
-    def _similarity(self, p: Values, sent: Values, out: Values, query: Tensor) -> Tensor:
+    def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:
+        """0.01 times the sum of the cosines, [B]."""
         return self.similarity * self.choose(p, query)[1].sum(-1)  # [B]
 
-    @property
-    def observe(self) -> Any:
-        """Which prompts were used: only those go on."""
-        return self._used
-
-    def _used(self, p: Values, taps: Values, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def observe(
+        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """How many samples used each prompt: only used prompts go on."""
         hot = F.one_hot(self.choose(p, query)[0], len(p["pool"])).to(weight).sum(1)  # [B, n]
         return {"used": weight @ hot}  # [n]
 
-    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """The new pool: what matching makes of the prompts that somebody used."""
-        used = report.seen["used"].sum(0) > 0
-        local = report.got["pool"][:, used]  # [K, n, D]
+        used = updates.sums["used"].sum(0) > 0
+        local = updates.updated["pool"][:, used]  # [K, n, D]
         now = int(server["round"]) + 1
         pool, _ = match(local.double(), self.loops, int(server["seed"]), now)
         return {"pool": pool.to(local), "round": torch.full_like(server["round"], now)}

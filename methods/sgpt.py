@@ -11,16 +11,17 @@ Depth: the source's 12 blocks have shared tokens at 0..3 and group tokens at 4..
 round(L/3) and then round(L/4) blocks, at least one of each: 2 and 2 for the 6 blocks of `nano`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import ClientUpdates, Param, Phases, Task, Values, linear_head, only_if, option, tokens
 from fedbench.method import Method as Base
-from fedbench.method import Param, Phases, Report, Task, Values, linear_head, option, tokens
 
 FLOOR = 5e-4  # added to a group's frequency: a group that nobody has chosen is still compared by its distance
 FEW = 50  # a group chosen by no more samples than this averages its key over clients uniformly
@@ -101,32 +102,28 @@ class Method(Base):
         read = [out["cls"][:, None], *(value for slot, value in out.items() if slot.startswith("group"))]
         return F.linear(torch.cat(read, 1).mean(1), p["head.weight"], p["head.bias"])
 
-    @property
-    def extra_loss(self) -> Any:
-        """The second phase draws keys to the samples that chose them."""
-        return None if self.phase == 0 else self._pull
-
-    def _pull(self, p: Values, sent: Values, out: Values, query: Tensor) -> Tensor:
+    @only_if(lambda self: self.phase != 0)
+    def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:
+        """The second phase draws keys to the samples that chose them, [B]."""
         chosen, cosine = self.choose(p, query)
         return -cosine.gather(1, chosen[:, None])[:, 0]  # [B]
 
-    @property
-    def observe(self) -> Any:
+    @only_if(lambda self: self.phase != 0)
+    def observe(
+        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
         """The second phase counts the samples that chose each group."""
-        return None if self.phase == 0 else self._chosen
-
-    def _chosen(self, p: Values, taps: Values, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         chosen, _ = self.choose(p, query)
         return {"chosen": (F.one_hot(chosen, self.groups).to(weight) * weight[:, None]).sum(0)}  # [G]
 
-    def merge(self, server: Values, report: Report) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """Groups by n_k and keys by who chose them, both with momentum; the next round's frequencies."""
-        chosen = report.seen["chosen"]  # [K, G]
+        chosen = updates.sums["chosen"]  # [K, G]
         total = chosen.sum(0)
         by_choice = torch.where(total > FEW, chosen / total.clamp(min=1), 1 / len(chosen))  # [K, G]
-        key = torch.einsum("kg,kgd->gd", by_choice, report.got["key"])
-        by_size = (report.weight / report.weight.sum()).to(key)  # [K]
-        group = torch.tensordot(by_size, report.got["group"], dims=1)
+        key = torch.einsum("kg,kgd->gd", by_choice, updates.updated["key"])
+        by_size = (updates.num_samples / updates.num_samples.sum()).to(key)  # [K]
+        group = torch.tensordot(by_size, updates.updated["group"], dims=1)
         count = server["count"] + total
         m = self.momentum
         return {

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
-from fedbench.sources.domains import DOMAINNET
 from fedbench.plan.plugins import plugins
+from fedbench.sources.domains import DOMAINNET
 
 DATASETS: dict[str, Any] = plugins().classes["dataset"]
 

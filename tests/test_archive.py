@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from archives import make_tar, make_zip, unpack
 
+from fedbench.data import DataError
 from fedbench.sources import archive
 from fedbench.sources.archive import open_source
-from fedbench.data import DataError
 
 FILES = {"top/a.txt": b"first", "top/b/c.txt": b"second" * 100, "top/b/empty": b""}
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench.vit import backbone
 from fedbench.run import cost
+from fedbench.vit import backbone
 from fedbench.vit.backbone import BackboneError
 from fedbench.vit.images import Images, translate
 
@@ -79,13 +79,13 @@ def test_files_that_do_not_fit_are_named(weights, tmp_path):
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """torch counts two operations a multiply-add, and also those of heads, priors and mixtures, which are small."""
     small = tiny.tiny(tiny.plugins().classes["method"][name]())
-    vit, spec = small.cohort.backbone, small.server.spec
+    vit, spec = small.model.backbone, small.server.spec
     vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
-    counted = cost.one_pass(small.cohort.method, spec, vit)
+    counted = cost.one_pass(small.model.method, spec, vit)
     index = torch.arange(8).view(2, 4)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([0, 2])).items()}
     with FlopCounterMode(display=False) as forward, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        logits = small.cohort.forward(values | small.server.read(), index, add_prior=False).logits
+        logits = small.model.forward(values | small.server.read(), index, add_prior=False).logits
     with FlopCounterMode(display=False) as backward, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         torch.autograd.backward(logits.sum())
     assert forward.get_total_flops() / 2 / 8 == pytest.approx(counted.forward, rel=0.05)

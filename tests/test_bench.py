@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedbench.run import checkpoint, evaluation
 from fedbench import bench, data
 from fedbench.bench import breakdown, clock, contenders
 from fedbench.bench.cases import CASES, METHODS, World
 from fedbench.plan.plugins import HOME, plugins
+from fedbench.run import checkpoint, evaluation
 from fedbench.run.server import Server
 
 SMOKE = CASES["smoke@16"]
@@ -79,9 +79,9 @@ def test_watched_work_is_done_by_one_thread(setting):
     torch.set_num_threads(2)
     try:
         with breakdown.watched(torch.device("cpu")):
-            watched = setting.cohort.spread(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(4))
+            watched = setting.model.thread_map(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(4))
         assert set(watched) == {threading.get_ident()}
-        assert threading.get_ident() not in setting.cohort.spread(lambda _: threading.get_ident(), range(4))
+        assert threading.get_ident() not in setting.model.thread_map(lambda _: threading.get_ident(), range(4))
     finally:
         torch.set_num_threads(before)
 
@@ -161,10 +161,10 @@ def test_contenders_have_the_same_model_and_images(world, setting):
             (model.head.bias, "head.bias"),
         ):
             theirs.copy_(values[name][0])
-        pixels = setting.cohort.images.batch(part)
-        ours = setting.cohort.forward(values, part[None], add_prior=False).logits[0]
+        pixels = setting.model.images.batch(part)
+        ours = setting.model.forward(values, part[None], add_prior=False).logits[0]
         torch.testing.assert_close(ours, model(pixels), rtol=1e-4, atol=1e-5)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (setting.cohort.backbone.mean, setting.cohort.backbone.std))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (setting.model.backbone.mean, setting.model.backbone.std))
     plain = (torch.from_numpy(world.images[part.numpy()]).permute(0, 3, 1, 2) / 255 - mean) / std
     torch.testing.assert_close(pixels, plain)
     assert np.array_equal(np.sort(setting.split.train[1]), world.parts[1])

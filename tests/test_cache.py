@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.sources import cache
 from fedbench.base import lease, lock
-from fedbench.sources.cache import cached_arrays
 from fedbench.data import DataError
+from fedbench.sources import cache
+from fedbench.sources.cache import cached_arrays
 
 
 def left(folder: Path) -> list[str]:

@@ -9,11 +9,11 @@ from textwrap import dedent, indent
 
 import pytest
 
-from fedbench.cli import check
 from fedbench import data
+from fedbench.cli import check
 from fedbench.contract import form
 from fedbench.method import Method
-from fedbench.plan.plugins import HOME, KINDS, PluginError
+from fedbench.plan.plugins import HOME, PLUGIN_KINDS, PluginError
 
 HEAD = '''
 """A plug-in of the tests."""
@@ -337,7 +337,7 @@ def test_the_command_line(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "FAIL  Each hook takes the arguments" in printed
     assert "warn  Each public name" in printed
-    assert f"note  a sweep finds it in a folder {KINDS['method'][0]}/ below" in printed
+    assert f"note  a sweep finds it in a folder {PLUGIN_KINDS['method'][0]}/ below" in printed
     assert printed.endswith("\n")
 
     warned = write(
@@ -393,7 +393,7 @@ def test_the_table_of_hooks_is_that_of_the_contract():
         "view",
     }
     assert hooks <= form.HOOKS[Method].keys()
-    assert {base for _, _, base in KINDS.values()} == set(form.BASES) - {data.Partitioner}
+    assert {base for _, _, base in PLUGIN_KINDS.values()} == set(form.BASES) - {data.Partitioner}
 
 
 def test_a_plug_in_error_names_the_file(tmp_path):

@@ -12,12 +12,12 @@ import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fedbench.vit import compiled
 from fedbench.base import process_cache
-from fedbench.vit.backbone import Backbone
-from fedbench.bench import command
 from fedbench.base.records import RunFolder
-from fedbench.run.simulation import simulate
+from fedbench.bench import command
+from fedbench.run.simulation import run_rounds
+from fedbench.vit import compiled
+from fedbench.vit.backbone import Backbone
 
 pytestmark = [
     pytest.mark.slow,  # tracing and compiling take their time
@@ -35,10 +35,10 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def from_nothing() -> Any:
     """No form and no backbone of another test is left."""
-    process_cache.forget()
+    process_cache.clear()
     torch._dynamo.reset()
     yield
-    process_cache.forget()
+    process_cache.clear()
     torch._dynamo.reset()
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_compiled_after_the_first_round(data, tmp_path, monkeypatch, 
     folder.plan(plan.on_disk(planned))
     counts: list[int] = []  # after each round and its evaluation
     machine = plan.machine.model_copy(update={"compile": True})
-    simulate(planned, machine, plan.plugins, folder, lambda: counts.append(counter.frame_count) or False)
+    run_rounds(planned, machine, plan.plugins, folder, lambda: counts.append(counter.frame_count) or False)
     assert len(sizes) > 2  # else nothing is shown
     assert counts == [counts[0]] * 4
     assert 0 < counts[0] < 9  # the blocks share them
@@ -89,7 +89,7 @@ def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypat
             run(planned, plan, tmp_path / str(given), **own)
         (path,) = (own["data"] / "features").glob("*.npy")
         cached.append(path.read_bytes())
-        process_cache.forget()
+        process_cache.clear()
     assert cached[0] == cached[1]
 
 

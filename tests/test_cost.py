@@ -22,7 +22,7 @@ def counted(work):
 
 def world(name):
     small = tiny(METHODS[name], epochs=1)
-    small.cohort.backbone.plain = False  # what a method costs, not what this machine saves of it
+    small.model.backbone.plain = False  # what a method costs, not what this machine saves of it
     small.introduce([CLIENT])
     return small, small.batches([CLIENT])
 
@@ -34,8 +34,8 @@ def world(name):
 )
 def test_training_is_counted_exactly_but_for_the_hooks(name, products):
     small, batches = world(name)
-    method, vit = small.cohort.method, small.cohort.backbone
-    ours = cost.training(method, small.cohort.spec, vit)
+    method, vit = small.model.method, small.model.backbone
+    ours = cost.training(method, small.model.spec, vit)
     hooks = SAMPLES * products * CLASSES * vit.width
     if name == "lora":
         hooks += len(batches[0].active) * vit.depth * 2 * 3 * method.rank * vit.width**2
@@ -46,7 +46,7 @@ def test_training_is_counted_exactly_but_for_the_hooks(name, products):
 def test_training_is_counted_to_a_hundredth(name):
     """Phases, views, borders of images; the rest are the hooks' own small products."""
     small, batches = world(name)
-    cohort = small.cohort
+    cohort = small.model
     ours = SAMPLES * cost.training(cohort.method, cohort.spec, cohort.backbone)
     assert ours == pytest.approx(counted(lambda: small.round([CLIENT], batches=batches)), rel=0.01)
 
@@ -54,7 +54,7 @@ def test_training_is_counted_to_a_hundredth(name):
 @pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only"])
 def test_a_forward_pass_is_counted_to_a_hundredth(name):
     small, _ = world(name)
-    cohort = small.cohort
+    cohort = small.model
     values = small.server.send(torch.tensor([CLIENT])) | small.server.read()
     index = torch.from_numpy(small.train[CLIENT])[None]
     with torch.no_grad():

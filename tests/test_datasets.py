@@ -10,12 +10,12 @@ from archives import ARCHIVES, DATASETS, official
 from test_imagefolder import image_tree
 from test_npz import save as save_npz
 
-from fedbench.sources import cache, pixels
-from fedbench.sources import prepared as prepared_module
 from fedbench.contract import form
 from fedbench.contract.samples import CHECKS, OnDisk
 from fedbench.data import DataError, Extent, split
 from fedbench.plan.plugins import plugins
+from fedbench.sources import cache, pixels
+from fedbench.sources import prepared as prepared_module
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
 OPTIONS: dict[str, dict[str, Any]] = {"glyphs": {"train_per_class": 2, "test_per_class": 1}, "imagefolder": {}}

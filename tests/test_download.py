@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.sources import download as module
 from fedbench.data import DataError
+from fedbench.sources import download as module
 from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 
-from fedbench.vit import token_cache
 from fedbench.base import process_cache
-from fedbench.vit.backbone import Backbone
 from fedbench.data import DataError
-from fedbench.vit.token_cache import first_block
 from fedbench.plan.plugins import plugins
+from fedbench.vit import token_cache
+from fedbench.vit.backbone import Backbone
+from fedbench.vit.token_cache import first_block
 
 LATE = {"name": "pep_fedpt", "prompt_length": 0}  # nothing enters the first half of the blocks
 TAPPED = LATE | {"query": "inject"}
@@ -31,9 +31,9 @@ def computed(monkeypatch):
         return before(self, images, layer)
 
     monkeypatch.setattr(Backbone, "entering", counted)
-    process_cache.forget()
+    process_cache.clear()
     yield found
-    process_cache.forget()
+    process_cache.clear()
 
 
 @pytest.mark.parametrize("method", [LATE, TAPPED], ids=["query final", "query inject"])
@@ -59,7 +59,7 @@ def test_tokens_are_computed_once_for_all_runs(data, tmp_path, computed):  # noq
     plan = sweep(data, [LATE], {"seed": [0, 1]})
     run(plan.runs[0], plan, tmp_path, data=tmp_path)
     assert computed == {0: IMAGES, 3: IMAGES}  # the prompt-free features, and the tokens
-    process_cache.forget()  # as another process
+    process_cache.clear()  # as another process
     run(plan.runs[1], plan, tmp_path, data=tmp_path)
     assert computed == {0: IMAGES, 3: IMAGES}
 
@@ -80,7 +80,7 @@ def test_the_file_depends_on_no_number_of_threads(data, tmp_path, computed):  # 
             run(plan.runs[0], plan, tmp_path / str(threads), data=tmp_path / str(threads))
         finally:
             torch.set_num_threads(before)
-        process_cache.forget()
+        process_cache.clear()
         (path,) = (tmp_path / str(threads)).rglob("tokens.npy")
         files.append(path.read_bytes())
     assert files[0] == files[1]

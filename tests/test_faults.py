@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from workplace import HOME, Workplace, numbers, until
 
-from fedbench.base import lease, process_cache, storage
-from fedbench.jobs import failures, job, supervisor
-from fedbench.run import meter
+from fedbench.base import lease, process_cache, provenance, storage
 from fedbench.base.records import RecordsError, RunFolder
+from fedbench.jobs import failures, job, supervisor
+from fedbench.run import experiment
 
 
 @pytest.fixture
@@ -220,7 +220,15 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again
-    kinds = {kind for kind, _ in job.KINDS} | {"error", "storage", "killed", "crashed", "timeout", "preempted", "lost"}
+    kinds = {kind for kind, _ in job.FAILURE_KINDS} | {
+        "error",
+        "storage",
+        "killed",
+        "crashed",
+        "timeout",
+        "preempted",
+        "lost",
+    }
     assert kinds <= failures.AGAIN.keys()
 
 
@@ -467,7 +475,6 @@ def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFix
 # -- packs and provenance --------------------------------------------------------------------------------------
 def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedbench.vit import backbone
-    from fedbench.run import experiment
 
     made: list[str] = []
 
@@ -478,9 +485,14 @@ def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: 
 
         return call
 
-    for module, name in ((backbone, "make"), (setting, "Images"), (setting, "features"), (setting, "data_hash")):
+    for module, name in (
+        (backbone, "make"),
+        (experiment, "Images"),
+        (experiment, "features"),
+        (experiment, "data_hash"),
+    ):
         monkeypatch.setattr(module, name, spied(name, getattr(module, name)))
-    process_cache.forget()
+    process_cache.clear()
     place.write(methods=["head_only", "breaks", "slow"], seeds=[0, 1])
     names = [folder.path.name for folder in place.plan()]
     job.run_job(place.results, [name for name in names if "breaks" not in name])
@@ -489,7 +501,7 @@ def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: 
     assert len(want) == 4
     place.results = place.path / "alone"
     for folder in place.plan():  # each alone, and one that breaks between
-        process_cache.forget()
+        process_cache.clear()
         job.run_job(place.results, [folder.path.name])
     assert {f.path.name: numbers(f) for f in place.folders if f.status == "done"} == want
 
@@ -507,9 +519,9 @@ def test_env_json_says_where_numbers_come_from(place: Workplace) -> None:
 
 def test_the_code_of_a_run_is_its_core_and_its_own_plug_ins(place: Workplace) -> None:
     file = place.path / "mine" / "methods" / "slow.py"
-    before = meter.code((file,))
-    meter.code.cache_clear()
+    before = provenance.code_hash((file,))
+    provenance.code_hash.cache_clear()
     file.write_text(file.read_text() + "# changed\n")
-    after = meter.code((file,))
+    after = provenance.code_hash((file,))
     assert before.split("-")[0] == after.split("-")[0]
     assert before.split("-")[1] != after.split("-")[1]

@@ -16,7 +16,7 @@ from written import write_run
 
 from fedbench.report import run_artifacts, writer
 from fedbench.report.evidence import gather
-from fedbench.report.figures import clients, frame, catalogue, inside, scores, style, varied
+from fedbench.report.figures import catalogue, clients, frame, inside, scores, style, varied
 from fedbench.report.figures.frame import DPI, PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests

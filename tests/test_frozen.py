@@ -9,8 +9,8 @@ import tiny
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 
-from fedbench.vit import fast_block, thread_map
 from fedbench.jobs import malloc_tuning
+from fedbench.vit import fast_block, thread_map
 from fedbench.vit.backbone import Backbone
 
 
@@ -96,10 +96,10 @@ def test_a_round_without_shortcuts_is_the_same(name):
     small = tiny.tiny(tiny.plugins().classes["method"][name]())
     small.introduce(range(tiny.CLIENTS))
     short = small.round((0, 2, 4))
-    small.cohort.backbone.lean = small.cohort.backbone.plain = False
+    small.model.backbone.lean = small.model.backbone.plain = False
     whole = small.round((0, 2, 4))
-    for key, value in whole.got.items():
-        assert (value - short.got[key]).abs().max() < 1e-10, key
+    for key, value in whole.updated.items():
+        assert (value - short.updated[key]).abs().max() < 1e-10, key
 
 
 @pytest.fixture
@@ -112,12 +112,14 @@ def two_threads():
 
 def test_pieces_are_done_on_a_thread_each(two_threads):
     cpu = torch.device("cpu")
-    assert thread_map.spread(lambda _: torch.get_num_threads(), range(4), cpu) == [1, 1, 1, 1]
+    assert thread_map.thread_map(lambda _: torch.get_num_threads(), range(4), cpu) == [1, 1, 1, 1]
     assert torch.get_num_threads() == 2
-    assert thread_map.spread(lambda _: torch.get_num_threads(), [0], cpu) == [2]  # nothing to share: all threads to the one
-    assert thread_map.spread(lambda i: i * i, range(5), cpu) == [0, 1, 4, 9, 16]
+    assert thread_map.thread_map(lambda _: torch.get_num_threads(), [0], cpu) == [
+        2
+    ]  # nothing to share: all threads to the one
+    assert thread_map.thread_map(lambda i: i * i, range(5), cpu) == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
-        thread_map.spread(lambda i: 1 / i, [1, 0, 2], cpu)
+        thread_map.thread_map(lambda i: 1 / i, [1, 0, 2], cpu)
     assert torch.get_num_threads() == 2
 
 
@@ -128,9 +130,9 @@ def test_the_number_of_threads_changes_no_bit(two_threads):
     two = small.round((0, 2, 4))
     torch.set_num_threads(1)
     one = small.round((0, 2, 4))
-    for key, value in one.got.items():
-        assert torch.equal(value, two.got[key]), key
+    for key, value in one.updated.items():
+        assert torch.equal(value, two.updated[key]), key
 
 
 def test_freed_memory_can_be_kept():
-    assert malloc_tuning.keep() is (malloc_tuning.platform.libc_ver()[0] == "glibc")
+    assert malloc_tuning.keep_freed_memory() is (malloc_tuning.platform.libc_ver()[0] == "glibc")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedbench.vit import nano
 from fedbench.data import Samples
-from fedbench.sources.glyph_renderer import SIZE, clean_masks, has_glyph, load_font, render, stream
-from fedbench.pretraining import nano
 from fedbench.plan.plugins import plugins
+from fedbench.pretraining import pretrain_nano
+from fedbench.sources.glyph_renderer import SIZE, clean_masks, has_glyph, load_font, render, stream
+from fedbench.vit import nano
 
 
 def dataset(name: str, **fields: Any) -> Any:
@@ -33,7 +33,7 @@ def glyphs() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def chars() -> list[str]:
-    return nano.characters()
+    return pretrain_nano.characters()
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def test_no_two_classes_look_the_same(glyphs: ModuleType) -> None:
 
 
 def test_pretraining_shares_no_character_font_or_look_with_the_benchmark(glyphs: ModuleType, chars: list[str]) -> None:
-    assert not {s.font for s in nano.STYLES} & {s.font for s in glyphs.STYLES}
-    assert not {s.name for s in nano.STYLES} & {s.name for s in glyphs.STYLES}
+    assert not {s.font for s in pretrain_nano.STYLES} & {s.font for s in glyphs.STYLES}
+    assert not {s.name for s in pretrain_nano.STYLES} & {s.name for s in glyphs.STYLES}
     assert not set(chars) & set(glyphs.CHARACTERS)
-    assert (nano.looks(chars) @ nano.looks(list(glyphs.CHARACTERS)).T).max() < nano.ALIKE
+    assert (pretrain_nano.looks(chars) @ pretrain_nano.looks(list(glyphs.CHARACTERS)).T).max() < pretrain_nano.ALIKE
     scripts = {unicodedata.name(char).split()[0] for char in chars}
     assert not scripts & {"GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN"}
 
@@ -182,7 +182,7 @@ def test_nano_tells_unseen_characters_apart(samples: Samples) -> None:
     assert not model.training
     assert all(value.dtype == torch.float32 for value in model.parameters())
     assert 300_000 < sum(value.numel() for value in model.parameters()) < 2_000_000
-    z = nano.features(model, np.asarray(samples.images))
+    z = pretrain_nano.features(model, np.asarray(samples.images))
     means = np.stack([z[~samples.is_test & (samples.labels == label)].mean(0) for label in range(100)])
     truth = samples.labels[samples.is_test]
     distance = (means**2).sum(1) - 2 * z[samples.is_test] @ means.T

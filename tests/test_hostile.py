@@ -17,19 +17,19 @@ import torch
 import yaml
 from workplace import Workplace
 
-from fedbench.vit import backbone
-from fedbench.cli import check, data
-from fedbench.run import checkpoint
-from fedbench.jobs import launch, slurm
 from fedbench.base.lease import owner_in, process
+from fedbench.base.records import RecordsError, RunFolder
+from fedbench.cli import check, data
+from fedbench.jobs import launch, slurm
 from fedbench.plan.config import Cluster, ConfigError
-from fedbench.report.evidence import gather
-from fedbench.vit.features import features
-from fedbench.vit.images import Images
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import HOME
-from fedbench.base.records import RecordsError, RunFolder
+from fedbench.report.evidence import gather
 from fedbench.report.published import COLUMNS, ReferencesError, read
+from fedbench.run import checkpoint
+from fedbench.vit import backbone
+from fedbench.vit.features import features
+from fedbench.vit.images import Images
 
 
 class Payload:

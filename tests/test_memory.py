@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
 
-from fedbench.run import evaluation
-from fedbench.run.client_memory import Memory
 from fedbench.method import Param, Task
+from fedbench.run import evaluation
+from fedbench.run.client_memory import ClientMemory
 from fedbench.run.experiment import build
 from fedbench.run.simulation import one_round
 
@@ -24,13 +24,13 @@ def spec() -> dict[str, Param]:
     task = Task(3, 10, 4, 2, 8, torch.ones(10, 3), seed=5)
     return {
         "same": Param(torch.arange(3.0), "local"),
-        "own": Param(torch.zeros(2), "local", rows=task.own_normal("own", 2, std=1.0)),
+        "own": Param(torch.zeros(2), "local", rows=task.per_client_normal("own", 2, std=1.0)),
         "shared": Param(torch.zeros(7)),
     }
 
 
 def test_only_who_wrote_has_a_row():
-    memory = Memory(spec(), DEVICE, torch.float32)
+    memory = ClientMemory(spec(), DEVICE, torch.float32)
     assert memory.state() == {}
     before = memory.read(torch.tensor([4, 9]))
     assert set(before) == {"same", "own"}
@@ -47,16 +47,16 @@ def test_only_who_wrote_has_a_row():
 
 
 def test_a_row_depends_on_its_client_alone():
-    whole = Memory(spec(), DEVICE, torch.float64).read(torch.arange(10))["own"]
+    whole = ClientMemory(spec(), DEVICE, torch.float64).read(torch.arange(10))["own"]
     assert whole.dtype == torch.float64
     assert len({tuple(row) for row in whole.tolist()}) == 10
     for cohort in ([3], [7, 3], [0, 9, 3, 5]):
-        some = Memory(spec(), DEVICE, torch.float64).read(torch.tensor(cohort))["own"]
+        some = ClientMemory(spec(), DEVICE, torch.float64).read(torch.tensor(cohort))["own"]
         assert torch.equal(some, whole[cohort])
 
 
 def test_state_and_restore_are_inverse():
-    memory, other = (Memory(spec(), DEVICE, torch.float32) for _ in range(2))
+    memory, other = (ClientMemory(spec(), DEVICE, torch.float32) for _ in range(2))
     memory.write(torch.tensor([1, 8]), "own", torch.randn(2, 2))
     memory.write(torch.tensor([8]), "same", torch.randn(1, 3))
     other.write(torch.tensor([0]), "same", torch.randn(1, 3))  # is forgotten

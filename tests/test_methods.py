@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 
-from fedbench.run import local as local_module
 from fedbench.contract import Check, ContractError, form, isolation, rounds, verdict
 from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import Case
 from fedbench.method import Aggregation
+from fedbench.run import local as local_module
 from fedbench.run.server import bytes_of_sums
 
 CASES = {name: (method, Aggregation()) for name, method in tiny.METHODS.items()} | tiny.PAIRS

@@ -26,8 +26,8 @@ from archives import (
 )
 
 from fedbench.data import DataError, Samples, split
-from fedbench.sources.domains import DOMAINNET
 from fedbench.plan.plugins import plugins
+from fedbench.sources.domains import DOMAINNET
 
 SMALL = {"image_size": 8}
 

@@ -38,14 +38,14 @@ def test_a_plain_pytorch_client_agrees(name):
     small = tiny.tiny(METHOD[name](prompt_length=3), clip=None)
     clients = (4, 0, 5, 2)
     report = small.round(clients)
-    vit, recipe = small.cohort.backbone, small.trainer.local
+    vit, recipe = small.model.backbone, small.trainer.local
     for row, k in enumerate(report.clients.tolist()):
-        start = {n: v[row].clone().requires_grad_() for n, v in report.sent.items()}
+        start = {n: v[row].clone().requires_grad_() for n, v in report.received.items()}
         optimizer = torch.optim.SGD(start.values(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
         plan = batches(small.train, [k], recipe.batch_size, recipe.epochs, 0, 1, 0)
         for index, weight in zip(plan.index[:, 0], plan.weight[:, 0], strict=True):
             index = torch.from_numpy(index[weight > 0])
-            images, y = small.cohort.images.batch(index), small.cohort.labels[index]
+            images, y = small.model.images.batch(index), small.model.labels[index]
 
             def prompts(layer, cls, p=start["prompt"]):
                 if name == "fedvpt":
@@ -57,7 +57,7 @@ def test_a_plain_pytorch_client_agrees(name):
             F.cross_entropy(cls @ start["head.weight"].T + start["head.bias"], y).backward()
             optimizer.step()
         for n, value in start.items():
-            assert (report.got[n][row] - value).abs().max() < 1e-10, (k, n)
+            assert (report.updated[n][row] - value).abs().max() < 1e-10, (k, n)
 
 
 @pytest.mark.parametrize("query", ["final", "inject"])
@@ -69,7 +69,7 @@ def test_pep_fedpt_forward_from_the_formula(query, prior, similarity):
         prompt_length=3, class_prompt_length=2, temperature=tau, query=query, prior=prior, similarity=similarity
     )
     small = tiny.tiny(method)
-    cohort, server = small.cohort, small.server
+    cohort, server = small.model, small.server
     torch.manual_seed(0)
     mu = torch.randn(tiny.CLASSES, 32, dtype=torch.float64)
     server.values["prototype"] = mu
@@ -112,7 +112,7 @@ def test_prototypes_are_the_pooled_class_means():
     small.introduce([3])
     mine = torch.tensor([i for k in (0, 2, 3) for i in small.train[k]])
     for c in range(tiny.CLASSES):
-        members = small.cohort.features[mine][small.cohort.labels[mine] == c]
+        members = small.model.features[mine][small.model.labels[mine] == c]
         expected = members.mean(0) if len(members) else torch.zeros(32, dtype=torch.float64)
         assert (small.server.values["prototype"][c] - expected).abs().max() < 1e-10
 
@@ -126,7 +126,9 @@ def test_class_counts_average_weighs_each_class_by_who_has_it():
     for c in range(tiny.CLASSES):
         n = [(small.labels[small.train[k]] == c).sum() for k in report.clients.tolist()]
         expected = (
-            before[c] if sum(n) == 0 else sum(w / sum(n) * report.got["class_prompt"][i, c] for i, w in enumerate(n))
+            before[c]
+            if sum(n) == 0
+            else sum(w / sum(n) * report.updated["class_prompt"][i, c] for i, w in enumerate(n))
         )
         assert (small.server.values["class_prompt"][c] - expected).abs().max() < 1e-10
 
@@ -136,10 +138,10 @@ def test_fedavg_is_the_weighted_mean_and_fedprox_pulls_back():
     report = small.round((0, 1, 2))
     small.server.merge(report)
     sizes = [tiny.SIZES[k] for k in report.clients.tolist()]
-    expected = sum(n / sum(sizes) * report.got["prompt"][i] for i, n in enumerate(sizes))
+    expected = sum(n / sum(sizes) * report.updated["prompt"][i] for i, n in enumerate(sizes))
     assert (small.server.values["prompt"] - expected).abs().max() < 1e-12
 
     prox = tiny.plugins().classes["aggregation"]["fedprox"]
     near = tiny.tiny(METHOD["fedvpt"](), prox(mu=5.0), clip=None).round((0, 1, 2))
-    distance = lambda r: sum((r.got[n] - r.sent[n]).square().sum() for n in ("prompt", "head.weight"))  # noqa: E731
+    distance = lambda r: sum((r.updated[n] - r.received[n]).square().sum() for n in ("prompt", "head.weight"))  # noqa: E731
     assert distance(near) < 0.9 * distance(report)

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from fedbench.base.records import MEASURED, RunFolder
+from fedbench.cli.sweep import plan
 from fedbench.jobs import job
-from fedbench.run import pack
-from fedbench.vit.backbone import Backbone
-from fedbench.plan.config import Sweep, kin
-from fedbench.run.meter import Share
+from fedbench.plan.config import Sweep, pack_key
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.base.records import MEASURED, RunFolder
+from fedbench.run import pack
+from fedbench.run.meter import SharedClock
 from fedbench.run.simulation import begin, one_round, receive, send
-from fedbench.cli.sweep import plan
+from fedbench.vit.backbone import Backbone
 
 CLASSES = plugins().classes
 LOCAL = {"name": "fedvpt", "prompt": "local"}
@@ -82,23 +82,23 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
     monkeypatch.setattr(Backbone, "forward", lambda self, x, *rest: passes.append(len(x)) or forward(self, x, *rest))
     for round_ in (1, 2):
         passes.clear()
-        expected = [one_round(life.setting, round_) for life in alone]
+        expected = [one_round(state.experiment, round_) for state in alone]
         single = list(passes)
         passes.clear()
-        sent = [send(life.setting, round_) for life in together]
+        sent = [send(state.experiment, round_) for state in together]
         reports = pack.train_together([one.training for one in sent])
         joint = list(passes)
         spent = [
-            receive(life.setting, round_, one, report)
-            for life, one, report in zip(together, sent, reports, strict=True)
+            receive(state.experiment, round_, one, report)
+            for state, one, report in zip(together, sent, reports, strict=True)
         ]
         for a, b in zip(expected, spent, strict=True):
             assert b == pytest.approx(a, abs=1e-9)
-        method = together[0].setting.cohort.method
-        if together[0].setting.trainer.phases and method.backbone_weights is None and method.touches(12):
+        method = together[0].experiment.model.method
+        if together[0].experiment.trainer.phases and method.backbone_weights is None and method.touches(12):
             assert len(joint) < len(single) or round_ > 1  # then a server's values may have a shape of their own
     for a, b in zip(alone, together, strict=True):
-        one, other = a.setting.server.state(), b.setting.server.state()
+        one, other = a.experiment.server.state(), b.experiment.server.state()
         assert one.keys() == other.keys()
         for name, value in one.items():
             # PFPT's matching is solved by iteration, which a rounding leads another way
@@ -134,28 +134,28 @@ def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
         grid.pop("aggregation.lr")
     found = sweep(data, base, grid)
     alone, together = (lives(found, tmp_path / name, 5) for name in ("alone", "together"))
-    assert len({(life.setting.run.local.lr, life.setting.run.local.clip) for life in alone}) == 4
-    assert len({kin(planned.identity) for planned in found.runs}) == 1
+    assert len({(state.experiment.run.local.lr, state.experiment.run.local.clip) for state in alone}) == 4
+    assert len({pack_key(planned.identity) for planned in found.runs}) == 1
     trained = []
     monkeypatch.setattr(pack, "_train", lambda ts, train=pack._train: trained.append(len(ts)) or train(ts))
     for round_ in (1, 2):
-        expected = [one_round(life.setting, round_) for life in alone]
-        sent = [send(life.setting, round_) for life in together]
+        expected = [one_round(state.experiment, round_) for state in alone]
+        sent = [send(state.experiment, round_) for state in together]
         reports = pack.train_together([one.training for one in sent])
-        for life, one, report, spent in zip(together, sent, reports, expected, strict=True):
+        for state, one, report, spent in zip(together, sent, reports, expected, strict=True):
             assert report.lr == one.training.lr
-            assert receive(life.setting, round_, one, report) == pytest.approx(spent, abs=1e-9)
+            assert receive(state.experiment, round_, one, report) == pytest.approx(spent, abs=1e-9)
     assert trained == [len(alone)] * 2
     for a, b in zip(alone, together, strict=True):
-        one, other = a.setting.server.state(), b.setting.server.state()
+        one, other = a.experiment.server.state(), b.experiment.server.state()
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-9)
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):
     one, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
-    trainings = [send(life.setting, 1).training for life in (one, last)]
-    shares = [Share(), Share()]
+    trainings = [send(state.experiment, 1).training for state in (one, last)]
+    shares = [SharedClock(), SharedClock()]
     pack.train_together(trainings, shares)
     samples = [sum(training.samples) for training in trainings]
     assert samples[0] != samples[1]
@@ -168,11 +168,11 @@ def test_runs_that_do_not_fit_are_not_trained_together(data, tmp_path):
         *lives(sweep(data, {"method": {"name": "fedvpt", "prompt_length": 3}}), tmp_path),
         *lives(sweep(data, {"method": "head_only"}), tmp_path),
     ]
-    reports = pack.train_together([send(life.setting, 1).training for life in found])
-    for life, report in zip(found, reports, strict=True):
-        alone = send(life.setting, 1).training.train()
-        for name, value in alone.got.items():
-            torch.testing.assert_close(report.got[name], value, rtol=1e-9, atol=1e-12)
+    reports = pack.train_together([send(state.experiment, 1).training for state in found])
+    for state, report in zip(found, reports, strict=True):
+        alone = send(state.experiment, 1).training.train()
+        for name, value in alone.updated.items():
+            torch.testing.assert_close(report.updated[name], value, rtol=1e-9, atol=1e-12)
 
 
 # -- as a job does it ----------------------------------------------------------------------------------------------------
@@ -277,6 +277,6 @@ def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path,
 def test_relatives_stand_side_by_side_in_a_plan(data, tmp_path):
     found = sweep(data, {}, {"method": ["fedvpt", "head_only"], "seed": [0, 1]})
     names = planned(found, tmp_path / "results")
-    like = [kin(RunFolder(tmp_path / "results" / name).config()["identity"]) for name in names]
+    like = [pack_key(RunFolder(tmp_path / "results" / name).config()["identity"]) for name in names]
     assert len(set(like)) == 2
     assert sum(a != b for a, b in pairwise(like)) == 1

@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedbench.base import rng
 from fedbench import data
+from fedbench.base import rng
 from fedbench.contract import form
 from fedbench.contract.samples import CHECKS
 from fedbench.data import DataError, Parts, Samples, Split, batches, dirichlet_shares, split

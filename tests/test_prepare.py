@@ -25,12 +25,12 @@ from test_imagefolder import image_tree
 from workplace import files
 
 from benchmarks.prepare import memory
-from fedbench.run import cost
-from fedbench.sources import download, pixels
 from fedbench.base import lock
 from fedbench.cli import sweep
-from fedbench.data import DataError
 from fedbench.cli.data import main
+from fedbench.data import DataError
+from fedbench.run import cost
+from fedbench.sources import download, pixels
 
 fork = multiprocessing.get_context("fork")  # importing everything anew would take seconds
 

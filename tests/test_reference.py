@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from written import write_run
 
-from fedbench.report import writer
-from fedbench.plan.config import Run
-from fedbench.report.evidence import gather
 from fedbench.base.naming import flat
+from fedbench.plan.config import Run
 from fedbench.plan.plugins import plugins
+from fedbench.report import writer
+from fedbench.report.evidence import gather
 from fedbench.report.published import COLUMNS, ReferencesError, beside, read
 
 HEAD = ",".join([*COLUMNS, "clients.number", "local.lr", "note"])

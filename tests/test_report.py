@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from written import write_run
 
+from fedbench.base.records import RunFolder
 from fedbench.cli import figures
 from fedbench.report import writer
 from fedbench.report.evidence import gather
 from fedbench.report.figures import catalogue
-from fedbench.base.records import RunFolder
 from fedbench.report.tables import grid, notes
 from fedbench.report.tables.summary import summary
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedbench.run.checkpoint import CURRENT
+from fedbench.base.records import RunFolder
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.base.records import RunFolder
-from fedbench.run.simulation import simulate
+from fedbench.run.checkpoint import CURRENT
+from fedbench.run.simulation import run_rounds
 
 PINNED = Path(__file__).parent / "pinned.csv"
 CLASSES, CHANCE, MARGIN = 100, 0.01, 0.05  # a guess is right once in 100; learning is five more right answers in 100
@@ -50,7 +50,7 @@ def numbers(case: str, data: Path) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as there:
         folder = RunFolder(Path(there) / planned.name)
         folder.plan(sweep.on_disk(planned))
-        simulate(planned, sweep.machine, sweep.plugins, folder)
+        run_rounds(planned, sweep.machine, sweep.plugins, folder)
         record = folder.records()[-1]
         state = load_file(folder.path / CURRENT)
     kept = [v.double().flatten() for n, v in sorted(state.items()) if v.is_floating_point() and n[:6] != "total."]

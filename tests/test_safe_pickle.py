@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from archives import Call, attack, python2
 
-from fedbench.sources import safe_pickle
 from fedbench.data import DataError
+from fedbench.sources import safe_pickle
 
 
 def test_the_attack_would_work(tmp_path: Path) -> None:

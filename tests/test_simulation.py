@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
+from fedbench.base.records import MEASURED, RunFolder
 from fedbench.plan.config import Sweep
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import HOME, plugins
-from fedbench.base.records import MEASURED, RunFolder
-from fedbench.run.simulation import Diverged, simulate
+from fedbench.run.simulation import Diverged, run_rounds
 
 REQUIRED = """run method dataset partition seed round mean_accuracy worst_accuracy p10_accuracy bottom_decile_accuracy
 std_accuracy pooled_accuracy global_accuracy held_out_mean_accuracy held_out_worst_accuracy val_mean_accuracy train_loss
@@ -61,7 +61,7 @@ def sweep(data: Path, methods: list[Any], grid: dict[str, Any] | None = None, **
 def run(planned: Any, sweep: Sweep, results: Path, **machine: Any) -> RunFolder:
     folder = RunFolder(results / planned.name)
     folder.plan(sweep.on_disk(planned))
-    simulate(planned, sweep.machine.model_copy(update=machine), sweep.plugins, folder)
+    run_rounds(planned, sweep.machine.model_copy(update=machine), sweep.plugins, folder)
     return folder
 
 
@@ -171,12 +171,12 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(data, tmp_path):
     whole = run(plan.runs[0], plan, tmp_path / "whole")
     torn = RunFolder(tmp_path / "torn" / plan.runs[0].name)
     torn.plan(plan.on_disk(plan.runs[0]))
-    simulate(plan.runs[0], plan.machine, plan.plugins, torn)
+    run_rounds(plan.runs[0], plan.machine, plan.plugins, torn)
     newest = torn.path / "checkpoint.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     with open(torn.path / "records.jsonl", "a") as file:
         file.write('{"round": 4, "half a li')
-    simulate(plan.runs[0], plan.machine, plan.plugins, torn)
+    run_rounds(plan.runs[0], plan.machine, plan.plugins, torn)
     assert numbers(torn) == numbers(whole)
 
 
@@ -224,12 +224,12 @@ def test_cached_features_are_those_of_the_backbone(data, tmp_path):
     import torch
 
     at = torch.from_numpy(index)
-    direct = setting.cohort.backbone(setting.cohort.images.batch(at.flatten()))[0]["cls"]
-    assert (setting.cohort.features[at].flatten(0, 1) - direct).abs().max() < 1e-9
+    direct = setting.model.backbone(setting.model.images.batch(at.flatten()))[0]["cls"]
+    assert (setting.model.features[at].flatten(0, 1) - direct).abs().max() < 1e-9
     name = next((data.parent / "features").glob("*float64.npy"))
     name.write_bytes(b"half a file")  # a torn cache is made again
     again = build(plan.runs[0], plan.machine, plan.plugins)
-    assert (again.cohort.features == setting.cohort.features).all()
+    assert (again.model.features == setting.model.features).all()
 
 
 def test_run_yaml_is_plain(data, tmp_path):

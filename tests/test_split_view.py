@@ -11,12 +11,12 @@ import yaml
 from PIL import Image
 from test_partitioners import PARTITIONERS, samples
 
-from fedbench.data import Parts, Split, split
-from fedbench.data.split_stats import Portrait
 from fedbench.cli.data import main
+from fedbench.data import Parts, Split, split
+from fedbench.data.split_stats import SplitStats
 from fedbench.plan.planning import read_sweep
-from fedbench.run.experiment import build
 from fedbench.report.figures.split import draw
+from fedbench.run.experiment import build
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_portrait_in_numbers() -> None:
     """Client 0 trains on class 0 alone, client 1 on class 1, client 2 on both; the whole is half and half."""
     given = samples([3, 3], [2, 2])  # samples 0 1 2 | 3 4 5, test 6 7 | 8 9
     parts = [Parts.of(p) for p in ([[0, 1], [3, 4], [2, 5]], [[], [], []], [[6], [7], [8, 9]])]
-    found = Portrait.of(Split(*parts, np.array([False, False, True])), given)
+    found = SplitStats.of(Split(*parts, np.array([False, False, True])), given)
     assert found.counts.tolist() == [[2, 0], [0, 2], [1, 1]]
     assert found.classes.tolist() == [1, 1, 2]
     assert found.variation.tolist() == [0.5, 0.5, 0.0]
@@ -114,7 +114,7 @@ def test_portrait_in_numbers() -> None:
     # Tests of class 0, of class 0 and of class 1: as client 0 trains, the opposite, and half of what client 2 trains.
     assert found.test_variation.tolist() == [0.0, 1.0, 0.5]
     assert found.unused == 0
-    even = Portrait.of(split(samples([500] * 4, [90] * 4), PARTITIONERS["iid"](), 5), samples([500] * 4, [90] * 4))
+    even = SplitStats.of(split(samples([500] * 4, [90] * 4), PARTITIONERS["iid"](), 5), samples([500] * 4, [90] * 4))
     assert abs(even.variation.mean() - even.by_chance.mean()) < 0.03
 
 

@@ -19,8 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from test_partitioners import PARTITIONERS, samples
 
 from fedbench import data
-from fedbench.plan.config import short_name
 from fedbench.data import DataError, Samples, published, split
+from fedbench.plan.config import short_name
 from fedbench.plan.plugins import HOME
 
 MANY = samples([120] * 6, [40] * 6, order=1)

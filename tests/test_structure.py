@@ -1,161 +1,144 @@
-"""The house rules that a machine can check: imports go down only, plug-ins see their contract alone."""
+"""The house rules that a machine can check: imports go down by folder, plug-ins see their toolkit alone."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from fedbench.run import meter
-from fedbench.plan.plugins import HOME
+from fedbench.base.home import HOME
 
-# A module may import from floors below its own; modules of one floor do not know each other, but for the pairs named.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("home", "storage", "pipe"),
-    (
-        "rng",
-        "stacked",
-        "spread",
-        "heap",
-        "frozen",
-        "records",
-        "measure",
-        "nano",
-        "glyph_renderer",
-        "checkpoint",
-        "claim",
-        "shared",
-        "lock",
-        "progress",
-    ),
-    ("failures", "track", "environment"),
-    ("method",),
-    ("data", "fedopt"),
-    ("plugins", "images", "backbone", "cache", "safe_pickle", "memory", "archive", "decode", "download"),
-    ("compiled", "entering"),
-    ("pixels",),
-    ("prepared",),
-    ("cifar", "domains"),
-    ("config", "features", "cohort", "server"),
-    ("local", "cost", "planning"),
-    ("setting", "tuning"),
-    ("evaluation",),
-    ("simulation", "contract"),
-    ("pack",),
-    ("job",),
-    ("keeper",),
-    ("launch", "split_view"),
-    ("slurm",),
-    ("watch",),
-    ("sweep", "data_cli", "pretrain", "check", "methods", "reference_pages", "bench"),
-    ("status", "completion"),
+PACKAGE = HOME / "fedbench"
+# From the ground up: a file may import from its own folder and from folders before it.
+FOLDERS = (
+    *("base", "method", "data", "sources", "vit", "plan", "run", "jobs", "report"),
+    *("contract", "bench", "pretraining", "cli"),
 )
-TORCH_FREE = (*meter.WING, "split_figure", "records", "storage", "home", "pipe")
-ALLOWED_ACROSS = {
-    ("lock", "claim"),
-    ("track", "records"),
-    ("nano", "glyph_renderer"),
-    ("local", "config"),
-    ("cost", "server"),
-    ("reference_pages", "methods"),
-}
-PLUGIN_SEES = (
-    "fedbench.method",
-    "fedbench.method.server_optimizers",
-    "fedbench.data",
-    "fedbench.sources.archive",
-    "fedbench.sources.cache",
-    "fedbench.sources.cifar",
-    "fedbench.sources.decode",
-    "fedbench.sources.domains",
-    "fedbench.sources.pixels",
-    "fedbench.sources.prepared",
-    "fedbench.sources.safe_pickle",
-    "fedbench.sources.glyph_renderer",
-    "fedbench.base.rng",
-)
+PLUGIN_TOOLKITS = {"methods": {"fedbench.method"}, "datasets": {"fedbench.data", "fedbench.sources"}}
+TORCH_FREE = ("base", "report")
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of fedbench that a file imports, anywhere in it."""
+    """The modules of fedbench that a file imports, anywhere in it, such as ``fedbench.run.local``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fedbench":
-            found |= {f"fedbench.{a.name}" for a in node.names} if node.module == "fedbench" else {node.module}
+            modules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {module if is_module(module) else node.module for module in modules}
         elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names if a.name.split(".")[0] == "fedbench"}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
     return found
 
 
-def upward(name: str, imported: set[str]) -> list[str]:
-    """The imports of module `name` that do not go down."""
-    floor = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-    wrong = []
-    for other in sorted(module.split(".")[1] for module in imported):
-        if other != name and other in floor and (name, other) not in ALLOWED_ACROSS and floor[other] >= floor[name]:
-            wrong.append(other)
-    return wrong
+def is_module(name: str) -> bool:
+    path = HOME.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-def modules() -> list[Path]:
-    return sorted((HOME / "fedbench").rglob("*.py"))
+def folder_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-def module_name(path: Path) -> str:
-    relative = path.relative_to(HOME / "fedbench")
-    if relative.stem == "__main__":  # starts the program that its package is the name of
-        return "__main__"
-    program = relative.stem == "pretrain"  # it makes what the package `nano` ships, from the top of the house
-    return relative.parts[0] if len(relative.parts) > 1 and not program else relative.stem
+def upward(folder: str, imported: set[str]) -> set[str]:
+    """The imports of a file in `folder` that do not go down."""
+    allowed = FOLDERS[: FOLDERS.index(folder) + 1]
+    return {module for module in imported if folder_of(module) not in (*allowed, "")}
 
 
-def test_imports_go_down_only():
-    known = {name for floor in FLOORS for name in floor} | set(TORCH_FREE) | {"__init__", "__main__"}
-    for path in modules():
-        name = module_name(path)
-        assert name in known, f"{path.name} stands on no floor: say in test_structure.py where it belongs"
-        if name not in TORCH_FREE and name not in ("__init__", "__main__"):
-            assert not upward(name, imports(path)), f"{path.name} imports upwards"
+def files(folder: str) -> list[Path]:
+    """The files of a folder, without those that only start a program."""
+    return [path for path in sorted((PACKAGE / folder).rglob("*.py")) if path.name != "__main__.py"]
+
+
+def test_every_folder_has_its_floor():
+    there = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert there == set(FOLDERS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_down_by_folder(folder):
+    for path in files(folder):
+        assert not upward(folder, imports(path)), f"{path} imports upwards"
+
+
+def test_the_root_holds_nothing_but_entry_points():
+    for path in PACKAGE.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 10 or path.name == "__main__.py", path.name
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {}
+    for folder in FOLDERS:
+        for path in files(folder):
+            name = ".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
+            # A package's own __init__ gathers what its files define; the files do not import it.
+            graph[name] = {module for module in imports(path) if is_module(module)} - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "from fedbench.run.simulation import run",
-        "from fedbench import simulation",
+        "from fedbench.run.simulation import run_rounds",
+        "from fedbench.run import simulation",
         "import fedbench.run.simulation",
         "def later():\n    import fedbench.run.simulation as up",
     ],
 )
 def test_a_planted_upward_import_is_seen(tmp_path, line):
-    planted = tmp_path / "local.py"
-    planted.write_text((HOME / "fedbench" / "local.py").read_text() + f"\n{line}\n")
-    assert upward("local", imports(planted)) == ["simulation"]
-    planted.write_text((HOME / "fedbench" / "local.py").read_text())
-    assert upward("local", imports(planted)) == []
+    planted, source = tmp_path / "backbone.py", (PACKAGE / "vit" / "backbone.py").read_text()
+    planted.write_text(f"{source}\n{line}\n")
+    assert upward("vit", imports(planted)) == {"fedbench.run.simulation"}
+    planted.write_text(source)
+    assert not upward("vit", imports(planted))
 
 
-def test_reports_know_records_and_configs_only():
-    seen = set()
-    for path in modules():
-        name = module_name(path)
-        if name in TORCH_FREE:
-            seen.add(name)
-            known = (*TORCH_FREE, "config", "planning", "plugins", "tuning")
-            wrong = {i for i in imports(path) if i.split(".")[1] not in known}
-            assert not wrong, f"{path.name} imports {wrong}"
-    assert seen == set(TORCH_FREE)
+@pytest.mark.parametrize("folder", TORCH_FREE)
+def test_reports_start_without_torch(folder):
+    modules = [".".join(path.relative_to(HOME).with_suffix("").parts) for path in files(folder)]
+    lines = [f"import {module.removesuffix('.__init__')}" for module in modules]
+    code = "\n".join([*lines, "import sys", "sys.exit('torch' in sys.modules)"])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HOME)
 
 
-@pytest.mark.parametrize("folder", ["methods", "datasets"])
-def test_plug_ins_see_their_contract_alone(folder):
-    files = sorted((HOME / folder).rglob("*.py"))
-    assert len(files) > 4
-    for path in files:
+def test_reports_read_files_and_plans_only():
+    for path in files("report"):
+        used = {folder_of(module) for module in imports(path)}
+        assert used <= {"base", "plan", "report", ""}, f"{path} imports {used}"
+
+
+@pytest.mark.parametrize("folder", PLUGIN_TOOLKITS)
+def test_plug_ins_import_their_toolkit_alone(folder):
+    found = sorted((HOME / folder).rglob("*.py"))
+    assert len(found) > 4
+    for path in found:
         assert path.name != "__init__.py"
-        wrong = {module for module in imports(path) if not module.startswith(PLUGIN_SEES)}
-        assert not wrong, f"{path.name} imports {wrong}"
+        modules = {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedbench")
+        }
+        assert modules <= PLUGIN_TOOLKITS[folder], f"{path.name} imports {modules}"
+        assert not any(
+            alias.name.startswith("fedbench")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        )
+
+
+@pytest.mark.parametrize("package", ["method", "data", "sources"])
+def test_toolkits_say_what_they_offer(package):
+    module = __import__(f"fedbench.{package}", fromlist=["__all__"])
+    assert sorted(module.__all__, key=str.casefold) == sorted(set(module.__all__), key=str.casefold)
+    assert all(hasattr(module, name) for name in module.__all__)
 
 
 LONGEST = 400  # lines

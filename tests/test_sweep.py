@@ -13,9 +13,9 @@ import yaml
 from workplace import MERGE, Workplace, files, numbers, until
 
 from fedbench.base import lease
-from fedbench.jobs import job, launch
-from fedbench.cli import sweep
 from fedbench.base.records import RunFolder
+from fedbench.cli import sweep
+from fedbench.jobs import job, launch
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedbench.report import writer
 from fedbench.cli import sweep
 from fedbench.plan.config import Sweep
-from fedbench.report.evidence import gather
 from fedbench.plan.planning import read_sweep
+from fedbench.report import writer
+from fedbench.report.evidence import gather
 
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]

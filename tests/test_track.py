@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from fedbench.base.records import RunFolder
 from fedbench.jobs import trackers
 from fedbench.plan.config import ConfigError
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.base.records import RunFolder
 
 RECORD = {"run": "r", "round": 5, "rounds": 10, "seed": 0, "mean_accuracy": 0.5, "global_accuracy": None, "bytes_up": 7}
 

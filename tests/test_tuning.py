@@ -11,14 +11,14 @@ import pytest
 import yaml
 from written import write_run
 
-from fedbench.report import writer
+from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import sweep
 from fedbench.plan.config import ConfigError
-from fedbench.report.evidence import gather
 from fedbench.plan.planning import check_sweep, read_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.base.records import RunFolder, run_folders
 from fedbench.plan.tuning import draws, groups, search_space, staged
+from fedbench.report import writer
+from fedbench.report.evidence import gather
 
 METHODS = [{"name": "head_only"}, {"name": "fedncm"}]
 

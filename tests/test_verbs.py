@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import shtab
 
-from fedbench import __main__ as verbs
-from fedbench.cli import completion, list_methods
-from fedbench.base.home import sweep_file
 from fedbench.base.broken_pipe import CLOSED
+from fedbench.base.home import sweep_file
+from fedbench.cli import completion, list_methods
+from fedbench.cli import main as verbs
 from fedbench.plan.plugins import HOME, plugins
 
 
@@ -113,7 +113,7 @@ def test_a_sweep_of_the_project_goes_by_its_name(tmp_path, monkeypatch):
 
 def test_the_installed_command_is_the_same():
     scripts = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"fedbench": "fedbench.__main__:main"}
+    assert scripts == {"fedbench": "fedbench.cli.main:main"}
 
 
 @pytest.mark.parametrize("words", [["methods"], ["data", "list"]])

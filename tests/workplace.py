@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedbench.cli import sweep
 from fedbench.base.records import MEASURED, RunFolder, run_folders
+from fedbench.cli import sweep
 
 HOME = Path(__file__).resolve().parents[1]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedbench.report import evidence
 from fedbench.base.records import RunFolder
+from fedbench.report import evidence
 from fedbench.report.tables import contests, grid
 from fedbench.report.tables.summary import summary
 

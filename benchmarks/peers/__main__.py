@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.peers.memory import watched
 from benchmarks.peers.prepare import CASES, COMMON, SIZES, prepare
-from fedbench.run import meter
+from fedbench.base import provenance
 
 HOME = Path(__file__).resolve().parents[2]
 APART = HOME / ".peers" / "bin" / "python"
@@ -189,7 +189,7 @@ def main() -> None:
         "flower_actors": given.flower_actors,
     }  # fmt: skip
     task = COMMON | SIZES | rounds_of(given.rounds)
-    result = {"commit": meter.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
+    result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
     print(table(result))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

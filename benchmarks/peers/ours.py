@@ -14,12 +14,12 @@ from timm.models import register_model
 
 from benchmarks.peers import model
 from benchmarks.peers.task import VALUES, Log, Values
-from fedbench.run import checkpoint, evaluation, simulation
+from fedbench.base.records import RunFolder
 from fedbench.jobs import job
 from fedbench.plan.config import Sweep
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.base.records import RunFolder
+from fedbench.run import checkpoint, evaluation, simulation
 
 ARCHITECTURE: dict[str, Any] = {}  # of the task at hand: fedbench asks timm for a backbone by its name alone
 
@@ -78,5 +78,5 @@ def run(folder: Path, log: Log) -> Values:
     saved = checkpoint.load(results.path)
     if saved is None:
         raise RuntimeError(f"{results.path} holds no checkpoint")
-    state: dict[str, torch.Tensor] = saved[0]
+    state = saved.state
     return {name: state[f"server.{name}"].numpy() for name in VALUES}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Partitioner(data.Partitioner):
     """Small `alpha`: few clients hold most of a class; large `alpha`: equal shares."""
 
     citation: ClassVar[str] = "Yurochkin et al. 2019, arXiv:1905.12022; Li et al. 2022, arXiv:2102.02079"
-    alpha: Annotated[float, Field(gt=0)] = option(0.3, "concentration of a class's shares over the clients", told=True)
+    alpha: Annotated[float, Field(gt=0)] = option(
+        0.3, "concentration of a class's shares over the clients", always_shown=True
+    )
     balanced: bool = option(True, "a client that holds its equal part of all samples gets no more, as in public code")
     min_train: Annotated[int, Field(ge=1)] = option(10, "fewest training samples that a client may hold")
     redraws: Annotated[int, Field(ge=1)] = option(1000, "how many splits to draw before giving up on min_train")

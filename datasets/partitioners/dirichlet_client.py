@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Partitioner(data.Partitioner):
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv:1909.06335"
     alpha: Annotated[float, Field(gt=0)] = option(
-        10.0, "concentration of a client's classes around the dataset's", told=True
+        10.0, "concentration of a client's classes around the dataset's", always_shown=True
     )
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
 

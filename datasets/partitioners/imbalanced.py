@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Partitioner(data.Partitioner):
     """A few large classes for each client, and a few samples of others."""
 
     citation: ClassVar[str] = "Weng et al. 2024 (PFPT), arXiv:2502.19752"
-    classes_per_client: Annotated[int, Field(ge=1)] = option(10, "how many classes each client owns", told=True)
+    classes_per_client: Annotated[int, Field(ge=1)] = option(10, "how many classes each client owns", always_shown=True)
     owned: Annotated[float, Field(gt=0, le=1)] = option(0.99, "share of a class that its owners hold together")
     alpha: Annotated[float, Field(gt=0)] = option(1.0, "concentration of the rest of a class over all clients")
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 LOW, HIGH = 0.4, 0.6  # an owner's share before normalising
 
@@ -27,7 +27,9 @@ class Partitioner(data.Partitioner):
     """Exactly `classes_per_client` classes for each client."""
 
     citation: ClassVar[str] = "Deng et al. 2024 (SGPT), arXiv:2310.18285"
-    classes_per_client: Annotated[int, Field(ge=1)] = option(10, "how many classes each client holds", told=True)
+    classes_per_client: Annotated[int, Field(ge=1)] = option(
+        10, "how many classes each client holds", always_shown=True
+    )
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
         """Shares of each class's owners, [C, clients]. Raises DataError where classes or samples are too few."""

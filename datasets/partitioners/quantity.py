@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Partitioner(data.Partitioner):
 
     citation: ClassVar[str] = "Acar et al. 2021 (FedDyn), arXiv:2111.04263"
     sigma: Annotated[float, Field(ge=0)] = option(
-        0.3, "standard deviation of the logarithm of a client's size", told=True
+        0.3, "standard deviation of the logarithm of a client's size", always_shown=True
     )
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench import data
-from fedbench.method import option
+from fedbench.data import option
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Partitioner(data.Partitioner):
     """Exactly `shards_per_client` shards for each client; shards differ by at most one sample."""
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
-    shards_per_client: Annotated[int, Field(ge=1)] = option(2, "how many shards each client takes", told=True)
+    shards_per_client: Annotated[int, Field(ge=1)] = option(2, "how many shards each client takes", always_shown=True)
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 P = ParamSpec("P")
 
 
-def ends_with_its_reader(main: Callable[P, int]) -> Callable[P, int]:
+def exits_when_pipe_closes(main: Callable[P, int]) -> Callable[P, int]:
     """A command's `main` that gives back 141 where nobody reads its output any more; runs that it has started go on."""
 
     @wraps(main)

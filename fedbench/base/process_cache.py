@@ -10,7 +10,7 @@ T = TypeVar("T")
 _kept: dict[str, tuple[Any, Any]] = {}  # {kind: (key, value)}: runs stand in the order of their sweep, so one is enough
 
 
-def once(kind: str, key: Any, make: Callable[[], T]) -> T:
+def cached(kind: str, key: Any, make: Callable[[], T]) -> T:
     """What `make` gave for `key` the last time, or gives now; nobody may change it. Only the last of a kind is kept."""
     if kind not in _kept or _kept[kind][0] != key:
         _kept.pop(kind, None)  # before the new one is made, so that both need not fit
@@ -19,6 +19,6 @@ def once(kind: str, key: Any, make: Callable[[], T]) -> T:
     return value
 
 
-def forget() -> None:
+def clear() -> None:
     """Keep nothing, as after memory ran out."""
     _kept.clear()

@@ -1,4 +1,4 @@
-"""Makes ``python -m fedbench.bench`` the benchmark's command line: see `fedbench.bench.command`."""
+"""Lets `python -m fedbench.bench` do what `fedbench bench` does."""
 
 from fedbench.bench import main
 

@@ -13,20 +13,21 @@ from unittest import mock
 
 import torch
 
-from fedbench.run import checkpoint, stacked_model, evaluation, simulation
+from fedbench.base.record_schema import TotalCosts
 from fedbench.bench.clock import timed, wait
-from fedbench.run.experiment import Setting
+from fedbench.run import checkpoint, evaluation, simulation, stacked_model
+from fedbench.run.experiment import Experiment
 
 PARTS = ("data", "forward", "backward", "optimiser", "aggregation", "evaluation", "checkpoint")
 
 # (part, module, name in it): the part has the function's own time, without that of the functions it calls that are named
 # here. What the trainer does around its passes is the optimiser's, what a round does around training the server's.
 TIMED: tuple[tuple[str, str, str], ...] = (
-    ("data", "fedbench.run.experiment", "Setting.train"),
+    ("data", "fedbench.run.experiment", "Experiment.train"),
     ("data", "fedbench.data", "batches"),
     ("data", "fedbench.vit.images", "Images.batch"),
-    ("forward", "fedbench.run.stacked_model", "Cohort.forward"),
-    ("forward", "fedbench.run.stacked_model", "Cohort.each"),
+    ("forward", "fedbench.run.stacked_model", "StackedModel.forward"),
+    ("forward", "fedbench.run.stacked_model", "StackedModel.each"),
     ("forward", "torch.nn.functional", "cross_entropy"),
     ("backward", "torch.autograd", "grad"),
     ("backward", "torch.autograd", "backward"),
@@ -75,7 +76,7 @@ class Stopwatch:
 
 
 def _in_turn(work: Callable[[Any], Any], items: Sequence[Any], device: torch.device) -> list[Any]:
-    """As `fedbench.vit.thread_map.spread`, with all threads at one piece after another: two at once have no parts of one round."""
+    """Like `fedbench.vit.thread_map.thread_map`, but one item after another, so that the parts of a round do not overlap."""
     return [work(item) for item in items]
 
 
@@ -87,8 +88,8 @@ def watched(device: torch.device) -> Iterator[Stopwatch]:
     """
     stopwatch = Stopwatch(device)
     with ExitStack() as stack:
-        if hasattr(cohort, "spread"):  # another commit may lack it
-            stack.enter_context(mock.patch.object(cohort, "spread", _in_turn))
+        if hasattr(stacked_model, "thread_map"):  # another commit may lack it
+            stack.enter_context(mock.patch.object(stacked_model, "thread_map", _in_turn))
         for part, module, path in TIMED:
             *owners, name = path.split(".")
             owner: Any = importlib.import_module(module)
@@ -100,22 +101,22 @@ def watched(device: torch.device) -> Iterator[Stopwatch]:
         yield stopwatch
 
 
-def whole_round(setting: Setting, folder: Path, round_: int = 1) -> None:
+def whole_round(experiment: Experiment, folder: Path, round_: int = 1) -> None:
     """A round with its evaluation and its checkpoint in `folder`, as a run has it where it evaluates each round."""
-    simulation.one_round(setting, round_)
-    evaluation.evaluate(setting)
-    checkpoint.save(folder, setting.server.state(), round_, {})
+    simulation.one_round(experiment, round_)
+    evaluation.evaluate(experiment)
+    checkpoint.save(folder, experiment.server.state(), round_, TotalCosts(0, 0, 0), 0.0)
 
 
-def seconds(setting: Setting, folder: Path, rounds: int) -> dict[str, float]:
+def seconds(experiment: Experiment, folder: Path, rounds: int) -> dict[str, float]:
     """Seconds of each of `PARTS`, their round as a ``whole``, and ``unwatched``: the median round without any clock in it.
 
     Of several watched rounds the median one is told, so that its parts belong together.
     """
-    device = setting.cohort.labels.device
+    device = experiment.model.labels.device
 
     def work() -> None:
-        whole_round(setting, folder)
+        whole_round(experiment, folder)
 
     work()  # statistics are reported once, files are opened for the first time
     found, plain = [], []
@@ -127,16 +128,16 @@ def seconds(setting: Setting, folder: Path, rounds: int) -> dict[str, float]:
     return found[len(found) // 2] | {"unwatched": sorted(plain)[len(plain) // 2]}
 
 
-def profile(setting: Setting, folder: Path, file: Path) -> None:
+def profile(experiment: Experiment, folder: Path, file: Path) -> None:
     """One round under torch's profiler: a Chrome trace where `file` ends in .json, else a table of operators."""
-    whole_round(setting, folder)
+    whole_round(experiment, folder)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if setting.cohort.labels.device.type == "cuda":
+    if experiment.model.labels.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     # Clients are spread over threads, which begin and end inside the round.
     threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
     with torch.profiler.profile(activities=activities, experimental_config=threads) as profiler:
-        whole_round(setting, folder)
+        whole_round(experiment, folder)
     if file.suffix == ".json":
         profiler.export_chrome_trace(str(file))
     else:

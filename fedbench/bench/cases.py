@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from fedbench.vit import nano
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import Plugins
-from fedbench.run.experiment import Setting, build
+from fedbench.run.experiment import Experiment, build
+from fedbench.vit import nano
 
 CLASSES, LR = 100, 0.001  # a step so small that noise does not diverge, however long it is trained on
 SOURCE = 32  # images come at 32 px, as CIFAR's do, and are resized by whoever trains on them
@@ -118,7 +118,9 @@ class World:
         vit.eval().requires_grad_(False)
         return vit
 
-    def setting(self, method: Mapping[str, Any], found: Plugins, device: str, precision: str, **how: Any) -> Setting:
+    def experiment(
+        self, method: Mapping[str, Any], found: Plugins, device: str, precision: str, **how: Any
+    ) -> Experiment:
         """A run of `method` ({"name": ..., fields}), built as a job builds it; `how` are further words to ``machine:``.
 
         Raises ConfigError, and what `build` raises.

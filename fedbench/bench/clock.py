@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedbench.run import meter
+from fedbench.run.meter import Meter
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -42,10 +42,10 @@ def peak(work: Callable[[], Any], device: torch.device) -> int:
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    meter = meter.Meter(device)
+    meter = Meter(device)
     work()
     wait(device)
-    return int(meter.read()["peak_memory_bytes"])
+    return meter.read().peak_memory_bytes
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], repeat: int, device: torch.device) -> dict[str, list[float]]:

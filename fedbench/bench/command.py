@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from fedbench.run import meter
-from fedbench.vit.backbone import BackboneError
+from fedbench.base import provenance
 from fedbench.bench import compare, measuring
 from fedbench.bench.cases import CASES, METHODS, SUITES
 from fedbench.plan.config import ConfigError
+from fedbench.plan.device import choose_device
 from fedbench.plan.plugins import PluginError, plugins
-from fedbench.run.experiment import choose_device
+from fedbench.vit.backbone import BackboneError
 
 EPILOG = """\
 examples:
@@ -109,7 +109,7 @@ def _do(given: argparse.Namespace) -> int:
     compile = device.type == "cuda" if given.compile is None else given.compile
     asked = measuring.Asked([{"name": name} for name in methods], device, precision, given.repeat, found, compile)
     result: dict[str, Any] = {
-        "commit": meter.commit(),
+        "commit": provenance.commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from fedbench.run import cost, evaluation
 from fedbench.bench import breakdown, clock
 from fedbench.bench.cases import CASES, World
 from fedbench.bench.contenders import Prompted, bare_evaluation, bare_training, fastest, published
 from fedbench.plan.plugins import Plugins
-from fedbench.run.experiment import Setting
+from fedbench.run import cost, evaluation
+from fedbench.run.experiment import Experiment
 
 BARE, PUBLISHED, LOOP, COMPILED = "bare loop", "published loop", "one by one", "compiled"
 MEMORY = {"cuda": 24 << 30, "cpu": 4 << 30}  # bytes that a round of 10 clients x 32 images should stay within
@@ -45,25 +45,25 @@ def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as root:
         world = World.make(CASES[name], Path(root))
         settings = {
-            str(block["name"]): world.setting(block, asked.found, str(asked.device), asked.precision)
+            str(block["name"]): world.experiment(block, asked.found, str(asked.device), asked.precision)
             for block in asked.methods
         }
         first = next(iter(settings.values()))
         work, batches = _others(world, first, asked)
-        one_by_one = world.setting(asked.methods[0], asked.found, str(asked.device), asked.precision, clients="loop")
+        one_by_one = world.experiment(asked.methods[0], asked.found, str(asked.device), asked.precision, clients="loop")
         if first.trainer.phases:
             work[LOOP, "training"] = _training(one_by_one)
         if asked.compile:
-            compiled = world.setting(asked.methods[0], asked.found, str(asked.device), asked.precision, compile=True)
+            compiled = world.experiment(asked.methods[0], asked.found, str(asked.device), asked.precision, compile=True)
             breakdown.whole_round(compiled, world.root)  # which compiles
             if compiled.trainer.phases:
                 work[COMPILED, "training"] = _training(compiled)
             work[COMPILED, "evaluation"] = _evaluation(compiled)
-        for method, setting in settings.items():
-            breakdown.whole_round(setting, world.root)  # statistics, caches, chosen sizes: once in a run
-            if setting.trainer.phases:
-                work[method, "training"] = _training(setting)
-            work[method, "evaluation"] = _evaluation(setting)
+        for method, experiment in settings.items():
+            breakdown.whole_round(experiment, world.root)  # statistics, caches, chosen sizes: once in a run
+            if experiment.trainer.phases:
+                work[method, "training"] = _training(experiment)
+            work[method, "evaluation"] = _evaluation(experiment)
         peaks = {key: clock.peak(one, asked.device) for key, one in work.items()}
         seconds = _in_turn(work, asked)
         dtype = torch.bfloat16 if asked.precision == "bfloat16" else torch.float32
@@ -81,12 +81,12 @@ def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]
                     if (other, what) in seconds and other != who
                 },
             }
-        for method, setting in settings.items():
-            for what, multiply_adds in _arithmetic(setting).items():
+        for method, experiment in settings.items():
+            for what, multiply_adds in _arithmetic(experiment).items():
                 if multiply_adds and what in told[method]:
                     told[method][what]["multiply_adds_per_image"] = multiply_adds
                     told[method][what]["fraction"] = multiply_adds * told[method][what]["images_per_second"] / rate
-            told[method]["round"] = breakdown.seconds(setting, world.root, min(3, asked.repeat))
+            told[method]["round"] = breakdown.seconds(experiment, world.root, min(3, asked.repeat))
         if profile:
             breakdown.profile(first, world.root, profile)
     return {
@@ -104,18 +104,18 @@ def case(name: str, asked: Asked, profile: Path | None = None) -> dict[str, Any]
 
 
 def _others(
-    world: World, first: Setting, asked: Asked
+    world: World, first: Experiment, asked: Asked
 ) -> tuple[dict[tuple[str, str], Callable[[], Any]], dict[str, int]]:
     """The contenders' work by (who, what), and the batch sizes at which the bare loop is fastest."""
-    device, images = asked.device, first.cohort.images
+    device, images = asked.device, first.model.images
     mine = torch.cat([torch.from_numpy(part) for part in world.parts]).to(device)
-    pixels, labels = images.batch(mine), first.cohort.labels[mine]
+    pixels, labels = images.batch(mine), first.model.labels[mine]
     half = asked.precision == "bfloat16"
     torch.manual_seed(0)
     model = Prompted(world.vit()).to(device)
     train_batch, training = fastest(lambda b: bare_training(model, pixels, labels, b, half), len(pixels), device)
     eval_batch, evaluated = fastest(lambda b: bare_evaluation(model, pixels, b, half), len(pixels), device)
-    vit = first.cohort.backbone
+    vit = first.model.backbone
     slow = published(world, vit.mean, vit.std, device)
     work: dict[tuple[str, str], Callable[[], Any]] = {
         (BARE, "training"): training,
@@ -125,15 +125,15 @@ def _others(
     return work, {"training": train_batch, "evaluation": eval_batch}
 
 
-def _training(setting: Setting) -> Callable[[], Any]:
+def _training(experiment: Experiment) -> Callable[[], Any]:
     """Local training of the round's clients, from what the server sends to what it gets."""
-    cohort = setting.cohort_of(1)
-    return lambda: setting.train(cohort, setting.run.local.lr, 1)
+    cohort = experiment.cohort_of(1)
+    return lambda: experiment.train(cohort, experiment.run.local.lr, 1)
 
 
-def _evaluation(setting: Setting) -> Callable[[], Any]:
+def _evaluation(experiment: Experiment) -> Callable[[], Any]:
     """An evaluation as the run has it, of all clients on their test images."""
-    return lambda: evaluation.evaluate(setting)
+    return lambda: evaluation.evaluate(experiment)
 
 
 def _in_turn(work: dict[tuple[str, str], Callable[[], Any]], asked: Asked) -> dict[tuple[str, str], list[float]]:
@@ -142,8 +142,8 @@ def _in_turn(work: dict[tuple[str, str], Callable[[], Any]], asked: Asked) -> di
     return {key: seconds[name] for name, key in names.items()}
 
 
-def _arithmetic(setting: Setting) -> dict[str, int]:
+def _arithmetic(experiment: Experiment) -> dict[str, int]:
     """Multiply-adds of one image: of local training, and of an evaluation's forward pass (0 where clients fine-tune first)."""
-    cohort = setting.cohort
-    forward = cost.one_pass(cohort.method, cohort.spec, cohort.backbone).forward
-    return {"training": setting.multiply_adds, "evaluation": 0 if cohort.method.finetune_epochs else forward}
+    model = experiment.model
+    forward = cost.one_pass(model.method, model.spec, model.backbone).forward
+    return {"training": experiment.multiply_adds, "evaluation": 0 if model.method.finetune_epochs else forward}

@@ -15,10 +15,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
+from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.contract import Check, form, isolation, rounds, samples, verdict
 from fedbench.contract.world import Case, variants
-from fedbench.base.broken_pipe import ends_with_its_reader
-from fedbench.plan.plugins import KINDS, Kind, PluginError, load, plugins
+from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 
 FINE, BROKEN, MISTAKE = 0, 1, 2
 
@@ -56,7 +56,7 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
     return options
 
 
-@ends_with_its_reader
+@exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
     """Check the files of the command line and return the exit code."""
     given = parser(program).parse_args(arguments)
@@ -87,7 +87,7 @@ def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
         failed += mark == "FAIL"
         if failed and one in (form.CHECKS[-1], rounds.params_are_declared):
             break  # what is not even there is not worth running
-    folder = KINDS[kind][0]
+    folder = PLUGIN_KINDS[kind][0]
     if not Path(file.resolve().parent).as_posix().endswith("/" + folder):
         say(f"  note  a sweep finds it in a folder {folder}/ below a folder given with --plugins")
     return BROKEN if failed else FINE
@@ -102,9 +102,9 @@ def find(file: Path) -> tuple[Kind, type]:
     except (SyntaxError, ValueError) as error:
         raise PluginError(f"{file}: not Python: {error}") from error
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = [(kind, class_name, base) for kind, (_, class_name, base) in KINDS.items() if class_name in names]
+    found = [(kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names]
     if len(found) != 1:
-        wanted = ", ".join(class_name for _, class_name, _ in KINDS.values())
+        wanted = ", ".join(class_name for _, class_name, _ in PLUGIN_KINDS.values())
         raise PluginError(f"{file}: expected one class called {wanted}; found {', '.join(sorted(names)) or 'no class'}")
     kind, class_name, base = found[0]
     return kind, load(file, class_name, base)
@@ -172,7 +172,3 @@ def say(text: str) -> None:
     """A line on stdout, there at once even in a pipe."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

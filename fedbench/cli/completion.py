@@ -10,7 +10,7 @@ from pathlib import Path
 
 import shtab
 
-from fedbench.__main__ import VERBS
+from fedbench.cli.main import VERBS
 
 EPILOG = """\
 examples:
@@ -57,7 +57,3 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     given = parser(program).parse_args(arguments)
     sys.stdout.write(shtab.complete(every_verb(), shell=given.shell))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli import split_view
-from fedbench.plan.config import ConfigError
 from fedbench.data import DataError, Dataset
-from fedbench.base.broken_pipe import ends_with_its_reader
+from fedbench.plan.config import ConfigError
 from fedbench.plan.plugins import PluginError, Plugins, plugins
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -205,7 +205,7 @@ def parser(program: str = "python -m fedbench.data") -> argparse.ArgumentParser:
     return made
 
 
-@ends_with_its_reader
+@exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.data") -> int:
     """Do what the command line says and return the exit code."""
     given = parser(program).parse_args(arguments)

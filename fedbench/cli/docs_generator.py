@@ -12,12 +12,23 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from fedbench.plan.config import Block, Run
-from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.base.home import ROOT
+from fedbench.cli.list_methods import (
+    REQUIRED,
+    Entry,
+    Field,
+    as_markdown,
+    as_yaml,
+    entry,
+    fields_of,
+    legal,
+    listing,
+    table,
+)
+from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.method import Aggregation, Method
-from fedbench.cli.list_methods import REQUIRED, Entry, Field, as_markdown, as_yaml, entry, fields_of, legal, listing, table
-from fedbench.plan.plugins import KINDS, Kind, Plugins, plugins
+from fedbench.plan.config import Block, RunConfig
+from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins, plugins
 from fedbench.report.tables.metrics import METRICS
 
 SAME, STALE = 0, 1
@@ -126,9 +137,9 @@ def _fields(fields: Iterable[Field]) -> str:
 # -- the sweep file --------------------------------------------------------------------------------------------------------
 def _sweep_file() -> Iterator[str]:
     """Every key of a run, then of each block."""
-    models = sorted(Block.__subclasses__(), key=lambda model: model is not Run)
+    models = sorted(Block.__subclasses__(), key=lambda model: model is not RunConfig)
     for model in models:
-        name = "base and grid" if model is Run else model.__name__.lower()
+        name = "base and grid" if model is RunConfig else model.__name__.lower()
         yield f"### {name}\n"
         yield f"{' '.join((model.__doc__ or '').split())}\n"
         yield table(("key", "legal", "default", "meaning"), (_key(*one) for one in model.model_fields.items()))
@@ -139,7 +150,7 @@ def _key(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
     default = REQUIRED if field.is_required() else ""
     if _model(field) is not None:
         what = f"[mapping](#{name})"
-    elif name in KINDS:
+    elif name in PLUGIN_KINDS:
         what = f"[`{{name: ...}}` or a name]({PAGE_OF[name]}.md)"
     if not default and _model(field) is None:
         value = field.get_default(call_default_factory=True)
@@ -208,7 +219,7 @@ def stale(home: Path = ROOT) -> dict[Path, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Say which pages are stale, or write them; returns the exit code: 0, or 1 where some are stale."""
-    options = argparse.ArgumentParser(prog="python -m fedbench.reference_pages", description=(__doc__ or "").strip())
+    options = argparse.ArgumentParser(prog="python -m fedbench.cli.docs_generator", description=(__doc__ or "").strip())
     options.add_argument("--write", action="store_true", help="write the pages; else only say which are stale")
     given = options.parse_args(arguments)
     changed = stale()

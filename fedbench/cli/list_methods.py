@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
+from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.method import Method
-from fedbench.base.broken_pipe import ends_with_its_reader
 from fedbench.plan.plugins import Kind, PluginError, Plugins, plugins
 
 DONE, MISTAKE = 0, 2
@@ -161,7 +161,7 @@ def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentPars
     return options
 
 
-@ends_with_its_reader
+@exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.methods") -> int:
     """Print the listing and return the exit code."""
     given = parser(program).parse_args(arguments)
@@ -182,7 +182,3 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
         text = as_text(entries)
     sys.stdout.write(text)
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

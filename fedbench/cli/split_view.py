@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedbench.plan.config import ConfigError, Run, Sweep, short_name
-from fedbench.data import DataError, Samples, published
-from fedbench.data.split_stats import Portrait
-from fedbench.plan.planning import read_sweep
-from fedbench.run.experiment import deal
-from fedbench.report.figures.split import draw
 from fedbench.base.storage import write_aside
+from fedbench.data import DataError, Samples, published
+from fedbench.data.split_stats import SplitStats
+from fedbench.plan.config import ConfigError, RunConfig, Sweep, short_name
+from fedbench.plan.planning import read_sweep
+from fedbench.plan.split import split_of
+from fedbench.report.figures.split import draw
 
 Say = Callable[[str], None]
 
@@ -55,12 +55,12 @@ def show(given: argparse.Namespace, say: Say) -> None:
         samples, title = loaded[name], _title(sweep, run)
         say(title)
         try:
-            made = deal(run, samples, sweep.plugins.make("partition", run.partition))
+            made = split_of(run, samples, sweep.plugins.make("partition", run.partition))
         except DataError as error:
             say(f"  {error}")
             impossible.append(title)
             continue
-        portrait = Portrait.of(made, samples)
+        portrait = SplitStats.of(made, samples)
         for line in lines(portrait, made.hash):
             say("  " + line)
         stem = f"{run.dataset['name']}-{run.partition['name']}-s{run.stream('partition')}-{made.hash[:8]}"
@@ -75,20 +75,20 @@ def show(given: argparse.Namespace, say: Say) -> None:
         raise DataError(f"{len(impossible)} of {len(runs)} splits cannot be dealt: " + "; ".join(impossible))
 
 
-def _key(run: Run) -> str:
+def _key(run: RunConfig) -> str:
     """What a split depends on."""
     clients = (run.clients.number, run.clients.held_out, run.clients.validation)
     return json.dumps([run.dataset, run.partition, clients, run.stream("partition")], sort_keys=True, default=str)
 
 
-def _title(sweep: Sweep, run: Run) -> str:
+def _title(sweep: Sweep, run: RunConfig) -> str:
     classes = sweep.plugins.classes
     dataset = short_name(run.dataset, classes["dataset"][run.dataset["name"]])
     partition = short_name(run.partition, classes["partition"][run.partition["name"]])
     return f"{dataset} · {partition} · {run.clients.number:,} clients · seed {run.stream('partition')}"
 
 
-def lines(portrait: Portrait, hash_: str) -> list[str]:
+def lines(portrait: SplitStats, hash_: str) -> list[str]:
     """The numbers of a split, a line each."""
     out = int(portrait.held_out.sum())
     clients, classes = portrait.counts.shape

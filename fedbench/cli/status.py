@@ -34,7 +34,3 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     arguments = sys.argv[1:] if arguments is None else arguments
     parser(program).parse_args(arguments)  # help and mistakes in this verb's own words
     return sweep.main(["--status", *arguments], program)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

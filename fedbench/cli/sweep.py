@@ -16,16 +16,16 @@ from typing import Any
 
 from rich.console import Console
 
-from fedbench.jobs import failures, launch, slurm, watch
-from fedbench.run import meter
-from fedbench.plan import tuning
+from fedbench.base import provenance
+from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.base.lease import claims, owner_in
-from fedbench.plan.config import ConfigError, Sweep, kin, short_name
+from fedbench.base.records import RecordsError, RunFolder
 from fedbench.data import DataError
-from fedbench.base.broken_pipe import ends_with_its_reader
+from fedbench.jobs import failures, launch, slurm, watch
+from fedbench.plan import tuning
+from fedbench.plan.config import ConfigError, Sweep, pack_key, short_name
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
-from fedbench.base.records import RecordsError, RunFolder
 
 DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -105,7 +105,7 @@ def which_runs(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="for scripts, e.g. to count what failed")
 
 
-@ends_with_its_reader
+@exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.sweep") -> int:
     """Do what the command line says and return the exit code."""
     options = parser(program)
@@ -274,10 +274,10 @@ def plan(sweep: Sweep, results: Path, retry_failed: bool, command: str) -> list[
             folder.fail(view.kind, view.reason)
             continue
         if view.state in ("missing", "failed"):
-            folder.plan({**sweep.on_disk(planned), "command": command, "code": meter.code()})
+            folder.plan({**sweep.on_disk(planned), "command": command, "code": provenance.code_hash()})
             names.append(planned.name)
     if sweep.machine.pack:  # a job has neighbours, and a worker its share of each such group
-        like = {planned.name: kin(planned.identity) for planned in sweep.runs}
+        like = {planned.name: pack_key(planned.identity) for planned in sweep.runs}
         first = {like[name]: i for i, name in reversed(list(enumerate(names)))}
         names.sort(key=lambda name: first[like[name]])
     return sorted(names, key=lambda name: len(folders[name].notes()))
@@ -375,7 +375,3 @@ def leave(cluster: str, again: str) -> str:
         return f"\nStopped; unfinished runs go on from their last checkpoint with: {again}"
     what = "all jobs go on" if cluster == "slurm" else "the local workers go on"
     return f"\nNo longer watching; nothing was cancelled and {what}. Come back with: {again}\nEnd them with: {again} --cancel"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

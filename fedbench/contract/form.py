@@ -13,36 +13,12 @@ from typing import Any
 from fedbench.contract import ContractError, check
 from fedbench.data import Dataset, Partitioner, SplitSource
 from fedbench.method import Aggregation, Method
+from fedbench.method.hooks import hooks_of
 
 BASES: tuple[type, ...] = (Method, Aggregation, Dataset, Partitioner, SplitSource)
-# What each hook is called with: as in fedbench/method.py and fedbench/data (a test compares them).
+# The arguments of each hook, as its stub declares them.
 HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
-    Method: {
-        "layers": ("depth",),
-        "taps": ("depth",),
-        "params": ("task",),
-        "prompts": ("layer", "p", "cls", "query"),
-        "logits": ("p", "out"),
-        "pixels": ("p", "images"),
-        "backbone_weights": ("p", "frozen"),
-        "steer": ("p", "step"),
-        "extra_loss": ("p", "sent", "out", "query"),
-        "observe": ("p", "taps", "query", "y", "weight"),
-        "statistics": ("p", "query", "y"),
-        "absorb": ("server", "stats"),
-        "send": ("server", "clients"),
-        "newcomer": ("p",),
-        "merge": ("server", "report"),
-    },
-    Aggregation: {"extra_loss": ("p", "sent"), "params": ("spec", "task"), "merge": ("server", "report", "mean")},
-    Dataset: {"load": ("root",), "extent": ("root",)},
-    Partitioner: {
-        "groups": ("samples",),
-        "shares": ("samples", "clients", "stream"),
-        "assign": ("samples", "clients", "stream"),
-        "deal": ("samples", "clients", "seed", "need"),
-    },
-    SplitSource: {"deal": ("samples", "clients", "seed", "need")},
+    base: {name: tuple(signature.parameters) for name, signature in hooks_of(base).items()} for base in BASES
 }
 FAMILIES = ("global", "personalised", "grouped", "training-free", "reference")
 DEPTH = 4  # of the miniature backbone
@@ -114,7 +90,8 @@ def hooks_are_complete(plugin: Any) -> None:
             need("layers", "that names blocks: without one, prompts() is never called")
         if own("statistics") and not own("absorb"):
             need("absorb", "by which the server takes in what statistics() gives")
-        if own("absorb") and type(plugin).statistics is None:  # a property may give None for some fields
+        # With only_if, statistics may be absent for some fields, so the class is asked and not the object.
+        if own("absorb") and not declares(plugin, "statistics"):
             need("statistics", "that makes what absorb() takes in")
         if plugin.taps(DEPTH) and not own("observe"):
             need("observe", "the only one that sees taps()")
@@ -126,6 +103,11 @@ def hooks_are_complete(plugin: Any) -> None:
         need("shares", "or assign()")
     elif base is SplitSource and not own("deal"):
         need("deal", "that says whose each sample is")
+
+
+def declares(plugin: Any, name: str) -> bool:
+    """Whether the class of `plugin` has a hook `name` of its own, even if some of its objects lack it."""
+    return getattr(type(plugin), name) is not getattr(base_of(plugin), name)
 
 
 def _moments(method: Method) -> Iterator[Method]:

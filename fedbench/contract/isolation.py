@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fedbench.run.stacked_model import Cohort
 from fedbench.contract import ContractError, check, hook_name
-from fedbench.contract.rounds import COHORT, TOLERANCE, agree, kept, reports_agree, row
+from fedbench.contract.rounds import COHORT, TOLERANCE, agree, kept, row, updates_agree
 from fedbench.contract.world import Case, tiny
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
+from fedbench.run.stacked_model import StackedModel
 
 SAMPLES = {"prompts": (1, 2), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}  # which arguments hold samples
 OBSERVED = (1, 2, 3)  # of observe: taps, query, y
 
 
-class Probe(Cohort):
+class Probe(StackedModel):
     """A cohort that calls each hook a second time with another last sample, and looks whether others notice."""
 
     def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
@@ -84,8 +84,8 @@ def _look(name: str, first: Any, again: Any) -> None:
 def samples_do_not_see_each_other(case: Case) -> None:
     """What a hook gives for a sample depends on that sample alone, and observe() leaves padding out."""
     small = case.warmed()
-    shared = {field.name: getattr(small.cohort, field.name) for field in dataclasses.fields(Cohort)}
-    small.round(COHORT, cohort=Probe(**shared))
+    shared = {field.name: getattr(small.model, field.name) for field in dataclasses.fields(StackedModel)}
+    small.round(COHORT, model=Probe(**shared))
 
 
 @check("round")
@@ -96,11 +96,11 @@ def nothing_is_remembered_outside_params(case: Case) -> None:
     small.introduce(range(len(small.train)))
     first = small.round(COHORT[:1])
     small.round(COHORT[1:])
-    cohorts = [small.cohort, *(c for phase in small.trainer.phases for c in (phase.cohort, *phase.views.values()))]
+    cohorts = [small.model, *(c for phase in small.trainer.phases for c in (phase.model, *phase.views.values()))]
     for plugin in (*(cohort.method for cohort in cohorts), case.aggregation):
         _no_leftovers(plugin)
     expected = "the same whoever trained before (no state in globals or on the class)"
-    reports_agree(expected, first, small.round(COHORT[:1]))
+    updates_agree(expected, first, small.round(COHORT[:1]))
 
 
 def _no_leftovers(plugin: Any) -> None:
@@ -134,39 +134,41 @@ def send_keeps_clients_apart(case: Case) -> None:
     if case.method.send is None:
         return
     small = case.warmed()
-    made = small.server._made(torch.tensor(COHORT))
+    made = small.server.generated(torch.tensor(COHORT))
     for i, k in enumerate(COHORT):
-        alone = small.server._made(torch.tensor([k]))
+        alone = small.server.generated(torch.tensor([k]))
         agree("send()", f"client {k}'s row to be the same alone", _rows(made, torch.tensor([i])), alone)
 
 
 @check("merge")
 def merge_keeps_clients_apart(case: Case) -> None:
-    """What merge() gives a client to keep comes from that client's report and the server's values."""
+    """What merge() gives a client to keep comes from that client's updates and the server's values."""
     small = case.warmed()
-    report = small.round(COHORT)
+    updates = small.round(COHORT)
     together = small.copy()
-    together.server.merge(report)
-    for i, k in enumerate(report.clients.tolist()):
+    together.server.merge(updates)
+    for i, k in enumerate(updates.clients.tolist()):
         alone = small.copy()
-        alone.server.merge(row(report, i))
+        alone.server.merge(row(updates, i))
         one = torch.tensor([k])
-        agree("merge()", f"client {k}'s row to come from its own report alone", kept(together, one), kept(alone, one))
+        agree("merge()", f"client {k}'s row to come from its own updates alone", kept(together, one), kept(alone, one))
 
 
 @check("merge")
 def what_is_local_stays_with_the_client(case: Case) -> None:
     """merge() makes nothing on the server of values with home local: they are not sent."""
     small = case.warmed()
-    report = small.round(COHORT)
-    local = [n for n in report.got if small.server.spec[n].home == "local"]
+    updates = small.round(COHORT)
+    local = [n for n in updates.updated if small.server.spec[n].home == "local"]
 
     def other(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value + 0.25 if name in local else value for name, value in values.items()}
 
     worlds = small.copy(), small.copy()
-    worlds[0].server.merge(report)
-    worlds[1].server.merge(dataclasses.replace(report, got=other(report.got), sent=other(report.sent)))
+    worlds[0].server.merge(updates)
+    worlds[1].server.merge(
+        dataclasses.replace(updates, updated=other(updates.updated), received=other(updates.received))
+    )
     expected = f"no trace of what clients keep to themselves ({', '.join(local)})"
     agree("merge()", expected, worlds[0].server.values, worlds[1].server.values)
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.world import CLIENTS, SIZES, Case, Tiny, task, tiny
+from fedbench.method import ClientUpdates, Param
+from fedbench.method.hooks import describe
 from fedbench.run.evaluation import accuracies
-from fedbench.method import Param, Report, told
 from fedbench.run.server import bytes_of_sums
 from fedbench.run.stacked import rows
 
@@ -43,24 +44,26 @@ def agree(made_by: str, expected: str, a: Mapping[str, Tensor], b: Mapping[str, 
             raise ContractError(f"{made_by}, {name!r}", expected, f"a difference of {far:.2g}")
 
 
-def reports_agree(expected: str, a: Report, b: Report) -> None:
+def updates_agree(expected: str, a: ClientUpdates, b: ClientUpdates) -> None:
     """Raise ContractError where what two runs of local training give is not the same."""
-    agree("local training", expected, a.got, b.got)
-    agree("observe()", expected, a.seen, b.seen)
+    agree("local training", expected, a.updated, b.updated)
+    agree("observe()", expected, a.sums, b.sums)
 
 
-def row(report: Report, k: int) -> Report:
-    """What the k-th client of a report brings back, alone."""
+def row(updates: ClientUpdates, k: int) -> ClientUpdates:
+    """What the k-th client of a updates brings back, alone."""
     here = slice(k, k + 1)
-    parts: dict[str, Any] = {name: rows(getattr(report, name), here) for name in ("sent", "got", "seen", "gradient")}
-    parts |= {name: getattr(report, name)[here] for name in ("clients", "weight", "steps", "loss")}
-    return dataclasses.replace(report, **parts)
+    parts: dict[str, Any] = {
+        name: rows(getattr(updates, name), here) for name in ("received", "updated", "sums", "gradient")
+    }
+    parts |= {name: getattr(updates, name)[here] for name in ("clients", "num_samples", "steps", "loss")}
+    return dataclasses.replace(updates, **parts)
 
 
 @check("run")
 def params_are_declared(case: Case) -> None:
     """params() gives {name: Param}, the same in every process, with a row per client where it says so."""
-    hook = told(case.method.params).rpartition(": ")[2]
+    hook = describe(case.method.params).rpartition(": ")[2]
     asked = task()
     torch.manual_seed(1)
     first = case.method.params(asked)
@@ -98,8 +101,8 @@ def params_are_declared(case: Case) -> None:
 def loop_equals_stacked(case: Case) -> None:
     """One client at a time ends where all clients in one graph end."""
     small = case.warmed()
-    loop = small.round(COHORT, cohort=dataclasses.replace(small.cohort, clients="loop"))
-    reports_agree("the same one client at a time as stacked", small.round(COHORT), loop)
+    loop = small.round(COHORT, model=dataclasses.replace(small.model, mode="loop"))
+    updates_agree("the same one client at a time as stacked", small.round(COHORT), loop)
 
 
 @check("round")
@@ -110,8 +113,8 @@ def together_equals_alone(case: Case) -> None:
         together = small.round(COHORT)
         for k, client in enumerate(together.clients.tolist()):
             alone, mine = small.round([client]), row(together, k)
-            reports_agree("the same together with other clients as alone", mine, alone)
-            for name, other in (("weight", float(SIZES[client])), ("steps", float(alone.steps[0]))):
+            updates_agree("the same together with other clients as alone", mine, alone)
+            for name, other in (("num_samples", float(SIZES[client])), ("steps", float(alone.steps[0]))):
                 if float(getattr(mine, name)[0]) != other:
                     raise ContractError(f"local training, {name}", str(other), str(float(getattr(mine, name)[0])))
             agree("local training", "the same together as alone", {"loss": mine.loss}, {"loss": alone.loss})
@@ -125,7 +128,7 @@ def chunks_change_nothing(case: Case) -> None:
     changes: tuple[dict[str, Any], ...] = ({"chunk": 3}, {"piece": 3})
     for change in changes:
         part = small.round(COHORT, **change)
-        reports_agree(f"the same in chunks ({change})", whole, part)
+        updates_agree(f"the same in chunks ({change})", whole, part)
         if part.clients.tolist() != whole.clients.tolist():
             raise ContractError("local training", "clients in the same order", "another order")
         agree("local training", f"the same in chunks ({change})", {"loss": whole.loss}, {"loss": part.loss})
@@ -138,7 +141,7 @@ def padding_is_nothing(case: Case) -> None:
     clean = small.batches(COHORT)
     stranger = len(small.labels) - 1  # an image that is nobody's
     dirty = [dataclasses.replace(b, index=np.where(b.weight > 0, b.index, stranger)) for b in clean]
-    reports_agree(
+    updates_agree(
         "no trace of padding (samples of weight 0)",
         small.round(COHORT, batches=clean),
         small.round(COHORT, batches=dirty),
@@ -149,9 +152,9 @@ def padding_is_nothing(case: Case) -> None:
 def what_trains_moves_and_nothing_else(case: Case) -> None:
     """Each value that is declared as trained moves in local training, and no other does."""
     small = case.warmed(weight_decay=0.0)
-    report = small.round(COHORT)
-    for name, value in report.got.items():
-        moved, trains = bool((value != report.sent[name]).any()), small.server.spec[name].trains
+    updates = small.round(COHORT)
+    for name, value in updates.updated.items():
+        moved, trains = bool((value != updates.received[name]).any()), small.server.spec[name].trains
         if moved != trains:
             raise ContractError(
                 f"params() {name!r}",
@@ -189,14 +192,14 @@ def bytes_are_those_of_what_is_serialised(case: Case) -> None:
     up, down = server.bytes_per_client()
     sent = server.send(torch.tensor([2]))
     shared = {name: sent[name] for name, param in server.spec.items() if param.home == "shared"}
-    shared |= server._made(torch.tensor([2]))
+    shared |= server.generated(torch.tensor([2]))
     _count("down", payload(shared | server.read()), down)
     if not small.trainer.phases:
         return _count("up", 0, up)
-    report = small.round([2])
-    back = {name: report.got[name] for name in shared if server.spec[name].trains}
-    _count("up", payload(back | {f"gradient.{name}": value for name, value in report.gradient.items()}), up)
-    _count("observed", cheapest(report.seen), sum(bytes_of_sums(value) for value in report.seen.values()))
+    updates = small.round([2])
+    back = {name: updates.updated[name] for name in shared if server.spec[name].trains}
+    _count("up", payload(back | {f"gradient.{name}": value for name, value in updates.gradient.items()}), up)
+    _count("observed", cheapest(updates.sums), sum(bytes_of_sums(value) for value in updates.sums.values()))
     return None
 
 
@@ -246,14 +249,14 @@ def evaluation_equals_the_loop_over_samples(case: Case) -> None:
     edges = ((42, 50), (0, 0), (37, 42), (50, 57), (38, 39), (40, 46))
     parts = [np.arange(*edge) for edge in edges]
     values = small.server.send(torch.arange(CLIENTS))
-    found = accuracies(small.cohort, values, small.server.read(), parts, chunk=10)
-    prior = small.cohort.method.logit_prior in ("eval", "both")
+    found = accuracies(small.model, values, small.server.read(), parts, chunk=10)
+    prior = small.model.method.logit_prior in ("eval", "both")
     for k, part in enumerate(parts):
         mine = rows(values, slice(k, k + 1)) | small.server.read()
         right = 0
         for i in part:
-            logits = small.cohort.forward(mine, torch.tensor([[i]]), prior).logits
-            right += int(logits[0, 0].argmax() == small.cohort.labels[i])
+            logits = small.model.forward(mine, torch.tensor([[i]]), prior).logits
+            right += int(logits[0, 0].argmax() == small.model.labels[i])
         if (found.right[k], found.count[k]) != (right, len(part)):
             raise ContractError(
                 f"evaluation of client {k}",

@@ -66,8 +66,8 @@ def the_extent_is_what_is_loaded(case: OnDisk) -> None:
     """extent(), where there is one, counts what load() gives."""
     if type(case.dataset).extent is not Dataset.extent:
         loaded = Extent.of(case.samples)
-        if (told := case.dataset.extent(case.root)) != loaded:
-            raise ContractError("extent()", repr(loaded), repr(told))
+        if (describe := case.dataset.extent(case.root)) != loaded:
+            raise ContractError("extent()", repr(loaded), repr(describe))
 
 
 def some() -> Samples:

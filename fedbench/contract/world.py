@@ -11,14 +11,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fedbench import data
-from fedbench.vit.backbone import Backbone
-from fedbench.run.stacked_model import Cohort
-from fedbench.plan.config import Local
+from fedbench.method import Aggregation, ClientUpdates, Method, Task
+from fedbench.plan.config import LocalConfig
+from fedbench.run.client_optimizer import Recipe
 from fedbench.run.cost import task_of
-from fedbench.vit.images import Images
 from fedbench.run.local import Trainer
-from fedbench.method import Aggregation, Method, Report, Task
 from fedbench.run.server import Server, parameters
+from fedbench.run.stacked_model import StackedModel
+from fedbench.vit.backbone import Backbone
+from fedbench.vit.images import Images
 
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # training samples of each client: none fills its last batch alike
 
@@ -34,7 +35,7 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
 
 @dataclasses.dataclass
 class Tiny:
-    """What a check needs to train and merge: like fedbench.run.experiment.Setting, without a dataset or a folder."""
+    """What a check needs to train and merge: like fedbench.run.experiment.Experiment, without a dataset or a folder."""
 
     trainer: Trainer
     server: Server
@@ -42,9 +43,9 @@ class Tiny:
     labels: np.ndarray
 
     @property
-    def cohort(self) -> Cohort:
+    def model(self) -> StackedModel:
         """The method on the backbone."""
-        return self.trainer.cohort
+        return self.trainer.model
 
     def batches(self, clients: Any, batch_size: int | None = None, round_: int = 1) -> list[data.Batches]:
         """The batches of `clients` in a round, one a local phase."""
@@ -56,12 +57,14 @@ class Tiny:
             for phase in range(len(self.trainer.phases))
         ]
 
-    def round(self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any) -> Report:
+    def round(
+        self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any
+    ) -> ClientUpdates:
         """Train `clients`; `change` replaces fields of the trainer."""
         trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
-        sent = self.server.send(torch.from_numpy(batches[0].clients))
-        return trainer.train(sent, self.server.read(), batches, trainer.local.lr)
+        received = self.server.send(torch.from_numpy(batches[0].clients))
+        return trainer.train(received, self.server.read(), batches, Recipe(trainer.local.lr, trainer.local.clip))
 
     def copy(self) -> Tiny:
         """The same, with a server of its own that may change."""
@@ -71,7 +74,7 @@ class Tiny:
 
     def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
         """What each of `clients` reports once; nothing for a method that asks for nothing."""
-        hook, features, labels = self.cohort.method.statistics, self.cohort.features, self.cohort.labels
+        hook, features, labels = self.model.method.statistics, self.model.features, self.model.labels
         if hook is None or features is None:
             return []
         return [hook(self.server.read(), features[mine], labels[mine]) for mine in (self.train[k] for k in clients)]
@@ -108,9 +111,16 @@ def tiny(
     spec = parameters(method, aggregation, task(vit))
     with torch.no_grad():
         features = vit(images.batch(torch.arange(len(labels))))[0]["cls"] if method.reads_features(vit.depth) else None
-    cohort = Cohort(method, spec, vit, images, torch.from_numpy(labels), features)
-    recipe = Local(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
-    trainer = Trainer(cohort, aggregation, recipe, chunk=CLIENTS)
+    model = StackedModel(
+        method=method,
+        spec=spec,
+        backbone=vit,
+        images=images,
+        labels=torch.from_numpy(labels),
+        features=features,
+    )
+    recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
+    trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
     return Tiny(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
 
 

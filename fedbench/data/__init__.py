@@ -1,5 +1,7 @@
 """The data contract: what a dataset holds, how a partitioner deals it out, and the batches that clients train on."""
 
+from fedbench.base import rng
+from fedbench.base.options import option
 from fedbench.data.batches import Batches, batches
 from fedbench.data.official import Archive, Facts
 from fedbench.data.partition import Dealt, Partitioner, SplitSource, cut, dirichlet_shares, level_owners, too_few
@@ -25,6 +27,8 @@ __all__ = [
     "cut",
     "dirichlet_shares",
     "level_owners",
+    "option",
+    "rng",
     "split",
     "too_few",
 ]

@@ -1,4 +1,4 @@
-"""Makes ``python -m fedbench.data`` the command line of the data: see `fedbench.data_cli`."""
+"""Lets `python -m fedbench.data` do what `fedbench data` does."""
 
 from fedbench.cli.data import main
 

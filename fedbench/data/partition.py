@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench.base import rng
+from fedbench.base.options import option
 from fedbench.data.samples import Bools, DataError, Ints, Samples
-from fedbench.method import option
 
 # With m clients short on average, none is short in about one draw of e^m: more draws would be for nothing.
 HOPELESS = 20

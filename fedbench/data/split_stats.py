@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Portrait:
+class SplitStats:
     """Of K clients and C classes; distances are between class distributions, 0: the same, 1: no class in common."""
 
     counts: Ints  # [K, C] training samples
@@ -35,7 +35,7 @@ class Portrait:
         return held
 
     @classmethod
-    def of(cls, split: Split, samples: Samples) -> Portrait:
+    def of(cls, split: Split, samples: Samples) -> SplitStats:
         """Of `split`, which deals out `samples`."""
         counts = split.class_counts(samples.labels, samples.num_classes)
         total = counts.sum(0)

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from fedbench.base import lease
-from fedbench.run import meter
+from fedbench.base import lease, provenance
 from fedbench.base.storage import write_aside
 
 log = logging.getLogger("fedbench")
@@ -43,7 +42,7 @@ def write(folder: Path, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _process() -> dict[str, Any]:
-    commit = meter.commit()
+    commit = provenance.commit()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 
-from fedbench.base import lease, naming, process_cache, storage
-from fedbench.jobs import environment, failures, malloc_tuning, trackers
-from fedbench.run import meter, pack
-from fedbench.vit.backbone import BackboneError
-from fedbench.plan.config import ConfigError, Machine, PlannedRun, kin
+from fedbench.base import lease, naming, process_cache, provenance, storage
+from fedbench.base.records import RecordsError, RunFolder
 from fedbench.data import DataError
-from fedbench.run.pack import Member
+from fedbench.jobs import environment, failures, malloc_tuning, trackers
+from fedbench.plan.config import ConfigError, Machine, PlannedRun, pack_key
 from fedbench.plan.planning import planned_from_disk
 from fedbench.plan.plugins import PluginError, Plugins
-from fedbench.base.records import RecordsError, RunFolder
-from fedbench.run.simulation import Diverged, Stopped, begin, simulate
+from fedbench.run import pack
+from fedbench.run.meter import SharedClock
+from fedbench.run.pack import Member
+from fedbench.run.simulation import Diverged, Stopped, begin, run_rounds
+from fedbench.vit.backbone import BackboneError
 
 log = logging.getLogger("fedbench")
 
@@ -47,7 +48,7 @@ class Leaving:
 
 leaving = Leaving()
 
-KINDS: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
+FAILURE_KINDS: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
     ("diverged", (Diverged,)),
     ("data", (DataError,)),
     ("config", (ConfigError, PluginError, BackboneError, RecordsError)),
@@ -65,8 +66,8 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
     """
     if not storage.waited_for(results):
         raise RecordsError(f"{results}: no such results folder")
-    malloc_tuning.keep()
-    relatives = _Relatives(results)
+    malloc_tuning.keep_freed_memory()
+    relatives = _PackGroups(results)
     for i, name in enumerate([*names, *spare]):
         folder = RunFolder(results / name)
         if i >= len(names) and lease.claims(folder.path):
@@ -88,12 +89,12 @@ def _there(folder: RunFolder) -> bool:
     return False
 
 
-class _Relatives:
+class _PackGroups:
     """Which runs of a job can be trained together, by their configs; each is named once."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        self.kin: dict[str, str | None] = {}
+        self.pack_key: dict[str, str | None] = {}
         self.named: set[str] = set()
 
     def of(self, names: Sequence[str], at: int) -> list[str]:
@@ -105,15 +106,15 @@ class _Relatives:
         return found
 
     def _kin(self, name: str) -> str | None:
-        if name not in self.kin:
+        if name not in self.pack_key:
             folder = RunFolder(self.results / name)
             try:
                 config = folder.config()
                 packed = config["machine"].get("pack") and not _alone(folder, config)
-                self.kin[name] = kin(config["identity"]) if packed else None
+                self.pack_key[name] = pack_key(config["identity"]) if packed else None
             except (RecordsError, OSError, KeyError):  # its own try tells
-                self.kin[name] = None
-        return self.kin[name]
+                self.pack_key[name] = None
+        return self.pack_key[name]
 
 
 def _alone(folder: RunFolder, config: Mapping[str, Any]) -> bool:
@@ -139,17 +140,19 @@ def _together(folders: Sequence[RunFolder], threads: int | None) -> None:
                 log.warning("%s: not packed: %s", folder.path.name, error)
         if len(members) > 1:
             try:
-                pack.simulate([member for _, _, member in members])
+                pack.run_pack([member for _, _, member in members])
             except Exception:
                 log.exception("%d runs cannot be trained together; each goes on by itself", len(members))
         for folder, hold, member in members:
             with _logging_to(folder.log):
-                if member.error is None and member.life.over:
+                if member.error is None and member.state.over:
                     log.info("done")
                     folder.finish()
                     hold.finish()
                 else:
-                    log.info("leaving the pack after round %d: %s", member.life.done, member.error or "it ended")
+                    log.info(
+                        "leaving the pack after round %d: %s", member.state.rounds_done, member.error or "it ended"
+                    )
         stopped = any(isinstance(member.error, Stopped) for _, _, member in members)
     del members
     _let_go()
@@ -165,10 +168,10 @@ def _member(folder: RunFolder, threads: int | None, size: int) -> Iterator[tuple
             yield None
             return
         with _logging_to(folder.log):
-            share = meter.Share()
-            with share.counting():
-                life = begin(*_ready(folder, threads, size), folder, share)
-        yield hold, Member(life, share, _leave(hold), lambda: _logging_to(folder.log))
+            clock = SharedClock()
+            with clock.counting():
+                state = begin(*_ready(folder, threads, size), folder, clock)
+        yield hold, Member(state, clock, _leave(hold), lambda: _logging_to(folder.log))
 
 
 def _one(folder: RunFolder, threads: int | None) -> None:
@@ -243,7 +246,7 @@ def _held(folder: RunFolder, threads: int | None, hold: lease.Hold) -> bool:
 def _let_go() -> None:
     """Of all memory that a try took."""
     gc.collect()
-    process_cache.forget()
+    process_cache.clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -264,7 +267,7 @@ def _end(folder: RunFolder, kind: str, reason: str, **more: Any) -> bool:
 def _attempt(folder: RunFolder, threads: int | None, hold: lease.Hold) -> None:
     planned, machine, found = _ready(folder, threads)
     with trackers.tracked(folder, machine.track, {"label": planned.label, **naming.flat(planned.identity)}) as followed:
-        simulate(planned, machine, found, followed, _leave(hold))
+        run_rounds(planned, machine, found, followed, _leave(hold))
 
 
 def _leave(hold: lease.Hold) -> Callable[[], bool]:
@@ -291,19 +294,19 @@ def _ready(folder: RunFolder, threads: int | None, size: int = 1) -> tuple[Plann
         log.warning("memory ran out before: images in a pass halved %d times", halvings)
     # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
-    code = meter.code(found.files(planned.identity))
+    code = provenance.code_hash(found.files(planned.identity))
     here = environment.write(
         folder.path, {"code": code, "sweep_command": config.get("command"), "pack": size, "compile": machine.compile}
     )
     log.info("start of %s on %s, commit %s", folder.path.name, here["hostname"], here["commit"])
-    if config.get("code") not in (None, meter.code()):
+    if config.get("code") not in (None, provenance.code_hash()):
         log.warning("the code has changed since the sweep planned this run")
     return planned, machine, found
 
 
 def _kind(error: Exception) -> str:
     for one in storage.chain(error):  # a hook that fails is told by an error of its own, raised from the first
-        for kind, classes in KINDS:
+        for kind, classes in FAILURE_KINDS:
             if isinstance(one, classes):
                 return kind
     text = str(error).lower()  # the CPU allocator has no class of its own
@@ -338,7 +341,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fedbench.jobs.jobs.job RESULTS NAME...``; 0: all done, 1: some failed, 2: no such folder, 3: asked to leave."""
+    """The command line. Exit codes: 0 all done, 1 some failed, 2 no such folder, 3 asked to leave."""
     parser = argparse.ArgumentParser(
         prog="python -m fedbench.jobs.jobs.job",
         description="Bring planned runs to their end in this process.",

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.base import lease
-from fedbench.plan.config import Sweep
 from fedbench.base.home import ROOT
 from fedbench.base.records import RunFolder
 from fedbench.base.storage import write_aside
+from fedbench.plan.config import Sweep
 
 FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs of jobs
 

@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
 LARGEST = 32 << 20  # bytes of a block that may be kept: the most that glibc allows
 
 
-def keep() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory from now on; whether that can be had here (on glibc only). The peak of a process stays as it is."""
     if platform.libc_ver()[0] != "glibc":
         return False

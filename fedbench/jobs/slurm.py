@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from fedbench.plan.config import Cluster, ConfigError, Sweep
 from fedbench.base.home import ROOT
-from fedbench.jobs.supervisor import Job
 from fedbench.jobs.launch import LaunchError, deaf, environment, remember
+from fedbench.jobs.supervisor import Job
+from fedbench.plan.config import Cluster, ConfigError, Sweep
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.base import lease
-from fedbench.jobs import failures
 from fedbench.base.records import RunFolder
+from fedbench.jobs import failures
 
 GRACE_SECONDS = 60.0  # for a round to end after a signal; then the last checkpoint serves
 BROKEN = 3  # deaths of a slot's process in a row that hit no run: it cannot even start
@@ -40,7 +40,7 @@ class Slot:
 
 
 @dataclass
-class Keeper:
+class Supervisor:
     """The processes of some slots. `leaving` is why they must leave: "" or the kind of a failure."""
 
     results: Path
@@ -180,7 +180,7 @@ class Job:
         """Do the runs. Near the time limit, or when it has to make room, stop at a round boundary and be requeued."""
         devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         count = self.side_by_side * max(1, len(devices))
-        keeper = Keeper(Path(self.results), deal(self.names, count, devices), max(1, self.cpus // count))
+        keeper = Supervisor(Path(self.results), deal(self.names, count, devices), max(1, self.cpus // count))
         grace = max(1.0, self.warning * 0.7)
         signal.signal(signal.SIGTERM, lambda *_: keeper.leave("preempted", grace))
         signal.signal(signal.SIGUSR2, lambda *_: keeper.leave("timeout", grace))
@@ -221,9 +221,11 @@ def _still_running() -> bool:
 
 # -- what the local machine executes ---------------------------------------------------------------------------
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fedbench.jobs.jobs.supervisor``, with {"results", "names", "count", "devices", "threads"} as JSON on stdin."""
+    """The command line; reads {"results", "names", "count", "devices", "threads"} as JSON from stdin."""
     asked: Mapping[str, Any] = json.load(sys.stdin)
-    keeper = Keeper(Path(asked["results"]), deal(asked["names"], asked["count"], asked["devices"]), asked["threads"])
+    keeper = Supervisor(
+        Path(asked["results"]), deal(asked["names"], asked["count"], asked["devices"]), asked["threads"]
+    )
     signal.signal(signal.SIGTERM, lambda *_: keeper.leave("cancelled"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keeper.keep()

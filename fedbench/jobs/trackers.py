@@ -8,7 +8,6 @@ MLFLOW_TRACKING_URI names a server.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import tempfile
@@ -22,8 +21,6 @@ from fedbench.base.lock import one_at_a_time
 from fedbench.base.records import RunFolder
 
 log = logging.getLogger("fedbench")
-
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # tracker: what must be installed
 
 
 class Tracker(Protocol):
@@ -129,16 +126,6 @@ def _mlflow_file(place: Path) -> str:
 
 
 TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
-
-
-def missing(names: Sequence[str]) -> list[str]:
-    """What is wrong with asking for the trackers `names` on this machine, in sentences."""
-    return [
-        f"{name} needs the package {PACKAGES[name]}, which is not installed; installed: "
-        f"{', '.join(n for n, package in PACKAGES.items() if importlib.util.find_spec(package)) or 'none'}"
-        for name in names
-        if importlib.util.find_spec(PACKAGES[name]) is None
-    ]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbench.base import lease
-from fedbench.jobs import failures, launch
-from fedbench.plan.config import PlannedRun
 from fedbench.base.records import RunFolder, Status, status_of
+from fedbench.jobs import failures, launch
 from fedbench.jobs.slurm import Queue
+from fedbench.plan.config import PlannedRun
 
 COLOURS: dict[Status, str] = {
     "missing": "dim",

@@ -1,5 +1,6 @@
 """The method contract: everything that the author of a method or an aggregation imports."""
 
+from fedbench.base import rng
 from fedbench.base.options import option
 from fedbench.method.aggregation import Aggregation
 from fedbench.method.building_blocks import class_sums, linear_head, log_prior, tokens
@@ -29,5 +30,6 @@ __all__ = [
     "log_prior",
     "only_if",
     "option",
+    "rng",
     "tokens",
 ]

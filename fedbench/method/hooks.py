@@ -5,7 +5,6 @@ A stub under `optional_hook` is absent (None) until a plug-in overrides it, so w
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ class _Absent:
 
     def __init__(self, stub: Callable[..., Any]) -> None:
         self.stub = stub
-        functools.update_wrapper(self, stub)
+        self.__doc__ = stub.__doc__
 
     def __get__(self, instance: object, owner: type) -> Any:
         return self if instance is None else None
@@ -34,7 +33,7 @@ class _Conditional:
 
     def __init__(self, condition: Callable[[Any], bool], function: Callable[..., Any]) -> None:
         self.condition, self.function = condition, function
-        functools.update_wrapper(self, function)
+        self.__doc__ = function.__doc__
 
     def __get__(self, instance: object, owner: type) -> Any:
         if instance is None:

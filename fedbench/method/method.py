@@ -43,7 +43,7 @@ class Method:
     # What `tune:` searches, by field or dotted path of the run: {"log": (low, high)}, {"linear": (low, high)} or
     # {"choice": (a, b, ...)}. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
-    pooled: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
+    centralized: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
     # The names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. Each phase
     # takes `local.epochs` epochs.
     phases: ClassVar[Phases | None] = None

@@ -13,13 +13,15 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedbench.plan.plugins import Kind, Plugins
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from fedbench.plan.plugins import Plugins
 
 
 class ConfigError(ValueError):
     """One or more mistakes in a sweep file or on the command line; the message lists them all."""
+
+
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+TRACKERS: tuple[str, ...] = get_args(Tracker)
 
 
 class Block(BaseModel):
@@ -28,7 +30,7 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Backbone(Block):
+class BackboneConfig(Block):
     """The frozen Vision Transformer that all clients share."""
 
     name: str = Field("nano", description="`nano` (embedded) or any timm ViT")
@@ -36,7 +38,7 @@ class Backbone(Block):
     image_size: int | None = Field(None, ge=8, description="input size in pixels; the checkpoint's own if not given")
 
 
-class Clients(Block):
+class ClientsConfig(Block):
     """Who takes part."""
 
     number: int = Field(100, ge=1, description="clients in all")
@@ -45,7 +47,7 @@ class Clients(Block):
     validation: float = Field(0.1, ge=0, lt=1, description="share of each client's training samples kept for selection")
 
 
-class Local(Block):
+class LocalConfig(Block):
     """A client's local training."""
 
     epochs: int = Field(1, ge=1, description="passes over its training samples each round, in each phase of the method")
@@ -96,7 +98,7 @@ class Machine(Block):
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
     halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
-    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+    track: tuple[Tracker, ...] = Field(
         (), description="trackers that are sent the records as well; nothing needs a network"
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
@@ -132,10 +134,10 @@ class Tune(Block):
     )
 
 
-class Run(Block):
+class RunConfig(Block):
     """One run: a dataset dealt to clients, a method, a budget, a seed. Plug-in blocks carry all fields with defaults."""
 
-    backbone: Backbone = Field(Backbone(), description="the frozen Vision Transformer")
+    backbone: BackboneConfig = Field(BackboneConfig(), description="the frozen Vision Transformer")
     dataset: dict[str, Any] = Field(description="which images")
     partition: dict[str, Any] = Field(description="how they are dealt to clients")
     method: dict[str, Any] = Field(description="what is trained; `label:` in it names the row of the tables")
@@ -145,8 +147,8 @@ class Run(Block):
     seed: int = Field(0, ge=0, description="of every stream of random numbers")
     seeds: Seeds = Field(Seeds(), description="other seeds for single streams")
     rounds: int = Field(100, ge=1, description="rounds of federated training")
-    clients: Clients = Field(Clients(), description="how many clients, and who takes part")
-    local: Local = Field(Local(), description="a client's training")
+    clients: ClientsConfig = Field(ClientsConfig(), description="how many clients, and who takes part")
+    local: LocalConfig = Field(LocalConfig(), description="a client's training")
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations; the last round always counts")
     precision: Literal["float32", "tf32", "float64", "bfloat16"] = Field(
         "float32",
@@ -160,16 +162,16 @@ class Run(Block):
         return self.seed if own is None else int(own)
 
 
-# What runs that are trained together may differ in; all else decides what is done with a row.
-FREE = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
-RATES = ("lr", "lr_decay", "clip")  # of `local`
+# Keys in which runs that are trained together may differ; everything else decides what is done with a client's row.
+PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
+CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # likewise, keys of `local`
 
 
-def kin(identity: Mapping[str, Any]) -> str:
+def pack_key(identity: Mapping[str, Any]) -> str:
     """Equal for runs that can be trained together; see `fedbench.run.pack`."""
-    fixed = {name: value for name, value in identity.items() if name not in FREE}
+    fixed = {name: value for name, value in identity.items() if name not in PACKED_FREELY}
     fixed["aggregation"] = identity["aggregation"]["name"]  # what it does at the server is no matter of clients
-    fixed["local"] = {name: value for name, value in identity["local"].items() if name not in RATES}
+    fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
     return json.dumps(fixed, sort_keys=True)
 
 
@@ -177,7 +179,7 @@ def kin(identity: Mapping[str, Any]) -> str:
 class PlannedRun:
     """A checked run with its name on disk and its names in a table."""
 
-    run: Run
+    run: RunConfig
     label: str  # of the method
     identity: dict[str, Any]
     tuning: Mapping[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
@@ -226,7 +228,7 @@ def short_name(block: Mapping[str, Any], cls: type) -> str:
         f"{f.name}={block[f.name]}"
         for f in dataclasses.fields(cls)
         if f.name in block
-        and (block[f.name] != f.default or f.metadata.get("told"))
+        and (block[f.name] != f.default or f.metadata.get("always_shown"))
         and not isinstance(block[f.name], Path)
     ]
     return str(block["name"]) + (f"({', '.join(told)})" if told else "")

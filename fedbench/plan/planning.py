@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -17,10 +18,20 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fedbench.jobs import trackers
-from fedbench.plan.config import KINDS, Block, Cluster, ConfigError, Machine, PlannedRun, Run, Sweep, Tune, short_name
 from fedbench.base.home import HOME, sweep_file
-from fedbench.plan.plugins import Kind, PluginError, Plugins, plugins
+from fedbench.plan.config import (
+    TRACKERS,
+    Block,
+    Cluster,
+    ConfigError,
+    Machine,
+    PlannedRun,
+    RunConfig,
+    Sweep,
+    Tune,
+    short_name,
+)
+from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, Plugins, plugins
 
 
 def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, Plugins]:
@@ -95,7 +106,7 @@ def check_sweep(
             checker.mistake(key, f"expected a mapping, found {content[key]!r}")
             content[key] = {}
     base, grid = content["base"], content["grid"]
-    legal = tuple(Run.model_fields)
+    legal = tuple(RunConfig.model_fields)
     by_hand: list[tuple[str, Any]] = []
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -121,7 +132,7 @@ def check_sweep(
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
             grid[key] = [values]
     machine = checker.block(Machine, content["machine"], "machine")
-    for problem in trackers.missing(machine.track) if machine else ():
+    for problem in missing_trackers(machine.track) if machine else ():
         checker.mistake("machine.track", problem)
     cluster = checker.block(Cluster, content["cluster"], "cluster")
     tune = checker.block(Tune, content["tune"], "tune") if content["tune"] else None
@@ -135,6 +146,16 @@ def check_sweep(
         raise ConfigError(f"{source}: no machine or cluster block")
     machine = machine.model_copy(update={"data": machine.data.resolve()})
     return Sweep(str(content["name"] or default_name), tuple(runs.values()), machine, cluster, found, tune)
+
+
+def missing_trackers(names: Iterable[str]) -> list[str]:
+    """A sentence for each of the trackers `names` whose package is not installed here; packages are called as trackers."""
+    installed = [name for name in TRACKERS if importlib.util.find_spec(name)]
+    return [
+        f"{name} needs the package {name}, which is not installed; installed: {', '.join(installed) or 'none'}"
+        for name in names
+        if name not in installed
+    ]
 
 
 def _expand(
@@ -206,7 +227,7 @@ class _Checker:
         *path, last = str(dotted).split(".")
         for part in path:
             inner = tree.setdefault(part, {})
-            if isinstance(inner, str) and part in KINDS:
+            if isinstance(inner, str) and part in PLUGIN_KINDS:
                 inner = tree[part] = {"name": inner}
             if not isinstance(inner, dict):
                 return self.mistake(dotted, f"{part} is {inner!r} and has no keys")
@@ -270,7 +291,7 @@ class _Checker:
         """A checked run, or None and mistakes."""
         blocks: dict[str, dict[str, Any] | None] = {}
         identities: dict[str, Any] = {}
-        for kind in KINDS:
+        for kind in PLUGIN_KINDS:
             if kind not in content and kind != "aggregation":
                 self.mistake(kind, "missing: every run needs one, under base or grid")
             value = content.get(kind, "fedavg" if kind == "aggregation" else None)
@@ -279,7 +300,7 @@ class _Checker:
             except OSError as error:
                 blocks[kind] = None
                 self.mistake("", f"{error.filename}: {error.strerror}")
-        models = {name: field.annotation for name, field in Run.model_fields.items()}
+        models = {name: field.annotation for name, field in RunConfig.model_fields.items()}
         checked: dict[str, Any] = {}
         for key, value in content.items():
             model = models.get(key)
@@ -288,7 +309,7 @@ class _Checker:
         if any(value is None for value in [*blocks.values(), *checked.values()]):
             return None
         try:
-            run = Run.model_validate({**content, **blocks, **checked})
+            run = RunConfig.model_validate({**content, **blocks, **checked})
         except ValidationError as error:
             self._explain(error, "run")
             return None
@@ -312,7 +333,7 @@ class _Checker:
             return None
         return PlannedRun(run, str(label), identity)
 
-    def _label(self, run: Run) -> str:
+    def _label(self, run: RunConfig) -> str:
         label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])
         if run.aggregation["name"] != "fedavg":
             label += " + " + short_name(run.aggregation, self.plugins.classes["aggregation"][run.aggregation["name"]])

@@ -21,7 +21,7 @@ from fedbench.base.home import HOME
 
 Kind = Literal["method", "aggregation", "dataset", "partition"]
 
-KINDS: dict[Kind, tuple[str, str, type]] = {
+PLUGIN_KINDS: dict[Kind, tuple[str, str, type]] = {
     "method": ("methods", "Method", method.Method),
     "aggregation": ("methods/aggregation", "Aggregation", method.Aggregation),
     "dataset": ("datasets", "Dataset", data.Dataset),
@@ -43,7 +43,7 @@ class Plugins:
     def classes(self) -> dict[Kind, dict[str, type]]:
         """{kind: {name: class}}; a file's name is the plug-in's name. Raises PluginError."""
         found: dict[Kind, dict[str, type]] = {}
-        for kind, (subfolder, class_name, base) in KINDS.items():
+        for kind, (subfolder, class_name, base) in PLUGIN_KINDS.items():
             found[kind] = {}
             for home in (HOME, *self.folders):
                 for path in sorted((home / subfolder).glob("*.py")):
@@ -54,7 +54,7 @@ class Plugins:
 
     def files(self, blocks: Mapping[str, Any]) -> tuple[Path, ...]:
         """The source files of the plug-ins that a run's blocks name."""
-        modules = [self.classes[kind][blocks[kind]["name"]].__module__ for kind in KINDS]
+        modules = [self.classes[kind][blocks[kind]["name"]].__module__ for kind in PLUGIN_KINDS]
         return tuple(Path(str(sys.modules[module].__file__)) for module in modules)
 
     def make(self, kind: Kind, block: dict[str, Any]) -> Any:

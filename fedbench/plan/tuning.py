@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from fedbench.base import rng
+from fedbench.base.records import RunFolder
 from fedbench.plan.config import ConfigError, PlannedRun, Sweep
 from fedbench.plan.planning import changed
-from fedbench.base.records import RunFolder
 
 Ranges = Mapping[str, Mapping[str, tuple[Any, ...]]]
 

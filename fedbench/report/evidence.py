@@ -12,8 +12,8 @@ import pandas as pd
 from pyarrow import ArrowInvalid, parquet
 
 from fedbench.base import fork_pool
-from fedbench.report.selection import Planned, ReportError, asked_for
 from fedbench.base.naming import key, natural, together, told_apart, words
+from fedbench.report.selection import Planned, ReportError, asked_for
 from fedbench.report.tables.metrics import METRIC, PROVENANCE
 from fedbench.report.tables.summary import with_last_round
 

@@ -12,19 +12,20 @@ from typing import Any
 
 import pandas as pd
 
-from fedbench.report import page, published
-from fedbench.report.selection import ReportError
-from fedbench.report.evidence import Evidence
-from fedbench.report.figures import catalogue, drawing
-from fedbench.report.statistics import LEVEL, Comparison
 from fedbench.base.storage import write_aside
+from fedbench.report import page, published
+from fedbench.report.evidence import Evidence
+from fedbench.report.figures import catalogue
+from fedbench.report.figures.drawing import begin as begin_drawing
+from fedbench.report.selection import ReportError
+from fedbench.report.statistics import LEVEL, Comparison
 from fedbench.report.tables import contests, grid, notes, text
 from fedbench.report.tables.metrics import MAIN, METRIC
 from fedbench.report.tables.summary import labels, summary
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ReportOptions:
     """What a reader may choose. metrics: columns of the main table; spread: beside means; versus: the methods of the duel."""
 
     metrics: tuple[str, ...] = MAIN
@@ -45,7 +46,7 @@ class Written:
     footer: list[str]
 
 
-def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
+def write(evidence: Evidence, out: Path, wishes: ReportOptions = ReportOptions()) -> Written:
     """Write index.html, tables and figures into `out` (made if missing); figures of an earlier report are removed.
 
     The same evidence gives the same bytes. Raises ReportError where `out` cannot be written or a wish cannot be met.
@@ -53,7 +54,7 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
     runs = evidence.runs
     _check(wishes, runs)
     overall = contests.overall(runs)
-    drawn = drawing.begin(catalogue.all_figures(evidence, overall, wishes.versus))
+    drawn = begin_drawing(catalogue.all_figures(evidence, overall, wishes.versus))
     within = contests.within(runs, evidence.clients)
     table = summary(runs, within)
     alarms = notes.alarms(runs)
@@ -107,7 +108,7 @@ def write(evidence: Evidence, out: Path, wishes: Wishes = Wishes()) -> Written:
     return Written(out / "index.html", tuple(paths), table, alarms, legend, footer)
 
 
-def _check(wishes: Wishes, runs: pd.DataFrame) -> None:
+def _check(wishes: ReportOptions, runs: pd.DataFrame) -> None:
     wrong = [name for name in wishes.metrics if name not in METRIC]
     if wrong:
         raise ReportError(f"--metrics: unknown {', '.join(wrong)}; legal: {', '.join(METRIC)}")

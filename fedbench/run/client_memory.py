@@ -11,7 +11,7 @@ from fedbench.method import Param
 from fedbench.run.stacked import Stacked
 
 
-class Memory:
+class ClientMemory:
     """The local values of `spec`, read and written by client.
 
     Rows lie on the host, one tensor a client and name, so memory and checkpoints grow with the clients that took part, not

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbench.vit import backbone
 from fedbench import data
+from fedbench.method import Method, Param, Task, Values
+from fedbench.method.phases import trained_in
 from fedbench.plan.config import Machine, PlannedRun
-from fedbench.method import Method, Param, Task, Values, trained_in
 from fedbench.plan.plugins import Plugins
 from fedbench.run.server import parameters
+from fedbench.vit import backbone
 
 CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
 GPU_CHUNK_TOKENS = 200_000

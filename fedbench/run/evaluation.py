@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.run.stacked_model import Cohort
+from fedbench.base.record_schema import TestMetrics, ValidationMetrics
 from fedbench.data import Ints
-from fedbench.run.experiment import Setting
+from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
+from fedbench.run.stacked_model import StackedModel
 
 BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
@@ -42,11 +42,11 @@ class Accuracies:
 
 
 @torch.inference_mode()
-def accuracies(cohort: Cohort, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
+def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
     """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``."""
     pieces = sorted(_pieces(parts), key=lambda piece: -len(piece[1]))
     right = np.zeros(len(parts), dtype=np.int64)
-    prior = cohort.method.logit_prior in ("eval", "both")
+    prior = model.method.logit_prior in ("eval", "both")
     blocks: list[list[tuple[int, Ints]]] = []
     start = 0
     while start < len(pieces):
@@ -56,13 +56,13 @@ def accuracies(cohort: Cohort, values: Stacked, read: Stacked, parts: Sequence[I
     @torch.inference_mode()
     def hits(block: list[tuple[int, Ints]]) -> Tensor:
         index = _rectangle([piece for _, piece in block], len(block[0][1]))
-        at = torch.tensor([k for k, _ in block], device=cohort.labels.device)
+        at = torch.tensor([k for k, _ in block], device=model.labels.device)
         samples = torch.from_numpy(np.maximum(index, 0)).to(at.device)
-        logits = cohort.forward(rows(values, at) | read, samples, prior).logits
-        hit = (logits.argmax(-1) == cohort.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
+        logits = model.forward(rows(values, at) | read, samples, prior).logits
+        hit = (logits.argmax(-1) == model.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
         return hit.sum(1)
 
-    found = cohort.spread(hits, blocks)
+    found = model.thread_map(hits, blocks)
     for block, hit in zip(blocks, found, strict=True):  # read back here: nothing waits for the device in between
         np.add.at(right, [k for k, _ in block], hit.cpu().numpy())
     return Accuracies(right, np.array([len(part) for part in parts]))
@@ -84,8 +84,8 @@ def _rectangle(pieces: Sequence[Ints], width: int) -> Ints:
     return block
 
 
-def summary(test: Accuracies, held_out: NDArray[np.bool_]) -> dict[str, float | None]:
-    """The metrics of the clients that train, and of those held out (null where there are none).
+def summary(test: Accuracies, held_out: NDArray[np.bool_], global_accuracy: float | None) -> TestMetrics:
+    """The test metrics of the clients that train, and of those held out (None if there are none).
 
     Mean over clients (unweighted), worst client, 10th percentile, mean of the bottom decile (at least one client),
     standard deviation over clients (population), and accuracy of all samples pooled.
@@ -95,46 +95,67 @@ def summary(test: Accuracies, held_out: NDArray[np.bool_]) -> dict[str, float | 
     inside, outside = inside[~np.isnan(inside)], outside[~np.isnan(outside)]
     decile = max(1, math.ceil(len(inside) / 10))
     pooled = test.right[~held_out].sum() / test.count[~held_out].sum()
-    return {
-        "mean_accuracy": float(inside.mean()),
-        "worst_accuracy": float(inside.min()),
-        "p10_accuracy": float(np.percentile(inside, 10)),
-        "bottom_decile_accuracy": float(np.sort(inside)[:decile].mean()),
-        "std_accuracy": float(inside.std()),
-        "pooled_accuracy": float(pooled),
-        "held_out_mean_accuracy": float(outside.mean()) if len(outside) else None,
-        "held_out_worst_accuracy": float(outside.min()) if len(outside) else None,
-    }
+    return TestMetrics(
+        mean_accuracy=float(inside.mean()),
+        worst_accuracy=float(inside.min()),
+        p10_accuracy=float(np.percentile(inside, 10)),
+        bottom_decile_accuracy=float(np.sort(inside)[:decile].mean()),
+        std_accuracy=float(inside.std()),
+        pooled_accuracy=float(pooled),
+        held_out_mean_accuracy=float(outside.mean()) if len(outside) else None,
+        held_out_worst_accuracy=float(outside.min()) if len(outside) else None,
+        global_accuracy=global_accuracy,
+    )
 
 
-def evaluate(setting: Setting) -> tuple[dict[str, Any], pa.Table]:
-    """All metrics of the present state, and of each client its accuracy and what it trains on (classes, samples of each).
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run: the metrics, and a table of clients. ``test`` is None if the run may not read test data."""
 
-    A run without `test_data` knows the validation accuracy alone.
-    """
-    split, server, run = setting.split, setting.server, setting.run
+    test: TestMetrics | None
+    validation: ValidationMetrics
+    clients: pa.Table
+
+
+def evaluate(experiment: Experiment) -> Evaluation:
+    """Evaluate all clients, held-out ones too, as the run stands now."""
+    test_data, held_out = experiment.run.test_data, experiment.split.held_out
+    test, validation = _client_accuracies(experiment)
+    metrics = summary(test, held_out, global_accuracy(experiment, test)) if test_data else None
+    mean = _mean_accuracy(validation, ~held_out)
+    return Evaluation(metrics, ValidationMetrics(mean), _client_table(experiment, test, validation))
+
+
+def _client_accuracies(experiment: Experiment) -> tuple[Accuracies, Accuracies]:
+    """Test and validation accuracies of all clients; without `test_data` nobody has test samples."""
+    split, server, run = experiment.split, experiment.server, experiment.run
     everyone = np.arange(run.clients.number)
-    found: list[tuple[Accuracies, Accuracies]] = []
+    test: list[Accuracies] = []
+    validation: list[Accuracies] = []
     blocks = -(-len(everyone) * server.row_bytes() // BLOCK_BYTES)
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
-        values = personal(setting, block)
+        values = personal(experiment, block)
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
-        parts = (test_parts, [split.validation[k] for k in block])
-        one, other = (accuracies(setting.cohort, values, server.read(), part, setting.chunk) for part in parts)
-        found.append((one, other))
-    test, validation = (Accuracies.joined(part) for part in zip(*found, strict=True))
-    held_out = split.held_out
-    metrics: dict[str, Any] = summary(test, held_out) if run.test_data else {}
-    with np.errstate(invalid="ignore"):
-        own = validation.each[~held_out]
-        metrics["val_mean_accuracy"] = float(np.nanmean(own)) if validation.count[~held_out].any() else None
-    if run.test_data:
-        metrics["global_accuracy"] = global_accuracy(setting, test)
-    kept = [np.unique(setting.samples.labels[part], return_counts=True) for part in split.train]
-    clients = pa.table(
+        for found, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
+            found.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
+    return Accuracies.joined(test), Accuracies.joined(validation)
+
+
+def _mean_accuracy(found: Accuracies, clients: NDArray[np.bool_]) -> float | None:
+    """Mean over those of `clients` that have samples; None if none has."""
+    if not found.count[clients].any():
+        return None
+    return float(np.nanmean(found.each[clients]))
+
+
+def _client_table(experiment: Experiment, test: Accuracies, validation: Accuracies) -> pa.Table:
+    """Each client's accuracies, and the classes that it trains on with the number of samples of each."""
+    split = experiment.split
+    kept = [np.unique(experiment.samples.labels[part], return_counts=True) for part in split.train]
+    return pa.table(
         {
-            "client": everyone,
-            "held_out": held_out,
+            "client": np.arange(experiment.run.clients.number),
+            "held_out": split.held_out,
             "train_samples": split.train.sizes,
             "test_samples": test.count,
             "accuracy": test.each,
@@ -143,26 +164,28 @@ def evaluate(setting: Setting) -> tuple[dict[str, Any], pa.Table]:
             "class_samples": [counts for _, counts in kept],
         }
     )
-    return metrics, clients
 
 
-def global_accuracy(setting: Setting, test: Accuracies) -> float | None:
-    """Accuracy of the server's model, as a client of which nothing is known has it, on the global test set (else None)."""
-    samples, server = setting.samples, setting.server
-    whole = setting.split.global_test(samples)
-    if setting.cohort.method.finetune_epochs or (stranger := server.stranger()) is None:
+def global_accuracy(experiment: Experiment, test: Accuracies) -> float | None:
+    """Accuracy of the server's model on the global test set, as a client about which nothing is known would have it.
+
+    None if there is no such model, since clients train or fine-tune values of their own.
+    """
+    samples, server = experiment.samples, experiment.server
+    whole = experiment.split.global_test(samples)
+    if experiment.model.method.finetune_epochs or (unseen := server.unseen_client()) is None:
         return None
-    if not server.memory.spec and np.array_equal(np.sort(setting.split.test.indices), whole):
+    if not server.memory.spec and np.array_equal(np.sort(experiment.split.test.indices), whole):
         return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
-    parts = accuracies(setting.cohort, stranger, server.read(), [whole], setting.chunk)
+    parts = accuracies(experiment.model, unseen, server.read(), [whole], experiment.chunk)
     return float(parts.each[0])
 
 
-def personal(setting: Setting, clients: Ints) -> Stacked:
-    """The values that each client is evaluated with: the present ones, fine-tuned on its own data where the method says."""
-    server, run = setting.server, setting.run
-    epochs = setting.cohort.method.finetune_epochs
+def personal(experiment: Experiment, clients: Ints) -> Stacked:
+    """The values with which each client is evaluated: the present ones, fine-tuned on its own data if the method says so."""
+    server, run = experiment.server, experiment.run
+    epochs = experiment.model.method.finetune_epochs
     if not epochs:
         return server.send(torch.from_numpy(clients).to(server.device))
-    report = setting.train(clients, run.local.lr, "finetune", epochs=epochs)
-    return rows(report.got, torch.argsort(report.clients))
+    updates = experiment.train(clients, run.local.lr, "finetune", epochs=epochs)
+    return rows(updates.updated, torch.argsort(updates.clients))

@@ -1,4 +1,4 @@
-"""Everything of a run that stays the same over its rounds: data and split, frozen backbone, method, trainer."""
+"""Everything about a run that does not change over its rounds: data and split, frozen backbone, method, trainer, server."""
 
 from __future__ import annotations
 
@@ -12,90 +12,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbench.vit import backbone
-from fedbench.run import cost
-from fedbench.base import rng, process_cache
 from fedbench import data
-from fedbench.run.stacked_model import Cohort
-from fedbench.vit.compiled import Compiled
-from fedbench.plan.config import Backbone, Machine, PlannedRun, Run, short_name
+from fedbench.base import process_cache, rng
+from fedbench.base.provenance import code_hash, commit
+from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.vit.token_cache import entering, first_block
+from fedbench.method import Aggregation, ClientUpdates, Method, Param
+from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
+from fedbench.plan.device import choose_device, choose_dtype, set_tf32
+from fedbench.plan.plugins import Kind, Plugins
+from fedbench.plan.split import split_of
+from fedbench.run import cost
+from fedbench.run.client_optimizer import Recipe
+from fedbench.run.local import Trainer, without_training
+from fedbench.run.server import Server, parameters
+from fedbench.run.stacked import Stacked
+from fedbench.run.stacked_model import StackedModel
+from fedbench.vit import backbone
+from fedbench.vit.backbone import Backbone
+from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.features import data_hash, features
 from fedbench.vit.images import Images
-from fedbench.run.local import Trainer, idle
-from fedbench.method import Method, Param, Report
-from fedbench.plan.plugins import Plugins
-from fedbench.run.server import Server, parameters
-from fedbench.run.stacked import Clients, Stacked
+from fedbench.vit.token_cache import CachedTokens, cached_tokens, first_block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
-    """A cohort's local training, ready to be done: by itself, or with that of other runs (see `fedbench.run.pack`)."""
+    """The local training of a cohort, prepared: it runs by itself, or together with other runs' (`fedbench.run.pack`)."""
 
     trainer: Trainer
     clients: Tensor  # [K]
-    sent: Stacked
+    received: Stacked
     read: Stacked
-    batches: Sequence[Batches]  # one a local phase; none for a method without training
+    batches: Sequence[Batches]  # one for each local phase; none for a method that trains nothing
     samples: Sequence[int]  # [K]
     lr: float
 
-    def train(self) -> Report:
-        """Do it."""
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of all its clients."""
+        return Recipe(self.lr, self.trainer.local.clip)
+
+    def train(self) -> ClientUpdates:
+        """Train the cohort."""
         if not self.batches:
-            return idle(self.clients, self.sent, self.samples, self.lr)
-        return self.trainer.train(self.sent, self.read, self.batches, self.lr)
+            return without_training(self.clients, self.received, self.samples, self.lr)
+        return self.trainer.train(self.received, self.read, self.batches, self.recipe)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the rounds work with."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What the rounds of a run work with."""
 
-    run: Run
+    run: RunConfig
     samples: Samples
     split: Split
-    cohort: Cohort
+    model: StackedModel
     trainer: Trainer
     server: Server
-    multiply_adds: int  # of local training, for a sample and an epoch
+    multiply_adds: int  # of local training, for one sample and epoch
     chunk: int  # images in one pass
-    facts: dict[str, object]  # what every record of the run repeats
+    facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
-        """The clients of round `round_` (from 1): a draw without replacement that no method can influence."""
-        draw = rng.numpy_stream(self.run.stream("cohort"), "cohort", round_)
-        return np.sort(draw.choice(self._eligible, self.run.clients.per_round, replace=False))
+        """The clients of round `round_` (from 1): drawn without replacement, whatever the method."""
+        return cohort_of(self.run, self._eligible, round_)
 
     @cached_property
     def _eligible(self) -> Ints:
         return np.flatnonzero(~self.split.held_out)
 
-    def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Report:
-        """Local training of `clients` from what the server sends each; `stream` names the draws of their batches.
+    def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> ClientUpdates:
+        """Train `clients` from what the server sends each; `stream` names the random stream of their batches.
 
-        The report's rows stand in an order of their own: see ``report.clients``.
+        The rows of the updates have an order of their own: see ``updates.clients``.
         """
-        return self.task(clients, lr, *stream, epochs=epochs).train()
+        return self.prepare(clients, lr, *stream, epochs=epochs).train()
 
-    def task(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
-        """What `train` would do."""
-        local, server = self.run.local, self.server
+    def prepare(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
+        """The training that `train` would do. With `epochs` it is fine-tuning before evaluation."""
+        local, server, trainer = self.run.local, self.server, self.trainer
         train: Sequence[Ints] = self.split.train
-        trainer = self.trainer
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
-        elif self.cohort.method.pooled:
+        elif self.model.method.centralized:
             train, clients = data.Parts.of([self._pool(clients, *stream)]), np.zeros(1, dtype=np.int64)
         local, seed = trainer.local, self.run.stream("batches")
         batches = [
             data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
             for phase in range(len(trainer.phases))
         ]
-        who = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
-        samples = [len(train[k]) for k in clients]
-        return Training(trainer, who, server.send(who), server.read(), batches, samples, lr)
+        rows = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
+        return Training(
+            trainer=trainer,
+            clients=rows,
+            received=server.send(rows),
+            read=server.read(),
+            batches=batches,
+            samples=[len(train[k]) for k in clients],
+            lr=lr,
+        )
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
@@ -105,117 +121,191 @@ class Setting:
         return np.sort(draw.choice(pool, int(train.sizes[clients].sum()), replace=False))
 
 
-def build(planned: PlannedRun, machine: Machine, found: Plugins) -> Setting:
-    """Load, deal and assemble. Raises DataError, BackboneError and what a plug-in raises."""
+def cohort_of(run: RunConfig, eligible: Ints, round_: int) -> Ints:
+    """The clients of round `round_`, drawn from those that may train, in ascending order."""
+    draw = rng.numpy_stream(run.stream("cohort"), "cohort", round_)
+    return np.sort(draw.choice(eligible, run.clients.per_round, replace=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The frozen part of a run, which runs of one process share: samples, backbone, images on the device, and hashes."""
+
+    samples: Samples
+    vit: Backbone
+    images: Images
+    data_hash: str
+    weights_hash: str
+    key: str  # names everything above: equal keys, equal contents
+    cache_name: str  # of files that hold what the backbone makes of the images
+
+
+def build(planned: PlannedRun, machine: Machine, plugins: Plugins) -> Experiment:
+    """Load the data, split it, and assemble the run. Raises DataError, BackboneError and whatever a plug-in raises."""
     run = planned.run
-    device = choose_device(machine.device)
-    dtype = torch.float64 if run.precision == "float64" else torch.float32
-    # By default torch rounds convolutions on a GPU, and those alone: what changes numbers is the run's choice.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
-    # What the runs of a pack share is made once; the identity names files by their content.
+    device, dtype = choose_device(machine.device), choose_dtype(run.precision)
+    set_tf32(run.precision == "tf32")
+    frozen = load_frozen(planned, machine, plugins, device, dtype)
+    split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
+    method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
+    spec = _parameters(run, frozen, split, method, aggregation)
+    chunk = _images_in_a_pass(method, spec, frozen.vit, machine, device)
+    model = _model(run, machine, frozen, method, spec, chunk)
+    clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
+    return Experiment(
+        run=run,
+        samples=frozen.samples,
+        split=split,
+        model=model,
+        trainer=Trainer(model, aggregation, run.local, clients, piece),
+        server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
+        multiply_adds=cost.training(method, spec, frozen.vit),
+        chunk=chunk,
+        facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
+    )
+
+
+def load_frozen(
+    planned: PlannedRun, machine: Machine, plugins: Plugins, device: torch.device, dtype: torch.dtype
+) -> Frozen:
+    """Samples, backbone and images, from this process's cache where an earlier run has loaded them."""
+    run, cached = planned.run, process_cache.cached
+    # The identity names files by their content, so a changed file has another key.
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
-    samples = process_cache.once("samples", source, lambda: found.make("dataset", run.dataset).load(machine.data))
-    dealt = deal(run, samples, found.make("partition", run.partition))
-    frozen = json.dumps([planned.identity["backbone"], str(device), str(dtype), machine.shortcuts], sort_keys=True)
-    vit = process_cache.once("backbone", frozen, lambda: backbone.make(**run.backbone.model_dump()).to(device, dtype))
-    if not machine.shortcuts:
-        vit.lean = vit.plain = False
-    images = process_cache.once(
-        "images", (source, frozen), lambda: Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype)
+    key = json.dumps([planned.identity["backbone"], str(device), str(dtype), machine.shortcuts], sort_keys=True)
+    samples = cached("samples", source, lambda: plugins.make("dataset", run.dataset).load(machine.data))
+    vit = cached("backbone", key, lambda: _backbone(run.backbone, machine).to(device, dtype))
+    images = cached(
+        "images",
+        (source, key),
+        lambda: Images(samples.images, vit.image_size, vit.mean, vit.std, device, dtype),
     )
-    method, aggregation = found.make("method", run.method), found.make("aggregation", run.aggregation)
-
-    counts = torch.from_numpy(dealt.class_counts(samples.labels, samples.num_classes)).float()
-    held_out = int(dealt.held_out.sum())
-    spec = parameters(method, aggregation, cost.task_of(vit, samples.num_classes, counts, run.stream("init"), held_out))
-    _fits(method, spec)
-    per_pass = cost.one_pass(method, spec, vit)
-    chunk = max(1, (machine.chunk_images or cost.chunk_images(per_pass, device)) >> machine.halvings)
-    weights = process_cache.once("weights", frozen, vit.weights_hash)
-    contents = process_cache.once("contents", source, lambda: data_hash(samples))
-    cached = f"{weights}-{contents}-{vit.image_size}-{run.precision}"
-    query = (
-        process_cache.once("features", (cached, frozen), lambda: features(vit, images, cached, machine.data))
-        if method.reads_features(vit.depth)
-        else None
-    )
-    bfloat16, layer = run.precision == "bfloat16", first_block(method, vit.depth)
-    where = machine.data / "features" / f"{cached}-block{layer}"
-    known = (
-        process_cache.once(
-            "entering",
-            (str(where), machine.token_cache_gb, frozen),
-            lambda: entering(vit, images, layer, bfloat16, where, machine.token_cache_gb),
-        )
-        if layer and machine.shortcuts and run.local.augment == "none"
-        else None
-    )
-    labels = torch.from_numpy(np.array(samples.labels)).to(device)
-    mode: Clients = machine.clients
-    pieces = max(1, round(run.local.batch_size / chunk))
-    together, piece = max(1, chunk // run.local.batch_size), -(-run.local.batch_size // pieces)
-    fast = Compiled(together * piece) if machine.compile else None
-    cohort = Cohort(method, spec, vit, images, labels, query, mode, bfloat16, fast, known)
-    trainer = Trainer(cohort, aggregation, run.local, together, piece)
-    server = Server(method, aggregation, spec, run.clients.number, device, dtype)
-
-    def block(kind: str, value: dict[str, object]) -> str:
-        return short_name(value, found.classes[kind][str(value["name"])])  # type: ignore[index]
-
-    facts: dict[str, object] = {
-        "method": run.method["name"],
-        "label": planned.label,
-        "family": method.family,
-        "reference": method.reference,
-        "dataset": block("dataset", run.dataset),
-        "partition": block("partition", run.partition),
-        "aggregation": block("aggregation", run.aggregation),
-        "backbone": backbone_name(run.backbone, vit.image_size),
-        "seed": run.seed,
-        "rounds": run.rounds,
-        "trained_parameters": sum(param.init.numel() for param in spec.values() if param.trains),
-        "config_hash": hashlib.sha256(json.dumps(planned.identity, sort_keys=True).encode()).hexdigest()[:16],
-        "partition_hash": dealt.hash,
-        "data_hash": contents,
-        "backbone_hash": weights,
-        "chunk_images": chunk,
-    }
-    setting = Setting(run, samples, dealt, cohort, trainer, server, cost.training(method, spec, vit), chunk, facts)
-    who = np.concatenate([setting.cohort_of(r) for r in range(1, run.rounds + 1)])
-    facts["cohort_hash"] = hashlib.sha256(who.astype("<i8").tobytes()).hexdigest()[:16]
-    return setting
-
-
-def deal(run: Run, samples: Samples, partitioner: data.SplitSource) -> Split:
-    """The split that a run trains on, and that `fedbench data split` shows. Raises DataError."""
-    clients = run.clients
-    return data.split(
-        samples, partitioner, clients.number, clients.held_out, clients.validation, run.stream("partition")
+    weights = cached("weights", key, vit.weights_hash)
+    contents = cached("contents", source, lambda: data_hash(samples))
+    return Frozen(
+        samples=samples,
+        vit=vit,
+        images=images,
+        data_hash=contents,
+        weights_hash=weights,
+        key=key,
+        cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}",
     )
 
 
-def _fits(method: Method, spec: Mapping[str, Param]) -> None:
-    """Raise ValueError for options that do not go together."""
+def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
+    return backbone.make(**block.model_dump(), shortcuts=machine.shortcuts)
+
+
+def _parameters(
+    run: RunConfig, frozen: Frozen, split: Split, method: Method, aggregation: Aggregation
+) -> dict[str, Param]:
+    """The tensors of the run. Raises ValueError for options that do not go together."""
+    samples = frozen.samples
+    counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
+    held_out = int(split.held_out.sum())
+    task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
+    spec = parameters(method, aggregation, task)
     local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.pooled and local:
-        raise ValueError(f"a method without clients has no values of clients, but here are {', '.join(local)}")
+    if method.centralized and local:
+        raise ValueError(f"a method without clients cannot have local values: {', '.join(local)}")
     if method.finetune_epochs and not any(param.trains for param in spec.values()):
         raise ValueError("finetune_epochs: this method trains nothing")
+    return spec
 
 
-def backbone_name(block: Backbone, image_size: int) -> str:
-    """``name@pixels``, as tables and figures show it."""
-    return f"{block.name}@{image_size}"
+def _images_in_a_pass(
+    method: Method, spec: Mapping[str, Param], vit: Backbone, machine: Machine, device: torch.device
+) -> int:
+    """Images in one pass of the backbone: as configured or chosen, halved for each time that memory ran out."""
+    chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device)
+    return max(1, chosen >> machine.halvings)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto: the first GPU where there is one. Raises ValueError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"machine.device {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"machine.device is {name!r}, but torch finds no GPU")
-    return device
+def _chunk_of_clients(chunk: int, batch_size: int) -> tuple[int, int]:
+    """For `chunk` images in a pass: clients trained together, and samples of one client in a pass."""
+    pieces = max(1, round(batch_size / chunk))
+    return max(1, chunk // batch_size), -(-batch_size // pieces)
+
+
+def _model(
+    run: RunConfig, machine: Machine, frozen: Frozen, method: Method, spec: Mapping[str, Param], chunk: int
+) -> StackedModel:
+    """The method on the frozen backbone, with the caches that it can use."""
+    device = frozen.images.device
+    clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
+    return StackedModel(
+        method=method,
+        spec=spec,
+        backbone=frozen.vit,
+        images=frozen.images,
+        labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
+        features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
+        mode=machine.clients,
+        autocast=run.precision == "bfloat16",
+        compiled=CompiledBlocks(clients * piece) if machine.compile else None,
+        cached_tokens=_cached_tokens(run, machine, frozen, method),
+    )
+
+
+def _features(frozen: Frozen, machine: Machine) -> Tensor:
+    return process_cache.cached(
+        "features",
+        (frozen.cache_name, frozen.key),
+        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data),
+    )
+
+
+def _cached_tokens(run: RunConfig, machine: Machine, frozen: Frozen, method: Method) -> CachedTokens | None:
+    """Tokens that enter the first prompted block, if that is not block 0 and images are not augmented."""
+    layer = first_block(method, frozen.vit.depth)
+    if not layer or not machine.shortcuts or run.local.augment != "none":
+        return None
+    folder, limit = machine.data / "features" / f"{frozen.cache_name}-block{layer}", machine.token_cache_gb
+    return process_cache.cached(
+        "tokens",
+        (str(folder), limit, frozen.key),
+        lambda: cached_tokens(frozen.vit, frozen.images, layer, run.precision == "bfloat16", folder, limit),
+    )
+
+
+def _facts(
+    planned: PlannedRun,
+    plugins: Plugins,
+    frozen: Frozen,
+    split: Split,
+    method: Method,
+    spec: Mapping[str, Param],
+    chunk: int,
+) -> RunFacts:
+    """What every record of the run repeats."""
+    run = planned.run
+
+    def words(kind: Kind, block: dict[str, object]) -> str:
+        return short_name(block, plugins.classes[kind][str(block["name"])])
+
+    eligible = np.flatnonzero(~split.held_out)
+    cohorts = np.concatenate([cohort_of(run, eligible, round_) for round_ in range(1, run.rounds + 1)])
+    return RunFacts(
+        run=planned.name,
+        key=planned.key,
+        method=run.method["name"],
+        label=planned.label,
+        family=method.family,
+        reference=method.reference,
+        dataset=words("dataset", run.dataset),
+        partition=words("partition", run.partition),
+        aggregation=words("aggregation", run.aggregation),
+        backbone=f"{run.backbone.name}@{frozen.vit.image_size}",
+        seed=run.seed,
+        rounds=run.rounds,
+        trained_parameters=sum(param.init.numel() for param in spec.values() if param.trains),
+        config_hash=hashlib.sha256(json.dumps(planned.identity, sort_keys=True).encode()).hexdigest()[:16],
+        partition_hash=split.hash,
+        data_hash=frozen.data_hash,
+        backbone_hash=frozen.weights_hash,
+        chunk_images=chunk,
+        cohort_hash=hashlib.sha256(cohorts.astype("<i8").tobytes()).hexdigest()[:16],
+        commit=commit(),
+        code=code_hash(plugins.files(planned.identity)),
+    )

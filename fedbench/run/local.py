@@ -1,263 +1,267 @@
-"""Local training of K clients in one graph: each gets its own exact gradient from the sum of the clients' own losses."""
+"""Local training of K clients in one graph: the gradient of the sum of the clients' losses is each client's own gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbench.run.stacked_model import Cohort
-from fedbench.plan.config import Local
 from fedbench.data import Batches
-from fedbench.method import Aggregation, HookError, Report, told, trained_in
+from fedbench.method import Aggregation, ClientUpdates, HookError
+from fedbench.method.hooks import describe
+from fedbench.method.phases import trained_in
+from fedbench.plan.config import LocalConfig
+from fedbench.run.client_optimizer import ClientOptimizer, Recipe
 from fedbench.run.stacked import Stacked, per_client, rows
+from fedbench.run.stacked_model import Pass, StackedModel
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A local phase: the names that it trains, and the method as it is in it and in its further passes."""
+    """A local phase: the names that it trains, and the model as it is in this phase and in its further passes."""
 
     names: list[str]
-    cohort: Cohort
-    views: dict[str, Cohort]
+    model: StackedModel
+    views: dict[str, StackedModel]
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What each row has of its own where rows of several recipes are trained together."""
+class Piece:
+    """Samples of one step [K, B]: their indices, weights (0: padding) and draws for the augmentation.
 
-    lr: Tensor  # [K], as a share of the largest
-    clip: Tensor  # [K], infinite where gradients are left as they are
+    ``first``: the first piece of a step, to which loss terms about parameters alone belong.
+    """
 
-    def of(self, clients: slice) -> Rates:
-        """Those of some rows."""
-        return Rates(self.lr[clients], self.clip[clients])
+    index: Tensor
+    weight: Tensor
+    flip: Tensor
+    shift: Tensor
+    first: bool
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains stacked clients by the recipe `local`, `chunk` clients at a time (which changes no numbers but rounding).
+    """Trains stacked clients as `local` says, `chunk` clients at a time (which changes no numbers but rounding).
 
-    `piece` bounds the samples of a client in one pass."""
+    ``piece``: the most samples of a client in one pass; a larger batch is summed up from several pieces.
+    """
 
-    cohort: Cohort
+    model: StackedModel
     aggregation: Aggregation
-    local: Local
+    local: LocalConfig
     chunk: int
-    piece: int = 1 << 30  # samples of a client in one pass: a larger batch is summed up from several
+    piece: int = 1 << 30
     finetuning: bool = False  # before evaluation, not in a round
 
     @cached_property
     def phases(self) -> list[Phase]:
-        """The local phases; none at all for a method without training. Raises HookError."""
-        method = self.cohort.method
+        """The local phases; none for a method that trains nothing. Raises HookError."""
+        method = self.model.method
         named = bool(method.phases) and not (self.finetuning and method.finetune_phases)
-        found = trained_in(method, self.cohort.spec, self.finetuning)
+        found = trained_in(method, self.model.spec, self.finetuning)
         return [self._phase(names, i if named else None) for i, names in enumerate(found)]
 
     def _phase(self, names: list[str], number: int | None) -> Phase:
-        method = self.cohort.method
-        views = {v: replace(self.cohort, method=method.at(number, v)) for v in method.views}
-        return Phase(names, replace(self.cohort, method=method.at(number)), views)
+        method = self.model.method
+        views = {view: replace(self.model, method=method.at(number, view)) for view in method.views}
+        return Phase(names, replace(self.model, method=method.at(number)), views)
 
-    def train(
-        self, sent: Stacked, read: Stacked, phases: Sequence[Batches], lr: float, rates: Rates | None = None
-    ) -> Report:
-        """Train from `sent` {name: [K, ...]}; `read` are the server's values that clients see, with a row for each client
-        where they are of several servers; `phases` one a local phase; `lr` the largest, where `rates` differ.
+    def train(self, received: Stacked, read: Stacked, phases: Sequence[Batches], recipe: Recipe) -> ClientUpdates:
+        """Train from `received` {name: [K, ...]} with the batches `phases`, one for each local phase.
 
-        The rows of `sent` stand in the order of ``phases[0].clients``, as do those of the report.
+        `read`: the server's values that clients read (with a row for each client if they have different servers). The rows
+        of `received` and of the updates stand in the order of ``phases[0].clients``.
         """
+
+        def train_chunk(clients: slice) -> ClientUpdates:
+            mine = [_clients(batches, clients.start, clients.stop) for batches in phases]
+            read_here = self.model.read_rows(read, clients)
+            return _ChunkTraining(self, rows(received, clients), read_here, recipe.rows(clients)).train(mine)
+
         chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
+        return replace(_joined(self.model.thread_map(train_chunk, chunks)), received=received)
 
-        def one(chunk: slice) -> Report:
-            mine = [_clients(b, chunk.start, chunk.stop) for b in phases]
-            own = None if rates is None else rates.of(chunk)
-            return self._chunk(rows(sent, chunk), self._of(read, chunk), mine, lr, own)
 
-        parts = self.cohort.spread(one, chunks)
-        return Report(
-            clients=torch.cat([part.clients for part in parts]),
-            sent=sent,
-            got={name: torch.cat([part.got[name] for part in parts]) for name in parts[0].got},
-            seen={name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen},
-            weight=torch.cat([part.weight for part in parts]),
-            steps=torch.cat([part.steps for part in parts]),
-            loss=torch.cat([part.loss for part in parts]),
-            lr=lr,
-            gradient={name: torch.cat([part.gradient[name] for part in parts]) for name in parts[0].gradient},
+class _ChunkTraining:
+    """One chunk of clients on its way through the local phases: their values, and what has been summed up so far."""
+
+    def __init__(self, trainer: Trainer, received: Stacked, read: Stacked, recipe: Recipe) -> None:
+        self.trainer, self.received, self.read, self.recipe = trainer, received, read, recipe
+        self.model, self.local, self.aggregation = trainer.model, trainer.local, trainer.aggregation
+        self.values = {name: value.clone() for name, value in received.items()}
+        self.count = len(next(iter(received.values())))
+        self.device = self.model.labels.device
+        self.loss = torch.zeros(self.count, device=self.device, dtype=torch.float64)  # summed over samples
+        self.samples, self.steps = torch.zeros_like(self.loss), torch.zeros_like(self.loss)
+        self.sums: Stacked = {}
+        aggregated = [name for name, param in self.model.spec.items() if param.aggregated]
+        wanted = aggregated if self.aggregation.wants_gradient else []
+        self.gradient = {
+            name: torch.zeros_like(self.values[name]) for name in wanted
+        }  # summed over steps of all phases
+        self.gradient_steps = {name: torch.zeros_like(self.steps) for name in wanted}
+
+    def train(self, phases: Sequence[Batches]) -> ClientUpdates:
+        """All phases, one after the other."""
+        for phase, batches in zip(self.trainer.phases, phases, strict=True):
+            self._phase(phase, batches)
+        epochs = max(1, self.local.epochs * len(phases))
+        return ClientUpdates(
+            clients=torch.from_numpy(np.array(phases[0].clients)).to(self.device),
+            received=self.received,
+            updated={name: value.detach() for name, value in self.values.items()},
+            sums=self.sums,
+            num_samples=self.samples / epochs,
+            steps=self.steps,
+            loss=self.loss / self.samples.clamp(min=1),
+            lr=self.recipe.lr,
+            gradient={n: g / per_client(self.gradient_steps[n], g).to(g) for n, g in self.gradient.items()},
         )
 
-    def _of(self, read: Stacked, clients: slice) -> Stacked:
-        return rows(read, clients) if self.cohort.several_servers else read
+    def _phase(self, phase: Phase, batches: Batches) -> None:
+        leaves = {name: self.values[name].requires_grad_() for name in phase.names}
+        optimizer = ClientOptimizer(leaves, self.model.spec, self.local, self.recipe)
+        index, weight, flip, shift = (
+            torch.from_numpy(array).to(self.device)
+            for array in (batches.index, batches.weight, batches.flip, batches.shift)
+        )
+        weight = weight.to(self.model.images.dtype)
+        used = (batches.weight > 0).sum(2).max(1)  # [S] columns that are not padding for every client
+        for step, active in enumerate(batches.active):
+            working = slice(0, active)  # the clients that still have batches
+            pieces = []
+            for start in range(0, int(used[step]), self.trainer.piece):
+                at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
+                pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
+            n = weight[step, working].sum(1)
+            gradients = self._gradients(phase, leaves, pieces, working, n)
+            if step == 0:
+                _check_all_trained(phase, gradients)
+            optimizer.clip(gradients)
+            self._add_gradient(leaves, gradients, working)
+            optimizer.step(gradients, active, self._steer(phase))
+            self.samples[working] += n
+            self.steps[working] += 1
+        for name in phase.names:
+            self.values[name] = leaves[name].detach().requires_grad_(False)
 
-    def _chunk(self, sent: Stacked, read: Stacked, phases: list[Batches], lr: float, rates: Rates | None) -> Report:
-        values = {name: value.clone() for name, value in sent.items()}
-        count = len(phases[0].clients)
-        device = self.cohort.labels.device
-        total = torch.zeros(count, device=device, dtype=torch.float64)
-        samples, steps = torch.zeros_like(total), torch.zeros_like(total)
-        seen: Stacked = {}
-        shared = [n for n, param in self.cohort.spec.items() if param.aggregated]
-        gradient: Stacked = (
-            {n: torch.zeros_like(values[n]) for n in shared} if self.aggregation.wants_gradient else {}
-        )  # sums over steps, of all phases that train a name
-        taken = {name: torch.zeros_like(steps) for name in gradient}
-        for phase, batches in zip(self.phases, phases, strict=True):
-            leaves = {name: values[name].requires_grad_() for name in phase.names}
-            optimizer = self._optimizer(leaves, lr)
-            index, weight, flip, shift = (
-                torch.from_numpy(x).to(device) for x in (batches.index, batches.weight, batches.flip, batches.shift)
-            )
-            weight = weight.to(self.cohort.images.dtype)
-            filled = (
-                (batches.weight > 0).sum(2).max(1)
-            )  # [S] columns in use: what is padding for everyone is not computed
-            for step, active in enumerate(batches.active):
-                now = slice(0, active)  # the clients still at work; the others' data have ended
-                live = {name: value if active == count else value[now] for name, value in values.items()}
-                live |= self._of(read, now)
-                n = weight[step, now].sum(1)
-                gradients: list[Tensor | None] = [None] * len(leaves)
-                for start in range(0, int(filled[step]), self.piece):
-                    at = (step, now, slice(start, min(start + self.piece, int(filled[step]))))
-                    draws = (index[at], weight[at], flip[at], shift[at])
-                    losses, sums = self._loss(phase, live, rows(sent, now), draws, n, first=start == 0)
-                    for name, value in sums.items():
-                        seen.setdefault(name, value.new_zeros(count, *value.shape[1:]))[now] += value
-                    new = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-                    gradients = [
-                        b if a is None else a if b is None else a + b for a, b in zip(gradients, new, strict=True)
-                    ]
-                    total[now] += losses.detach() * n
-                if step == 0:
-                    self._moves_all(phase, gradients)
-                if rates is not None:
-                    clip(gradients, rates.clip)
-                elif self.local.clip is not None:
-                    clip(gradients, self.local.clip)
-                for name, g in zip(leaves, gradients, strict=True):
-                    if name in gradient and g is not None:
-                        gradient[name] += g  # of clients that stand still it is zero
-                        taken[name][now] += 1
-                self._step(leaves, gradients, optimizer, active, phase.cohort, read, rates)
-                samples[now] += n
-                steps[now] += 1
-            for name in phase.names:
-                values[name] = leaves[name].detach().requires_grad_(False)
-        gradient = {n: g / per_client(taken[n], g).to(g) for n, g in gradient.items()}
-        got = {name: value.detach() for name, value in values.items()}
-        own = torch.from_numpy(np.array(phases[0].clients)).to(device)
-        epochs = max(1, self.local.epochs * len(phases))
-        mean_loss = total / samples.clamp(min=1)
-        return Report(own, sent, got, seen, samples / epochs, steps, mean_loss, lr, gradient)
+    def _gradients(
+        self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
+    ) -> list[Tensor | None]:
+        """The gradient of each leaf, of the sum over clients of each client's mean loss over its `n` [K] samples."""
+        whole = working.stop == self.count
+        live = {name: value if whole else value[working] for name, value in self.values.items()}
+        live |= self.model.read_rows(self.read, working)
+        received = rows(self.received, working)
+        total: list[Tensor | None] = [None] * len(leaves)
+        for piece in pieces:
+            losses = self._loss(phase, live, received, piece, n)
+            new = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+            total = [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
+            self.loss[working] += losses.detach() * n
+        return total
 
-    def _moves_all(self, phase: Phase, gradients: Sequence[Tensor | None]) -> None:
-        """Raise HookError where the loss does not depend on a value that the phase trains."""
-        for name, gradient in zip(phase.names, gradients, strict=True):
-            if gradient is None:
-                method = phase.cohort.method
-                raise HookError(
-                    f"{told(method.params)} declares {name!r} as trained"
-                    + ("" if method.phase is None else f" and phase {method.phase} trains it")
-                    + ", but the loss does not depend on it: no hook uses it"
-                )
-
-    def _loss(
-        self, phase: Phase, live: Stacked, sent: Stacked, draws: tuple[Tensor, ...], n: Tensor, first: bool
-    ) -> tuple[Tensor, Stacked]:
-        """The part of each client's mean loss [K] over its batch of `n` [K] samples that the samples of `draws` make, and
-        what `observe` sums over them. Terms about parameters alone belong to the `first` part."""
-        cohort, method = phase.cohort, phase.cohort.method
-        index, weight, flip, shift = draws
-        prior, augment = method.logit_prior in ("train", "both"), self.local.augment
-        result = cohort.forward(live, index, prior, augment, flip, shift)
-        y = cohort.labels[index]
-        losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(weight)
-        loss = masked_sum(losses, weight) / n
-        dims = cohort.dims(live)
-        query_dim = None if result.query is None else 0
+    def _loss(self, phase: Phase, live: Stacked, received: Stacked, piece: Piece, n: Tensor) -> Tensor:
+        """The piece's part of each client's mean loss [K] over `n` [K] samples; what `observe` sums up is kept."""
+        model, method = phase.model, phase.model.method
+        result = self._forward(model, live, piece, add_prior=method.logit_prior in ("train", "both"))
+        y = model.labels[piece.index]
+        losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
+        loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:
-            shared = {name: value for name, value in sent.items() if cohort.spec[name].home == "shared"}
-            for name, view in phase.views.items():
-                seen_so = view.forward(live, index, False, augment, flip, shift)
-                result.out[f"{name}.cls"] = seen_so.out["cls"]
-            args = (live, shared, result.out, result.query)
-            extra = cohort.each(method.extra_loss, args, (dims, 0, 0, query_dim))
-            if extra.shape not in (weight.shape, n.shape):
-                raise HookError(
-                    f"{told(method.extra_loss)}: expected a scalar or [B] = [{weight.shape[1]}] for one client, given "
-                    f"{list(extra.shape[1:])}"
-                )
-            loss = loss + (masked_sum(extra, weight) / n if extra.dim() == 2 else extra * first)
-        if self.aggregation.extra_loss is not None and first and not self.finetuning:
-            shared = {name: sent[name] for name, param in cohort.spec.items() if param.aggregated}
-            if shared:  # else nothing holds the clients together
-                loss = loss + cohort.each(self.aggregation.extra_loss, (live, shared), (dims, 0))
-        if method.observe is None or self.finetuning:
-            return loss, {}
-        with torch.no_grad():
-            seen = (live, result.taps, result.query, y, weight)
-            return loss, cohort.each(method.observe, seen, (dims, 0, query_dim, 0, 0))
+            loss = loss + self._method_loss(phase, live, received, result, piece, n)
+        if self.aggregation.extra_loss is not None and piece.first and not self.trainer.finetuning:
+            shared = {name: received[name] for name, param in model.spec.items() if param.aggregated}
+            if shared:  # otherwise nothing ties the clients together
+                loss = loss + model.each(self.aggregation.extra_loss, (live, shared), (model.dims(live), 0))
+        if method.observe is not None and not self.trainer.finetuning:
+            self._observe(model, live, result, y, piece.weight)
+        return loss
 
-    def _optimizer(self, leaves: Stacked, lr: float) -> torch.optim.Optimizer:
-        """torch's own optimiser: it is element-wise, so on stacked tensors it is one optimiser a client."""
-        local, spec = self.local, self.cohort.spec
-        groups = [{"params": [leaf], "lr": lr * spec[name].lr_scale} for name, leaf in leaves.items()]
-        if local.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)
-        kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
-        return kind(groups, lr=lr, weight_decay=local.weight_decay)
+    def _forward(self, model: StackedModel, live: Stacked, piece: Piece, add_prior: bool) -> Pass:
+        return model.forward(live, piece.index, add_prior, self.local.augment, piece.flip, piece.shift)
 
-    def _step(
-        self,
-        leaves: Stacked,
-        gradients: Sequence[Tensor | None],
-        optimizer: torch.optim.Optimizer,
-        active: int,
-        cohort: Cohort,
-        read: Stacked,
-        rates: Rates | None,
-    ) -> None:
-        """One optimiser step of the first `active` clients; the others stand still (weight decay and momentum too)."""
-        for leaf, gradient in zip(leaves.values(), gradients, strict=True):
-            leaf.grad = gradient
-        steer = cohort.method.steer
-        kept = active if steer is None and rates is None else 0
-        before = {name: leaf.detach()[kept:].clone() for name, leaf in leaves.items()}
-        optimizer.step()
-        with torch.no_grad():
-            if rates is not None:  # the step of every optimiser here is proportional to its rate
-                for name, leaf in leaves.items():
-                    leaf.copy_(before[name] + per_client(rates.lr, leaf).to(leaf) * (leaf - before[name]))
-            if steer is not None:
-                taken = {name: leaf.detach() - before[name] for name, leaf in leaves.items()}
-                p = before | read
-                mapped = cohort.each(steer, (p, taken), (cohort.dims(p), 0))
-                for name, step in mapped.items():
-                    leaves[name][:active] = (before[name] + step)[:active]
-            for name, value in before.items():
-                if active < len(leaves[name]):
-                    leaves[name][active:] = value[active - kept :]
+    def _method_loss(
+        self, phase: Phase, live: Stacked, received: Stacked, result: Pass, piece: Piece, n: Tensor
+    ) -> Tensor:
+        """What the method's own loss adds to each client's mean loss [K]."""
+        model, hook = phase.model, phase.model.method.extra_loss
+        shared = {name: value for name, value in received.items() if model.spec[name].home == "shared"}
+        for name, view in phase.views.items():
+            result.out[f"{name}.cls"] = self._forward(view, live, piece, add_prior=False).out["cls"]
+        query_dim = None if result.query is None else 0
+        extra: Tensor = model.each(hook, (live, shared, result.out, result.query), (model.dims(live), 0, 0, query_dim))
+        if extra.shape == piece.weight.shape:
+            return masked_sum(extra, piece.weight) / n
+        if extra.shape == n.shape:
+            return extra * piece.first
+        raise HookError(
+            f"{describe(hook)}: expected a scalar or [B] = [{piece.weight.shape[1]}] for one client, found "
+            f"{list(extra.shape[1:])}"
+        )
+
+    @torch.no_grad()
+    def _observe(self, model: StackedModel, live: Stacked, result: Pass, y: Tensor, weight: Tensor) -> None:
+        args = (live, result.taps, result.query, y, weight)
+        query_dim = None if result.query is None else 0
+        for name, value in model.each(model.method.observe, args, (model.dims(live), 0, query_dim, 0, 0)).items():
+            self.sums.setdefault(name, value.new_zeros(self.count, *value.shape[1:]))[: len(value)] += value
+
+    def _add_gradient(self, leaves: Stacked, gradients: Sequence[Tensor | None], working: slice) -> None:
+        """Sum up what an aggregation wants of the gradients."""
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if name in self.gradient and gradient is not None:
+                self.gradient[name] += gradient  # zero for clients that have no batch left
+                self.gradient_steps[name][working] += 1
+
+    def _steer(self, phase: Phase) -> Callable[[Stacked, Stacked], Stacked] | None:
+        """The method's own change of an optimiser step, if it has one."""
+        model, hook = phase.model, phase.model.method.steer
+        if hook is None:
+            return None
+
+        def steer(before: Stacked, step: Stacked) -> Stacked:
+            p = before | self.read
+            changed: Stacked = model.each(hook, (p, step), (model.dims(p), 0))
+            return changed
+
+        return steer
+
+
+def _check_all_trained(phase: Phase, gradients: Sequence[Tensor | None]) -> None:
+    """Raise HookError if the loss does not depend on a value that the phase trains."""
+    for name, gradient in zip(phase.names, gradients, strict=True):
+        if gradient is None:
+            method = phase.model.method
+            raise HookError(
+                f"{describe(method.params)} declares {name!r} as trained"
+                + ("" if method.phase is None else f" and phase {method.phase} trains it")
+                + ", but the loss does not depend on it: no hook uses it"
+            )
 
 
 def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
-    """Sum over samples [K, B] -> [K], of which padding (weight 0) is no part."""
+    """Sum over samples [K, B] -> [K], without padding (weight 0)."""
     return (values * weight).sum(1)
 
 
-def clip(gradients: Sequence[Tensor | None], largest: float | Tensor) -> None:
-    """Scale each client's gradient, over all its tensors [K, ...], to a norm of at most `largest` (or [K]), in place."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in present]).sum(0)
-    factor = (largest / squares.sqrt().clamp(min=1e-12)).clamp(max=1)
-    for gradient in present:
-        gradient.mul_(per_client(factor, gradient).to(gradient))
+def _joined(parts: Sequence[ClientUpdates]) -> ClientUpdates:
+    """The updates of several chunks of clients, one after the other."""
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+
+    names = ("clients", "updated", "sums", "num_samples", "steps", "loss", "gradient")
+    return replace(parts[0], **{name: joined(name) for name in names})
 
 
 def _clients(batches: Batches, start: int, stop: int) -> Batches:
@@ -275,7 +279,7 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
     )
 
 
-def idle(clients: Tensor, sent: Stacked, samples: Sequence[int], lr: float) -> Report:
-    """The report of clients that train nothing: a method without training, whose server learns from statistics alone."""
-    weight = torch.tensor(samples, dtype=torch.float64, device=clients.device)
-    return Report(clients, sent, {}, {}, weight, torch.zeros_like(weight), torch.full_like(weight, torch.nan), lr)
+def without_training(clients: Tensor, received: Stacked, samples: Sequence[int], lr: float) -> ClientUpdates:
+    """The updates of clients that train nothing: a method whose server learns from statistics alone."""
+    n = torch.tensor(samples, dtype=torch.float64, device=clients.device)
+    return ClientUpdates(clients, received, {}, {}, n, torch.zeros_like(n), torch.full_like(n, torch.nan), lr)

@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbench.run.client_memory import Memory
-from fedbench.method import Aggregation, HookError, Method, Param, Report, Task, told
-from fedbench.run.stacked import Stacked, each_client, per_client, weighted_mean
+from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param, Task
+from fedbench.method.hooks import describe
+from fedbench.run.client_memory import ClientMemory
+from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, per_client, weighted_mean
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
-    """Every tensor of a run by name: the method's, the aggregation's, and ``prior``, each client's class distribution
-    [clients, C], for a method that uses it."""
-    own = method.params(task)
-    own |= aggregation.params({name: param for name, param in own.items() if param.averaged}, task)
+    """Every tensor of a run by name: the method's, the aggregation's, and for a method that uses it ``prior``.
+
+    ``prior`` [clients, C] is each client's class distribution.
+    """
+    spec = method.params(task)
+    spec |= aggregation.params({name: param for name, param in spec.items() if param.averaged}, task)
     if method.uses_prior or method.logit_prior != "none":
         uniform = torch.full((task.num_classes,), 1 / task.num_classes)
-        own["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
-    return own
+        spec["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
+    return spec
 
 
 def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
@@ -33,7 +36,7 @@ def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Server:
-    """Global values [...], per-client memory, and who has already reported its statistics."""
+    """Global values [...], per-client memory, and which clients have reported their statistics."""
 
     def __init__(
         self,
@@ -43,97 +46,115 @@ class Server:
         clients: int,
         device: torch.device,
         dtype: torch.dtype,
+        mode: ClientMode = "stacked",
     ) -> None:
-        self.method, self.aggregation, self.spec, self.device = method, aggregation, spec, device
+        self.method, self.aggregation, self.spec, self.device, self.mode = method, aggregation, spec, device, mode
         self.values: Stacked = {}
-        self.memory = Memory(spec, device, dtype)
+        self.memory = ClientMemory(spec, device, dtype)
         for name, param in spec.items():
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
-        self.introduced = torch.zeros(clients, dtype=torch.bool)
+        self.has_reported = torch.zeros(clients, dtype=torch.bool)
 
     def read(self) -> Stacked:
-        """What clients read and do not change."""
+        """The values that clients read and do not change."""
         return {name: self.values[name] for name, param in self.spec.items() if param.home == "server"}
 
     def send(self, clients: Tensor) -> Stacked:
-        """What the clients [K] start from, stacked [K, ...]: their own memory and copies of the shared values.
+        """The values that the clients [K] start from, [K, ...]: their own memory and copies of the shared values.
 
-        Raises HookError where `newcomer` gives what is no local value of that shape.
+        Raises HookError if `newcomer` returns something that is not a local value of the declared shape.
         """
-        count = len(clients)
         values = self.memory.read(clients)
         for name, param in self.spec.items():
             if param.home == "shared":
-                values[name] = self.values[name].expand(count, *self.values[name].shape).clone()
-        values |= self._made(clients)
+                values[name] = self.values[name].expand(len(clients), *self.values[name].shape).clone()
+        values |= self.generated(clients)
         return values if self.method.newcomer is None else values | self._newcomers(values, clients)
 
     def _newcomers(self, values: Stacked, clients: Tensor) -> Stacked:
-        """Local values [K, ...] of which the rows of clients that never took part are what `newcomer` makes."""
+        """Local values [K, ...], where clients that never took part have what `newcomer` returns."""
         p, hook, made = values | self.read(), self.method.newcomer, {}
         dims = {name: None if self.spec[name].home == "server" else 0 for name in p}
-        for name, value in each_client(hook, (p,), (dims,)).items():
+        for name, value in call_hook(hook, lambda: each_client(hook, (p,), (dims,), self.mode)).items():
             if name not in self.memory.spec or value.shape != values[name].shape:
-                here = list(values[name].shape[1:]) if name in self.memory.spec else "no local value"
-                raise HookError(f"{told(hook)}: {name!r} of shape {list(value.shape[1:])}, expected {here}")
+                expected = list(values[name].shape[1:]) if name in self.memory.spec else "no local value"
+                raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape[1:])}, expected {expected}")
             known = self.memory.known(name, clients)
             made[name] = torch.where(per_client(known, value), values[name], value)
         return made
 
-    def _made(self, clients: Tensor) -> Stacked:
-        if self.method.send is None:
+    def generated(self, clients: Tensor) -> Stacked:
+        """{name: [K, ...]} that the method's `send` makes for the clients [K] instead of copies of the server's values."""
+        hook = self.method.send
+        if hook is None:
             return {}
-        return self._declared(self.method.send, self.method.send(self.values, clients), rows=len(clients))
+        if self.mode == "loop":
+            each = [call_hook(hook, lambda k=k: hook(self.values, k)) for k in clients.split(1)]  # type: ignore[misc]
+            made = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+        else:
+            made = call_hook(hook, lambda: hook(self.values, clients))
+        return self._declared(hook, made, rows=len(clients), stacked=True)
+
+    def statistics(self, features: Tensor, labels: Tensor) -> Stacked:
+        """What one client reports once, from its features [n, D] and labels [n]."""
+        hook = self.method.statistics
+        made: Stacked = call_hook(hook, lambda: hook(self.read(), features, labels))
+        return made
 
     def absorb(self, stats: Mapping[str, Tensor]) -> None:
         """Take in the statistics {name: [K, ...]} of clients that take part for the first time."""
-        new = self._declared(self.method.absorb, self.method.absorb(self.values, stats))
+        hook = self.method.absorb
+        new = self._declared(hook, call_hook(hook, lambda: hook(self.values, stats)))
         self.values |= {name: value.detach() for name, value in new.items()}
 
-    def merge(self, report: Report) -> None:
-        """Average what came back by n_k, let the method and then the aggregation replace values, and keep local rows."""
-        spec = {name: self.spec[name] for name in report.got}
+    def merge(self, updates: ClientUpdates) -> None:
+        """Average the updates by n_k, let the method and then the aggregation replace values, and keep local rows."""
+        updated, spec, count = updates.updated, self.spec, len(updates.clients)
         mean = {
-            name: weighted_mean(value, report.weight) for name, value in report.got.items() if spec[name].aggregated
+            name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
         }
-        new = mean | {n: v for n, v in report.got.items() if spec[n].home == "local" and spec[n].trained}
-        if self.method.merge is not None:
-            new |= self._declared(self.method.merge, self.method.merge(self.values, report), len(report.clients))
-        more = self.aggregation.merge(self.values, report, {name: new[name] for name in mean})
-        new |= self._declared(self.aggregation.merge, more, len(report.clients))
+        new = mean | {n: v for n, v in updated.items() if spec[n].home == "local" and spec[n].trained}
+        if (hook := self.method.merge) is not None:
+            new |= self._declared(hook, call_hook(hook, lambda: hook(self.values, updates)), count)
+        merge = self.aggregation.merge
+        averaged = {name: new[name] for name in mean}
+        new |= self._declared(merge, call_hook(merge, lambda: merge(self.values, updates, averaged)), count)
         for name, value in new.items():
-            if self.spec[name].home == "local":
-                self.memory.write(report.clients, name, value)
+            if spec[name].home == "local":
+                self.memory.write(updates.clients, name, value)
             else:
                 self.values[name] = value.detach()
 
-    def _declared(self, hook: Any, made: Any, rows: int = 0) -> Stacked:
-        """What `hook` made, if it is as params() declares it: local values, and all that is sent, with a row for each of `rows`
-        clients. What is not averaged may change its shape. Raises HookError."""
+    def _declared(self, hook: Any, made: Any, rows: int = 0, stacked: bool = False) -> Stacked:
+        """What `hook` returned, if it is as params() declares it.
+
+        Local values have a row for each of `rows` clients, and if `stacked` so has everything. A value that is not averaged
+        may change its shape. Raises HookError.
+        """
         if not isinstance(made, dict):
-            raise HookError(f"{told(hook)}: expected {{name: tensor}}, given {type(made).__name__}")
+            raise HookError(f"{describe(hook)}: expected {{name: tensor}}, found {type(made).__name__}")
         for name, value in made.items():
             if name not in self.spec:
-                raise HookError(f"{told(hook)}: {name!r} is not one of params(): {', '.join(self.spec)}")
-            param, sent = self.spec[name], hook == self.method.send
-            stacked = sent or param.home == "local"
+                raise HookError(f"{describe(hook)}: {name!r} is not one of params(): {', '.join(self.spec)}")
+            param = self.spec[name]
+            per_row = stacked or param.home == "local"
             free = not (param.home == "local" or param.aggregated)
-            wanted = [rows] * stacked + list(param.init.shape)
-            given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            if given != wanted and not (free and isinstance(given, list) and (not stacked or given[:1] == [rows])):
-                raise HookError(f"{told(hook)}: {name!r} expected {wanted}, given {given}")
+            expected = ([rows] if per_row else []) + list(param.init.shape)
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if shape != expected and not (free and isinstance(shape, list) and (not per_row or shape[:1] == [rows])):
+                raise HookError(f"{describe(hook)}: {name!r} expected {expected}, found {shape}")
         return made
 
     def bytes_per_client(self) -> tuple[int, int]:
-        """Bytes (up, down) of one client's round, without observed sums and statistics: each value at its own size.
+        """Bytes (up, down) of one client's round, without observed sums and statistics; each value at its own size.
 
-        Down: copies of shared values, what clients read, what `send` makes. Up: of these, what clients train, and their
-        gradients where the aggregation wants them.
+        Down: copies of shared values, values that clients read, values that `send` makes. Up: those of them that clients
+        train, and their gradients if the aggregation wants them.
         """
         one = torch.zeros(1, dtype=torch.long, device=self.device)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
-        exchanged |= {name: value[0] for name, value in self._made(one).items()}
+        exchanged |= {name: value[0] for name, value in self.generated(one).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
@@ -145,45 +166,45 @@ class Server:
         one = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
         return sum(value.numel() * value.element_size() for value in one.values())
 
-    def stranger(self) -> Stacked | None:
-        """The values [1, ...] of a client of which nothing is known: initial local values, a uniform prior.
+    def unseen_client(self) -> Stacked | None:
+        """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.
 
-        None where clients train values of their own: then there is no global model.
+        None if clients train values of their own, for then there is no global model.
         """
         if any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
         values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
         for name, param in self.spec.items():
-            if param.home == "local":  # each client's own
+            if param.home == "local":
                 values[name] = param.init.to(values[name])[None]
         return values
 
     def state(self) -> Stacked:
         """Everything that survives a round, flat, for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | self.memory.state() | {"introduced": self.introduced}
+        return values | self.memory.state() | {"introduced": self.has_reported}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`. Raises ValueError where a checkpoint is of another method."""
+        """The inverse of `state`. Raises ValueError if the checkpoint belongs to another method."""
         rows = {name: value for name, value in state.items() if name.startswith("client.")}
         here = {f"server.{name}" for name in self.values} | {"introduced"}
         if other := (state.keys() - rows.keys()) ^ here:
-            raise ValueError(f"the checkpoint holds {sorted(other)[:5]} more or less than this run")
+            raise ValueError(f"the checkpoint and this run differ in {sorted(other)[:5]}")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
         self.memory.restore(rows)
-        self.introduced = state["introduced"].clone()
+        self.has_reported = state["introduced"].clone()
 
 
 def nbytes(value: Tensor) -> int:
-    """Bytes of a tensor as it would be sent, in single precision where it is floating point."""
+    """Bytes of a tensor as it would be sent, in single precision if it is floating point."""
     return value.numel() * (4 if value.is_floating_point() else value.element_size())
 
 
 def bytes_of_sums(value: Tensor) -> int:
     """Bytes in which K clients send sums [K, rows, ...], such as one row a class.
 
-    A row of zeros, of a class that the client lacks, is not sent; the others go with their numbers (4 bytes each), or all
-    without numbers where that is less.
+    A row of zeros, of a class that the client lacks, is not sent. The other rows are sent with their numbers (4 bytes each),
+    or all rows without numbers if that is less.
     """
     if value.dim() < 2 or not value.numel():
         return nbytes(value)

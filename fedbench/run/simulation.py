@@ -5,181 +5,216 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from fedbench.run import checkpoint, evaluation, meter
-from fedbench.plan.config import Machine, PlannedRun
-from fedbench.data import Ints
-from fedbench.method import Report
-from fedbench.plan.plugins import Plugins
+from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
 from fedbench.base.records import RunFolder
-from fedbench.run.server import bytes_of_sums
-from fedbench.run.experiment import Setting, Training, build
 from fedbench.base.storage import write_aside
+from fedbench.data import Ints
+from fedbench.method import ClientUpdates
+from fedbench.plan.config import Machine, PlannedRun
+from fedbench.plan.plugins import Plugins
+from fedbench.run import checkpoint, evaluation
+from fedbench.run.evaluation import Evaluation
+from fedbench.run.experiment import Experiment, Training, build
+from fedbench.run.meter import Meter
+from fedbench.run.server import bytes_of_sums
 
 
 class Diverged(ArithmeticError):
-    """Training left the finite numbers; says in which round."""
+    """Training produced numbers that are not finite; says in which round."""
 
 
 class Stopped(Exception):
     """The run was asked to leave its machine; the checkpoint holds all its rounds so far."""
 
 
-def simulate(
-    planned: PlannedRun, machine: Machine, found: Plugins, folder: RunFolder, leave: Callable[[], bool] = lambda: False
+def run_rounds(
+    planned: PlannedRun,
+    machine: Machine,
+    plugins: Plugins,
+    folder: RunFolder,
+    must_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
 
-    `leave` is asked after each round, before anything of it is written, and may raise. Raises Stopped where it said so,
-    Diverged, DataError, BackboneError, and whatever a plug-in raises.
+    `must_leave` is called after each round, before anything of it is written, and may raise. Raises Stopped if it returned
+    True, Diverged, DataError, BackboneError, and whatever a plug-in raises.
     """
-    life = begin(planned, machine, found, folder)
-    while not life.over:
-        life.close(one_round(life.setting, life.done + 1), leave)
+    state = begin(planned, machine, plugins, folder)
+    while not state.over:
+        state.close(one_round(state.experiment, state.rounds_done + 1), must_leave)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round cost, and how many training images it took."""
+
+    costs: RoundCosts
+    images: int
 
 
 @dataclass
-class Life:
-    """A run between two rounds: `done` of them so far, what they took in all, and where all of it is written."""
+class RunState:
+    """A run between two rounds: how many are done, what they cost in all, and where everything is written."""
 
-    setting: Setting
+    experiment: Experiment
     folder: RunFolder
-    facts: Mapping[str, object]
-    meter: meter.Meter
+    meter: Meter
     checkpoint_seconds: float
-    done: int
-    totals: dict[str, float]
+    rounds_done: int
+    totals: TotalCosts
 
     @property
     def over(self) -> bool:
         """Whether no round is left."""
-        return self.done == self.setting.run.rounds
+        return self.rounds_done == self.experiment.run.rounds
 
-    def close(self, spent: dict[str, Any], leave: Callable[[], bool]) -> None:
-        """Count one more round, evaluate where it is time to, ask `leave` and write. Raises Stopped where that said so."""
-        run, folder, meter = self.setting.run, self.folder, self.meter
-        self.done += 1
-        for name in ("bytes_up", "bytes_down", "multiply_adds"):
-            self.totals[name] += spent[name]
-        meter.count(spent.pop("images"))
-        found = evaluation.evaluate(self.setting) if self.over or self.done % run.evaluate_every == 0 else None
-        stop = leave()  # only now: whether the folder is still ours is asked right before it is written to
-        if found is not None:
-            metrics, clients = found
-            whole = {f"total_{k}": int(v) for k, v in self.totals.items() if k != "seconds"}
-            folder.append({**self.facts, "round": self.done, **metrics, **spent, **whole, **meter.read()})
-            if self.over:
-                kept = io.BytesIO()
-                parquet.write_table(clients, kept)
-                write_aside(folder.path / "clients.parquet", kept.getvalue())
-        self.totals["seconds"] = meter.seconds
-        if self.over or stop or meter.since_mark() >= self.checkpoint_seconds:
-            checkpoint.save(folder.path, self.setting.server.state(), self.done, self.totals)
-            meter.mark()
-        told = {"images_per_second": meter.rate, "seconds": meter.seconds, "device": meter.device.type}
-        with suppress(OSError):  # nothing is lost with a word
-            folder.say(round=self.done, rounds=run.rounds, time=time.time(), **told)
-        if stop and not self.over:
-            raise Stopped(f"after round {self.done} of {run.rounds}")
+    def close(self, result: RoundResult, must_leave: Callable[[], bool]) -> None:
+        """Count one more round, evaluate it if it is due, ask `must_leave` and write. Raises Stopped if it must leave."""
+        self.rounds_done += 1
+        self.totals = _added(self.totals, result.costs)
+        self.meter.count(result.images)
+        due = self.over or self.rounds_done % self.experiment.run.evaluate_every == 0
+        evaluated = evaluation.evaluate(self.experiment) if due else None
+        leaving = must_leave()  # only now: right before writing, it also checks that the folder is still ours
+        if evaluated is not None:
+            self._write(evaluated, result.costs)
+        if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
+            checkpoint.save(
+                self.folder.path, self.experiment.server.state(), self.rounds_done, self.totals, self.meter.seconds
+            )
+            self.meter.mark()
+        self._tell_progress()
+        if leaving and not self.over:
+            raise Stopped(f"after round {self.rounds_done} of {self.experiment.run.rounds}")
+
+    def _write(self, evaluated: Evaluation, costs: RoundCosts) -> None:
+        """Add a record, and after the last round the table of clients."""
+        record = Record(
+            facts=self.experiment.facts,
+            round=self.rounds_done,
+            test=evaluated.test,
+            validation=evaluated.validation,
+            costs=costs,
+            totals=self.totals,
+            measured=self.meter.read(),
+        )
+        self.folder.append(record.as_json())
+        if self.over:
+            content = io.BytesIO()
+            parquet.write_table(evaluated.clients, content)
+            write_aside(self.folder.path / "clients.parquet", content.getvalue())
+
+    def _tell_progress(self) -> None:
+        with suppress(OSError):  # progress is only for display
+            self.folder.say(
+                round=self.rounds_done,
+                rounds=self.experiment.run.rounds,
+                time=time.time(),
+                images_per_second=self.meter.rate,
+                seconds=self.meter.seconds,
+                device=self.meter.device.type,
+            )
 
 
 def begin(
     planned: PlannedRun,
     machine: Machine,
-    found: Plugins,
+    plugins: Plugins,
     folder: RunFolder,
     clock: Callable[[], float] = time.monotonic,
-) -> Life:
-    """The run as its last checkpoint has it; `clock` counts its seconds. Raises DataError, BackboneError, and more."""
-    setting = build(planned, machine, found)
-    facts = {
-        "run": folder.path.name,
-        "key": planned.key,
-        **setting.facts,
-        "commit": meter.commit(),
-        "code": meter.code(found.files(planned.identity)),
-    }
-    totals: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "multiply_adds": 0, "seconds": 0.0}
-    done = 0
+) -> RunState:
+    """The run as its last checkpoint left it; `clock` counts its seconds. Raises DataError, BackboneError, and more."""
+    experiment = build(planned, machine, plugins)
+    totals, rounds_done, seconds = TotalCosts(0, 0, 0), 0, 0.0
     if (saved := checkpoint.load(folder.path)) is not None:
-        state, done, totals = saved
-        setting.server.restore(state)
-    folder.cut_records(done)
-    meter = meter.Meter(setting.cohort.labels.device, totals["seconds"], clock)
-    return Life(setting, folder, facts, meter, machine.checkpoint_seconds, done, totals)
+        experiment.server.restore(saved.state)
+        rounds_done, totals, seconds = saved.round, saved.totals, saved.seconds
+    folder.cut_records(rounds_done)
+    meter = Meter(experiment.model.labels.device, seconds, clock)
+    return RunState(experiment, folder, meter, machine.checkpoint_seconds, rounds_done, totals)
 
 
-def one_round(setting: Setting, round_: int) -> dict[str, Any]:
-    """One round of federated training; returns what it took. Raises Diverged."""
-    sent = send(setting, round_)
-    return receive(setting, round_, sent, sent.training.train())
+def one_round(experiment: Experiment, round_: int) -> RoundResult:
+    """One round of federated training. Raises Diverged."""
+    sent = send(experiment, round_)
+    return receive(experiment, round_, sent, sent.training.train())
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A round whose cohort has all it needs to train."""
+class SentRound:
+    """A round whose cohort has everything that it needs to train."""
 
     training: Training
-    clients: int  # in the cohort
-    stats_bytes: int  # of clients that take part for the first time
+    cohort_size: int
+    statistics_bytes: int  # sent by clients that take part for the first time
 
 
-def send(setting: Setting, round_: int) -> Sent:
-    """Draw the cohort of round `round_` (from 1) and send it what it starts from."""
-    run = setting.run
-    cohort = setting.cohort_of(round_)
-    stats_bytes = introduce(setting, cohort)
-    lr = run.local.lr * run.local.lr_decay ** (round_ - 1)
-    return Sent(setting.task(cohort, lr, round_), len(cohort), stats_bytes)
+def send(experiment: Experiment, round_: int) -> SentRound:
+    """Draw the cohort of round `round_` (from 1), collect its statistics, and send it what it starts from."""
+    local, cohort = experiment.run.local, experiment.cohort_of(round_)
+    statistics_bytes = collect_statistics(experiment, cohort)
+    lr = local.lr * local.lr_decay ** (round_ - 1)
+    return SentRound(experiment.prepare(cohort, lr, round_), len(cohort), statistics_bytes)
 
 
-def receive(setting: Setting, round_: int, sent: Sent, report: Report) -> dict[str, Any]:
-    """Merge what came back; returns what the round took. Raises Diverged."""
-    server, run = setting.server, setting.run
-    values = [*report.got.values(), *report.seen.values()]
-    if any(not bool(v.isfinite().all()) for v in values if v.is_floating_point()):
-        raise Diverged(f"training left the finite numbers in round {round_} of {run.rounds} (lr {sent.training.lr:g})")
-    pooled = setting.cohort.method.pooled  # its data lie in one place: nothing is sent
-    up, down = (0, 0) if pooled else server.bytes_per_client()  # of what was sent: a merge may change shapes
-    server.merge(report)
-    seen = sum(bytes_of_sums(value) for value in report.seen.values())
-    samples = int(report.weight.sum()) * run.local.epochs
-    return {
-        "train_loss": _finite(weighted(report.loss, report.weight)),
-        "bytes_up": up * sent.clients + seen + sent.stats_bytes,
-        "bytes_down": down * sent.clients,
-        "multiply_adds": samples * setting.multiply_adds,
-        "images": samples * len(setting.trainer.phases),
-    }
+def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
+    """Merge the cohort's updates, and count what the round cost. Raises Diverged."""
+    server, run = experiment.server, experiment.run
+    _check_finite(updates, f"round {round_} of {run.rounds} (lr {sent.training.lr:g})")
+    # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
+    up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
+    server.merge(updates)
+    samples = int(updates.num_samples.sum()) * run.local.epochs
+    costs = RoundCosts(
+        train_loss=_finite(weighted_mean(updates.loss, updates.num_samples)),
+        bytes_up=up * sent.cohort_size + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
+        bytes_down=down * sent.cohort_size,
+        multiply_adds=samples * experiment.multiply_adds,
+    )
+    return RoundResult(costs, images=samples * len(experiment.trainer.phases))
 
 
-def introduce(setting: Setting, cohort: Ints) -> int:
-    """Clients that take part for the first time report their statistics once; returns the bytes of that."""
-    method, server = setting.cohort.method, setting.server
-    new = [k for k in cohort if not server.introduced[k]]
-    if method.statistics is None or not new:
+def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
+    """Let clients that take part for the first time report their statistics; returns the bytes that they send."""
+    model, server = experiment.model, experiment.server
+    new = [k for k in cohort if not server.has_reported[k]]
+    if model.method.statistics is None or not new or model.features is None:
         return 0
-    stats = []
+    reported = []
     for k in new:
-        mine = torch.from_numpy(setting.split.train[k]).to(setting.cohort.labels.device)
-        stats.append(method.statistics(server.read(), setting.cohort.features[mine], setting.cohort.labels[mine]))  # type: ignore[index]
-    stacked = {name: torch.stack([s[name] for s in stats]) for name in stats[0]}
+        own = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
+        reported.append(server.statistics(model.features[own], model.labels[own]))
+    stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
-    server.introduced[new] = True
-    return sum(bytes_of_sums(value) for value in stacked.values())
+    server.has_reported[new] = True
+    return sum(map(bytes_of_sums, stacked.values()))
 
 
-def weighted(value: Tensor, weight: Tensor) -> float:
+def weighted_mean(value: Tensor, weight: Tensor) -> float:
     """Weighted mean as a number."""
     return float((value * weight).sum() / weight.sum())
+
+
+def _check_finite(updates: ClientUpdates, when: str) -> None:
+    values = [*updates.updated.values(), *updates.sums.values()]
+    if any(not bool(value.isfinite().all()) for value in values if value.is_floating_point()):
+        raise Diverged(f"training produced numbers that are not finite in {when}")
+
+
+def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:
+    return TotalCosts(
+        total_bytes_up=totals.total_bytes_up + costs.bytes_up,
+        total_bytes_down=totals.total_bytes_down + costs.bytes_down,
+        total_multiply_adds=totals.total_multiply_adds + costs.multiply_adds,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Arithmetic on stacked clients, ``{name: [K, ...]}``: K clients that differ in small tensors only, side by side."""
+"""Arithmetic on stacked clients, ``{name: [K, ...]}``: K clients that differ only in small tensors, side by side."""
 
 from __future__ import annotations
 
@@ -10,22 +10,35 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from fedbench.method import HookError
+from fedbench.method.hooks import describe
+
 Stacked = dict[str, Tensor]
-Clients = Literal["stacked", "loop"]
+ClientMode = Literal["stacked", "loop"]
 
 
-def each_client(fn: Callable[..., Any], args: Sequence[Any], dims: Sequence[Any], clients: Clients = "stacked") -> Any:
-    """Call `fn`, written for one client, for every client and stack what it returns.
+def each_client(fn: Callable[..., Any], args: Sequence[Any], dims: Sequence[Any], mode: ClientMode = "stacked") -> Any:
+    """Call `fn`, written for one client, for every client and stack the results.
 
-    `dims` says for each argument where its client axis is: ``0`` (every tensor in it has one), ``None`` (shared by all
-    clients), or for a dict argument a dict of the same keys. ``"stacked"`` maps with `torch.func.vmap`; ``"loop"`` is
-    the slow twin that calls `fn` client by client.
+    `dims` gives the client axis of each argument: ``0`` (every tensor in it has one), ``None`` (shared by all clients), or
+    for a dict argument a dict of the same keys. ``"stacked"`` maps with `torch.func.vmap`; ``"loop"`` is the slow twin that
+    calls `fn` client by client.
     """
-    if clients == "stacked":
+    if mode == "stacked":
         return vmap(fn, in_dims=tuple(dims))(*args)
     count = next(len(leaf) for leaf, dim in _leaves(args, dims) if dim == 0)
     results = [fn(*(pick(arg, dim, k) for arg, dim in zip(args, dims, strict=True))) for k in range(count)]
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def call_hook(hook: Any, call: Callable[[], Any]) -> Any:
+    """``call()``. Raises HookError, which names `hook`, in place of whatever a plug-in raises."""
+    try:
+        return call()
+    except (torch.OutOfMemoryError, HookError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise HookError(f"{describe(hook)}: {type(error).__name__}: {error}") from error
 
 
 def _leaves(args: Sequence[Any], dims: Sequence[Any]) -> list[tuple[Tensor, int | None]]:

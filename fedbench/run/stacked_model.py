@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fedbench.method import HookError, Method, Param, log_prior
+from fedbench.method.hooks import describe
+from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, pick, rows
 from fedbench.vit.backbone import Backbone
-from fedbench.vit.compiled import Compiled
-from fedbench.vit.token_cache import Entering
+from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.images import Augment, Images
-from fedbench.method import HookError, Method, Param, log_prior, told
-from fedbench.vit.thread_map import Item, Result, spread
-from fedbench.run.stacked import Clients, Stacked, each_client, pick
+from fedbench.vit.thread_map import Item, Result, thread_map
+from fedbench.vit.token_cache import CachedTokens
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass gives, all stacked: logits [K, B, C], the read tokens [K, B, ...], taps and query [K, B, D]."""
+    """The results of one pass, all stacked: logits [K, B, C], the tokens read [K, B, ...], taps and query [K, B, D]."""
 
     logits: Tensor
     out: dict[str, Tensor]
@@ -30,21 +31,23 @@ class Pass:
     query: Tensor | None
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """The shared and frozen things of a run, and the method whose hooks are mapped over clients."""
+@dataclass(frozen=True, kw_only=True)
+class StackedModel:
+    """The shared, frozen parts of a run, and the method whose hooks are mapped over clients."""
 
     method: Method
     spec: Mapping[str, Param]
     backbone: Backbone
     images: Images
     labels: Tensor  # [N]
-    features: Tensor | None  # [N, D] prompt-free, where the method reads them
-    clients: Clients = "stacked"
+    features: Tensor | None  # [N, D] prompt-free, if the method reads them
+    mode: ClientMode = "stacked"
     autocast: bool = False
-    compiled: Compiled | None = None  # what runs the blocks that all clients share, where that is wanted
-    entering: Entering | None = None  # what is known of images that are not augmented, instead of their pixels
-    several_servers: bool = False  # the clients are of several runs: what they read of their server has a row for each
+    compiled: CompiledBlocks | None = None  # runs the blocks that all clients share, if compiled ones are wanted
+    cached_tokens: CachedTokens | None = None  # stands in for the pixels of images that are not augmented
+    per_client_server: bool = (
+        False  # clients of several runs: what they read of their servers has a row for each client
+    )
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -56,30 +59,29 @@ class Cohort:
         """The blocks whose entering CLS token is observed."""
         return self.method.taps(self.backbone.depth)
 
-    def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
-        """The client axis of each value: none for what all clients read of the one server."""
-        return {name: None if self.spec[name].home == "server" and not self.several_servers else 0 for name in p}
-
     @cached_property
     def frozen(self) -> dict[str, Tensor]:
         """The backbone's tensors by name."""
         return dict(self.backbone.named_parameters())
 
-    def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
-        """`hook` for every client, or `call` in its stead. Raises HookError where it fails."""
-        try:
-            return each_client(call or hook, args, dims, self.clients)
-        except (torch.OutOfMemoryError, HookError):
-            raise
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise HookError(f"{told(hook)}: {type(error).__name__}: {error}") from error
+    def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
+        """The client axis of each value; None for what all clients read of their common server."""
+        return {name: None if self.spec[name].home == "server" and not self.per_client_server else 0 for name in p}
 
-    def spread(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """``[work(item) for item in items]``, pieces of clients' work that may run side by side; see `fedbench.vit.thread_map`."""
-        # torch.func puts a client's weights into the one backbone of all; what is compiled has threads of its own.
+    def read_rows(self, read: Stacked, clients: slice) -> Stacked:
+        """What the given clients read of the server."""
+        return rows(read, clients) if self.per_client_server else read
+
+    def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
+        """`hook` for every client, or `call` in its stead. Raises HookError if it fails."""
+        return call_hook(hook, lambda: each_client(call or hook, args, dims, self.mode))
+
+    def thread_map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``[work(item) for item in items]``, side by side where possible; see `fedbench.vit.thread_map`."""
+        # torch.func puts each client's weights into the one backbone, and compiled blocks have threads of their own.
         if self.method.backbone_weights is not None or self.compiled is not None:
             return [work(item) for item in items]
-        return spread(work, items, self.labels.device)
+        return thread_map(work, items, self.labels.device)
 
     def forward(
         self,
@@ -93,81 +95,95 @@ class Cohort:
         """Run the samples `index` [K, B] through the backbone with each client's prompts, and through its head.
 
         `p` holds the clients' values [K, ...] and the server's [...]; `add_prior` adds each client's log class prior.
-        Raises HookError where a hook fails or gives another shape than it should.
+        `flip` [K, B] and `shift` [K, B, 2] are the draws of the augmentation.
+        Raises HookError if a hook fails or returns another shape than it should.
         """
         k, b = index.shape
-        dims, method = self.dims(p), self.method
-
-        def fold(x: Tensor) -> Tensor:
-            return x.view(k, b, *x.shape[1:])
-
         query = self.features[index] if self.features is not None else None  # [K, B, D]
         taps: dict[int, Tensor] = {}
-        if not method.touches(self.backbone.depth) and query is not None and augment == "none":
+        if not self.method.touches(self.backbone.depth) and query is not None and augment == "none":
             out = {"cls": query}  # nothing enters the backbone, so its output is known
         else:
-            flat = index.flatten()
-            if self.entering is not None and augment == "none":
-                given, start = self.entering(flat), self.entering.layer
-            else:
-                drawn = (None if flip is None else flip.flatten(), None if shift is None else shift.flatten(0, 1))
-                given, start = self.images.batch(flat, augment, *drawn), 0
-            if method.pixels is not None:
-                changed = self.each(method.pixels, (p, fold(given)), (dims, 0))
-                given = _expect(method.pixels, changed, (k, b, *given.shape[1:]), "[B, 3, S, S]").flatten(0, 1)
-            with torch.autocast(given.device.type, torch.bfloat16, enabled=self.autocast):
-                if method.backbone_weights is None:
-                    read, tapped = self._together(p, fold(given), query, start)
+            entering, first_block = self._entering(index, augment, flip, shift)
+            entering = self._changed_pixels(p, entering)
+            with torch.autocast(entering.device.type, torch.bfloat16, enabled=self.autocast):
+                if self.method.backbone_weights is None:
+                    read, tapped = self._shared_pass(p, entering, query, first_block)
                 else:
-                    read, tapped = self._one_by_one(p, fold(given), query)
-            out = {name: fold(value.to(self.images.dtype)) for name, value in read.items()}
-            taps = {layer: fold(value) for layer, value in tapped.items()}
-        logits = self.each(method.logits, (p, out), (dims, 0))
-        _expect(method.logits, logits, (k, b, None), "[B, C]")
+                    read, tapped = self._pass_per_client(p, entering, query)
+            out = {n: value.to(self.images.dtype).view(k, b, *value.shape[1:]) for n, value in read.items()}
+            taps = {layer: value.view(k, b, *value.shape[1:]) for layer, value in tapped.items()}
+        logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
+        _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:
             logits = logits + log_prior(p["prior"])[:, None]
         return Pass(logits, out, taps, query)
 
-    def _together(
-        self, p: Stacked, given: Tensor, query: Tensor | None, start: int = 0
+    def _entering(
+        self, index: Tensor, augment: Augment, flip: Tensor | None, shift: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """What enters the backbone, [K, B, ...], and the block that it enters: pixels, or cached tokens of a later block."""
+        flat = index.flatten()
+        if self.cached_tokens is not None and augment == "none":
+            entering, block = self.cached_tokens(flat), self.cached_tokens.layer
+        else:
+            draws = (None if flip is None else flip.flatten(), None if shift is None else shift.flatten(0, 1))
+            entering, block = self.images.batch(flat, augment, *draws), 0
+        return entering.view(*index.shape, *entering.shape[1:]), block
+
+    def _changed_pixels(self, p: Stacked, images: Tensor) -> Tensor:
+        """The images [K, B, 3, S, S] as the method's `pixels` changes them."""
+        hook = self.method.pixels
+        if hook is None:
+            return images
+        changed = self.each(hook, (p, images), (self.dims(p), 0))
+        return _expect(hook, changed, tuple(images.shape), "[B, 3, S, S]")
+
+    def _shared_pass(
+        self, p: Stacked, entering: Tensor, query: Tensor | None, first_block: int
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """One pass of the frozen backbone for all clients; pixels [K, B, 3, S, S] or what enters `start` [K, B, 1+T, D]."""
-        k, b = given.shape[:2]
-        dims, method = self.dims(p), self.method
+        """One pass of the frozen backbone for all clients; `entering` [K, B, ...] are pixels or cached tokens."""
+        k, b = entering.shape[:2]
+        dims, hook = self.dims(p), self.method.prompts
 
         def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
             slots = self.each(
-                method.prompts,
+                hook,
                 (p, cls.view(k, b, -1), query),
                 (dims, 0, None if query is None else 0),
-                call=lambda p_, cls_, query_: method.prompts(layer, p_, cls_, query_),
+                call=lambda p_, cls_, query_: hook(layer, p_, cls_, query_),
             )
             for name, value in slots.items():
-                _expect(method.prompts, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
+                _expect(hook, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 
-        inputs = (given.flatten(0, 1), self.layers, prompts_at, self.taps, method.reads_slots, self.compiled, start)
-        return self.backbone(*inputs)  # type: ignore[no-any-return]
+        return self.backbone(  # type: ignore[no-any-return]
+            entering.flatten(0, 1),
+            self.layers,
+            prompts_at,
+            self.taps,
+            slots_read=self.method.reads_slots,
+            run=self.compiled,
+            start=first_block,
+        )
 
-    def _one_by_one(
+    def _pass_per_client(
         self, p: Stacked, pixels: Tensor, query: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """A pass for each client with backbone weights of its own."""
-        dims, method, parts = self.dims(p), self.method, []
+        """A pass for each client, with backbone weights of its own."""
+        dims, hook, parts = self.dims(p), self.method.backbone_weights, []
         for k, images in enumerate(pixels):
             mine = pick(p, dims, k)
-            tensors = method.backbone_weights(mine, self.frozen)
+            tensors = call_hook(hook, lambda mine=mine: hook(mine, self.frozen))  # type: ignore[misc]
             for name, value in tensors.items():
                 if name not in self.frozen or value.shape != self.frozen[name].shape:
-                    here = list(self.frozen[name].shape) if name in self.frozen else "no such tensor"
-                    raise HookError(
-                        f"{told(method.backbone_weights)}: {name!r} of shape {list(value.shape)}, expected {here}"
-                    )
+                    expected = list(self.frozen[name].shape) if name in self.frozen else "no such tensor"
+                    raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape)}, expected {expected}")
 
             def prompts_at(layer: int, cls: Tensor, mine: Any = mine, k: int = k) -> Any:
-                return method.prompts(layer, mine, cls, None if query is None else query[k])
+                return self.method.prompts(layer, mine, cls, None if query is None else query[k])
 
-            inputs = (images, self.layers, prompts_at, self.taps, method.reads_slots)
+            inputs = (images, self.layers, prompts_at, self.taps, self.method.reads_slots)
             parts.append(functional_call(self.backbone, tensors, inputs))
         read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
         return read, tapped
@@ -176,10 +192,10 @@ class Cohort:
 def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:
     """`value`, if it is a tensor [K, ...] of that shape (None: any length). Raises HookError."""
     if not isinstance(value, Tensor):
-        raise HookError(f"{told(hook)}{more}: expected a tensor {words}, given {type(value).__name__}")
+        raise HookError(f"{describe(hook)}{more}: expected a tensor {words}, found {type(value).__name__}")
     if len(value.shape) != len(shape) or any(s is not None and v != s for v, s in zip(value.shape, shape, strict=True)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape[1:])
         raise HookError(
-            f"{told(hook)}{more}: expected {words} = [{wanted}] for one client, given {list(value.shape[1:])}"
+            f"{describe(hook)}{more}: expected {words} = [{wanted}] for one client, found {list(value.shape[1:])}"
         )
     return value

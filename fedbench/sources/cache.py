@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbench.base.lease import alive, owner_in, process
-from fedbench.data import DataError
 from fedbench.base.lock import one_at_a_time
+from fedbench.data import DataError
 
 FORMAT = 2  # raise it whenever what is in a folder changes: caches of another format are made again
 CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256]}, notes}, written last

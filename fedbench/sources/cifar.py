@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench.sources.archive import Source
 from fedbench.data import DataError, Ints, Samples
+from fedbench.sources.archive import Source
 from fedbench.sources.prepared import ArchiveDataset
 from fedbench.sources.safe_pickle import loads
 

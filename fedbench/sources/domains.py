@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedbench.sources.archive import Source
 from fedbench.data import Archive, DataError
+from fedbench.sources.archive import Source
 from fedbench.sources.prepared import Table
 from fedbench.sources.safe_pickle import loads
 

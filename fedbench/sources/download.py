@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedbench.data import DataError
 from fedbench.base.lock import one_at_a_time
 from fedbench.base.progress import progress
 from fedbench.base.storage import write_aside
+from fedbench.data import DataError
 
 PIECE = 1 << 20
 ATTEMPTS = 6  # in a row without a byte gained

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench.sources.archive import Read, Source
-from fedbench.data import DataError
-from fedbench.sources.decode import square
 from fedbench.base.progress import progress
 from fedbench.base.storage import write_aside
+from fedbench.data import DataError
+from fedbench.sources.archive import Read, Source
+from fedbench.sources.decode import square
 
 SAFE_EVERY = 2048  # images between two moments after which an interruption loses nothing
 SHOWN = 20  # unreadable images that a message names

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedbench.sources import cache, decode, pixels
 from fedbench import data
-from fedbench.sources.archive import Source, open_source
+from fedbench.base.options import option
 from fedbench.data import Archive, DataError, Extent, Ints, Samples
+from fedbench.sources import cache, decode, pixels
+from fedbench.sources.archive import Source, open_source
 from fedbench.sources.download import download, md5_of
-from fedbench.method import option
 
 UNASKED_BYTES = 1 << 30  # a run fetches archives up to this size by itself; larger ones are fetched by `prepare`
 

@@ -36,11 +36,14 @@ class Backbone(nn.Module):
     checkpoint's own.
     """
 
-    def __init__(self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...], shortcuts: bool = True
+    ) -> None:
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
-        self.lean = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
-        self.plain = all(fast_block.fits(block) for block in vit.blocks)
+        plain_attention = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
+        self.lean = shortcuts and plain_attention
+        self.plain = shortcuts and all(fast_block.fits(block) for block in vit.blocks)
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -145,16 +148,23 @@ def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> 
     return torch.cat([cls, *all_slots.values(), patches], dim=1), {slot: v.shape[1] for slot, v in all_slots.items()}
 
 
-def make(name: str, weights: Path | None = None, image_size: int | None = None, pretrained: bool = True) -> Backbone:
+def make(
+    name: str,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    pretrained: bool = True,
+    shortcuts: bool = True,
+) -> Backbone:
     """The backbone called `name`: ``nano`` (embedded) or a timm ViT, downloaded or read from a local safetensors file.
 
-    Position embeddings are resampled to `image_size`. ``pretrained=False`` gives the architecture with random weights.
+    Position embeddings are resampled to `image_size`. ``pretrained=False`` gives the architecture with random weights;
+    ``shortcuts=False`` a backbone that saves no arithmetic.
     Raises BackboneError.
     """
     if name == "nano":
         if weights is not None or image_size not in (None, nano.ARCHITECTURE["img_size"]):
             raise BackboneError(f"nano comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only")
-        return Backbone(nano.build(), nano.MEAN, nano.STD)
+        return Backbone(nano.build(), nano.MEAN, nano.STD, shortcuts)
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
             timm.list_models("vit_*")[:8]
@@ -167,7 +177,7 @@ def make(name: str, weights: Path | None = None, image_size: int | None = None, 
     if weights is not None:
         _load(vit, weights)
     config: Any = vit.pretrained_cfg
-    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
+    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]), shortcuts)
 
 
 def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ BACKEND = "inductor"
 FORMS = 256
 
 
-class Compiled:
+class CompiledBlocks:
     """Calls a function ``part(block, x [N, T, D], ...) -> [N, ...]`` by its compiled form, N padded to a multiple of `images`.
 
     The images of a pass are as many as fit; only the last pass of a batch has fewer, and its size would be another form. All

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbench.vit.backbone import Backbone
 from fedbench.data import Samples
+from fedbench.vit.backbone import Backbone
 from fedbench.vit.images import Images
-from fedbench.vit.thread_map import spread
+from fedbench.vit.thread_map import thread_map
 
 log = logging.getLogger("fedbench")
 
@@ -49,7 +49,7 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
         result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
         return result
 
-    parts = spread(part, images.passes(), images.device)
+    parts = thread_map(part, images.passes(), images.device)
     result = torch.cat(parts).clone()
     _keep(path, result)
     return result

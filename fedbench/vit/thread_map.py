@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
+def thread_map(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
     """``[work(item) for item in items]``, on as many threads as torch may use; on a GPU, or for one item, just that.
 
     Modes of torch (`inference_mode`, `autocast`) belong to a thread, so `work` has to enter them itself. Raises what the

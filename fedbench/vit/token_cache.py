@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.vit.backbone import Backbone
-from fedbench.sources.cache import cached_arrays
 from fedbench.data import DataError
-from fedbench.vit.images import Images, sent_to
 from fedbench.method import Method
-from fedbench.vit.thread_map import spread
+from fedbench.sources.cache import cached_arrays
+from fedbench.vit.backbone import Backbone
+from fedbench.vit.images import Images, sent_to
+from fedbench.vit.thread_map import thread_map
 
 log = logging.getLogger("fedbench")
 
@@ -27,7 +27,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Entering:
+class CachedTokens:
     """The tokens [N, 1+T, D] that enter block `layer` of every image without prompts, mapped from disk."""
 
     layer: int
@@ -51,9 +51,9 @@ def first_block(method: Method, depth: int) -> int:
     return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=0)
 
 
-def entering(
+def cached_tokens(
     backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, most_gb: float
-) -> Entering | None:
+) -> CachedTokens | None:
     """The tokens from the cache `folder`, or computed and put there.
 
     None, and a word in the log, where they would take more than `most_gb` or nothing can be written: a run then computes
@@ -79,11 +79,11 @@ def entering(
             np.lib.format.write_array_header_1_0(file, header)
             passes = images.passes()
             for start in range(0, len(passes), AT_ONCE):
-                for tokens in spread(part, passes[start : start + AT_ONCE], images.device):
+                for tokens in thread_map(part, passes[start : start + AT_ONCE], images.device):
                     file.write(tokens.data)
 
     try:
-        return Entering(layer, cached_arrays(folder, build)["tokens"], images.device)
+        return CachedTokens(layer, cached_arrays(folder, build)["tokens"], images.device)
     except DataError as error:
         log.warning("tokens entering block %d are computed anew each time: %s", layer, error)
         return None

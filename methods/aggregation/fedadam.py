@@ -1,6 +1,6 @@
 """FedAdam: the server follows the cohort's mean change by Adam.
 
-Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). What it shares with FedYogi is in ``fedbench/method/server_optimizers.py``.
+Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper).
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedbench.method.server_optimizers import Adaptive
+from fedbench.method.server_optimizers import AdaptiveServerOptimizer
 
 
 @dataclass(frozen=True)
-class Aggregation(Adaptive):
+class Aggregation(AdaptiveServerOptimizer):
     """v is the running mean of Delta^2."""
 
     citation: ClassVar[str] = "Reddi et al. 2021, arXiv 2003.00295"

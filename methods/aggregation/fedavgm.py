@@ -10,17 +10,17 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method.server_optimizers import FedOpt
 from fedbench.method import Values, option
+from fedbench.method.server_optimizers import ServerOptimizer
 
 
 @dataclass(frozen=True)
-class Aggregation(FedOpt):
+class Aggregation(ServerOptimizer):
     """Momentum on the server."""
 
     search: ClassVar = {"lr": {"log": (0.1, 10.0)}}
 
-    lr: Annotated[float, Field(gt=0)] = option(1.0, "the server's learning rate", told=True)
+    lr: Annotated[float, Field(gt=0)] = option(1.0, "the server's learning rate", always_shown=True)
     beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "momentum of the server")
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv 1909.06335"

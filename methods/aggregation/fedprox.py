@@ -24,6 +24,6 @@ class Aggregation(Base):
 
     citation: ClassVar[str] = "Li et al. 2020, arXiv 1812.06127"
 
-    def extra_loss(self, p: Values, sent: Values) -> Tensor:
+    def extra_loss(self, p: Values, received: Values) -> Tensor:
         """mu/2 times the squared distance of all shared parameters to those that the server sent."""
-        return self.mu / 2 * sum((p[name] - value).square().sum() for name, value in sent.items())  # type: ignore[return-value]
+        return self.mu / 2 * sum((p[name] - value).square().sum() for name, value in received.items())  # type: ignore[return-value]

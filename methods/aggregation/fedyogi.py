@@ -1,6 +1,6 @@
 """FedYogi: the server follows the cohort's mean change by Yogi, whose v grows and shrinks by bounded amounts.
 
-Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). What it shares with FedAdam is in ``fedbench/method/server_optimizers.py``.
+Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper).
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedbench.method.server_optimizers import Adaptive
+from fedbench.method.server_optimizers import AdaptiveServerOptimizer
 
 
 @dataclass(frozen=True)
-class Aggregation(Adaptive):
+class Aggregation(AdaptiveServerOptimizer):
     """v moves towards Delta^2 by (1 - beta2) Delta^2, however far away it is."""
 
     citation: ClassVar[str] = "Reddi et al. 2021, arXiv 2003.00295"

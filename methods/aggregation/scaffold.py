@@ -5,7 +5,7 @@ c_k <- c_k - c + (x - y)/(K lr); then c <- c + |S|/N mean_S(new c_k - old c_k), 
 
 What differs. (x - y)/(K lr) is the mean of the K corrected gradients only for plain SGD with one learning rate; with
 momentum, Adam or learning-rate factors of single values it is no gradient at all. So the mean gradient itself is sent,
-``report.gradient``: the same numbers for plain SGD (without weight decay, which is left to the optimiser), and a control
+``updates.gradient``: the same numbers for plain SGD (without weight decay, which is left to the optimiser), and a control
 variate with every optimiser (ours). In c clients count alike, as in the paper; mean(y) is weighted by n_k, as FedAvg's is
 (ours). N is the number of clients that train. The correction enters as the loss <c - c_k, y - x>, whose gradient it is. It
 applies to the trained shared values of any method; where there are none, nothing is corrected and nothing sent.
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import Param, Report, Task, Values, option
+from fedbench.method import ClientUpdates, Param, Task, Values, option
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Aggregation(Base):
             "1/N": Param(torch.tensor(1 / (task.num_clients - task.held_out), dtype=torch.float64), "server_only")
         }
 
-    def extra_loss(self, p: Values, sent: Values) -> Tensor:
+    def extra_loss(self, p: Values, received: Values) -> Tensor:
         """<c - c_k, y - x>."""
-        return sum(((p[f"c.{n}"] - p[f"c_k.{n}"]) * (p[n] - x)).sum() for n, x in sent.items())  # type: ignore[return-value]
+        return sum(((p[f"c.{n}"] - p[f"c_k.{n}"]) * (p[n] - x)).sum() for n, x in received.items())  # type: ignore[return-value]
 
-    def merge(self, server: Values, report: Report, mean: Values) -> dict[str, Tensor]:
+    def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
         """New c_k [S, ...] of the cohort S, the server's c and x."""
         new: dict[str, Tensor] = {}
         for name, y in mean.items():
-            c, old = server[f"c.{name}"], report.sent[f"c_k.{name}"]
-            own = old - c + report.gradient[name]
+            c, old = server[f"c.{name}"], updates.received[f"c_k.{name}"]
+            own = old - c + updates.gradient[name]
             new |= {f"c_k.{name}": own, f"c.{name}": c + server["1/N"] * (own - old).sum(0)}
             new[name] = server[name] + self.lr * (y - server[name])
         return new

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from fedbench.method import Aggregation, Method, Param, Report, Task, linear_head
+from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task, linear_head
 from fedbench.run.server import Server, parameters
 
 AGGREGATION = tiny.plugins().classes["aggregation"]
@@ -32,7 +32,7 @@ def server_of(aggregation: Aggregation, clients: int, held_out: int = 0) -> Serv
 
 def kept(server: Server, name: str) -> Tensor:
     """What every client keeps of a local value, [clients, ...]; a single number as [clients]."""
-    return server.memory.read(torch.arange(len(server.introduced)))[name].squeeze(-1)
+    return server.memory.read(torch.arange(len(server.has_reported)))[name].squeeze(-1)
 
 
 def merge(server: Server, clients: list[int], ends: list[float], gradients: list[float] | None = None) -> None:
@@ -42,7 +42,7 @@ def merge(server: Server, clients: list[int], ends: list[float], gradients: list
     ones = torch.ones(count, dtype=F64)
     got = sent | {"x": torch.tensor(ends, dtype=F64)[:, None]}
     gradient = {} if gradients is None else {"x": torch.tensor(gradients, dtype=F64)[:, None]}
-    server.merge(Report(who, sent, got, {}, ones, ones, ones, 0.1, gradient))
+    server.merge(ClientUpdates(who, sent, got, {}, ones, ones, ones, 0.1, gradient))
 
 
 # -- server optimisers: Reddi et al. 2021, algorithm 2, two rounds in numbers ---------------------------------------------
@@ -133,7 +133,7 @@ def test_the_clients_steps_are_corrected_and_option_two_follows():
     report = small.round(clients, round_=2)
     for row, steps in enumerate(report.steps.tolist()):
         for name in ("prompt", "head.weight", "head.bias"):
-            x, y = report.sent[name][row], report.got[name][row]
+            x, y = report.received[name][row], report.updated[name][row]
             assert (report.gradient[name][row] - (x - y) / (steps * 0.05)).abs().max() < 1e-12
 
     # One step of the client with one sample, from its gradient without SCAFFOLD: y = x - lr (g - c_k + c).
@@ -145,7 +145,7 @@ def test_the_clients_steps_are_corrected_and_option_two_follows():
     mine, theirs = small.round([5]), plain.round([5])
     for name in ("prompt", "head.weight", "head.bias"):
         correction = small.server.values[f"c.{name}"] - kept(small.server, f"c_k.{name}")[5]
-        assert (mine.got[name][0] - (theirs.got[name][0] - 0.05 * correction)).abs().max() < 1e-12
+        assert (mine.updated[name][0] - (theirs.updated[name][0] - 0.05 * correction)).abs().max() < 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
     for round_ in range(60):
         batches = small.batches((0, 1), round_=round_)
         report = small.round((0, 1), batches=batches)
-        server.merge(dataclasses.replace(report, weight=torch.ones_like(report.weight)))
+        server.merge(dataclasses.replace(report, weight=torch.ones_like(report.num_samples)))
     assert report.steps.tolist() == [10, 10]
     s0, s1 = 1 - 0.9**10, 1 - 0.2**10
     expected = (s1 - s0) / (s1 + s0) if drifts else 7 / 9

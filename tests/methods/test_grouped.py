@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
+from fedbench.method import ClientUpdates
 from fedbench.run import checkpoint, cost
-from fedbench.method import Report
 
 METHOD, AGGREGATION = (tiny.plugins().classes[kind] for kind in ("method", "aggregation"))
 SGPT, PFPT, FEDPR = METHOD["sgpt"], METHOD["pfpt"], METHOD["fedpr"]
@@ -21,7 +21,7 @@ pfpt = sys.modules[PFPT.__module__]
 def report(weight, got, seen):
     """What two or three clients bring back, of what `merge` reads."""
     k = len(weight)
-    return Report(torch.arange(k), {}, got, seen, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
+    return ClientUpdates(torch.arange(k), {}, got, seen, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
 
 
 # -- SGPT ------------------------------------------------------------------------------------------------------------
@@ -85,12 +85,12 @@ def test_sgpt_tokens_accumulate_and_the_first_phase_has_no_groups():
     first, second = small.trainer.phases
     assert first.names == ["shared", "head.weight", "head.bias"]
     assert second.names == ["group", "key", "head.weight", "head.bias"]
-    assert first.cohort.method.observe is None
-    assert second.cohort.method.observe is not None
+    assert first.model.method.observe is None
+    assert second.model.method.observe is not None
 
 
 def out_slots(small, method):
-    cohort = dataclasses.replace(small.cohort, method=method)
+    cohort = dataclasses.replace(small.model, method=method)
     p = small.server.send(torch.tensor([0])) | small.server.read()
     return list(cohort.forward(p, torch.tensor([[0, 1]]), False).out)
 
@@ -280,7 +280,7 @@ def test_fedpr_clients_leave_the_global_directions_alone():
     small.server.merge(first)
     second = small.round((1, 3), 2)
     for rep, alone in ((first, False), (second, True)):
-        sent, moved = rep.sent["prompt"], rep.got["prompt"] - rep.sent["prompt"]
+        sent, moved = rep.received["prompt"], rep.updated["prompt"] - rep.received["prompt"]
         assert moved.abs().max() > 1e-3
         along = (moved @ sent.mT).abs().max()
         assert (along < 1e-12) if alone else (along > 1e-3)

@@ -34,7 +34,7 @@ def mine(values: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 
 def data(small: tiny.Tiny, k: int) -> tuple[Tensor, Tensor]:
     index = torch.from_numpy(small.train[k])
-    return small.cohort.images.batch(index), small.cohort.labels[index]
+    return small.model.images.batch(index), small.model.labels[index]
 
 
 def feature(small: tiny.Tiny, images: Tensor, prompt: Tensor | None) -> Tensor:
@@ -43,7 +43,7 @@ def feature(small: tiny.Tiny, images: Tensor, prompt: Tensor | None) -> Tensor:
     def at(layer: int, cls: Tensor) -> Any:
         return (True, prompt.expand(len(cls), -1, -1)) if layer == 0 and prompt is not None else None
 
-    return plain_forward(small.cohort.backbone, images, at)[0]
+    return plain_forward(small.model.backbone, images, at)[0]
 
 
 def loss(small: tiny.Tiny, k: int, prompt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_fedrep_trains_the_head_first_and_the_prompts_with_that_head():
     small = one_step("fedrep")
     report = small.round(COHORT)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.sent, row), mine(report.got, row)
+        sent, got = mine(report.received, row), mine(report.updated, row)
         _, g_weight, g_bias = gradient(small, k, *(sent[n] for n in MODEL))
         head = sent["head.weight"] - LR * g_weight, sent["head.bias"] - LR * g_bias  # phase 0: the head alone moves
         g_prompt, *_ = gradient(small, k, sent["prompt"], *head)  # phase 1: the prompts alone, with the new head
@@ -90,11 +90,11 @@ def test_fedrep_fits_a_newcomers_head_to_the_averaged_prompts():
     small = one_step("fedrep")
     small.server.merge(small.round(COHORT))
     tuned = finetune(small, [1])
-    assert torch.equal(tuned.got["prompt"][0], small.server.values["prompt"])
-    sent = mine(tuned.sent, 0)
+    assert torch.equal(tuned.updated["prompt"][0], small.server.values["prompt"])
+    sent = mine(tuned.received, 0)
     assert torch.equal(sent["head.weight"], small.server.spec["head.weight"].init.double())
     _, g_weight, _ = gradient(small, 1, *(sent[n] for n in MODEL))
-    assert same(tuned.got["head.weight"][0], sent["head.weight"] - LR * g_weight)
+    assert same(tuned.updated["head.weight"][0], sent["head.weight"] - LR * g_weight)
 
 
 def test_fedbabus_head_is_still_until_fine_tuning():
@@ -112,7 +112,7 @@ def test_fedbabus_head_is_still_until_fine_tuning():
     tuned = finetune(small, [1])  # a client that never took part
     for name, g in zip(MODEL, gradient(small, 1, *(sent[n][0] for n in MODEL)), strict=True):
         assert g.abs().max() > 0
-        assert same(tuned.got[name][0], sent[name][0] - LR * g)
+        assert same(tuned.updated[name][0], sent[name][0] - LR * g)
     assert METHOD["fedbabu"]().finetune_epochs > 0
 
 
@@ -135,7 +135,7 @@ def test_dittos_own_copy_is_pulled_to_what_the_server_sent():
     lam = 3.0
     small, report = second_round("ditto", pull=lam)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.sent, row), mine(report.got, row)
+        sent, got = mine(report.received, row), mine(report.updated, row)
         w, v = [sent[n] for n in MODEL], [sent[f"own.{n}"] for n in MODEL]
         assert same(w[0], v[0]) == (k == 2)
         for n, w_n, v_n, g_w, g_v in zip(MODEL, w, v, gradient(small, k, *w), gradient(small, k, *v), strict=True):
@@ -147,17 +147,17 @@ def test_ditto_is_evaluated_with_the_own_copy_and_a_newcomer_with_the_shared_mod
     small, report = second_round("ditto")
     small.server.merge(report)
     values, index = small.server.send(torch.tensor([0, 1])), torch.tensor([[40, 41], [42, 43]])
-    logits = small.cohort.forward(values, index, add_prior=False).logits
+    logits = small.model.forward(values, index, add_prior=False).logits
     models = [[small.server.memory.rows[f"own.{n}"][0] for n in MODEL], [small.server.values[n] for n in MODEL]]
     assert not same(models[0][0], models[1][0])
     for row, (prompt, weight, bias) in enumerate(models):
-        expected = feature(small, small.cohort.images.batch(index[row]), prompt) @ weight.T + bias
+        expected = feature(small, small.model.images.batch(index[row]), prompt) @ weight.T + bias
         assert same(logits[row], expected)
     tuned = finetune(small, [1])
-    v = [tuned.sent[f"own.{n}"][0] for n in MODEL]  # it starts at w, so the pull is zero in the first step
+    v = [tuned.received[f"own.{n}"][0] for n in MODEL]  # it starts at w, so the pull is zero in the first step
     for n, v_n, g in zip(MODEL, v, gradient(small, 1, *v), strict=True):
-        assert same(tuned.got[f"own.{n}"][0], v_n - LR * g)
-        assert torch.equal(tuned.got[n], tuned.sent[n])
+        assert same(tuned.updated[f"own.{n}"][0], v_n - LR * g)
+        assert torch.equal(tuned.updated[n], tuned.received[n])
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -165,7 +165,7 @@ def test_apfl_steps_through_the_mix(adaptive):
     a = 0.3
     small, report = second_round("apfl", alpha=a, adaptive=adaptive)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.sent, row), mine(report.got, row)
+        sent, got = mine(report.received, row), mine(report.updated, row)
         alpha = sent["alpha"]
         if not adaptive or k == 2:
             assert same(alpha, torch.tensor([a]).to(alpha))
@@ -191,11 +191,11 @@ def test_apfl_is_evaluated_with_the_mix_and_a_newcomer_with_the_shared_model():
     small, report = second_round("apfl", alpha=0.25, adaptive=False)
     small.server.merge(report)
     values, index = small.server.send(torch.tensor([0, 1])), torch.tensor([[40, 41], [42, 43]])
-    logits = small.cohort.forward(values, index, add_prior=False).logits
+    logits = small.model.forward(values, index, add_prior=False).logits
     w = [small.server.values[n] for n in MODEL]
     mix = [0.25 * small.server.memory.rows[f"own.{n}"][0] + 0.75 * w_n for n, w_n in zip(MODEL, w, strict=True)]
     for row, (prompt, weight, bias) in enumerate([mix, w]):
-        expected = feature(small, small.cohort.images.batch(index[row]), prompt) @ weight.T + bias
+        expected = feature(small, small.model.images.batch(index[row]), prompt) @ weight.T + bias
         assert same(logits[row], expected)
 
 
@@ -226,8 +226,8 @@ def test_a_newcomer_hook_that_gives_something_else_is_named(given):
 
 def test_there_is_no_global_model_where_clients_train_values_of_their_own():
     for name in ("fedrep", "ditto", "apfl", "pfedpt", "pfedpg", "fedpgp"):
-        assert one_step(name).server.stranger() is None, name
-    assert one_step("fedbabu").server.stranger() is not None
+        assert one_step(name).server.unseen_client() is None, name
+    assert one_step("fedbabu").server.unseen_client() is not None
 
 
 # -- pFedPT ----------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_pfedpt_trains_the_border_first_and_the_head_on_what_it_shows():
     report = small.round(COHORT, round_=2)
     b, size = 16 // 8, 16
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.sent, row), mine(report.got, row)
+        sent, got = mine(report.received, row), mine(report.updated, row)
         assert bool((sent["border.top"] == 0).all()) == (k == 2)  # a newcomer sees the plain image
         images, y = data(small, k)
 
@@ -307,8 +307,8 @@ def test_pfedpgs_generator_steps_by_the_chain_rule():
         e = torch.exp(keys @ q / math.sqrt(inner))
         a = e / e.sum()
         m = a @ v
-        assert same(report.sent["prompt"][row], base + m @ w_o)  # P_n: one residual for all tokens
-        back = sizes[row] / sum(sizes) * (report.sent["prompt"][row] - report.got["prompt"][row])  # [P, D]
+        assert same(report.received["prompt"][row], base + m @ w_o)  # P_n: one residual for all tokens
+        back = sizes[row] / sum(sizes) * (report.received["prompt"][row] - report.updated["prompt"][row])  # [P, D]
         assert back.abs().max() > 1e-3
         r = back.sum(0)  # of the residual
         new["W_O"] += torch.outer(m, r)
@@ -360,7 +360,7 @@ def test_fedpgps_factors_get_the_gradient_of_their_product(mu):
     small = one_step("fedpgp", prompt_length=3, rank=2, mu=mu, temperature=tau, factor_lr_scale=scale)
     report = small.round(COHORT)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.sent, row), mine(report.got, row)
+        sent, got = mine(report.received, row), mine(report.updated, row)
         images, y = data(small, k)
         p_k = (sent["prompt"] + sent["U"] @ sent["V"]).requires_grad_()  # as if it were free
         p_g = sent["prompt"].clone().requires_grad_()

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench.run import cost
 from fedbench.data import batches
+from fedbench.run import cost
 
 METHOD = tiny.plugins().classes["method"]
 F64 = torch.float64
@@ -26,10 +26,10 @@ def test_full_finetuning_is_a_plain_pytorch_client():
     clients = (0, 5)
     report = small.round(clients)
     for row, k in enumerate(report.clients.tolist()):
-        vit = copy.deepcopy(small.cohort.backbone.vit).requires_grad_(True)
+        vit = copy.deepcopy(small.model.backbone.vit).requires_grad_(True)
         head = nn.Linear(32, tiny.CLASSES, dtype=F64)
         with torch.no_grad():
-            head.weight.copy_(report.sent["head.weight"][row])
+            head.weight.copy_(report.received["head.weight"][row])
             head.bias.zero_()
         optimizer = torch.optim.SGD(
             [{"params": vit.parameters(), "lr": recipe.lr / 2}, {"params": head.parameters()}],
@@ -41,18 +41,18 @@ def test_full_finetuning_is_a_plain_pytorch_client():
         for index, weight in zip(plan.index[:, 0], plan.weight[:, 0], strict=True):
             now = torch.from_numpy(index[weight > 0])
             optimizer.zero_grad()
-            logits = head(vit.forward_features(small.cohort.images.batch(now))[:, 0])
-            F.cross_entropy(logits, small.cohort.labels[now]).backward()
+            logits = head(vit.forward_features(small.model.images.batch(now))[:, 0])
+            F.cross_entropy(logits, small.model.labels[now]).backward()
             optimizer.step()
         for name, value in vit.named_parameters():
-            assert (report.got[prefix + name][row] - value).abs().max() < 1e-10, (k, name)
-            assert (report.got[prefix + name][row] - report.sent[prefix + name][row]).abs().max() > 0, name
-        assert (report.got["head.weight"][row] - head.weight).abs().max() < 1e-10
+            assert (report.updated[prefix + name][row] - value).abs().max() < 1e-10, (k, name)
+            assert (report.updated[prefix + name][row] - report.received[prefix + name][row]).abs().max() > 0, name
+        assert (report.updated["head.weight"][row] - head.weight).abs().max() < 1e-10
 
 
 def test_full_finetuning_sends_the_whole_network():
     small = tiny.tiny(METHOD["full_finetune"]())
-    count = sum(v.numel() for v in small.cohort.backbone.vit.parameters()) + tiny.CLASSES * 33
+    count = sum(v.numel() for v in small.model.backbone.vit.parameters()) + tiny.CLASSES * 33
     assert small.server.bytes_per_client() == (4 * count, 4 * count)
 
 
@@ -65,9 +65,9 @@ def test_lora_is_the_backbone_with_w_plus_ba(target):
     torch.manual_seed(0)
     sent["B"] = torch.randn_like(sent["B"])
     index = torch.tensor([[3, 40, 7], [1, 2, 50]])
-    logits = small.cohort.forward(sent, index, add_prior=False).logits
+    logits = small.model.forward(sent, index, add_prior=False).logits
     for k in range(2):
-        vit = copy.deepcopy(small.cohort.backbone.vit)
+        vit = copy.deepcopy(small.model.backbone.vit)
         for block in range(4):
             A, B = sent["A"][k, block], sent["B"][k, block]  # [J, 2, 32], [J, 32, 2]
             weight = vit.blocks[block].attn.qkv.weight  # [96, 32]: q, k, v
@@ -77,7 +77,7 @@ def test_lora_is_the_backbone_with_w_plus_ba(target):
                 if target == "qkv":
                     weight[32:64] += 3 / 2 * B[1] @ A[1]
         with torch.no_grad():
-            cls = vit.forward_features(small.cohort.images.batch(index[k]))[:, 0]
+            cls = vit.forward_features(small.model.images.batch(index[k]))[:, 0]
         expected = cls @ sent["head.weight"][k].T + sent["head.bias"][k]
         assert (logits[k] - expected).abs().max() < 1e-10
 
@@ -93,13 +93,13 @@ def test_lora_trains_a_few_parameters():
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """As in tests/test_backbone.py, for clients with a pass of their own."""
     small = tiny.tiny(METHOD[name]())
-    vit, spec = small.cohort.backbone, small.server.spec
+    vit, spec = small.model.backbone, small.server.spec
     vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
-    counted = cost.one_pass(small.cohort.method, spec, vit)
+    counted = cost.one_pass(small.model.method, spec, vit)
     index = torch.arange(16).view(1, 16)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([2])).items()}
     with FlopCounterMode(display=False) as forward, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        logits = small.cohort.forward(values, index, add_prior=False).logits
+        logits = small.model.forward(values, index, add_prior=False).logits
     with FlopCounterMode(display=False) as backward, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         torch.autograd.backward(logits.sum())
     assert forward.get_total_flops() / 2 / 16 == pytest.approx(counted.forward, rel=0.05)
@@ -113,6 +113,6 @@ def test_central_vpt_is_one_client_with_everyones_data():
     parts = [dataclasses.replace(small, train=pool) for small in (central, vpt)]
     one, other = (small.round([0]) for small in parts)
     for name in ("prompt", "head.weight", "head.bias"):
-        assert torch.equal(one.got[name], other.got[name])
-    assert central.cohort.method.pooled
-    assert central.cohort.method.reference
+        assert torch.equal(one.updated[name], other.updated[name])
+    assert central.model.method.centralized
+    assert central.model.method.reference

@@ -17,13 +17,13 @@ F64 = torch.float64
 def pooled(small: tiny.Tiny, clients: range | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The features [n, D] and labels [n] of some clients' training parts."""
     mine = torch.tensor([i for k in clients for i in small.train[k]])
-    return small.cohort.features[mine], small.cohort.labels[mine]
+    return small.model.features[mine], small.model.labels[mine]
 
 
 def score(small: tiny.Tiny, clients: tuple[int, ...], index: torch.Tensor) -> torch.Tensor:
     sent = small.server.send(torch.tensor(clients))
-    prior = small.cohort.method.logit_prior == "eval"
-    return small.cohort.forward(sent | small.server.read(), index, prior).logits
+    prior = small.model.method.logit_prior == "eval"
+    return small.model.forward(sent | small.server.read(), index, prior).logits
 
 
 def test_fedncm_is_the_pooled_class_means_in_whatever_order():
@@ -34,7 +34,7 @@ def test_fedncm_is_the_pooled_class_means_in_whatever_order():
     for c in range(tiny.CLASSES):
         expected = z[y == c].mean(0) if (y == c).any() else torch.zeros(32, dtype=F64)
         assert (small.server.values["prototype"][c] - expected).abs().max() < 1e-12
-    x, mu = small.cohort.features[50], small.server.values["prototype"]
+    x, mu = small.model.features[50], small.server.values["prototype"]
     expected = torch.stack([x @ m / (x.norm() * m.norm()) for m in mu]) / 0.5
     assert (score(small, (1,), torch.tensor([[50]]))[0, 0] - expected).abs().max() < 1e-12
 
@@ -134,11 +134,11 @@ def test_the_log_prior_is_added_to_scores_of_unit_spread(name):
 @pytest.mark.parametrize("name", ["fedncm", "fed3r", "fedcof"])
 def test_nothing_runs_through_the_backbone(name, monkeypatch):
     small = tiny.tiny(METHOD[name]())
-    monkeypatch.setattr(type(small.cohort.backbone), "forward", None)  # any call would fail
+    monkeypatch.setattr(type(small.model.backbone), "forward", None)  # any call would fail
     small.introduce(range(tiny.CLIENTS))
     assert small.trainer.phases == []
     _, y = pooled(small, range(tiny.CLIENTS))
     index = torch.tensor([i for part in small.train for i in part])[None]
     answers = score(small, (0,), index)[0].argmax(-1)
-    assert torch.equal(small.cohort.labels[index[0]], y)
+    assert torch.equal(small.model.labels[index[0]], y)
     assert (answers == y).double().mean() > 0.4  # 37 noise images that it has seen, 5 classes

@@ -17,10 +17,10 @@ import yaml
 from slurm_cluster import Cluster
 
 from fedbench.base import lease
-from fedbench.jobs import launch
-from fedbench.cli import sweep
-from fedbench.jobs import slurm as slurm_words
 from fedbench.base.records import MEASURED, RunFolder, run_folders
+from fedbench.cli import sweep
+from fedbench.jobs import launch
+from fedbench.jobs import slurm as slurm_words
 
 pytestmark = pytest.mark.slurm
 

@@ -13,9 +13,9 @@ import pandas as pd
 from fedbench.report import run_artifacts
 from fedbench.report.evidence import Evidence
 from fedbench.report.figures import clients, curves, inside, scores, tuned, varied
-from fedbench.report.figures.collection import Collection
-from fedbench.report.figures.frame import PANELS, Panel
+from fedbench.report.figures.collection import FigureCatalogue
 from fedbench.report.figures.drawing import Sketch
+from fedbench.report.figures.frame import PANELS, Panel
 from fedbench.report.figures.style import Look, Looks, looks
 from fedbench.report.statistics import LEVEL
 from fedbench.report.tables.contests import Overall
@@ -41,7 +41,7 @@ def all_figures(evidence: Evidence, overall: Overall, versus: tuple[str, str] | 
     marks += " *: not all seeds are done in every setting." if short else ""
     settings = list(dict.fromkeys(runs["setting"]))
     most = MOST if len(settings) * len(names) <= MOST * 20 else PANELS
-    gallery = Collection(looks(names, references), told, marks, most)
+    gallery = FigureCatalogue(looks(names, references), told, marks, most)
     percents = ["mean_accuracy", "worst_accuracy", "held_out_mean_accuracy"]
     done = runs.assign(**{name: 100 * runs[name] for name in percents})
     done = done.assign(sent=done["total_bytes_up"] + done["total_bytes_down"])[done["state"] == "done"]
@@ -68,14 +68,14 @@ def _by_setting(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _having(parts: dict[str, pd.DataFrame], settings: Sequence[str]) -> dict[str, Any]:
-    """The keys, and the labels of each, as `Collection.add` wants them."""
+    """The keys, and the labels of each, as `FigureCatalogue.add` wants them."""
     return {
         "keys": [setting for setting in settings if setting in parts],
         "shown": lambda setting: list(parts[setting]["label"].unique()),
     }
 
 
-def _learning(gallery: Collection, records: pd.DataFrame, settings: Sequence[str]) -> None:
+def _learning(gallery: FigureCatalogue, records: pd.DataFrame, settings: Sequence[str]) -> None:
     look = gallery.look
     if not records.empty:
         percent = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
@@ -108,7 +108,7 @@ def _learning(gallery: Collection, records: pd.DataFrame, settings: Sequence[str
     )
 
 
-def _varied(gallery: Collection, done: pd.DataFrame) -> None:
+def _varied(gallery: FigureCatalogue, done: pd.DataFrame) -> None:
     found = varied.families(done) if len(done) else {}
     caption = (
         "Mean accuracy over clients at the last round; mean ± sample standard deviation over the seeds that are done."
@@ -165,7 +165,7 @@ def _never(axes: Any, key: Any) -> None:
 
 
 def _scores(
-    gallery: Collection, done: pd.DataFrame, settings: Sequence[str], names: Sequence[str], overall: Overall
+    gallery: FigureCatalogue, done: pd.DataFrame, settings: Sequence[str], names: Sequence[str], overall: Overall
 ) -> None:
     look = gallery.look
     parts = _by_setting(done)
@@ -229,7 +229,11 @@ def _scores(
 
 
 def _clients(
-    gallery: Collection, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str], versus: tuple[str, str] | None
+    gallery: FigureCatalogue,
+    evidence: Evidence,
+    done: pd.DataFrame,
+    settings: Sequence[str],
+    versus: tuple[str, str] | None,
 ) -> None:
     look, told = gallery.look, gallery.told
     frame = evidence.clients.assign(accuracy=100 * evidence.clients["accuracy"].astype(float))
@@ -305,7 +309,7 @@ def _two_best(runs: pd.DataFrame) -> tuple[str, str] | None:
     return (str(means.index[0]), str(means.index[1])) if len(means) > 1 else None
 
 
-def _tuning(gallery: Collection, trials: pd.DataFrame) -> None:
+def _tuning(gallery: FigureCatalogue, trials: pd.DataFrame) -> None:
     tried = tuned.unfolded(trials)
     parts = dict(iter(tried.groupby(["setting", "path"], sort=False)))
     gallery.add(
@@ -323,7 +327,7 @@ def _tuning(gallery: Collection, trials: pd.DataFrame) -> None:
     )
 
 
-def _inside(gallery: Collection, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str]) -> None:
+def _inside(gallery: FigureCatalogue, evidence: Evidence, done: pd.DataFrame, settings: Sequence[str]) -> None:
     """The first seed of every method that has prompts of classes or clients, in the first setting that has some."""
     states: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = []
     for setting in settings:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedbench.report.figures.frame import crosses, percent
-from fedbench.report.figures.style import Looks
 from fedbench.report.figures.split import bubbles
+from fedbench.report.figures.style import Looks
 
 
 def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, told: Mapping[str, str]) -> None:

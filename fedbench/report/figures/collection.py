@@ -9,13 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fedbench.report.figures.frame import PANELS, Drawing, Panel, panels
 from fedbench.report.figures.drawing import Sketch
+from fedbench.report.figures.frame import PANELS, Drawing, Panel, panels
 from fedbench.report.figures.style import Looks
 
 
 @dataclass
-class Collection:
+class FigureCatalogue:
     """Collects sketches; `look` and `told` are every method's look and name in a legend, `most` the panels of a kind."""
 
     look: Looks

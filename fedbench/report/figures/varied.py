@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from fedbench.base.naming import differences, flat, key
 from fedbench.report.figures.frame import percent, wrap
 from fedbench.report.figures.style import Looks
-from fedbench.base.naming import differences, flat, key
 
 # A field's title and axis, where more can be said than its name does.
 TITLES = {

@@ -31,9 +31,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedbench.data import Samples
+from fedbench.plan.plugins import plugins
 from fedbench.sources.glyph_renderer import ATLAS, Floats, Style, clean_masks, has_glyph, load_font, render, stream
 from fedbench.vit.nano import ARCHITECTURE, MEAN, RECIPE, STD, WEIGHTS, build
-from fedbench.plan.plugins import plugins
 
 logger = logging.getLogger(__name__)
 

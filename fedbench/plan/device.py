@@ -1,0 +1,31 @@
+"""The device and the number format of a run."""
+
+from __future__ import annotations
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto: the first GPU if there is one. Raises ValueError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"machine.device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"machine.device is {name!r}, but torch finds no GPU")
+    return device
+
+
+def choose_dtype(precision: str) -> torch.dtype:
+    """The type of weights and activations outside autocast."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def set_tf32(enabled: bool) -> None:
+    """Let a GPU round the products of float32 to 10 bits, or forbid it, for this whole process.
+
+    By default torch rounds convolutions and nothing else, so that the numbers of a run would depend on it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = enabled
