@@ -50,6 +50,7 @@ def test_the_simulation_would_see_a_test_that_takes_clients_for_replicates() -> 
     assert (stats.ttest_1samp(clients, 0, axis=1).pvalue < 0.05).mean() > 2 * MOST
 
 
+ALPHAS = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 2, 4, 8, 16)
 SWEEP = {
     "name": "aa",
     "base": {
@@ -61,7 +62,7 @@ SWEEP = {
         "local": {"epochs": 1, "batch_size": 32, "lr": 0.03, "momentum": 0.9},
     },
     "grid": {
-        "partition": [{"name": "dirichlet", "alpha": alpha} for alpha in (*(0.2, 0.25, 0.3, 0.4, 0.5, 0.6), *(0.8, 1, 2, 4, 8, 16))],
+        "partition": [{"name": "dirichlet", "alpha": alpha} for alpha in ALPHAS],
         "method": [{"name": "head_only", "label": f"stream {i}", "with": {"seeds": {"batches": 100 + i}}} for i in range(8)],
         "seed": [0, 1, 2],
     },
@@ -72,7 +73,9 @@ SWEEP = {
 def test_one_method_under_eight_labels_is_not_told_apart_from_itself(tmp_path: Path) -> None:
     """A real A/A: the labels differ in the order of batches alone; at most one of twelve settings may claim anything."""
     file, results = tmp_path / "aa.yaml", tmp_path / "results"
-    file.write_text(yaml.safe_dump({**SWEEP, "machine": {"device": "cpu", "data": str(tmp_path / "data"), "pack": True}}))
+    file.write_text(
+        yaml.safe_dump({**SWEEP, "machine": {"device": "cpu", "data": str(tmp_path / "data"), "pack": True}})
+    )
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", "--no-watch"]) == 0
     evidence = gather([file], results)
     runs = evidence.runs.assign(reference=False)  # `head_only` is a reference; here its labels compete

@@ -169,7 +169,10 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
     # t(.975, 2) = 4.3027, so that the half width is 4.3027 * .01 sqrt(2 / 3 / 12) = .01014
     assert float(row["low"]) == pytest.approx(0.4 - 4.3027 * 0.01 * math.sqrt(2 / 36), abs=1e-5)
     words = (tmp_path / "out" / "statistics.md").read_text()
-    assert "good is better than poor (+40.0 points \\[+39.0, +41.0\\], p &lt; 0.001, 3 seeds; of 12 clients 12 gain" in words
+    assert (
+        "good is better than poor (+40.0 points \\[+39.0, +41.0\\], p &lt; 0.001, 3 seeds; of 12 clients 12 gain"
+        in words
+    )
 
 
 def test_a_broken_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

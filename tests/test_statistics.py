@@ -75,7 +75,7 @@ def test_the_two_way_layout_by_hand() -> None:
 
 
 def test_two_methods_are_compared_by_a_paired_t_test() -> None:
-    values = np.random.default_rng(0).normal(size=(2, 6)) + [[1.0], [0.0]]
+    values = np.random.default_rng(0).normal([[1.0], [0.0]], 1.0, (2, 6))
     (pair,) = compare_all(["A", "B"], values)
     wanted = stats.ttest_rel(values[0], values[1])
     assert pair.p == pytest.approx(wanted.pvalue, abs=1e-6)

@@ -7,14 +7,12 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 from written import cell, shown, summarise, write_run
 
 from fedbench.report.evidence import gather
-from fedbench.report.statistics import critical
 from fedbench.report.tables import contests, grid, notes, terminal, text
 from fedbench.report.tables.metrics import STATES
 from fedbench.report.tables.summary import labels, summary

@@ -29,7 +29,7 @@ class World:
 
 
 def _heavy(draw: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
-    return draw.standard_t(3, shape) / np.sqrt(3)
+    return np.asarray(draw.standard_t(3, shape) / np.sqrt(3))
 
 
 def _uneven(draw: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
@@ -133,7 +133,9 @@ def _pages() -> Iterator[str]:
     yield "\nPower: a method that is better by so much is called better than a given other one, in percent.\n"
     columns = [(methods, seeds) for methods in METHODS for seeds in (*SEEDS, 10)]
     heads = [f"{methods} methods, {seeds} seeds" for methods, seeds in columns]
-    rows = ((f"{points:g} points", [detection(PLAIN, *at, points) for at in columns]) for points in (0.5, 1.0, 2.0, 4.0))
+    rows = (
+        (f"{points:g} points", [detection(PLAIN, *at, points) for at in columns]) for points in (0.5, 1.0, 2.0, 4.0)
+    )
     yield from _table("difference", heads, rows)
     yield "\nFamily-wise error over several settings, 8 equal methods, in percent.\n"
     over = [(settings, seeds) for settings in SETTINGS for seeds in SEEDS]

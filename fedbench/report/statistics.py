@@ -187,11 +187,14 @@ def _comparisons(
         p = np.empty(len(first))
         for value in np.unique(freedom):
             p[freedom == value] = studentized_range_sf(ratio[freedom == value], len(names), int(value))
-    columns = [column.tolist() for column in (difference, difference - half, difference + half, p)]
+    low, high = difference - half, difference + half
     return [
-        Comparison(names[i], names[j], blocks, *rest, len(names), float(v))
-        for i, j, v, *rest in zip(first.tolist(), second.tolist(), variance, *columns, strict=True)
-    ]
+        Comparison(
+            names[i], names[j], blocks, float(difference[k]), float(low[k]), float(high[k]), float(p[k]), len(names),
+            float(variance[k]),
+        )
+        for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
+    ]  # fmt: skip
 
 
 def residual_variance(values: Floats) -> Floats:
@@ -286,7 +289,7 @@ def studentized_range_sf(q: Floats, groups: int, freedom: int) -> Floats:
     for part in np.array_split(np.ravel(q), max(1, np.size(q) // 256)):  # NODES x NODES each: bounds the memory
         inner = np.maximum(ndtr(z) - ndtr(z - part[:, None, None] * s[:, None]), 0.0) ** (groups - 1)
         found.append(1 - groups * (inner * weight).sum(-1) @ mass)
-    return np.clip(np.concatenate(found).reshape(np.shape(q)), 0.0, 1.0)
+    return np.asarray(np.clip(np.concatenate(found).reshape(np.shape(q)), 0.0, 1.0))
 
 
 @lru_cache(maxsize=1)
@@ -322,4 +325,5 @@ def critical(groups: int, freedom: int, level: float = LEVEL) -> float:
 
 def _critical_each(groups: int, freedom: NDArray[np.int64]) -> Floats:
     values, place = np.unique(freedom, return_inverse=True)
-    return np.array([critical(groups, int(value)) for value in values])[place].reshape(freedom.shape)
+    each = np.array([critical(groups, int(value)) for value in values])
+    return np.asarray(each[place].reshape(freedom.shape))

@@ -209,8 +209,8 @@ def _scores(
     gallery.one(
         "ranks",
         "Average ranks",
-        f"Average rank in mean accuracy over {ranking.blocks} settings; 1 is best. Bars join methods among which no pair differs "
-        "significantly over settings and seeds. References and methods that are not done everywhere are left out."
+        f"Average rank in mean accuracy over {ranking.blocks} settings; 1 is best. Bars join methods among which no pair "
+        "differs significantly over settings and seeds. References and methods that are not done everywhere are left out."
         if ranking
         else "",
         "it needs two contestants that are done in two settings and all their seeds",

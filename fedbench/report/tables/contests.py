@@ -75,7 +75,7 @@ def _client_pairs(accuracies: Mapping[str, pd.Series[float]], pair: Comparison) 
     if pair.first not in accuracies or pair.second not in accuracies:
         return None
     difference = (accuracies[pair.first] - accuracies[pair.second]).dropna()
-    return client_pairs(difference.to_numpy(dtype=float)) if len(difference) else None
+    return client_pairs(np.asarray(difference, dtype=np.float64)) if len(difference) else None
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,20 @@ def as_frame(contests: Contests) -> pd.DataFrame:
     for setting, pairs in contests.items():
         for c in pairs:
             known = c.clients
-            by_client = (
-                (known.pairs, known.ahead, known.equal, known.behind, known.effect) if known else (None,) * 5
-            )
+            by_client = (known.pairs, known.ahead, known.equal, known.behind, known.effect) if known else (None,) * 5
             rows.append(
-                (setting, c.first, c.second, c.blocks, c.difference, c.low, c.high, c.p, c.verdict, c.family, *by_client)
+                (
+                    setting,
+                    c.first,
+                    c.second,
+                    c.blocks,
+                    c.difference,
+                    c.low,
+                    c.high,
+                    c.p,
+                    c.verdict,
+                    c.family,
+                    *by_client,
+                )
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))

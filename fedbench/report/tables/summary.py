@@ -7,6 +7,7 @@ its last round's, and only a run that is done has a value.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 import pandas as pd
 
@@ -58,10 +59,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     states = states.reindex(columns=[state for state in STATES if state != "absent"], fill_value=0)
     planned = runs.groupby("setting", sort=False)["seed"].nunique()
     first = cells[["dataset", "partition", "backbone", "method", "reference"]].first()
-    marks = {
-        setting: _marks(group, int(planned[setting]))
-        for setting, group in runs.groupby("setting", sort=False)
-    }
+    marks = {setting: _marks(group, int(planned[setting])) for setting, group in runs.groupby("setting", sort=False)}
     parts = []
     for name in names:
         part = first.copy()
@@ -69,7 +67,9 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         part["n"] = count[name]
         part["of"] = planned.reindex(part.index.get_level_values("setting")).to_numpy()
         part["mean"], part["std"] = mean[name], std[name]
-        half = part["std"] / np.sqrt(part["n"]) * part["n"].map(lambda n: student_quantile(n - 1) if n > 1 else math.nan)
+        half = (
+            part["std"] / np.sqrt(part["n"]) * part["n"].map(lambda n: student_quantile(n - 1) if n > 1 else math.nan)
+        )
         part["low"], part["high"] = part["mean"] - half, part["mean"] + half
         part["mark"] = [marks[setting].get((label, name), "") for setting, label in part.index]
         part[list(states.columns)] = states.reindex(part.index)
