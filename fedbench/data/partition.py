@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench.base import rng
+from fedbench.base.hooks import hook
 from fedbench.base.options import option
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 
@@ -36,6 +37,7 @@ class SplitSource:
 
     citation: ClassVar[str] = "ours"
 
+    @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
         """Deal `samples` to `clients` clients, at least `need` training samples and a test sample each.
 
@@ -64,14 +66,17 @@ class Partitioner(SplitSource):
         0.25, "share of a client's samples that test it, where test is own or merged"
     )
 
+    @hook
     def groups(self, samples: Samples) -> Ints:
         """The group of every sample [N], 0..G-1; samples of one group are interchangeable. Here: the label."""
         return samples.labels
 
+    @hook
     def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
         """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError where impossible."""
         raise TypeError(f"{type(self).__module__} must define shares()")
 
+    @hook
     def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
         """The client of every sample [N] (-1: nobody's). Override for splits that are not made of shares."""
         groups, shares = self.groups(samples), self.shares(samples, clients, stream)
@@ -96,6 +101,7 @@ class Partitioner(SplitSource):
                 owner[members] = np.repeat(order, np.diff(cuts))
         return owner
 
+    @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
         """`assign`, drawn again until every client has enough, and the cut of each client's own test part."""
         official = self.test == "official"

@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import Values, option
-from fedbench.method.server_optimizers import ServerOptimizer
+from fedbench.method import ServerOptimizer, Values, option
 
 
 @dataclass(frozen=True)

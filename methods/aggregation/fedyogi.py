@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedbench.method.server_optimizers import AdaptiveServerOptimizer
+from fedbench.method import AdaptiveServerOptimizer
 
 
 @dataclass(frozen=True)
