@@ -184,7 +184,7 @@ class Checker:
         except (OSError, ValueError) as error:
             self.mistakes.add("", _told(error))
             return None
-        identities = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
+        identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
         return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
 
     def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -124,9 +124,7 @@ class Machine(Block):
     chunk_images: int = Field(
         0, ge=0, description="images per pass of the backbone; 0: chosen by device and image size"
     )
-    halvings: int = Field(
-        0, ge=0, description="how often chunk_images is halved; jobs raise it when memory runs out"
-    )
+    halvings: int = Field(0, ge=0, description="how often chunk_images is halved; jobs raise it when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Tracker, ...] = Field(
         (), description="experiment trackers that receive the records too; none needs a network"
@@ -187,7 +185,7 @@ def slurm_minutes(text: str) -> int:
     parts = [int(part) for part in rest if part is not None]
     if days is None and len(parts) < 3:
         parts = [0, *parts]  # minutes[:seconds]
-    hours, minutes, seconds = (parts + [0, 0])[:3]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
     return int(days or 0) * 1440 + hours * 60 + minutes + math.ceil(seconds / 60)
 
 

@@ -16,7 +16,7 @@ def expanded(path: Path) -> Path:
     if "\0" in text:
         raise ValueError("a path cannot hold a NUL character")
     if not os.path.lexists(text):
-        text = os.path.expanduser(os.path.expandvars(text))
+        text = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 - Path.expanduser raises for unknown users
         if text.startswith("~"):
             raise ValueError(f"{path}: no user is called {Path(text).parts[0][1:]!r}")
         if missing := re.search(r"\$(\w+|\{[^}]*\})", text):

@@ -112,7 +112,9 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     return sections
 
 
-def with_values(planned: PlannedRun, values: Mapping[str, Any], found: Plugins, tuning: Mapping[str, Any]) -> PlannedRun:
+def with_values(
+    planned: PlannedRun, values: Mapping[str, Any], found: Plugins, tuning: Mapping[str, Any]
+) -> PlannedRun:
     """`planned` with other `values` at dotted paths (``local.lr``, ``method.temperature``). Raises ConfigError."""
     checker = Checker(found)
     content = copy.deepcopy(planned.run.model_dump())

@@ -66,13 +66,13 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
                 raise ComposerError(None, None, f"the alias *{event.anchor} contains itself", event.start_mark)
             self._count(self.sizes[id(node)], event.start_mark)
             return node
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
