@@ -58,7 +58,7 @@ def write(evidence: Evidence, out: Path, wishes: ReportOptions = ReportOptions()
     drawn = begin_drawing(catalogue.all_figures(evidence, overall, wishes.versus))
     within = contests.within(runs, evidence.clients)
     table = summary(runs)
-    alarms = notes.alarms(runs)
+    alarms = [*evidence.notes, *notes.alarms(runs)]
     footer = notes.footer(runs, alarms)
     legend = notes.legend(table, wishes.spread)
     main = grid.main_grids(table, names=wishes.metrics, spread=wishes.spread, ranking=overall.ranking)
@@ -74,12 +74,12 @@ def write(evidence: Evidence, out: Path, wishes: ReportOptions = ReportOptions()
     words = _words(overall)
     beside = published.beside(runs, published.read(wishes.references))
     files = _tables(evidence, table, main, transposed, details, legend, footer, alarms)
-    files["comparisons.csv"] = _csv(contests.as_frame({**within, "(all settings)": overall.pairs}))
+    files["comparisons.csv"] = text.to_csv(contests.as_frame({**within, "(all settings)": overall.pairs}))
     files["statistics.md"] = _statistics(evidence.title, words, overall, details)
     if not evidence.trials.empty:
-        files["tuning.csv"] = _csv(evidence.trials)
+        files["tuning.csv"] = text.to_csv(evidence.trials)
     if not beside.empty:
-        files["reported.csv"] = _csv(beside)
+        files["reported.csv"] = text.to_csv(beside)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name in ("tuning.csv", "reported.csv"):
@@ -146,8 +146,8 @@ def _tables(
     bold = " WARNING: " + " ".join([*alarms[:3], *more]) if alarms else ""
     runs = evidence.runs.drop(columns=["config", "tuned"])
     return {
-        "table.csv": text.to_csv(table),
-        "runs.csv": _csv(runs),
+        "table.csv": text.totext.to_csv(table),
+        "runs.csv": text.to_csv(runs),
         "table.md": "\n\n".join(markdown) + "\n",
         "table.tex": warned + text.to_latex(main, caption + bold, "main"),
         "transposed.tex": warned + text.to_latex(transposed, caption + bold, "transposed"),
@@ -157,10 +157,6 @@ def _tables(
             for i, (setting, accuracy, *_) in enumerate(details, 1)
         ),
     }
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 # -- words and rows for the page ----------------------------------------------------------------------------------------

@@ -12,9 +12,18 @@ from fedbench.report.tables.grid import Cell, Grid
 from fedbench.report.tables.metrics import REFERENCE, TIE
 
 
-def to_csv(table: pd.DataFrame) -> str:
-    """The whole of `summary` as CSV: full precision, shares in [0, 1], one line per setting, method and metric."""
-    return str(table.to_csv(index=False, lineterminator="\n"))
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """`frame` as CSV in full precision. A text that a spreadsheet would compute, such as "=1+1", gets a leading quote."""
+    texts = frame.select_dtypes(exclude="number").columns
+    safe = frame.assign(**{name: frame[name].map(_inert) for name in texts})
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA and value else value
 
 
 def many(number: int, what: str) -> str:
