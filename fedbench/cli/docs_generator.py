@@ -13,6 +13,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from fedbench.base.home import ROOT
+from fedbench.base.record_schema import columns
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
@@ -139,7 +140,7 @@ def _sweep_file() -> Iterator[str]:
     """Every key of a run, then of each block."""
     models = sorted(Block.__subclasses__(), key=lambda model: model is not RunConfig)
     for model in models:
-        name = "base and grid" if model is RunConfig else model.__name__.lower()
+        name = "base and grid" if model is RunConfig else model.__name__.removesuffix("Config").lower()
         yield f"### {name}\n"
         yield f"{' '.join((model.__doc__ or '').split())}\n"
         yield table(("key", "legal", "default", "meaning"), (_key(*one) for one in model.model_fields.items()))
@@ -164,8 +165,18 @@ def _model(field: FieldInfo) -> type[Block] | None:
 
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
-    rows = [(f"`{one.name}`", one.title, "yes" if one.ranked else "", one.meaning) for one in METRICS]
-    return table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    rows = [(f"`{metric.name}`", metric.title, "yes" if metric.ranked else "", metric.meaning) for metric in METRICS]
+    metrics = table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    return f"{metrics}\n\nEvery column of a record:\n\n{_record_columns()}"
+
+
+def _record_columns() -> str:
+    """The columns of a record, as `fedbench.base.record_schema` declares them."""
+    rows = [
+        (f"`{column.name}`", column.type_name, "" if column.execution else "yes", column.meaning)
+        for column in columns().values()
+    ]
+    return table(("column", "type", "same in every execution", "meaning"), rows)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------------
