@@ -63,7 +63,7 @@ class Dataset(ImageDataset):
         "user_120k",
         "whose images belong together: those of a user (9,275), or of a cell of the map, from small to large "
         "(3,606, 1,208, 368, 135, 38 and 11)",
-        told=True,
+        always_shown=True,
     )
 
     @property

@@ -36,7 +36,7 @@ class Dataset(ImageDataset):
     parts: Literal["kfold", "drawn"] = option(
         "kfold",
         "kfold: training and test images by the authors' lists (train, crossval); drawn: by test_share",
-        told=True,
+        always_shown=True,
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
         0.2, "share of each class of each domain for testing; of no effect with kfold"

@@ -56,7 +56,7 @@ SITE = """
 import os
 import socket
 
-from fedbench import claim
+from fedbench.base import lease
 
 lease.HEARTBEAT_SECONDS = 0.5
 if "TEST_HOST" in os.environ:

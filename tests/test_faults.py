@@ -17,9 +17,12 @@ import pytest
 from workplace import HOME, Workplace, numbers, until
 
 from fedbench.base import lease, process_cache, provenance, storage
+from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.jobs import failures, job, supervisor
 from fedbench.run import experiment
+
+NOTHING = TotalCosts(0, 0, 0)
 
 
 @pytest.fixture
@@ -84,13 +87,13 @@ def test_a_full_disk_spares_the_checkpoint(small_disk: Path) -> None:
     from fedbench.run import checkpoint
 
     state = {"x": torch.arange(50_000.0)}
-    checkpoint.save(small_disk, state, 1, {})
-    checkpoint.save(small_disk, state, 2, {})
+    checkpoint.save(small_disk, state, 1, NOTHING, 0.0)
+    checkpoint.save(small_disk, state, 2, NOTHING, 0.0)
     fill(small_disk)
     with pytest.raises(Exception, match=r"No space|serializing") as error:
-        checkpoint.save(small_disk, {"x": torch.arange(200_000.0)}, 3, {})
+        checkpoint.save(small_disk, {"x": torch.arange(200_000.0)}, 3, NOTHING, 0.0)
     assert storage.is_away(error.value, small_disk)
-    assert checkpoint.load(small_disk)[1] == 2  # type: ignore[index]
+    assert checkpoint.load(small_disk).round == 2  # type: ignore[union-attr]
     assert (small_disk / checkpoint.PREVIOUS).exists()
     assert not list(small_disk.glob(".*"))
 
@@ -255,7 +258,10 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     assert place.run("--cluster", "inline") == 1
     said = capsys.readouterr().out
     hungry = next(folder for folder in place.folders if "hungry" in folder.path.name)
-    assert f"failed {hungry.path.name} (out_of_memory): RuntimeError" in said
+    assert (
+        f"failed {hungry.path.name} (out_of_memory): HookError: {place.path}/mine/methods/hungry.py: merge(): RuntimeError"
+        in said
+    )
     assert f"tries that ended: out_of_memory 5 [log: {hungry.log}]" in said
     assert "2 runs: 1 failed, 1 done" in said
     place.faults(0)
@@ -341,7 +347,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
 
     saved = checkpoint.load(first.path)
     assert saved is not None
-    assert 3 <= saved[1] == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
+    assert 3 <= saved.round == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
     assert second.status == "pending"
     assert lease.holder(first.path) is None
     assert not first.notes()
@@ -353,8 +359,8 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
     script = (
         "import socket, sys, pathlib\n"
         "socket.gethostname = lambda: 'elsewhere'\n"
-        "from fedbench import claim\n"
-        "claim.HEARTBEAT_SECONDS = 0.05\n"
+        "from fedbench.base import lease\n"
+        "lease.HEARTBEAT_SECONDS = 0.05\n"
         "with lease.claim(pathlib.Path(sys.argv[1])) as hold:\n"
         "    print(hold.path.name, flush=True)\n"
         "    input()\n"

@@ -18,6 +18,7 @@ import yaml
 from workplace import Workplace
 
 from fedbench.base.lease import owner_in, process
+from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.cli import check, data
 from fedbench.jobs import launch, slurm
@@ -119,19 +120,19 @@ def test_weights_are_safetensors_and_nothing_else(form, canary, tmp_path):
 def test_a_checkpoint_that_is_a_pickle_is_none(canary, tmp_path):
     torch.save({"prompt": Payload(canary)}, tmp_path / checkpoint.CURRENT)
     assert checkpoint.load(tmp_path) is None
-    checkpoint.save(tmp_path, {"prompt": torch.ones(2)}, 3, {})
+    checkpoint.save(tmp_path, {"prompt": torch.ones(2)}, 3, TotalCosts(0, 0, 0), 0.0)
     os.replace(tmp_path / checkpoint.CURRENT, tmp_path / checkpoint.PREVIOUS)
     (tmp_path / checkpoint.CURRENT).write_bytes(pickle.dumps(Payload(canary)))
     found = checkpoint.load(tmp_path)
     assert found is not None
-    assert found[1] == 3  # the one before it
+    assert found.round == 3  # the one before it
 
 
 def test_a_name_in_a_checkpoint_is_no_path(tmp_path):
-    checkpoint.save(tmp_path, {"../../outside": torch.ones(2)}, 1, {})
+    checkpoint.save(tmp_path, {"../../outside": torch.ones(2)}, 1, TotalCosts(0, 0, 0), 0.0)
     found = checkpoint.load(tmp_path)
     assert found is not None
-    assert list(found[0]) == ["../../outside"]  # a name like any other
+    assert list(found.state) == ["../../outside"]  # a name like any other
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.CURRENT]
 
 

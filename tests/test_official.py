@@ -77,7 +77,7 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert near(level(made.images), [0, 10, 20, 40, 50, 230, 200, 210, 220])
     assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0]
     assert list(made.is_test) == [False] * 5 + [True] + [True] * 3
-    assert any("1 images left out" in line and "n00000002_2.JPEG" in line for line in dataset.told(tmp_path))
+    assert any("1 images left out" in line and "n00000002_2.JPEG" in line for line in dataset.info(tmp_path))
     with pytest.raises(DataError, match=r"1 of 10 images were left out when this cache was made, more than"):
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
 

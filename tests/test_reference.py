@@ -10,7 +10,7 @@ import pytest
 from written import write_run
 
 from fedbench.base.naming import flat
-from fedbench.plan.config import Run
+from fedbench.plan.config import RunConfig
 from fedbench.plan.plugins import plugins
 from fedbench.report import writer
 from fedbench.report.evidence import gather
@@ -81,7 +81,7 @@ def test_mistakes_are_named(tmp_path: Path, row: str, told: str) -> None:
 def test_every_number_that_is_kept_is_cited_and_its_fields_exist() -> None:
     kept = read()
     assert len(kept) >= 17
-    run: dict[str, Any] = Run(dataset={}, partition={}, method={}).model_dump()
+    run: dict[str, Any] = RunConfig(dataset={}, partition={}, method={}).model_dump()
     known = {*flat(run), "note", "method.prompt_length"}
     classes = plugins().classes
     for one in kept:

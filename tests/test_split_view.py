@@ -52,7 +52,7 @@ def test_it_shows_the_splits_of_the_runs(file: Path, tmp_path: Path, capsys: Any
     code, text, _ = shown(capsys, file, "--out", tmp_path / "out")
     assert code == 0
     sweep = read_sweep(file)
-    hashes = {build(planned, sweep.machine, sweep.plugins).facts["partition_hash"] for planned in sweep.runs}
+    hashes = {build(planned, sweep.machine, sweep.plugins).facts.partition_hash for planned in sweep.runs}
     assert len(hashes) == 2
     assert {line.split()[-1] for line in text.splitlines() if line.startswith("  hash")} == hashes
     assert text.count("3 train, 1 are held out") == 2

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -114,30 +115,51 @@ def test_reports_read_files_and_plans_only():
         assert used <= {"base", "plan", "report", ""}, f"{path} imports {used}"
 
 
+def offered(toolkits: set[str]) -> set[str]:
+    """``module.name`` of all that a plug-in may import from its toolkits, and the toolkits themselves."""
+    names = {f"{toolkit}.{name}" for toolkit in toolkits for name in import_module(toolkit).__all__}
+    return names | toolkits
+
+
+def imported_names(path: Path) -> set[str]:
+    """``module.name`` of all that a file imports from fedbench."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fedbench":
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
+    return found
+
+
 @pytest.mark.parametrize("folder", PLUGIN_TOOLKITS)
 def test_plug_ins_import_their_toolkit_alone(folder):
-    found = sorted((HOME / folder).rglob("*.py"))
-    assert len(found) > 4
-    for path in found:
+    paths = sorted((HOME / folder).rglob("*.py"))
+    assert len(paths) > 4
+    for path in paths:
         assert path.name != "__init__.py"
-        modules = {
-            node.module
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedbench")
-        }
-        assert modules <= PLUGIN_TOOLKITS[folder], f"{path.name} imports {modules}"
-        assert not any(
-            alias.name.startswith("fedbench")
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        )
+        assert imported_names(path) <= offered(PLUGIN_TOOLKITS[folder]), path.name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from fedbench.sources.cache import cached_arrays",
+        "from fedbench.sources import cache",
+        "import fedbench.base.rng",
+        "from fedbench import base",
+    ],
+)
+def test_a_planted_import_beside_the_toolkit_is_seen(tmp_path, line):
+    planted, source = tmp_path / "glyphs.py", (HOME / "datasets" / "glyphs.py").read_text()
+    planted.write_text(f"{source}\n{line}\n")
+    assert len(imported_names(planted) - offered(PLUGIN_TOOLKITS["datasets"])) == 1
 
 
 @pytest.mark.parametrize("package", ["method", "data", "sources"])
 def test_toolkits_say_what_they_offer(package):
-    module = __import__(f"fedbench.{package}", fromlist=["__all__"])
-    assert sorted(module.__all__, key=str.casefold) == sorted(set(module.__all__), key=str.casefold)
+    module = import_module(f"fedbench.{package}")
+    assert len(module.__all__) == len(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)
 
 

@@ -24,6 +24,4 @@ class Partitioner(data.SplitSource):
 
     def deal(self, samples: data.Samples, clients: int, seed: int, need: int) -> data.Dealt:
         """Read and check the file; nothing is drawn. Raises DataError."""
-        from fedbench.data import published  # it imports pandas, which takes its time
-
-        return published.read(self.path, samples, clients, need)
+        return data.published.read(self.path, samples, clients, need)

@@ -115,7 +115,7 @@ def _info(given: argparse.Namespace, found: Plugins) -> int:
         lines.append(("archive", f"{archive.name} ({size}, {sure}) {archive.url or 'to be fetched by hand'}"))
     for field in dataclasses.fields(dataset):
         lines.append(("option", f"{field.name}={getattr(dataset, field.name)}: {field.metadata.get('meaning', '')}"))
-    lines += [("here", line) for line in dataset.told(given.root)]
+    lines += [("here", line) for line in dataset.info(given.root)]
     for what, text in lines:
         if text:
             say(f"{what:<9} {text}")
@@ -135,7 +135,7 @@ def _prepare(given: argparse.Namespace, found: Plugins) -> int:
     say(told)
     if dataset.facts and dataset.facts.images and count != dataset.facts.images:
         say(f"  not the published {dataset.facts.images:,} images; see what was left out below")
-    for line in dataset.told(given.root):
+    for line in dataset.info(given.root):
         say(f"  {line}")
     free = shutil.disk_usage(given.root).free
     say(f"  {free / 1e9:,.1f} GB are free below {given.root}")
@@ -143,7 +143,7 @@ def _prepare(given: argparse.Namespace, found: Plugins) -> int:
 
 
 def _verify(given: argparse.Namespace, found: Plugins) -> int:
-    wrong = _dataset(given, found).damages(given.root)
+    wrong = _dataset(given, found).verify(given.root)
     for line in wrong:
         say(line)
     say(f"{given.name}: {'not as it should be' if wrong else 'as it was written'}")

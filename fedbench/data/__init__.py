@@ -2,6 +2,8 @@
 
 from fedbench.base import rng
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
+from fedbench.data import published
 from fedbench.data.batches import Batches, batches
 from fedbench.data.official import Archive, Facts
 from fedbench.data.partition import Dealt, Partitioner, SplitSource, cut, dirichlet_shares, level_owners, too_few
@@ -20,6 +22,7 @@ __all__ = [
     "Ints",
     "Partitioner",
     "Parts",
+    "PlannedTask",
     "Samples",
     "Split",
     "SplitSource",
@@ -28,6 +31,7 @@ __all__ = [
     "dirichlet_shares",
     "level_owners",
     "option",
+    "published",
     "rng",
     "split",
     "too_few",

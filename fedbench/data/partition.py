@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench.base import rng
+from fedbench.base.hooks import hook, optional_hook
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 
 # With m clients short on average, none is short in about one draw of e^m: more draws would be for nothing.
@@ -36,6 +39,14 @@ class SplitSource:
 
     citation: ClassVar[str] = "ours"
 
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
+
+    @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
         """Deal `samples` to `clients` clients, at least `need` training samples and a test sample each.
 
@@ -64,14 +75,17 @@ class Partitioner(SplitSource):
         0.25, "share of a client's samples that test it, where test is own or merged"
     )
 
+    @hook
     def groups(self, samples: Samples) -> Ints:
         """The group of every sample [N], 0..G-1; samples of one group are interchangeable. Here: the label."""
         return samples.labels
 
+    @hook
     def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
         """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError where impossible."""
         raise TypeError(f"{type(self).__module__} must define shares()")
 
+    @hook
     def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
         """The client of every sample [N] (-1: nobody's). Override for splits that are not made of shares."""
         groups, shares = self.groups(samples), self.shares(samples, clients, stream)
@@ -96,6 +110,7 @@ class Partitioner(SplitSource):
                 owner[members] = np.repeat(order, np.diff(cuts))
         return owner
 
+    @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
         """`assign`, drawn again until every client has enough, and the cut of each client's own test part."""
         official = self.test == "official"

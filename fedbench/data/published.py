@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from fedbench.data.partition import Dealt, too_few
 from fedbench.data.samples import DataError, Ints, Samples
 from fedbench.data.split import Split
+
+if TYPE_CHECKING:  # slow to import, so functions that need it import it
+    import pandas as pd
 
 ROLES = ("train", "validation", "test")
 REQUIRED, OPTIONAL = ("image", "client", "split"), ("held_out", "label")
@@ -20,6 +22,8 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 def table(split: Split, samples: Samples) -> pd.DataFrame:
     """A row for every sample that a client holds, by image: its number in the dataset, label, client, split, held_out."""
+    import pandas as pd
+
     parts = (split.train, split.validation, split.test)
     index = np.concatenate([part.indices for part in parts])
     owner = np.concatenate([part.owners for part in parts])
@@ -86,6 +90,8 @@ def read(path: Path, samples: Samples, clients: int, need: int) -> Dealt:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: expected a split as one of {', '.join(SUFFIXES)}")
     try:
@@ -108,6 +114,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _numbers(path: Path, rows: pd.DataFrame, name: str, below: int | None = None) -> Ints:
     """A column of whole numbers from 0 on."""
+    import pandas as pd
+
     column: Any = rows[name]
     if not pd.api.types.is_integer_dtype(column.dtype) or column.isna().any():
         raise DataError(f"{path}: expected whole numbers in column {name}, found {_oddest(column)}")
@@ -121,6 +129,8 @@ def _numbers(path: Path, rows: pd.DataFrame, name: str, below: int | None = None
 
 def _oddest(column: Any) -> Any:
     """The first value of a column that is no whole number."""
+    import pandas as pd
+
     numbers = pd.to_numeric(column, errors="coerce")
     odd = column[numbers.isna() | (numbers % 1 != 0)]
     return odd.iloc[0] if len(odd) else str(column.dtype)

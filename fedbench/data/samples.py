@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbench.base.hooks import hook, optional_hook
+from fedbench.base.planned_task import PlannedTask
 from fedbench.data.official import Archive, Facts
 
 Ints = NDArray[np.int64]
@@ -78,46 +81,73 @@ class Extent:
     train: int
     test: int
     classes: int
+    samples: Samples | None = field(default=None, compare=False)  # labels and columns without images, if known
 
     @classmethod
     def of(cls, samples: Samples) -> Extent:
         """Counted."""
-        test = int(samples.is_test.sum())
-        return cls(len(samples.labels) - test, test, samples.num_classes)
+        test, count = int(samples.is_test.sum()), len(samples.labels)
+        bare = replace(samples, images=np.empty((count, 0, 0, 3), dtype=np.uint8))
+        return cls(count - test, test, samples.num_classes, bare)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Base of all datasets: a frozen dataclass called ``Dataset`` in a file of ``datasets/``; its fields are options.
 
-    A field annotated ``Path`` names a file or folder of the user; it enters a run's identity by content, not by name.
+    A field annotated ``Path`` names a file or folder of the user. It enters a run's identity by content, not by name.
     """
 
     citation: ClassVar[str] = ""
     licence: ClassVar[str] = ""
-    facts: ClassVar[Facts | None] = None  # what is published about its size
-    archives: ClassVar[tuple[Archive, ...]] = ()  # the files that it comes in
+    facts: ClassVar[Facts | None] = None  # published size
+    archives: ClassVar[tuple[Archive, ...]] = ()  # the files that the dataset comes in
 
+    @hook
     def load(self, root: Path) -> Samples:
-        """Read the samples; downloads and caches go below `root`. Raises DataError."""
+        """Read the samples. Downloads and caches go below `root`. Raises DataError."""
         raise TypeError(f"{type(self).__module__} must define load()")
 
+    @hook
     def extent(self, root: Path) -> Extent:
-        """What `load` would give, if that is known without fetching, decoding or writing anything. Raises DataError."""
-        raise DataError(f"{type(self).__module__.rpartition('_')[2]} says how much it holds only when it is loaded")
+        """Count what `load` would return, without fetching, decoding or writing anything. Raises DataError if unknown."""
+        raise DataError(f"{self.plugin_name} knows its size only after loading")
 
-    def prepare(self, root: Path, given: Path | None = None) -> Samples:
-        """Do once what `load` needs, with files from `given` (an archive or a folder) before others. Raises DataError."""
-        if given is not None:
-            raise DataError(
-                f"{type(self).__module__.rpartition('_')[2]} reads no archive, so {given} is of no use to it"
-            )
+    @hook
+    def prepare(self, root: Path, local: Path | None = None) -> Samples:
+        """Do the work that `load` needs once, with the user's files in `local` (an archive or a folder) before others.
+
+        Raises DataError.
+        """
+        if local is not None:
+            raise DataError(f"{self.plugin_name} reads no archive; leave out --from {local}")
         return self.load(root)
 
-    def damages(self, root: Path) -> list[str]:
-        """What is wrong with the files and caches below `root`, a line each."""
+    @hook
+    def verify(self, root: Path) -> list[str]:
+        """Damage to the files and caches below `root`, one line each; empty if all are intact."""
         return []
 
-    def told(self, root: Path) -> list[str]:
-        """What is to be known about the files and caches below `root`, a line each."""
+    @hook
+    def info(self, root: Path) -> list[str]:
+        """What lies below `root` for this dataset (archives, caches), one line each."""
         return []
+
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
+
+    @optional_hook
+    def files_read(self, folder: Path) -> list[Path]:  # type: ignore[empty-body]
+        """The files below `folder`, the value of a ``Path`` field, that `load` reads.
+
+        A run's identity hashes these files only. Without this hook it hashes every file of the folder.
+        """
+
+    @property
+    def plugin_name(self) -> str:
+        """The name of the dataset in a sweep file: that of its module."""
+        return type(self).__module__.removeprefix("fedbench_plugin_datasets_")

@@ -343,9 +343,9 @@ def _logging_to(path: Path) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 all done, 1 some failed, 2 no such folder, 3 asked to leave."""
     parser = argparse.ArgumentParser(
-        prog="python -m fedbench.jobs.jobs.job",
+        prog="python -m fedbench.jobs.job",
         description="Bring planned runs to their end in this process.",
-        epilog="example: python -m fedbench.jobs.jobs.job results fedvpt-cifar100-dirichlet-s0-1a2b3c4d",
+        epilog="example: python -m fedbench.jobs.job results fedvpt-cifar100-dirichlet-s0-1a2b3c4d",
     )
     parser.add_argument("results", type=Path, help="results folder")
     parser.add_argument("names", nargs="*", metavar="NAME", help="folder names of runs in it; none: read from a keeper")

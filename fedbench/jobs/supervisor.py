@@ -1,7 +1,7 @@
 """Keeps workers at their runs: one process for each slot, begun again when it dies, and led away when the job must leave.
 
 It imports no torch, so it costs little beside the workers, and outlives what kills them: a crash, or the kernel when memory
-runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.jobs.supervisor`` what the local machine does.
+runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.supervisor`` what the local machine does.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class ArchiveDataset(data.Dataset):
             raise DataError(f"{self._name} is not prepared below {root} with these options: run {self._command(root)}")
         return Extent.of(self.load(root))
 
-    def told(self, root: Path) -> list[str]:
+    def info(self, root: Path) -> list[str]:
         """Where the archives and the cache are."""
         lines = []
         for archive in self.needed:
@@ -78,7 +78,7 @@ class ArchiveDataset(data.Dataset):
                 lines.append(f"  {len(notes['skipped'])} images left out: {'; '.join(notes['skipped'][:5])}")
         return lines
 
-    def damages(self, root: Path) -> list[str]:
+    def verify(self, root: Path) -> list[str]:
         """Checksums of archives below `root` against the official ones, and of the cache against what was written."""
         wrong = []
         for archive in self.needed:

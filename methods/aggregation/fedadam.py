@@ -1,4 +1,4 @@
-"""FedAdam: the server follows the cohort's mean change by Adam.
+"""FedAdam: the server takes Adam steps along the mean change of the cohort.
 
 Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper).
 """
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedbench.method.server_optimizers import AdaptiveServerOptimizer
+from fedbench.method import AdaptiveServerOptimizer
 
 
 @dataclass(frozen=True)
