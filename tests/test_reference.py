@@ -52,8 +52,10 @@ def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_no
 
 def test_the_report_shows_it(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A", 0, {20: 0.5})
-    wishes = writer.Wishes(references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,"))
-    html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", wishes).page.read_text()
+    options = writer.ReportOptions(
+        references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,")
+    )
+    html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", options).page.read_text()
     assert "A et al. 2020, table 1" in html
     assert "clients.number: 10 / 4" in html
     assert "-5.0" in html

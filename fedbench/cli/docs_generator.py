@@ -30,6 +30,7 @@ from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.method import Aggregation, Method
 from fedbench.plan.config import Block, RunConfig
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins, plugins
+from fedbench.report import calibration
 from fedbench.report.tables.metrics import METRICS
 
 SAME, STALE = 0, 1
@@ -49,6 +50,7 @@ def pages() -> dict[str, Callable[[Plugins], str]]:
         "README.md": readme,
         "docs/sweep_file.md": lambda _: "\n".join(_sweep_file()),
         "docs/metrics.md": lambda _: _metrics(),
+        "docs/verdicts.md": lambda _: calibration.as_markdown(),
     }
     for kind, page in PAGE_OF.items():
         found[f"docs/{page}.md"] = partial(_reference, kind)
