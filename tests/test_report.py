@@ -49,6 +49,7 @@ def test_labels_are_escaped_in_every_format(tmp_path: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     latex = (tmp_path / "out" / "table.tex").read_text()
     row = next(line for line in latex.splitlines() if "script" in line and not line.startswith("%"))
+    row = row.replace(r"\allowbreak{}", "")
     for text in (r"a\_b \& 50\% \$x\$ \#\{\textasciitilde{}\textasciicircum{}\textbackslash{}\}", r"\textless{}script"):
         assert text in row
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))

@@ -60,19 +60,21 @@ def main(arguments: Sequence[str] | None = None, program: str = "python reports/
     given = parser(program).parse_args(arguments)
     reading = fork_pool.beside(select, given.sweeps, given.results, given.plugins, given.set)
     # what draws is imported while the sweep files are read: each takes seconds
+    from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected
     from fedbench.report.tables import terminal
-    from fedbench.report.writer import ReportOptions, write
+    from fedbench.report.writer import write
 
     try:
         evidence = gather_selected(reading(), given.sweeps, given.results)
         versus = tuple(given.versus) if given.versus else None
-        wishes = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
-        written = write(evidence, given.out, wishes)
+        options = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
+        written = write(evidence, given.out, options)
     except (ReportError, ReferencesError) as error:  # any other is a fault of the program
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         return 2
     console = Console()
-    terminal.show(console, written.summary, wishes.metrics, wishes.spread, written.ranking)
+    console.print(Text(written.headline, style="bold"), "")
+    terminal.show(console, written.summary, options.metrics, options.spread, written.ranking)
     terminal.tell(console, (*written.legend, *written.footer), written.alarms, (written.page, *written.figures))
     return 0

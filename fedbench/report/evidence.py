@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fedbench.base import fork_pool
 from fedbench.base.naming import key, natural, together, told_apart, words
@@ -28,10 +29,10 @@ class Evidence:
     """All that a report is made from.
 
     runs: a row per run (`tables.metrics.COLUMNS`, the metrics, and config, JSON without the seed); records: a row per
-    evaluated round, with setting, label, state, reference; clients: a row per client of each finished run (setting,
+    evaluated round, with setting, label, seed, state, reference; clients: a row per client of each finished run (setting,
     label, seed, client, held_out, accuracy); trials: a row per trial of a tuning (setting, label, values as JSON,
     number, kind, validation, state, chosen, rounds, total_multiply_adds); settings: {short name: full text}; notes: a
-    sentence for each file that could not be used.
+    sentence for each file that could not be used; pictures: {label: (caption, {panel: matrix})}.
     """
 
     runs: pd.DataFrame
@@ -42,6 +43,7 @@ class Evidence:
     results: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    pictures: Mapping[str, tuple[str, dict[str, NDArray[np.float64]]]] = field(default_factory=dict)
 
 
 def gather(
@@ -67,17 +69,21 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
     is_trial = described["trial_of"] != ""
     if is_trial.all():
         raise ReportError("there are trials of a tuning only; start the same sweep again to run what they chose")
-    runs = described[~is_trial].drop(columns=["trial_of", "tuning"]).reset_index(drop=True)
-    runs = with_last_round(runs, records)
+    runs = described[~is_trial].drop(columns="trial_of").reset_index(drop=True)
+    runs = with_last_round(runs.assign(tuning=runs["tuning"].map(key)), records)
     trials = _trials(described[is_trial], records)
     if not records.empty:
         records = records.drop(columns="reference").merge(
-            runs[["run", "setting", "label", "reference", "state"]], on="run", validate="many_to_one"
+            runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
         )
     clients, damaged = reading()
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
     settings = dict(zip(described["setting"], described["setting_text"], strict=True))
-    return Evidence(runs, records, _clients(clients, runs), trials, title, results, settings, [*notes, *damaged])
+    labels = dict(zip(runs["run"], runs["label"], strict=True))
+    pictures = {labels[run]: picture for run, picture in selection.pictures.items() if run in labels}
+    return Evidence(
+        runs, records, _clients(clients, runs), trials, title, results, settings, [*notes, *damaged], pictures
+    )
 
 
 def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, str]]:

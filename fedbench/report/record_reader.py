@@ -51,7 +51,7 @@ def _fault(name: str, value: Any) -> str:
     if not any(_is_a(value, kind) for kind in kinds):
         return f"expected {' or '.join(WORDS[kind] for kind in kinds)}"
     share = name in METRIC and METRIC[name].kind == "share"
-    return "expected a share from 0 to 1" if share and not (math.isnan(value) or 0 <= value <= 1) else ""
+    return "expected a share from 0 to 1" if share and not (value != value or 0 <= value <= 1) else ""
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -60,7 +60,7 @@ def _is_a(value: Any, kind: type) -> bool:
         return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1e300 or math.isnan(value)
+    return abs(value) < 10**300 or (isinstance(value, float) and math.isnan(value))
 
 
 def _shown(value: Any) -> str:

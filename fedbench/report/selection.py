@@ -14,6 +14,7 @@ import yaml
 from fedbench.base import naming
 from fedbench.base.home import sweep_file
 from fedbench.base.records import LOADER, RecordsError, RunFolder, run_folders
+from fedbench.report.pictures import Pictures, pictures_of
 
 
 class ReportError(ValueError):
@@ -39,10 +40,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs of a report, and a sentence for each folder that was left out because its config cannot be read."""
+    """The runs of a report, what their methods show of themselves, and a sentence for each folder that was left out."""
 
     runs: list[Planned]
     notes: list[str] = field(default_factory=list)
+    pictures: Pictures = field(default_factory=dict)
 
 
 def select(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
@@ -53,7 +55,7 @@ def select(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], setti
     """
     if not sweeps and not results.is_dir():
         raise ReportError(_no_results(results))
-    selection = Selection(_from_sweeps(sweeps, results, plugins, settings)) if sweeps else _from_disk(results)
+    selection = _from_sweeps(sweeps, results, plugins, settings) if sweeps else _from_disk(results)
     if not selection.runs:
         unreadable = " ".join(selection.notes)
         raise ReportError(f"no runs in {', '.join(map(str, sweeps))}" if sweeps else unreadable or _no_results(results))
@@ -114,9 +116,7 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _from_sweeps(
-    sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]
-) -> list[Planned]:
+def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
     """The runs of the sweep files in their order, each once; trials of a tuning and runs that wait for them included."""
     from fedbench.plan.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
     from fedbench.plan.planning import read_sweep
@@ -131,6 +131,8 @@ def _from_sweeps(
         return words | {"backbone": str(run["backbone"]["name"])}
 
     runs: list[Planned] = []
+    notes: list[str] = []
+    pictures: Pictures = {}
     seen: set[str] = set()
     for path in map(sweep_file, sweeps):
         if not path.is_file():
@@ -144,6 +146,9 @@ def _from_sweeps(
             raise ReportError(str(error)) from error
         waiting = {run.key for run in now.later}
         todo: list[PlannedRun] = [*now.runs, *now.later, *trials]
+        if not pictures:
+            pictures, failures = pictures_of(now.runs, sweep.plugins, results)
+            notes += failures
         for planned in todo:
             if planned.key in seen:
                 continue
@@ -164,4 +169,4 @@ def _from_sweeps(
                     dict(planned.tuning),
                 )
             )
-    return runs
+    return Selection(runs, notes, pictures)

@@ -64,7 +64,9 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "In how many settings the method of the row is significantly better than / not significantly different from / worse "
         "than that of the column." + catalogue.marks,
         "it needs two methods with two seeds in a setting",
-        partial(_matrix, counts, [n for n in names if any(n in pair for pair in counts)], catalogue) if counts else None,
+        partial(_matrix, counts, [n for n in names if any(n in pair for pair in counts)], catalogue)
+        if counts
+        else None,
     )
 
 

@@ -128,7 +128,9 @@ def draw(sketch: Sketch) -> Drawing:
             figure = sketch.make()
             return replace(sketch.drawing, files=save(figure), width=figure.get_figwidth() / WIDTH)
         except DATA_FAULTS as error:
-            return replace(sketch.drawing, caption=f"Not drawn: the data do not fit it ({type(error).__name__}: {error}).")
+            return replace(
+                sketch.drawing, caption=f"Not drawn: the data do not fit it ({type(error).__name__}: {error})."
+            )
 
 
 def by_setting(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -13,7 +13,12 @@ from fedbench.report.figures.style import Looks
 
 # figure: (column of cumulative cost, title, words for the cost, axis)
 SPENT = {
-    "bytes": ("sent", "Accuracy against communication", "all bytes sent so far, up and down together", "bytes sent, up + down"),
+    "bytes": (
+        "sent",
+        "Accuracy against communication",
+        "all bytes sent so far, up and down together",
+        "bytes sent, up + down",
+    ),
     "compute": (
         "total_multiply_adds",
         "Accuracy against computation",

@@ -60,7 +60,8 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     catalogue.add(
         "pictures",
         "Inside the methods",
-        " ".join(captions) + " Square roots of the values, black 0, yellow 1; rows and columns of a square panel in the order "
+        " ".join(captions)
+        + " Square roots of the values, black 0, yellow 1; rows and columns of a square panel in the order "
         "of an average-linkage tree of the first panel's rows. First seed and first setting.",
         "no method of the sweep files offers a picture of a run that left a checkpoint (hook `picture`)",
         pictures,

@@ -19,7 +19,20 @@ from fedbench.report.tables.summary import labels
 MOST = 3 * PANELS  # panels of a kind that are drawn, and fewer of many methods; tables hold all settings
 # Files that a report makes begin with one of these; an earlier report's are removed.
 NAMES = (
-    *("rounds", "bytes", "compute", "iqm", "profiles", "improvement", "outcomes", "by-", "worst", "cost", "heat", "ranks"),
+    *(
+        "rounds",
+        "bytes",
+        "compute",
+        "iqm",
+        "profiles",
+        "improvement",
+        "outcomes",
+        "by-",
+        "worst",
+        "cost",
+        "heat",
+        "ranks",
+    ),
     *("clients", "duel", "newcomers", "split", "trials", "searched", "prompts", "pictures"),
 )
 PERCENTS = ("mean_accuracy", "worst_accuracy", "held_out_mean_accuracy")

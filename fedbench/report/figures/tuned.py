@@ -25,8 +25,8 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     catalogue.add(
         "trials",
         "Tuning: accuracy over trials",
-        "Validation accuracy (mean over clients) of every trial in the order of the search, first trial: the values of the sweep "
-        "file. Line: the best so far among trials of the same length; pale markers: trials of fewer rounds, which do not "
+        "Validation accuracy (mean over clients) of every trial in the order of the search, the first with the sweep file's "
+        "values. Line: the best so far among trials of the same length; pale markers: trials of fewer rounds, which do not "
         "decide; × at the foot: diverged. Test data were not evaluated in any trial.",
         "no trial is planned",
         list(searches),
@@ -101,7 +101,9 @@ def _dots(axes: Axes, x: pd.Series[float], own: pd.DataFrame, shape: Look) -> No
     """A marker per trial, pale for shorter ones; a ring around the chosen; a cross at the foot for what diverged."""
     full = own["rounds"] == own["rounds"].max()
     for part, alpha in ((full, 1.0), (~full, 0.35)):
-        axes.plot(x[part], own.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot())
+        axes.plot(
+            x[part], own.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
+        )
     ring = own["chosen"].astype(bool)
     axes.plot(x[ring], own.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
     lost = own["state"] == "diverged"

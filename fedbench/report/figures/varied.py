@@ -57,9 +57,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
             _never,
         )
     for name, group in found.items():
-        title = (
-            "Accuracy by kind of partition" if not name else TITLES.get(name, (f"Accuracy against {name}",))[0]
-        )
+        title = "Accuracy by kind of partition" if not name else TITLES.get(name, (f"Accuracy against {name}",))[0]
         look = _line_looks(catalogue.look, group)
         catalogue.add(
             f"by-{(name or 'partition').replace('.', '-').replace('_', '-')}",
