@@ -22,7 +22,6 @@ from fedbench.base.records import RecordsError, RunFolder
 from fedbench.jobs import failures, job, supervisor
 from fedbench.run import experiment
 
-
 NOTHING = TotalCosts(0, 0, 0)
 
 
