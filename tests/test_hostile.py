@@ -17,7 +17,8 @@ import torch
 import yaml
 from workplace import Workplace
 
-from fedbench.base.lease import owner_in, process
+from fedbench.base.lease import owner_of
+from fedbench.base.processes import process
 from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.cli import check, data
@@ -158,8 +159,8 @@ def test_odd_records_are_named(line, tmp_path):
 def test_odd_claims_and_jobs_are_nobodys(content, tmp_path):
     (tmp_path / "claim.1").write_text(content)
     (tmp_path / "job.json").write_text(content)
-    assert owner_in(tmp_path / "claim.1") is None
-    assert isinstance(launch.job_of(RunFolder(tmp_path)), dict)
+    assert owner_of(tmp_path / "claim.1") is None
+    assert isinstance(RunFolder(tmp_path).job(), dict)
 
 
 @pytest.mark.parametrize("pid", [0, -1, "-1", "1; touch canary", "../1"])

@@ -96,7 +96,6 @@ class Machine(Block):
         description="disk for the tokens that enter a method's first prompted block, where that is not the first of all",
     )
     chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
-    halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Tracker, ...] = Field(
         (), description="trackers that are sent the records as well; nothing needs a network"

@@ -39,7 +39,9 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     found = plugins(config.get("plugins", ()))
     checker = _Checker(found)
     planned = checker.run(dict(config["run"]), label=config["label"])
-    machine = checker.block(Machine, config["machine"], "machine")
+    # Versions up to 0.1 wrote a key `halvings` into run.yaml.
+    known = {key: value for key, value in config["machine"].items() if key != "halvings"}
+    machine = checker.block(Machine, known, "machine")
     checker.raise_if_any()
     if planned is None or machine is None:
         raise ConfigError("run.yaml is not complete")
