@@ -13,7 +13,7 @@ import yaml
 from workplace import MERGE, Workplace, files, numbers, until
 
 from fedbench.base import lease, processes
-from fedbench.base.records import RunFolder
+from fedbench.base.records import RunFolder, config_hash, record_line
 from fedbench.cli import sweep
 from fedbench.jobs import job, launch
 
@@ -196,6 +196,8 @@ def test_results_of_another_config_are_not_touched(place: Workplace, capsys: pyt
     config = folder.config()
     config["identity"]["rounds"] = 99
     (folder.path / "run.yaml").write_text(yaml.safe_dump(config))
+    records = [record | {"config_hash": config_hash(config["identity"])} for record in folder.records()]
+    (folder.path / "records.jsonl").write_bytes(b"".join(map(record_line, records)))
     place.write(seeds=[0, 1])
     before = files(place.results)
     assert place.run("--cluster", "inline") == 2
