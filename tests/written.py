@@ -15,7 +15,7 @@ import pandas as pd
 
 from fedbench.base.records import RunFolder
 from fedbench.report import evidence
-from fedbench.report.tables import contests, grid
+from fedbench.report.tables import grid
 from fedbench.report.tables.summary import summary
 
 
@@ -115,8 +115,7 @@ def write_run(
 @cache
 def summarise(results: Path) -> pd.DataFrame:
     """Of the runs below `results`, which the test has written before it asks."""
-    found = evidence.gather([], results)
-    return summary(found.runs, contests.within(found.runs, found.clients))
+    return summary(evidence.gather([], results).runs)
 
 
 def cell(results: Path, label: str, metric: str = "mean_accuracy") -> Any:

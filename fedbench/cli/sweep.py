@@ -26,6 +26,7 @@ from fedbench.plan import tuning
 from fedbench.plan.config import ConfigError, Sweep, short_name
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
+from fedbench.plan.task_checks import Where
 
 DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -118,22 +119,28 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     results = given.results.expanduser().resolve()
     again = f"{program} " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     try:
-        whole = read_sweep(given.sweep, given.plugins, settings)
-        sweep = tuning.staged(whole, results)
+        cluster = given.cluster
+        if cluster == "auto":
+            cluster = "slurm" if shutil.which("sbatch") else "local"
+        starts = not (given.status or given.cancel)
+        where: Where | None = ("elsewhere" if cluster == "slurm" else "here") if starts else None
+        whole = read_sweep(given.sweep, given.plugins, settings, where)
+        sweep = tuning.next_stage(whole, results)
         if given.dry_run:
             return dry_run(sweep, results, given.json)
         if given.status:
             return status(sweep, results, given.json)
         if given.cancel:
             return cancel(sweep, results)
-        cluster = given.cluster
-        if cluster == "auto":
-            cluster = "slurm" if shutil.which("sbatch") else "local"
+        if whole.tune:
+            say(tuning.budget_text(whole))
         while True:
+            for line in tuning.remarks(sweep):
+                say(line)
             code = launch_and_watch(sweep, results, cluster, given.watch, given.retry_failed, again)
-            waited, sweep = len(sweep.later), tuning.staged(whole, results)
-            if code == INTERRUPTED or len(sweep.later) >= waited:
-                return code  # nothing waits for trials, or what waits still does
+            before, sweep = {run.key for run in sweep.runs}, tuning.next_stage(whole, results)
+            if code == INTERRUPTED or {run.key for run in sweep.runs} <= before:
+                return code  # the trials, if there are any, have led to no further runs
     except BrokenPipeError:
         raise
     except (ConfigError, PluginError, RecordsError, launch.LaunchError, OSError) as error:
@@ -187,6 +194,8 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     say(f"\n{sweep.name}: {watch.summary(views)}{_later(sweep)}")
     say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
+    for text in [tuning.budget_text(sweep), *tuning.remarks(sweep)] if sweep.tune else ():
+        say(text)
     for problem in problems:
         say(f"no estimate: {problem}")
     return DONE
