@@ -107,7 +107,7 @@ def job(folder: Path, name: str, without: str, ready: Any) -> None:
     if "links" in without:
         os.link = refused  # type: ignore[assignment]
     if "claims" in without:
-        lock.claim = lambda place: contextlib.nullcontext(SimpleNamespace(finish=lambda: None))  # type: ignore[assignment,return-value]
+        lock.acquire = lambda folder: contextlib.nullcontext(SimpleNamespace(remove_claims=lambda: None))  # type: ignore[assignment,return-value]
 
     def build(aside: Path) -> None:
         (folder.parent / f"built-{name}").touch()

@@ -107,15 +107,18 @@ def test_published_numbers_run_nothing(canary, tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 @pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_weights_are_safetensors_and_nothing_else(form, canary, tmp_path):
-    path = tmp_path / "weights.safetensors"
+def test_weights_run_nothing(form, suffix, canary, tmp_path):
+    path = tmp_path / f"weights{suffix}"
     if form == "torch":
         torch.save({"weight": Payload(canary)}, path)
     else:
         path.write_bytes(pickle.dumps(Payload(canary)))
-    with pytest.raises(backbone.BackboneError, match="not a readable safetensors file"):
+    with pytest.raises(backbone.BackboneError, match="not a readable"):
         backbone.make("vit_tiny_patch16_224", path)
+    with pytest.raises(backbone.BackboneError, match="not a readable"):
+        backbone.architecture("vit_tiny_patch16_224", weights=path)
 
 
 def test_a_checkpoint_that_is_a_pickle_is_none(canary, tmp_path):

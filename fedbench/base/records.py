@@ -168,7 +168,7 @@ class RunFolder:
         write_atomically(self.path / "progress.json", json.dumps(progress).encode())
 
     def failure(self, problems: list[str] | None = None) -> dict[str, Any]:
-        """{} or {"kind", "reason", "round", "log"} of a failed run; kind is a key of `jobs.failures.AGAIN`."""
+        """{} or {"kind", "reason", "round", "log"} of a failed run; kind is a key of `jobs.failures.MORE_ATTEMPTS`."""
         return self._mapping("failed.json", run_files.FAILURE, problems)
 
     def fail(self, kind: str, reason: str, **more: Any) -> None:

@@ -23,19 +23,20 @@ from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
 
 @dataclass(frozen=True)
 class Checked:
-    """A block after its check: its value, in which defaults replace what was wrong, and whether nothing was wrong.
+    """A block after its check: its value, in which defaults replace what was wrong, and the keys that were wrong.
 
-    `value` is None for a plug-in with mistakes. `identity` is the value with files named by their content.
+    The wrong key is "*" if it is not known which key was meant. `value` is None for a plug-in with mistakes. `identity` is
+    the value with files named by their content.
     """
 
     value: Any
-    sound: bool
+    wrong: frozenset[str] = frozenset()
     identity: Any = None
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A run with mistakes, complete enough to look for further ones: `wrong` names the blocks that have some."""
+    """A run with mistakes, complete enough to look for further ones. `wrong`: their places, such as ``clients.number``."""
 
     run: RunConfig
     wrong: frozenset[str]
@@ -63,25 +64,21 @@ class Checker:
     def _block(self, model: type[Block], value: Any, where: str) -> Checked:
         if not isinstance(value, dict):
             self.mistakes.add(where, f"expected a mapping, found {shown(value)}")
-            return Checked(model(), False)
-        sound = self.mistakes.unknown_names(value, model.model_fields, where)
+            return Checked(model(), UNKNOWN)
+        wrong = set() if self.mistakes.unknown_names(value, model.model_fields, where) else set(UNKNOWN)
         hints = {name: field.annotation for name, field in model.model_fields.items()}
-        given = {name: item for name, item in value.items() if name in hints}
-        kept = {name: item for name, item in given.items() if self._is_plain(hints[name], item, f"{where}.{name}")}
-        sound &= len(kept) == len(given)
-        while True:
-            try:
-                made: Any = model.model_validate(kept)
-            except ValidationError as error:
-                wrong = self.mistakes.explain(error, where)
-                if not wrong & kept.keys():
-                    return Checked(model.model_construct(), False)
-                kept, sound = {name: item for name, item in kept.items() if name not in wrong}, False
-                continue
-            paths = {name: item for name, item in made if isinstance(item, Path)}
-            fixed = {name: self._path(item, f"{where}.{name}", name != "data") for name, item in paths.items()}
-            sound &= None not in fixed.values()
-            return Checked(made.model_copy(update=fixed), sound)
+        kept = {name: item for name, item in value.items() if name in hints}
+        wrong |= {name for name, item in kept.items() if not self._is_plain(hints[name], item, f"{where}.{name}")}
+        kept = {name: item for name, item in kept.items() if name not in wrong}
+        try:
+            made: Any = model.model_validate(kept)
+        except ValidationError as error:
+            wrong |= self.mistakes.explain(error, where)
+            made = model.model_validate({name: item for name, item in kept.items() if name not in wrong})
+        paths = {name: item for name, item in made if isinstance(item, Path)}
+        fixed = {name: self._path(item, f"{where}.{name}", name != "data") for name, item in paths.items()}
+        wrong |= {name for name, path in fixed.items() if path is None}
+        return Checked(made.model_copy(update=fixed), frozenset(wrong))
 
     def _is_plain(self, hint: Any, value: Any, where: str) -> bool:
         """Whether `value` holds no switch in a number's place and no infinite number; a mistake if it does."""
@@ -111,10 +108,10 @@ class Checker:
         if memo not in self._memo:
             block = self._plugin(kind, value)
             try:
-                self._memo[memo] = Checked(block, block is not None, by_content(block))
+                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, by_content(block))
             except (OSError, ValueError) as error:
-                self.mistakes.add("", _told(error))
-                self._memo[memo] = Checked(None, False)
+                self.mistakes.add("", _reason(error))
+                self._memo[memo] = Checked(None, UNKNOWN)
         return self._memo[memo]
 
     def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
@@ -162,7 +159,7 @@ class Checker:
                 checked[kind] = self.plugin(kind, "fedavg")
             else:
                 self.mistakes.add(kind, "missing: every run needs one, under base or grid")
-                checked[kind] = Checked(None, False)
+                checked[kind] = Checked(None, UNKNOWN)
         for key, model in BLOCKS.items():
             value = content.get(key)
             checked[key] = self.block(model, {} if value is None else value, key)
@@ -171,18 +168,18 @@ class Checker:
         if label is None:
             label, fine = self._given_label(content.get("method"))
             sound &= fine
-        blocks = {key: one.value if one.value is not None else {"name": ""} for key, one in checked.items()}
+        blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
         run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
-        wrong = frozenset(key for key, one in checked.items() if not one.sound)
-        if "clients" not in wrong and not self._cohort_fits(run):
-            wrong |= {"clients"}
+        wrong = frozenset(f"{key}.{name}" for key, block in checked.items() for name in block.wrong)
+        if not checked["clients"].wrong and not self._cohort_fits(run):
+            wrong |= {"clients.per_round"}
         if wrong or not sound:
             self.drafts.append(Draft(run, wrong))
             return None
         try:
             weights = by_content(run.backbone.model_dump())
         except (OSError, ValueError) as error:
-            self.mistakes.add("", _told(error))
+            self.mistakes.add("", _reason(error))
             return None
         identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
         return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
@@ -201,8 +198,8 @@ class Checker:
             except ValidationError as error:
                 wrong, sound = self.mistakes.explain(error, "run"), False
                 kept = {name: item for name, item in kept.items() if name not in wrong}
-            self._memo[memo] = Checked(kept, sound)
-        return self._memo[memo].value, self._memo[memo].sound
+            self._memo[memo] = Checked(kept, frozenset() if sound else UNKNOWN)
+        return self._memo[memo].value, not self._memo[memo].wrong
 
     def _given_label(self, method: Any) -> tuple[str | None, bool]:
         """The `label` of a method block if there is one, and whether it is text."""
@@ -234,6 +231,7 @@ class Checker:
         return label
 
 
+UNKNOWN = frozenset({"*"})
 BLOCKS: dict[str, type[Block]] = {
     name: field.annotation
     for name, field in RunConfig.model_fields.items()
@@ -273,7 +271,7 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """A sentence for an error of reading a file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"

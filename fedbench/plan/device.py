@@ -12,13 +12,11 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"machine.device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"machine.device is {name!r}, but torch finds no GPU")
+        raise ValueError(f"{name!r} is not there: torch finds no GPU")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(
-            f"machine.device is {name!r}, but torch finds {count} GPU{'s' * (count > 1)}: cuda:0..{count - 1}"
-        )
+        raise ValueError(f"{name!r} is not there: torch finds {count} GPU{'s' * (count > 1)}: cuda:0..{count - 1}")
     return device
 
 

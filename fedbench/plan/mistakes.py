@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fedbench.plan.config import ConfigError
 
 SHOWN = 40  # mistakes in a message; the others are counted
+NAMED = 10  # unknown names of one place in a message
 VALUE_LENGTH = 120  # characters of a value in a message
 
 
@@ -31,12 +32,12 @@ class Mistakes:
         """Add a mistake for each of `names` that is not legal. Returns whether all are legal."""
         unknown = [name for name in names if name not in legal]
         listed = ", ".join(legal)
-        for name in unknown[:SHOWN]:
+        for name in unknown[:NAMED]:
             near = difflib.get_close_matches(str(name)[:VALUE_LENGTH], legal, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             self.add(where, f"unknown name {shown(name)}; {hint}legal: {listed}")
-        if len(unknown) > SHOWN:
-            self.add(where, f"{len(unknown) - SHOWN:,} more unknown names")
+        if len(unknown) > NAMED:
+            self.add(where, f"{len(unknown) - NAMED:,} more unknown names")
         return not unknown
 
     def explain(self, error: ValidationError, where: str) -> set[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -51,17 +52,30 @@ class _TaskChecks:
         self._memo: dict[str, Any] = {}
 
     def check(self, run: RunConfig, wrong: frozenset[str]) -> None:
-        """Check one run; blocks in `wrong` have mistakes already, and are left out."""
+        """Check one run. Places in `wrong` have mistakes already; what depends on them is left out."""
+
+        def is_right(block: str, *keys: str) -> bool:
+            places = {f"{block}.{key}" for key in keys}
+            return not any(place.startswith(f"{block}.") if not keys else place in places for place in wrong)
+
         fields = run.model_dump()
-        vit = self._once(fields["backbone"], lambda: self._architecture(run)) if "backbone" not in wrong else None
-        extent = self._once(fields["dataset"], lambda: self._extent(run)) if "dataset" not in wrong else None
-        if extent is not None and not wrong & {"partition", "clients"}:
-            key = [fields[name] for name in ("dataset", "partition", "clients")] + [run.stream("partition")]
-            self._once(key, lambda: self._split(run, extent))
-        if vit is None or "clients" in wrong:
-            return
-        shared = {name: value for name, value in fields.items() if name not in ("seed", "seeds", "evaluate_every")}
-        self._once(shared, lambda: self._plugins(run, vit, extent, wrong))
+        vit = extent = None
+        if is_right("backbone", "name", "image_size", "*"):
+            vit = self._once(["backbone", fields["backbone"]], lambda: self._architecture(run))
+        if is_right("dataset"):
+            extent = self._once(["dataset", fields["dataset"]], lambda: self._extent(run))
+        if (
+            extent is not None
+            and is_right("partition")
+            and is_right("clients", "number", "held_out", "validation", "*")
+        ):
+            parts = [fields[name] for name in ("dataset", "partition")]
+            size = [run.clients.number, run.clients.held_out, run.clients.validation, run.stream("partition")]
+            self._once(["split", parts, size], lambda: self._split(run, extent))
+        if vit is not None and is_right("clients", "number", "*"):
+            shared = {name: value for name, value in fields.items() if name not in ("seed", "seeds", "evaluate_every")}
+            kinds = [kind for kind in PLUGIN_KINDS if is_right(kind)]
+            self._once(["plugins", shared, kinds], lambda: self._plugins(run, vit, extent, kinds))
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
         text = json.dumps(key, sort_keys=True, default=str)
@@ -96,32 +110,29 @@ class _TaskChecks:
         except DataError as error:
             self.mistakes.add(f"partition {run.partition['name']}", str(error))
 
-    def _plugins(self, run: RunConfig, vit: Backbone, extent: Extent | None, wrong: frozenset[str]) -> None:
-        """Let the plug-ins check themselves, and check what each method promises."""
-        task = _planned_task(run, vit, extent)
-        fields = run.model_dump()
-        for kind in PLUGIN_KINDS:
-            if kind not in wrong:
-                plugin = self.plugins.make(kind, fields[kind])
-                if plugin.check is not None:
-                    self._asked(kind, fields[kind]["name"], plugin.check, task, fields)
-        if "method" not in wrong:
-            name, method = run.method["name"], self.plugins.make("method", run.method)
-            before = len(self.mistakes)
-            for block, hook in ((moment, hook) for moment in moments(method) for hook in ("layers", "taps")):
-                self._asked("method", name, _blocks_exist, block, hook, vit.depth)
-            if len(self.mistakes) == before:
-                self._asked("method", name, _parameters_fit, method, _task(run, vit, extent))
+    def _plugins(self, run: RunConfig, vit: Backbone, extent: Extent | None, kinds: list[Kind]) -> None:
+        """Let the plug-ins of `kinds` check themselves, and check the blocks and parameters of the method."""
+        task, fields = _planned_task(run, vit, extent), run.model_dump()
+        for kind in kinds:
+            name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
+            if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
+                continue
+            if kind == "method" and all(self._passes(kind, name, _blocks_exist, m, vit.depth) for m in moments(plugin)):
+                sizes = [fields["method"], fields["backbone"], task.num_clients, task.num_classes]
+                fit = partial(self._passes, kind, name, _parameters_fit, plugin, _task(run, vit, extent))
+                self._once(["parameters", sizes], fit)
 
-    def _asked(self, kind: Kind, name: str, ask: Callable[..., None], *arguments: Any) -> None:
-        """Call `ask`, and take whatever it raises as a mistake of the plug-in."""
+    def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
+        """Call `check`, take whatever it raises as a mistake of the plug-in, and return whether it raised nothing."""
         try:
-            ask(*arguments)
+            check(*arguments)
         except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
             text = str(error).removeprefix(f"{name}: ")
             self.mistakes.add(
                 f"{kind} {name}", text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
             )
+            return False
+        return True
 
 
 def moments(method: Method) -> Iterator[Method]:
@@ -133,11 +144,11 @@ def moments(method: Method) -> Iterator[Method]:
                 yield method.at(phase, view)
 
 
-def _blocks_exist(method: Method, hook: str, depth: int) -> None:
+def _blocks_exist(method: Method, depth: int) -> None:
     """Raise ValueError if `layers` or `taps` names a block that the backbone does not have."""
-    outside = [block for block in getattr(method, hook)(depth) if not 0 <= block < depth]
-    if outside:
-        raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
+    for hook, blocks in (("layers", method.layers(depth)), ("taps", method.taps(depth))):
+        if outside := [block for block in blocks if not 0 <= block < depth]:
+            raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
 
 
 def _parameters_fit(method: Method, task: Task) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _read(path: Path, device: str) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles; what it cannot read, it refuses
+            content: Any = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a readable file of tensors ({reason[:200]})") from error

@@ -19,7 +19,6 @@ from slurm_cluster import Cluster
 from fedbench.base import lease
 from fedbench.base.records import MEASURED, RunFolder, run_folders
 from fedbench.cli import sweep
-from fedbench.jobs import launch
 from fedbench.jobs import slurm as slurm_words
 
 pytestmark = pytest.mark.slurm
@@ -144,7 +143,7 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
     assert [folders[seed].status for seed in (1, 2)] == ["done", "done"]
     assert [note["kind"] for note in folders[2].notes()] == ["timeout"]
     assert [folder.log.read_text().count("start of") for folder in folders.values()] == [1, 2, 2]
-    log = launch.job_of(folders[0])["log"]
+    log = folders[0].job()["log"]
     assert f"failed {folders[0].path.name} (cancelled): Slurm job {ids[0]} ended because it was cancelled" in said
     assert f"[log: {log}]" in said
     assert "CANCELLED" in Path(log).read_text()
