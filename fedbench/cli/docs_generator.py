@@ -13,6 +13,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from fedbench.base.home import ROOT
+from fedbench.base.record_schema import columns
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
@@ -169,7 +170,17 @@ def _model(field: FieldInfo) -> type[Block] | None:
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
     rows = [(f"`{metric.name}`", metric.title, "yes" if metric.ranked else "", metric.meaning) for metric in METRICS]
-    return table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    metrics = table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    return f"{metrics}\n\nEvery column of a record:\n\n{_record_columns()}"
+
+
+def _record_columns() -> str:
+    """The columns of a record, as `fedbench.base.record_schema` declares them."""
+    rows = [
+        (f"`{column.name}`", column.type_name, "" if column.execution else "yes", column.meaning)
+        for column in columns().values()
+    ]
+    return table(("column", "type", "same in every execution", "meaning"), rows)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------------

@@ -168,7 +168,10 @@ def send(experiment: Experiment, round_: int) -> SentRound:
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
     """Merge the cohort's updates, and count what the round cost. Raises Diverged."""
     server, run = experiment.server, experiment.run
-    _check_finite(updates, f"round {round_} of {run.rounds} (lr {sent.training.lr:g})")
+    if not _finite_values(updates):
+        raise Diverged(
+            f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
+        )
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
@@ -203,10 +206,9 @@ def weighted_mean(value: Tensor, weight: Tensor) -> float:
     return float((value * weight).sum() / weight.sum())
 
 
-def _check_finite(updates: ClientUpdates, when: str) -> None:
+def _finite_values(updates: ClientUpdates) -> bool:
     values = [*updates.updated.values(), *updates.sums.values()]
-    if any(not bool(value.isfinite().all()) for value in values if value.is_floating_point()):
-        raise Diverged(f"training produced numbers that are not finite in {when}")
+    return all(bool(value.isfinite().all()) for value in values if value.is_floating_point())
 
 
 def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:
