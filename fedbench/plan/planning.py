@@ -26,7 +26,9 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     found = plugins(config.get("plugins", ()))
     checker = Checker(found)
     planned = checker.run(dict(config["run"]), label=config["label"])
-    machine = checker.block(Machine, config["machine"], "machine").value
+    # Versions up to 0.1 wrote a key `halvings` into run.yaml.
+    known = {key: value for key, value in config["machine"].items() if key != "halvings"}
+    machine = checker.block(Machine, known, "machine").value
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
