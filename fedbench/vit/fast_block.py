@@ -21,7 +21,7 @@ aten: Any = torch.ops.aten
 
 
 def fits(block: nn.Module) -> bool:
-    """Whether a block has the plain form: pre-norm, one attention, an MLP with exact GELU; no layer scale, inner norm or gate."""
+    """Whether a block has the plain form: pre-norm, one attention, an MLP with exact GELU; no scale, inner norm or gate."""
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
     attn, mlp = block.attn, block.mlp
