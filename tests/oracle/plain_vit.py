@@ -15,7 +15,9 @@ from torch import Tensor
 NAME, SIZE, PATCH, WIDTH, DEPTH, HEADS, HIDDEN = "test_vit", 32, 16, 64, 6, 2, 192  # timm's smallest ViT at 32 px
 PATCHES, TOKENS = (SIZE // PATCH) ** 2, 1 + (SIZE // PATCH) ** 2
 
-Enter = Callable[[int, Tensor], "Tensor | None"]  # (block, CLS tokens [n, D]) -> tokens [n, P, D] to put before the patches
+Enter = Callable[
+    [int, Tensor], "Tensor | None"
+]  # (block, CLS tokens [n, D]) -> tokens [n, P, D] to put before the patches
 
 
 def write_weights(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,9 @@ class Replay:
     memory: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # {local name: {client: value}}
     introduced: set[int] = field(default_factory=set)
     round: int = 0
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("bytes_up", "bytes_down", "multiply_adds"), 0))
+    totals: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("bytes_up", "bytes_down", "multiply_adds"), 0)
+    )
 
     def __post_init__(self) -> None:
         self.method, self.aggregation, self.local = self.run["method"], self.run["aggregation"], self.run["local"]

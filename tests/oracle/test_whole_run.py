@@ -200,7 +200,12 @@ def code_hashes(method: str, aggregation: str) -> str:
 
     numeric = ("base", "method", "data", "sources", "vit", "plan", "run")
     core = [path for folder in numeric for path in (ROOT / "fedbench" / folder).rglob("*.py")]
-    used = ["datasets/npz", "datasets/partitioners/dirichlet", f"methods/{method}", f"methods/aggregation/{aggregation}"]
+    used = [
+        "datasets/npz",
+        "datasets/partitioners/dirichlet",
+        f"methods/{method}",
+        f"methods/aggregation/{aggregation}",
+    ]
     return f"{digest(core)}-{digest([ROOT / f'{name}.py' for name in used])}"
 
 
