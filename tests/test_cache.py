@@ -192,14 +192,14 @@ def test_what_an_interruption_left_is_gone_on_with(tmp_path: Path) -> None:
 def test_changed_bytes_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     cached_arrays(folder, lambda aside: np.save(aside / "x.npy", np.arange(6)))
-    assert cache.damages(folder) == []
+    assert cache.verify_cache(folder) == []
     content = bytearray((folder / "x.npy").read_bytes())
     content[-3] ^= 1
     (folder / "x.npy").write_bytes(content)
-    (line,) = cache.damages(folder)
+    (line,) = cache.verify_cache(folder)
     assert "x.npy: expected sha256" in line
     (folder / "x.npy").unlink()
-    assert cache.damages(folder) == [f"{folder}: expected a cache, found none or a part of one"]
+    assert cache.verify_cache(folder) == [f"{folder}: expected a cache, found none or a part of one"]
 
 
 def test_threads_see_whole_caches(tmp_path: Path) -> None:

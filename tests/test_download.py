@@ -92,7 +92,7 @@ def serving() -> Iterator[Server]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(module, "PIECE", 10_000)
+    monkeypatch.setattr(module, "PIECE_BYTES", 10_000)
     with serving() as made:
         yield made
 

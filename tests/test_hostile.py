@@ -140,10 +140,10 @@ def test_cached_features_that_are_objects_are_made_again(canary, tmp_path):
     images = Images(
         np.zeros((2, 32, 32, 3), np.uint8), vit.image_size, vit.mean, vit.std, torch.device("cpu"), torch.float32
     )
-    (tmp_path / "features").mkdir()
-    with (tmp_path / "features" / "x.npy").open("wb") as file:
+    expected = features(vit, images, "x", tmp_path)
+    with (tmp_path / "features" / "x" / "features.npy").open("wb") as file:
         np.save(file, np.array([Payload(canary)], object), allow_pickle=True)
-    assert features(vit, images, "x", tmp_path).shape == (2, vit.width)
+    assert (features(vit, images, "x", tmp_path) == expected).all()
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "7", '"x"', "{}", '{"round": []}'])

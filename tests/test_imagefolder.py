@@ -115,9 +115,12 @@ def test_imagefolder_resizes_and_cuts_the_middle(size: tuple[int, int], tmp_path
         (lambda f: Image.new("L", (3, 3)).save(image_tree(f) / "top.png"), "found top.png beside cat/0.png"),
         (
             lambda f: image_tree(image_tree(f, (), ("train", "test")), ("val",)),
-            "beside train/ and test/, found val/cat",
+            "expected train/ with test/ or with val/, found test/, train/, val/; keep one folder",
         ),
-        (lambda f: (image_tree(f, (), ("train",)) / "test").mkdir(), "found 0 of 10 for testing"),
+        (
+            lambda f: (image_tree(f, (), ("train",)) / "test").mkdir(),
+            "expected train/ with test/ or with val/, found train/; give ",
+        ),
         (lambda f: image_tree(f, each=1), "found 0 of 2 for testing"),
         (lambda f: (image_tree(f) / "cat" / "1.png").write_bytes(b""), "cat/1.png: expected an image"),
         (lambda f: (image_tree(f) / "cat" / "1.jpg").write_bytes(b"<html>"), "cat/1.jpg: expected an image"),

@@ -77,7 +77,7 @@ def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"is_test": np.ones(12, bool)}, "is_test with training and test samples", "12 of 12"),
         ({"domain": np.zeros(4, int)}, "domain as integers [12]", "int64 [4]"),
         ({"domain": np.array(["x"] * 12)}, "domain as integers [12]", "<U1 [12]"),
-        ({"user": np.full(12, -1)}, "user from 0 on", "-1..-1"),
+        ({"user": np.full(12, -1)}, "user from 0 on for training images", "found -1; -1, nobody, is for test images"),
         ({"labels": np.array([1, "x", None] * 4, object)}, "arrays without objects", "Object arrays"),
     ],
 )

@@ -77,7 +77,9 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert near(level(made.images), [0, 10, 20, 40, 50, 230, 200, 210, 220])
     assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0]
     assert list(made.is_test) == [False] * 5 + [True] + [True] * 3
-    assert any("1 images left out" in line and "n00000002_2.JPEG" in line for line in dataset.info(tmp_path))
+    lines = dataset.info(tmp_path)
+    (place,) = (number for number, line in enumerate(lines) if "1 images left out" in line)
+    assert "n00000002_2.JPEG: expected an image, which cannot be read" in lines[place + 1]
     with pytest.raises(DataError, match=r"1 of 10 images were left out when this cache was made, more than"):
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
 
@@ -218,8 +220,9 @@ def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("above", ["PACS/kfold/", "kfold/", "", "PACS/Raw images/kfold/"])
-def test_pacs_by_the_authors_lists(above: str, tmp_path: Path) -> None:
+def test_pacs_by_the_authors_lists(above: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pacs(tmp_path / "pacs", above=above)
+    publish(monkeypatch, "pacs", tmp_path / "pacs")
     made = DATASETS["pacs"](**SMALL).load(tmp_path)
     assert made.domain is not None
     assert len(made.labels) == 4 * 7 * 5
@@ -228,8 +231,9 @@ def test_pacs_by_the_authors_lists(above: str, tmp_path: Path) -> None:
     assert made.class_names[0] == "dog"
 
 
-def test_pacs_without_lists(tmp_path: Path) -> None:
+def test_pacs_without_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pacs(tmp_path / "mine", lists=False)
+    publish(monkeypatch, "pacs", tmp_path / "mine")
     with pytest.raises(DataError, match=r"art_painting_train_kfold.txt in it.*take parts: drawn"):
         DATASETS["pacs"](**SMALL).prepare(tmp_path, path)
     made = DATASETS["pacs"](**SMALL, parts="drawn", test_share=0.4).prepare(tmp_path, path)

@@ -22,7 +22,7 @@ from fedbench.base.lease import claims, owner_in
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.data import DataError
 from fedbench.jobs import failures, launch, slurm, watch
-from fedbench.plan import tuning
+from fedbench.plan import content, tuning
 from fedbench.plan.config import ConfigError, Sweep, pack_key, short_name
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
@@ -308,6 +308,7 @@ def launch_and_watch(
         try:
             with launch.planning(results) as folder:
                 names = plan(sweep, results, retry_failed, again)
+                content.save()  # jobs then find the hashes of the user's files
                 how = ""
                 if names and cluster == "inline":
                     launch.note_inline(sweep, results, names)

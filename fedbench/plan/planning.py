@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import hashlib
 import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench.base.home import HOME, sweep_file
+from fedbench.data import DataError, Dataset
+from fedbench.plan import content as content_hashes
 from fedbench.plan.config import (
     TRACKERS,
     Block,
@@ -38,8 +37,9 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
     found = plugins(config.get("plugins", ()))
     checker = _Checker(found)
-    planned = checker.run(dict(config["run"]), label=config["label"])
     machine = checker.block(Machine, config["machine"], "machine")
+    checker.data = machine.data if machine else None
+    planned = checker.run(dict(config["run"]), label=config["label"])
     checker.raise_if_any()
     if planned is None or machine is None:
         raise ConfigError("run.yaml is not complete")
@@ -97,7 +97,7 @@ def check_sweep(
 ) -> Sweep:
     """The checked sweep of an already parsed file. Raises ConfigError."""
     checker = _Checker(found)
-    content_hash.cache_clear()  # files may have changed since the last sweep of this process
+    content_hashes.forget()
     checker.names(content, _TOP, "")
     content = {key: copy.deepcopy(content.get(key)) for key in _TOP}
     for key in ("base", "grid", "tune", "cluster", "machine"):
@@ -132,6 +132,7 @@ def check_sweep(
             checker.mistake(f"grid.{key}", f"expected a list with at least one value, found {values!r}")
             grid[key] = [values]
     machine = checker.block(Machine, content["machine"], "machine")
+    checker.data = machine.data.resolve() if machine else None
     for problem in missing_trackers(machine.track) if machine else ():
         checker.mistake("machine.track", problem)
     cluster = checker.block(Cluster, content["cluster"], "cluster")
@@ -188,25 +189,13 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-@lru_cache(maxsize=64)
-def content_hash(path: Path) -> str:
-    """16 hex digits of a file's bytes, or of a folder's file names and bytes. Raises OSError."""
-    digest = hashlib.sha256()
-    walk = os.walk(path, followlinks=True)  # linked class folders are part of a data set
-    files = sorted(Path(top) / name for top, _, names in walk for name in names) if path.is_dir() else [path]
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 class _Checker:
     """Collects mistakes instead of stopping at the first."""
 
     def __init__(self, found: Plugins) -> None:
         self.plugins = found
         self.mistakes: dict[str, None] = {}  # ordered, each once however many runs share it
+        self.data: Path | None = None  # the data folder, which has the index of hashes of files
         self._blocks: dict[str, tuple[dict[str, Any] | None, Any]] = {}
 
     def mistake(self, where: str, what: str) -> None:
@@ -254,12 +243,14 @@ class _Checker:
     def plugin(self, kind: Kind, value: Any) -> tuple[dict[str, Any] | None, Any]:
         """A plug-in block with all its fields, or None and mistakes; and its identity. Cached: a grid repeats its blocks.
 
-        Raises OSError where a file that it names cannot be read.
+        Raises OSError where a file that it names cannot be read, DataError where a dataset cannot read its folder.
         """
         memo = kind + json.dumps(value, sort_keys=True, default=str)
         if memo not in self._blocks:
             block = self._plugin(kind, value)
-            self._blocks[memo] = block, _by_content(block)
+            dataset = self.plugins.make(kind, block) if kind == "dataset" and block else None
+            files_read = dataset.files_read if isinstance(dataset, Dataset) else None
+            self._blocks[memo] = block, content_hashes.by_content(block, files_read, self.data)
         return self._blocks[memo]
 
     def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
@@ -300,6 +291,9 @@ class _Checker:
             except OSError as error:
                 blocks[kind] = None
                 self.mistake("", f"{error.filename}: {error.strerror}")
+            except DataError as error:
+                blocks[kind] = None
+                self.mistake(kind, str(error))
         models = {name: field.annotation for name, field in RunConfig.model_fields.items()}
         checked: dict[str, Any] = {}
         for key, value in content.items():
@@ -327,7 +321,7 @@ class _Checker:
             label = given.get("label") or self._label(run)
         whole = run.model_dump()
         try:
-            identity = {**whole, **identities, "backbone": _by_content(whole["backbone"])}
+            identity = {**whole, **identities, "backbone": content_hashes.by_content(whole["backbone"])}
         except OSError as error:
             self.mistake("", f"{error.filename}: {error.strerror}")
             return None
@@ -351,17 +345,6 @@ class _Checker:
             raise ConfigError(
                 f"{source + ': ' if source else ''}{count}\n" + "\n".join(f"  - {m}" for m in self.mistakes)
             )
-
-
-def _by_content(value: Any) -> Any:
-    """`value` with files named by their content, since that changes a run's numbers. Raises OSError."""
-    if isinstance(value, Path):
-        return content_hash(value)
-    if isinstance(value, dict):
-        return {key: _by_content(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_by_content(item) for item in value]
-    return value
 
 
 class _UniqueKeys(yaml.SafeLoader):
