@@ -146,6 +146,21 @@ def test_cached_features_that_are_objects_are_made_again(canary, tmp_path):
     assert (features(vit, images, "x", tmp_path) == expected).all()
 
 
+def test_flipped_bytes_in_cached_features_are_computed_again_with_a_word(tmp_path, caplog):
+    vit = backbone.make("nano")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    images = Images(pixels, vit.image_size, vit.mean, vit.std, torch.device("cpu"), torch.float32)
+    expected = features(vit, images, "x", tmp_path)
+    file = tmp_path / "features" / "x" / "features.npy"
+    content = bytearray(file.read_bytes())
+    for place in (-2, -90, -180, -300):
+        content[place] ^= 64
+    file.write_bytes(content)
+    assert (features(vit, images, "x", tmp_path) == expected).all()
+    assert "features.npy: expected sha256" in caplog.text
+    assert "computed again" in caplog.text
+
+
 @pytest.mark.parametrize("line", ["[1, 2]", "7", '"x"', "{}", '{"round": []}'])
 def test_odd_records_are_named(line, tmp_path):
     (tmp_path / "records.jsonl").write_text(line + "\n")
