@@ -115,16 +115,20 @@ class Dataset(Base):
 
     def load(self, root: Path) -> Samples:
         """Draw the images, or map those drawn before; they are kept in a folder of `root`."""
-        each = self.train_per_class + self.test_per_class
-        domain, label, number = (
-            index.reshape(-1).astype(np.int64) for index in np.indices((len(STYLES), len(CHARACTERS), each))
-        )
 
         def build(aside: Path) -> None:
             np.save(aside / "images.npy", self.draw())
 
+        return self._samples(cached_arrays(root / "cache" / f"glyphs-{self.fingerprint()}", build)["images"])
+
+    def _samples(self, images: NDArray[np.uint8]) -> Samples:
+        """The images [N, H, W, 3] in the order of `draw`, with their labels."""
+        each = self.train_per_class + self.test_per_class
+        domain, label, number = (
+            index.reshape(-1).astype(np.int64) for index in np.indices((len(STYLES), len(CHARACTERS), each))
+        )
         return Samples(
-            images=cached_arrays(root / "cache" / f"glyphs-{self.fingerprint()}", build)["images"],
+            images=images,
             labels=label,
             is_test=number >= self.train_per_class,
             domain=domain,
@@ -134,8 +138,8 @@ class Dataset(Base):
 
     def extent(self, root: Path) -> Extent:
         """By the options alone; nothing is drawn."""
-        each = len(STYLES) * len(CHARACTERS)
-        return Extent(self.train_per_class * each, self.test_per_class * each, len(CHARACTERS))
+        count = len(STYLES) * len(CHARACTERS) * (self.train_per_class + self.test_per_class)
+        return Extent.of(self._samples(np.empty((count, 0, 0, 3), dtype=np.uint8)))
 
     def draw(self) -> NDArray[np.uint8]:
         """All images [N, SIZE, SIZE, 3], ordered by style, character and number."""

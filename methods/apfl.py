@@ -1,16 +1,15 @@
-"""APFL: each client works with a mix alpha v_k + (1 - alpha) w of values of its own and the shared ones.
+"""APFL: each client uses a mix alpha v_k + (1 - alpha) w of personal values v_k and the shared values w.
 
-Source: Deng et al. 2020, arXiv 2003.13461, algorithm 1 (paper): the client takes steps on its copy of w by the gradient of
-f(w), which the server averages; on v_k by the gradient of f(alpha v_k + (1 - alpha) w) with w held; and, if alpha adapts,
-on alpha by <v_k - w, gradient of f at the mix>, which is f's derivative by alpha. Here w and v_k are prompts at block 0
-and a head (ours). The paper takes the steps in turn; here v_k and alpha take all of theirs (phase 0) before w takes its own
-(phase 1), `local.epochs` epochs each (ours): so w in the mix is the one that the server sent, as it is in evaluation. (The
-other order scored far lower in a trial; the likely reason, not checked: w has just been fitted to the client, so alpha
-goes to 0.) alpha is clipped to [0, 1] (ours)
-and has the learning rate, momentum and weight decay of the rest (ours); it starts at 1/2 (ours).
+Source: Deng et al. 2020, arXiv 2003.13461, algorithm 1 (paper). The client takes steps on its copy of w with the gradient
+of f(w), and the server averages w; on v_k with the gradient of f(alpha v_k + (1 - alpha) w), w held fixed; and, if alpha
+adapts, on alpha with <v_k - w, gradient of f at the mix>, the derivative of f by alpha. Here w and v_k are prompts at block
+0 and a head (ours). The paper alternates the steps. Here v_k and alpha take all of theirs in phase 0, before w in phase 1,
+`local.epochs` epochs each (ours), so that the mix uses the w that the server sent, as evaluation does. The other order
+scored far lower in a trial; probably alpha goes to 0 because w has just been fitted to the client (not checked). alpha is
+clipped to [0, 1], has the learning rate, momentum and weight decay of the other values, and starts at 1/2 (all ours).
 
-A client that never took part starts with v_k = w (ours; the paper starts all at the same v): it is evaluated with the
-shared model, whatever alpha is. `finetune_epochs` trains v_k through the mix, w and alpha being held.
+A client that never took part starts with v_k = w (ours; in the paper all clients start at the same v). It is evaluated with
+the shared model, whatever alpha is. `finetune_epochs` trains v_k through the mix, with w and alpha fixed.
 """
 
 from dataclasses import dataclass
@@ -29,20 +28,21 @@ SHARED = ("prompt", "head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Shared w: prompt [P, D] at block 0 and a head; own v_k: ``own.prompt``, ``own.head``; alpha [1] per client."""
+    """Shared w: prompt [P, D] at block 0 and a head. Personal v_k: ``own.prompt``, ``own.head``; alpha [1] per client."""
 
     alpha: Annotated[float, Field(gt=0, le=1)] = option(
-        0.5, "share of the own values in the mix; where it adapts, its start"
+        0.5, "share of the personal values in the mix; its initial value if it adapts"
     )
-    adaptive: bool = option(True, "each client learns its alpha; else it stays as it is given")
+    adaptive: bool = option(True, "whether each client learns its own alpha")
 
     family: ClassVar[str] = "personalised"
+    search: ClassVar = {**Base.search, "alpha": {"linear": (0.1, 0.9)}}
     citation: ClassVar[str] = "Deng et al. 2020, arXiv 2003.13461"
     phases: ClassVar[Phases | None] = (("own", "alpha"), ("prompt", "head"))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 
     def params(self, task: Task) -> dict[str, Param]:
-        """prompt [P, D] and the head, shared; the same once more, and alpha [1], for each client."""
+        """prompt [P, D] and the head, both shared; a local copy of each, and a local alpha [1]."""
         w = self.prompt_param(task) | linear_head(task)
         v = {f"own.{n}": Param(value.init, "local", lr_scale=value.lr_scale) for n, value in w.items()}
         return w | v | {"alpha": Param(torch.full((1,), self.alpha), "local", self.adaptive)}
@@ -65,5 +65,5 @@ class Method(Base):
 
     @only_if(lambda self: self.adaptive and self.phase == 0)
     def steer(self, p: Values, step: Values) -> dict[str, Tensor]:
-        """While alpha is trained, its step ends within [0, 1]."""
+        """Clip alpha to [0, 1] while it is trained."""
         return {"alpha": (p["alpha"] + step["alpha"]).clamp(0, 1) - p["alpha"]}

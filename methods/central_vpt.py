@@ -1,9 +1,9 @@
 """Central VPT: the upper reference without federation, VPT-shallow on the pooled data of all clients that train.
 
-Source: Jia et al. 2022, arXiv 2203.12119 (paper; initialisation from the official code - code). A round draws as many of the
-pooled samples as a cohort of clients holds and trains `local.epochs` epochs on them, from where the last round ended: the
-samples seen, the steps' batch size and the learning rate are those of a federated run (ours). Momentum starts anew each
-round, as it does at clients.
+Source: Jia et al. 2022, arXiv 2203.12119 (paper; initialisation from the official code - code). Each round draws as many of
+the pooled samples as a cohort of clients holds, and trains on them for `local.epochs` epochs, from where the last round
+ended. The number of samples, the batch size and the learning rate are those of a federated run (ours). Momentum is reset
+every round, as it is at clients.
 """
 
 from dataclasses import dataclass

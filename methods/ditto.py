@@ -1,12 +1,12 @@
-"""Ditto: the shared model is trained as FedVPT's; beside it each client trains a copy of its own, pulled to the shared one.
+"""Ditto: a shared model as in FedVPT, and a personal copy for each client that is pulled towards the shared one.
 
-Source: Li et al. 2021, arXiv 2012.04221, algorithm 1 (paper): in each round a client of the cohort takes local steps on
-the shared w, which the server averages, and on its own v_k by the gradient of F_k(v_k) + lambda/2 |v_k - w^t|^2, where w^t
-is what the server sent in this round. Evaluation is with v_k. Here w and v_k are prompts at block 0 and a head (ours); the
-two take turns as phases of `local.epochs` epochs each, and since v_k sees only w^t their order changes nothing.
+Source: Li et al. 2021, arXiv 2012.04221, algorithm 1 (paper). In each round a client takes local steps on the shared w,
+which the server averages, and on its own v_k with the gradient of F_k(v_k) + lambda/2 |v_k - w^t|^2, where w^t is what the
+server sent in this round. Evaluation uses v_k. Here w and v_k are prompts at block 0 and a head (ours). They are trained in
+two phases of `local.epochs` epochs each; their order does not matter, since v_k depends on w^t only.
 
-A client that never took part starts its own copy as the shared model of that day (ours; the paper starts all at w^0), so
-without training it is evaluated with the shared model; `finetune_epochs` trains the own copy, pull and all.
+A client that never took part starts from the current shared model (ours; in the paper all clients start at w^0). Without
+further training it is evaluated with the shared model. `finetune_epochs` trains the personal copy, including the pull.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,18 @@ SHARED = ("prompt", "head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Shared w: prompt [P, D] at block 0 and a head; own v_k: ``own.prompt``, ``own.head``."""
+    """Shared w: prompt [P, D] at block 0 and a head. Personal v_k: ``own.prompt``, ``own.head``."""
 
-    pull: Annotated[float, Field(ge=0)] = option(0.1, "lambda: weight of the own copy's squared distance to w^t")
+    pull: Annotated[float, Field(ge=0)] = option(0.1, "lambda: weight of the squared distance from v_k to w^t")
 
     family: ClassVar[str] = "personalised"
+    search: ClassVar = {**Base.search, "pull": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "Li et al. 2021, arXiv 2012.04221"
     phases: ClassVar[Phases | None] = (("prompt", "head"), ("own",))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 
     def params(self, task: Task) -> dict[str, Param]:
-        """prompt [P, D] and the head, shared, and the same once more for each client."""
+        """prompt [P, D] and the head, both shared, and a local copy of each."""
         w = self.prompt_param(task) | linear_head(task)
         return w | {f"own.{n}": Param(v.init, "local", lr_scale=v.lr_scale) for n, v in w.items()}
 
@@ -55,7 +56,7 @@ class Method(Base):
         return F.linear(out["cls"], p[self._now("head.weight")], p[self._now("head.bias")])
 
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor | None) -> Tensor:
-        """lambda/2 |v_k - w^t|^2 where v_k is trained."""
+        """lambda/2 |v_k - w^t|^2 in the phase that trains v_k."""
         if self.phase == 0:
             return p["prompt"].new_zeros(())
         return self.pull / 2 * sum((p[f"own.{name}"] - received[name]).square().sum() for name in SHARED)  # type: ignore[return-value]

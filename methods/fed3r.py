@@ -1,18 +1,19 @@
-"""Fed3R: ridge regression from features to one-hot labels, exact from clients' second moments, without any training.
+"""Fed3R: ridge regression from features to one-hot labels, exact from the clients' second moments, without any training.
 
-Source: Fani et al. 2024, arXiv 2406.01116 (paper), and the authors' code: a constant 1 is appended to the feature z,
-lambda = 0.01 also on the bias, each class's weight vector (and its bias with it) is scaled to norm 1 (code). A client sends
-A_k = sum z z^T and b_k = sum z y^T once; W = (sum_k A_k + lambda I)^-1 sum_k b_k is the pooled data's solution whatever the
-split. Not ported: random features (Fed3R-RF) and fine-tuning afterwards.
+Source: Fani et al. 2024, arXiv 2406.01116 (paper), and the authors' code (code): a constant 1 is appended to the feature z,
+lambda = 0.01 also applies to the bias, and each class's weight vector, with its bias, is scaled to norm 1. A client sends
+A_k = sum z z^T and b_k = sum z y^T once. W = (sum_k A_k + lambda I)^-1 sum_k b_k is the solution on the pooled data,
+whatever the split. Not ported: random features (Fed3R-RF) and fine-tuning afterwards.
 
-Scores are standardised over the classes, sample by sample, and divided by a temperature (ours): no answer changes, but a
-log prior (`logit_prior: eval`) is weighed against them alike on every backbone and with any number of classes: one
-standard deviation of the scores is worth 1/tau nats. Solved in double precision, since A is close to singular where there
-are fewer samples than dimensions.
+Scores are standardised over the classes of each sample and divided by a temperature (ours). This changes no answer, but it
+weighs a log prior (`logit_prior: eval`) in the same way on every backbone and with any number of classes: one standard
+deviation of the scores is worth 1/tau nats. The system is solved in double precision, since A is close to singular with
+fewer samples than dimensions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +29,22 @@ class Method(Base):
     """Scores W^T (z, 1), standardised, over tau."""
 
     ridge: Annotated[float, Field(gt=0)] = option(0.01, "lambda: added to the diagonal of the summed second moments")
-    normalize: bool = option(True, "scale each class's weights to norm 1")
-    temperature: Annotated[float, Field(gt=0)] = option(0.25, "tau: matters only beside a prior")
+    normalize: bool = option(True, "whether each class's weights are scaled to norm 1")
+    temperature: Annotated[float, Field(gt=0)] = option(
+        0.25, "tau: the scores are divided by it; matters only with a prior"
+    )
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
     search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Fani et al. 2024, arXiv 2406.01116"
 
+    def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
+        """The temperature, if a prior is added; otherwise it changes no answer."""
+        return {"temperature": {"log": (0.05, 2.0)}} if self.logit_prior in ("eval", "both") else {}
+
     def params(self, task: Task) -> dict[str, Param]:
-        """weight [C, D] and bias [C] for clients; the server's running sums A [D+1, D+1] and b [D+1, C]."""
+        """weight [C, D] and bias [C], read by clients; the server's running sums A [D+1, D+1] and b [D+1, C]."""
         classes, width = task.num_classes, task.width
         return {
             "weight": Param(torch.zeros(classes, width), "server"),

@@ -1,21 +1,23 @@
-"""FedCOF: ridge-like classifier whose covariances are estimated from the clients' class means, without any training.
+"""FedCOF: a ridge-like classifier whose covariances are estimated from the clients' class means, without any training.
 
-Source: Goswami et al. 2025 (NeurIPS), arXiv 2412.14326 (paper), and the authors' code (code). A client sends what FedNCM
-sends: per class its number of samples n_kc and the mean mu_kc of the frozen feature (here sums: the same numbers). A mean of
-n samples scatters n times less than a sample, so that over the K_c clients that hold class c
+Source: Goswami et al. 2025 (NeurIPS), arXiv 2412.14326 (paper), and the authors' code (code). A client sends what it sends
+in FedNCM: per class its number of samples n_kc and the mean mu_kc of the frozen feature (here sums, which hold the same
+information). A mean of n samples varies n times less than a sample. Over the K_c clients that hold class c,
   S_c = 1/(K_c - 1) sum_k n_kc (mu_kc - mu_c)(mu_kc - mu_c)^T
-is an unbiased estimate of its covariance, if clients draw their samples of a class alike. The classifier is
+is therefore an unbiased estimate of the covariance of c, if the clients' samples of a class have the same distribution. The
+classifier is
   G = sum_c (N_c - 1) (S_c + gamma I) + N mu mu^T,   W = G^-1 B,   B = (N_c mu_c)_c,
-each class's weights scaled to norm 1, no bias: within-class scatter alone, the scatter between classes is left out. A class
-that one client holds has S_c = 0; G is inverted by the pseudo-inverse (both code).
+with each class's weights scaled to norm 1 and no bias. It uses the scatter within classes and leaves out the scatter
+between them. A class of one client has S_c = 0. G is inverted by the pseudo-inverse (both code).
 
-No D x D matrix per class is ever made: the server keeps the means that it was sent as rows [M, D], M = number of (client,
-class) pairs, and G is one product of weighted rows (ours). That is at most a row per training sample: 370 MB for
-iNaturalist User-120k at D = 768. Standardised scores and the temperature are Fed3R's (ours).
+No D x D matrix per class is ever built (ours): the server keeps the received means as rows [M, D], M = number of (client,
+class) pairs, and G is one product of weighted rows. There is at most one row per training sample: 370 MB for iNaturalist
+User-120k at D = 768. Standardised scores and the temperature are as in Fed3R (ours).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +33,21 @@ class Method(Base):
     """Scores w_c . z, standardised, over tau."""
 
     shrinkage: Annotated[float, Field(ge=0)] = option(1.0, "gamma: added to the diagonal of each class's covariance")
-    temperature: Annotated[float, Field(gt=0)] = option(0.25, "tau: matters only beside a prior")
+    temperature: Annotated[float, Field(gt=0)] = option(
+        0.25, "tau: the scores are divided by it; matters only with a prior"
+    )
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
     search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Goswami et al. 2025, arXiv 2412.14326"
 
+    def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
+        """The temperature, if a prior is added; otherwise it changes no answer."""
+        return {"temperature": {"log": (0.05, 2.0)}} if self.logit_prior in ("eval", "both") else {}
+
     def params(self, task: Task) -> dict[str, Param]:
-        """weight [C, D] for clients; the server's rows: means [M, D], their classes [M] and numbers of samples [M]."""
+        """weight [C, D], read by clients; the server's rows: means [M, D], classes [M] and numbers of samples [M]."""
         zero = torch.zeros(task.num_classes, task.width)
         return {
             "weight": Param(zero, "server"),
@@ -76,7 +84,7 @@ class Method(Base):
         return G, B
 
     def classifier(self, means: Tensor, of: Tensor, n: Tensor, classes: int) -> Tensor:
-        """W [C, D], rows of norm 1; zero for a class that nobody has shown."""
+        """W [C, D] with rows of norm 1; zero for an unseen class."""
         G, B = self.gram(means, of, n, classes)
         return F.normalize(B @ torch.linalg.pinv(G, hermitian=True))
 

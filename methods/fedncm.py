@@ -1,14 +1,15 @@
-"""FedNCM: the nearest class prototype, without any training, optionally with the client's class prior.
+"""FedNCM: the nearest class prototype without any training, optionally with the client's class prior.
 
-Source: Legate et al. 2023 (NeurIPS), arXiv 2306.03937 (paper): each client sends per-class means and counts of the frozen
-feature once (here sums: the same numbers), and the server's averages are the pooled class means exactly. Scores are z times
-the means scaled to norm 1, as in the comparison of Goswami et al. 2025 (code); dividing by |z| and by the temperature at
-which a prior is weighed against them is ours, changes no answer without a prior, and is the same as PEP-FedPT's. The
-control that shows what prototypes and priors are worth alone. Not ported: fine-tuning afterwards (FedNCM+FT).
+Source: Legate et al. 2023 (NeurIPS), arXiv 2306.03937 (paper). Each client sends per-class means and counts of the frozen
+feature once (here sums, which hold the same information), and the server's averages are exactly the class means of the pooled
+data. Scores are z times the means scaled to norm 1, as in the comparison of Goswami et al. 2025 (code). We also divide by |z|
+and by the temperature (ours). Without a prior this changes no answer; with one it weighs prior against similarity as PEP-FedPT
+does. This control shows what prototypes and priors achieve alone. Not ported: fine-tuning afterwards (FedNCM+FT).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,18 @@ from fedbench.method import Param, Task, Values, class_sums, option
 class Method(Base):
     """Scores cos(z, mu_c) / tau; `logit_prior: eval` adds the client's log prior."""
 
-    temperature: Annotated[float, Field(gt=0)] = option(0.1, "tau: matters only beside a prior")
+    temperature: Annotated[float, Field(gt=0)] = option(
+        0.1, "tau: the cosines are divided by it; matters only with a prior"
+    )
 
     family: ClassVar[str] = "training-free"
     reference: ClassVar[bool] = True
     citation: ClassVar[str] = "Legate et al. 2023, arXiv 2306.03937"
     search: ClassVar = {}  # nothing is trained
+
+    def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
+        """The temperature, if a prior is added; otherwise it changes no answer."""
+        return {"temperature": {"log": (0.01, 1.0)}} if self.logit_prior in ("eval", "both") else {}
 
     def params(self, task: Task) -> dict[str, Param]:
         """prototype [C, D], and the server's running sums [C, D] and counts [C]."""
@@ -44,7 +51,7 @@ class Method(Base):
         return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
-        """Pooled class means of all clients that have reported; a class that none has shown keeps a zero prototype."""
+        """Class means over all clients that have reported; the prototype of an unseen class is zero."""
         total, count = server["sum"] + stats["sum"].sum(0), server["count"] + stats["count"].sum(0)
         return {"sum": total, "count": count, "prototype": total / count.clamp(min=1)[:, None]}
 

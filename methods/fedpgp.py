@@ -1,16 +1,18 @@
-"""FedPGP: shared prompts plus a low-rank term of the client, and a contrast that keeps the shared ones near the backbone.
+"""FedPGP: shared prompts plus a low-rank term per client, and a contrastive loss that keeps the shared ones near the backbone.
 
 Source: Cui et al. 2024 (ICML), arXiv 2405.09771 (paper and code; made for the text prompts of CLIP, so this is a port).
-Kept: P_k = P_G + U_k V_k, P_G averaged, the factors U_k [P, r] and V_k [r, D] local and N(0, 0.02^2) at the start (code);
-the two-way contrast, cross-entropy of (cos(z_0, z_G), cos(z_G, z_k)) / tau with the first as the right answer (code): the
-feature under the shared prompts is drawn to that of the model without learned prompts and away from that of the client's
-own. Changed (ours): prompts enter the image ViT at block 0, so the features are CLS features of each image, where CLIP has
-one text feature per class; z_0 is the prompt-free feature, of the image without augmentation, where CLIP has the
-hand-written prompt; CLIP classifies by its text features, here a linear head does, shared unless told. rank, mu, tau and
-the factors' learning rate are ours.
+Kept: P_k = P_G + U_k V_k with averaged P_G and local factors U_k [P, r] and V_k [r, D], initially N(0, 0.02^2) (code); the
+two-way contrast, the cross-entropy of (cos(z_0, z_G), cos(z_G, z_k)) / tau with the first as the right answer (code). It
+pulls the feature under the shared prompts towards that of the model without learned prompts, and away from that of the
+client's own prompts.
 
-A client that never took part has its initial factors, whose product is next to nothing: it is evaluated with the shared
-prompts, and with the shared head (with `head: local` with the initial one, whose answers are a guess).
+Changed (ours): prompts enter the image ViT at block 0, so the features are CLS features of each image, while CLIP has one
+text feature per class. z_0 is the prompt-free feature of the image without augmentation, in place of CLIP's hand-written
+prompt. CLIP classifies by its text features; here a linear head does, shared by default. rank, mu, tau and the factors'
+learning rate are ours.
+
+A client that never took part has its initial factors, whose product is almost zero. It is evaluated with the shared prompts
+and the shared head; with `head: local` it has the initial head, which can only guess.
 """
 
 from dataclasses import dataclass
@@ -26,16 +28,22 @@ from fedbench.method import Param, Task, Values, linear_head, option, tokens
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Prompts P_G + U_k V_k [P, D] at block 0; view ``global`` passes P_G alone, for the contrast."""
+    """Prompts P_G + U_k V_k [P, D] at block 0. The view ``global`` uses P_G alone, for the contrast."""
 
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the shared prompts")
-    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of the client's own term")
+    rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of the client's term")
     factor_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of U_k and V_k")
-    mu: Annotated[float, Field(ge=0)] = option(1.0, "weight of the contrast")
+    mu: Annotated[float, Field(ge=0)] = option(1.0, "weight of the contrastive loss")
     temperature: Annotated[float, Field(gt=0)] = option(0.5, "tau: the cosines are divided by it")
-    head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
+    head: Literal["shared", "local"] = option("shared", "shared: one averaged head; local: one per client")
 
     family: ClassVar[str] = "personalised"
+    search: ClassVar = {
+        **Base.search,
+        "factor_lr_scale": {"log": (0.1, 100.0)},
+        "mu": {"log": (0.01, 10.0)},
+        "rank": {"choice": (1, 2, 4, 8)},
+    }
     citation: ClassVar[str] = "Cui et al. 2024, arXiv 2405.09771"
     views: ClassVar[tuple[str, ...]] = ("global",)
 
@@ -54,7 +62,7 @@ class Method(Base):
         return {**self.prompt_param(task), **factors, **linear_head(task, self.head)}
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """P_G + U V, the same tokens for every sample; in the view P_G."""
+        """P_G + U V, or P_G in the view ``global``; the same tokens for every sample."""
         return {"prompt": tokens(p["prompt"] if self.view == "global" else p["prompt"] + p["U"] @ p["V"], cls)}
 
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
-"""FedPR: deep prompts whose local updates leave alone the directions that the global prompts already use.
+"""FedPR: deep prompts whose local updates stay out of the directions that the global prompts already use.
 
-Source: Feng et al., CVPR 2023, arXiv 2303.16181, made for MRI reconstruction on a Swin Transformer: a port. Kept (code):
-prompts at every block, averaged; after aggregation the SVD of P^T P in each block, the leading 20 % of its D directions
-dropped, V of the others; each step of the local optimiser times V V^T / ||V V^T||_F.
+Source: Feng et al., CVPR 2023, arXiv 2303.16181, made for MRI reconstruction with a Swin Transformer: a port. Kept (code):
+averaged prompts at every block; after aggregation the SVD of P^T P in each block, of whose D directions the leading 20 %
+are dropped and the others are V; each step of the local optimizer is multiplied by V V^T / ||V V^T||_F.
 
-What differs (ours). P prompts have rank P at most, so where .2 D > P the rest of what the code drops is an arbitrary choice
-within the null space, and its projector is not unique: here only directions that P has are dropped, min(.2 D, P) of them.
-The norm makes steps about sqrt(D) times smaller: that is what `prompt_lr_scale` is for (the code: Adam at .1 on prompts from
-U(0, 1); here VPT's initial prompts and the run's optimiser, whose state does not outlive a round). The first round has
-nothing to leave alone: the code takes its steps unscaled, here they are scaled as later. A trained, averaged linear head
-stands in for the frozen decoder. The directions are sent and counted, although a client could find them itself; with an
-aggregation other than FedAvg they are those of the average, which it steps towards.
+Ours, where we depart from the code:
+
+* P prompts have rank P at most. If 0.2 D > P, the rest of what the code drops is an arbitrary part of the null space, so
+  its projector is not unique. Here only directions that P has are dropped, min(0.2 D, P) of them.
+* The norm makes steps about sqrt(D) times smaller, which `prompt_lr_scale` makes up for. (The code uses Adam at 0.1 on
+  prompts from U(0, 1); here prompts start as VPT's, and the run's optimizer is reset every round.)
+* In the first round nothing is dropped. The code then takes unscaled steps; here they are scaled as in later rounds.
+* A trained, averaged linear head replaces the frozen decoder.
+* The server sends the directions, and they count as traffic, although a client could compute them. With another
+  aggregation than FedAvg they are the directions of the average that it steps towards.
 """
 
 from dataclasses import dataclass
@@ -30,11 +33,12 @@ class Method(Base):
 
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at every block")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
-        10.0, "factor on the learning rate of the prompts, against the norm of the projector"
+        10.0, "factor on the learning rate of the prompts, which makes up for the norm of the projector"
     )
-    drop: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "share of the D directions that updates leave alone")
+    drop: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "share of the D directions that updates stay out of")
 
     family: ClassVar[str] = "grouped"
+    search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (1.0, 1000.0)}}
     citation: ClassVar[str] = "Feng et al. 2023 (CVPR), arXiv 2303.16181"
 
     def layers(self, depth: int) -> tuple[int, ...]:
@@ -42,7 +46,7 @@ class Method(Base):
         return tuple(range(depth))
 
     def params(self, task: Task) -> dict[str, Param]:
-        """prompt [L, P, D], the head, and the directions to leave alone, rows of leading [L, r, D]; zero: none yet."""
+        """prompt [L, P, D], the head, and the dropped directions as rows of leading [L, r, D]; zero: none yet."""
         start = task.prompt_init("prompt", task.depth, self.prompt_length, task.width)
         dropped = min(int(self.drop * task.width), self.prompt_length)
         return {
@@ -52,7 +56,7 @@ class Method(Base):
         }
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """Block `layer`'s own tokens take the place of the last block's."""
+        """The tokens of block `layer`, which replace those of the block before."""
         return {"prompt": tokens(p["prompt"][layer], cls)}
 
     def steer(self, p: Values, step: Values) -> dict[str, Tensor]:
@@ -63,7 +67,7 @@ class Method(Base):
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P."""
-        got = updates.updated["prompt"]  # [K, L, P, D]
-        mean = torch.tensordot((updates.num_samples / updates.num_samples.sum()).double(), got.double(), dims=1)
+        updated = updates.updated["prompt"]  # [K, L, P, D]
+        mean = torch.tensordot((updates.num_samples / updates.num_samples.sum()).double(), updated.double(), dims=1)
         directions = torch.linalg.svd(mean, full_matrices=False).Vh  # [L, min(P, D), D]
-        return {"leading": directions[:, : server["leading"].shape[1]].to(got)}
+        return {"leading": directions[:, : server["leading"].shape[1]].to(updated)}

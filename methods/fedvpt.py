@@ -1,8 +1,8 @@
-"""VPT-shallow with FedAvg, and its personalised forms: where the prompts and the head live is a field.
+"""VPT-shallow with FedAvg, and its personalised forms: fields say whether prompts and head are shared or local.
 
-Source: visual prompt tuning is Jia et al. 2022 (arXiv 2203.12119; initialisation from the official code - code); its
-federated form and the personalised homes follow the baselines of pFedPG (Yang et al. 2023) and FedPer (Arivazhagan et
-al. 2019, arXiv 1912.00818) - paper. `own_init` and the choice of fields are ours.
+Source: visual prompt tuning is Jia et al. 2022 (arXiv 2203.12119; initialisation from the official code - code). Its federated
+form and the local variants follow the baselines of pFedPG (Yang et al. 2023) and FedPer (Arivazhagan et al. 2019,
+arXiv 1912.00818) - paper. `own_init` and the choice of fields are ours.
 
 =============  ==========  ===========================================================================
 prompt         head        known as
@@ -14,8 +14,8 @@ local          local       both local, initialised jointly; with own_init: local
 shared         shared      with finetune_epochs: FedVPT + local fine-tuning
 =============  ==========  ===========================================================================
 
-A client that never took part has the averaged values, and of what is local the initial ones: with a local head its answers
-are a guess. `finetune_epochs` trains prompts and head on a client's own data before it is evaluated, wherever they live.
+A client that never took part has the averaged shared values and the initial local ones; with a local head it can only guess.
+`finetune_epochs` trains prompts and head on a client's own data before evaluation, whether they are shared or local.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,9 @@ from fedbench.method import Param, Task, linear_head, option
 class Method(Base):
     """P prompt tokens after CLS at block 0, without position embedding, and a linear head."""
 
-    prompt: Literal["shared", "local"] = option("shared", "where the prompts live: averaged, or one set per client")
-    head: Literal["shared", "local"] = option("shared", "where the head lives: averaged, or one per client")
-    own_init: bool = option(False, "each client's local values start from a draw of its own")
+    prompt: Literal["shared", "local"] = option("shared", "shared: averaged prompts; local: one set per client")
+    head: Literal["shared", "local"] = option("shared", "shared: one averaged head; local: one per client")
+    own_init: bool = option(False, "whether each client draws its own initial local values")
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"
 
@@ -44,9 +44,9 @@ class Method(Base):
 
 
 def _own(values: Mapping[str, Param], task: Task) -> dict[str, Param]:
-    """Each local value with a draw of each client's own, with the spread of the common one."""
-    own = {}
+    """Each local value with a draw per client, with the standard deviation of the common initial value."""
+    drawn = {}
     for name, param in values.items():
         rows = task.per_client_normal(f"own.{name}", *param.init.shape, std=float(param.init.square().mean().sqrt()))
-        own[name] = replace(param, rows=rows) if param.home == "local" else param
-    return own
+        drawn[name] = replace(param, rows=rows) if param.home == "local" else param
+    return drawn

@@ -1,7 +1,7 @@
-"""VPT-deep with FedAvg: fresh prompt tokens at every block, those of the block before dropped.
+"""VPT-deep with FedAvg: new prompt tokens at every block, which replace those of the block before.
 
-Source: Jia et al. 2022, arXiv 2203.12119 (paper and code for the prompts and their initialisation); averaging as FedVPT-D
-in pFedPG, Yang et al. 2023 (paper).
+Source: Jia et al. 2022, arXiv 2203.12119 (paper and code, for the prompts and their initialisation); averaging as FedVPT-D in
+pFedPG, Yang et al. 2023 (paper).
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ class Method(Base):
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at every block")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
 
+    search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (0.1, 100.0)}}
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
 
     def layers(self, depth: int) -> tuple[int, ...]:
@@ -29,10 +30,9 @@ class Method(Base):
 
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [L, P, D] and the head."""
-        return {"prompt": Param(task.prompt_init("prompt", task.depth, self.prompt_length, task.width))} | linear_head(
-            task
-        )
+        start = task.prompt_init("prompt", task.depth, self.prompt_length, task.width)
+        return {"prompt": Param(start, lr_scale=self.prompt_lr_scale)} | linear_head(task)
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """Block `layer`'s own tokens take the place of the last block's."""
+        """The tokens of block `layer`, which replace those of the block before."""
         return {"prompt": tokens(p["prompt"][layer], cls)}

@@ -1,8 +1,8 @@
-"""Full fine-tuning: FedAvg of the whole network, every tensor of the backbone and a linear head.
+"""Full fine-tuning: FedAvg of the whole network, that is every tensor of the backbone and a linear head.
 
-Source: McMahan et al. 2017, arXiv 1602.05629 (paper). The reference that prompts are an alternative to: it trains and sends
-everything. Each client has a backbone of its own in memory and in a pass of its own, so this is slow, and a cohort needs
-about (3 + optimiser) copies of the weights (ours: no other way is possible).
+Source: McMahan et al. 2017, arXiv 1602.05629 (paper). The reference to which prompts are an alternative: it trains and sends
+everything. Each client has its own backbone in memory and its own pass, so it is slow, and a cohort needs memory for about
+(3 + optimizer state) copies of the weights.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,14 @@ class Method(Base):
 
     family: ClassVar[str] = "reference"
     reference: ClassVar[bool] = True
+    search: ClassVar = {**Base.search, "backbone_lr_scale": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
 
     def params(self, task: Task) -> dict[str, Param]:
-        """Every tensor of the backbone as it was pre-trained, by its name, and the head."""
+        """Every pre-trained tensor of the backbone by its name, and the head."""
         start = {name: Param(value.detach(), lr_scale=self.backbone_lr_scale) for name, value in task.frozen.items()}
         return start | linear_head(task)
 
     def backbone_weights(self, p: Values, frozen: Values) -> dict[str, Tensor]:
-        """The client's own tensors in the place of all frozen ones."""
+        """The client's own tensors in place of the frozen ones."""
         return {name: p[name] for name in frozen}

@@ -1,4 +1,4 @@
-"""Frozen ViT with an averaged linear head: what federated training gives without any prompt (ours, the usual linear probe)."""
+"""Frozen ViT with an averaged linear head: what federated training achieves without prompts (ours, the usual linear probe)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

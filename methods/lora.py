@@ -1,9 +1,10 @@
 """LoRA with FedAvg: low-rank updates of the attention's projections, the parameter-efficient alternative to prompts.
 
 Source: Hu et al. 2021, arXiv 2106.09685 (paper): W = W_0 + (alpha/r) B A at the query and value projections of every block,
-A Gaussian, B = 0. A's spread is 1/sqrt(D) (ours). A and B are averaged each by itself, as federated LoRA is usually run
-(FedIT, Zhang et al. 2023, arXiv 2305.05644 - paper); the mean of products B A is another matrix than the product of means.
-Each client's weights differ, so that it has a pass of its own: slower than prompts, which share one.
+A Gaussian, B = 0. The standard deviation of A is 1/sqrt(D) (ours). A and B are averaged separately, as federated LoRA
+usually does (FedIT, Zhang et al. 2023, arXiv 2305.05644 - paper), although the mean of the products B A differs from the
+product of the means. The clients' weights differ, so each client has its own pass of the backbone: slower than prompts,
+which share one.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ class Method(Base):
 
     rank: Annotated[int, Field(ge=1)] = option(4, "r: rank of each update", always_shown=True)
     alpha: Annotated[float, Field(gt=0)] = option(8.0, "alpha: updates are scaled by alpha/r")
-    target: Literal["qv", "qkv"] = option("qv", "projections that are updated: query and value, or key as well")
+    target: Literal["qv", "qkv"] = option("qv", "updated projections: query and value, or also key")
     lora_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of A and B")
 
     family: ClassVar[str] = "reference"
     reference: ClassVar[bool] = True
+    search: ClassVar = {**Base.search, "lora_lr_scale": {"log": (0.1, 100.0)}, "alpha": {"log": (1.0, 64.0)}}
     citation: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
 
     def params(self, task: Task) -> dict[str, Param]:

@@ -1,15 +1,15 @@
-"""PEP-FedPT: shared prompts plus class prompts, mixed for each input by what prototypes and the client's prior say of it.
+"""PEP-FedPT: shared prompts plus class prompts, which prototypes and the client's class prior mix for each input.
 
 Source: arXiv 2510.25372 (TMLR 2026). From the abstract (paper): shared prompts and class-specific prompts; the
-Class-Contextualised Mixed Prompt, soft weights from global class prototypes and client class priors; plain FedAvg; no
-parameter stays at a client. Everything else - token counts, similarity, temperature, blocks, query, prototype updates - is
-our reading (ours) and therefore a field. The mixture is the posterior mean of the class prompt given the query:
+Class-Contextualised Mixed Prompt, with soft weights from global class prototypes and client class priors; plain FedAvg; no
+parameter stays at a client. Everything else is our reading (ours) and therefore a field: token counts, similarity,
+temperature, blocks, query and prototype updates. The mixture is the posterior mean of the class prompt given the query:
 s_c(x) ~ pi_k(c) exp(sim(z(x), mu_c) / tau), m(x) = sum_c s_c(x) P_C[c].
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from fedbench.method import (
     ClientUpdates,
     Param,
+    PlannedTask,
     Task,
     Values,
     class_sums,
@@ -30,7 +31,7 @@ from fedbench.method import (
 )
 from fedbench.method import Method as Base
 
-SMOOTHING = 1e-3  # uniform mass mixed into a client's prior: a class that it lacks keeps a small chance
+SMOOTHING = 1e-3  # uniform mass mixed into a client's prior, so that no class has probability 0
 
 
 @dataclass(frozen=True)
@@ -41,34 +42,37 @@ class Method(Base):
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
     class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
     class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
-        30.0, "factor on the learning rate of the class prompts, each of which few samples reach"
+        30.0, "factor on the learning rate of the class prompts, which get small gradients because few samples use each"
     )
     inject: Annotated[int, Field(ge=0)] | None = option(
-        None, "block that the mixed prompt enters; the middle if not given"
+        None, "block at which the mixed prompt enters; default: the middle block"
     )
     temperature: Annotated[float, Field(gt=0)] = option(0.1, "tau: the similarity is divided by it")
     similarity: Literal["cosine", "euclidean"] = option(
         "cosine", "sim: cosine, or minus half the squared distance over D"
     )
     query: Literal["final", "inject"] = option(
-        "final", "z(x): the prompt-free final feature, or the CLS token that enters block `inject`, without gradient"
+        "final",
+        "z(x). final: the prompt-free final feature; inject: the detached CLS token that enters block `inject`",
     )
     prior: Literal["client", "uniform", "none"] = option(
-        "client", "pi_k: the client's class distribution; uniform and none weigh all classes alike"
+        "client", "pi_k. client: the client's class distribution; uniform, none: all classes weigh the same"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, "of the prototypes from round to round; query inject only"
+        0.0, "momentum of the prototypes over rounds; with query inject only"
     )
     average: Literal["samples", "class_counts"] = option(
-        "samples", "weights of class prompt c in the average: n_k, or the client's number of samples of class c"
+        "samples",
+        "weights of class prompt c in the average. samples: n_k; class_counts: the client's samples of class c",
     )
     prototypes: Literal["true", "shuffled"] = option(
-        "true", "shuffled: prototype c stands for another class, a control that keeps everything but their meaning"
+        "true", "shuffled: each prototype stands for a random other class, a control that removes only their meaning"
     )
 
     citation: ClassVar[str] = "arXiv 2510.25372"
     search: ClassVar = {
         **Base.search,
+        "prompt_lr_scale": {"log": (0.1, 100.0)},
         "temperature": {"log": (0.03, 1.0)},
         "class_prompt_lr_scale": {"log": (1.0, 300.0)},
     }
@@ -76,14 +80,17 @@ class Method(Base):
     def _inject(self, depth: int) -> int:
         return depth // 2 if self.inject is None else self.inject
 
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Block `inject` must exist."""
+        if self._inject(task.depth) >= task.depth:
+            raise ValueError(f"inject is {self.inject}, but the backbone has the blocks 0..{task.depth - 1}")
+
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The first block, where prompts are shared, and block `inject`. Raises ValueError where there is no such block."""
-        if self._inject(depth) >= depth:
-            raise ValueError(f"pep_fedpt: inject is {self.inject}, but the backbone has the blocks 0..{depth - 1}")
+        """The first block if there are shared prompts, and block `inject`."""
         return tuple(sorted({0, self._inject(depth)})) if self.prompt_length else (self._inject(depth),)
 
     def taps(self, depth: int) -> tuple[int, ...]:
-        """Block `inject`, where it gives the query."""
+        """Block `inject`, if it provides the query."""
         return (self._inject(depth),) if self.query == "inject" else ()
 
     @property
@@ -97,7 +104,7 @@ class Method(Base):
         return self.prior == "client"
 
     def params(self, task: Task) -> dict[str, Param]:
-        """prompt [P, D] if any, class_prompt [C, n, D], the head, prototype [C, D], and how the server keeps prototypes."""
+        """prompt [P, D] if any, class_prompt [C, n, D], the head, prototype [C, D], and the server's sums."""
         classes, width = task.num_classes, task.width
         order = torch.arange(classes)
         if self.prototypes == "shuffled":
@@ -140,11 +147,11 @@ class Method(Base):
     # -- prototypes ----------------------------------------------------------------------------------------------
     @only_if(lambda self: self.query == "final")
     def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """query final: sums of a feature that never changes are reported once."""
+        """With query final: class sums, reported once, since the feature never changes."""
         return class_sums(query, y, torch.ones_like(query[:, 0]), len(p["prototype"]))
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
-        """mu_c over all clients that have reported; a class that none has shown keeps a zero prototype."""
+        """mu_c over all clients that have reported; the prototype of an unseen class is zero."""
         total, count = server["sum"] + stats["sum"].sum(0), server["count"] + stats["count"].sum(0)
         mean = total / count.clamp(min=1)[:, None]
         return {"sum": total, "count": count, "prototype": mean[server["order"]]}
@@ -153,12 +160,12 @@ class Method(Base):
     def observe(
         self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """query inject: the feature moves with the prompts, so sums are reported every round; class_counts: counts."""
+        """With query inject: class sums every round, since the feature moves with the prompts; with class_counts: counts."""
         sums = class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
         return sums if self.query == "inject" else {"count": sums["count"]}
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
-        """Prototypes from this round's sums (query inject); class prompts by class counts (average class_counts)."""
+        """Prototypes from this round's sums (query inject), class prompts averaged by class counts (average class_counts)."""
         new: dict[str, Tensor] = {}
         if self.query == "inject":
             count = updates.sums["count"].sum(0)[server["order"], None]

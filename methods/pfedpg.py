@@ -1,18 +1,18 @@
 """pFedPG: the server generates each client's prompts from base prompts and a descriptor of the client.
 
-Source: Yang et al. 2023 (ICCV), arXiv 2308.15367 (paper; no official code). The client trains the prompts P_n that it was
-sent and a head of its own, and sends back the change of P_n. The generator is one cross-attention, the descriptor d_n the
-query, the base prompts keys and values: P_n = P_base + softmax(d_n W_Q (P_base W_K)^T / sqrt(D')) P_base W_V W_O. The
-server steps by the chain rule: the gradient of (P_base, d, W) is the vector-Jacobian product of P_n with P_n - P_n~, where
-P_n~ is what came back.
+Source: Yang et al. 2023 (ICCV), arXiv 2308.15367 (paper; there is no official code). The client trains the prompts P_n that
+it receives and a head of its own, and returns the change of P_n. The generator is one cross-attention with the descriptor
+d_n as the query and the base prompts as keys and values: P_n = P_base + softmax(d_n W_Q (P_base W_K)^T / sqrt(D')) P_base
+W_V W_O. The server steps by the chain rule: the gradient of (P_base, d, W) is the vector-Jacobian product of P_n with P_n -
+P_n~, where P_n~ is what the client returned.
 
-Open in the paper and decided here (ours): d_n is one vector, so one residual is added to all tokens; clients are weighed
-by n_k; the server takes plain gradient steps, so descriptors of absent clients stay (with Adam, as in a public port, they
-move); `server_lr` 1, at which the base prompts alone would be FedAvg's (the paper's 1e-3 belongs to clients with a
-learning rate of .25); linear maps start as U(-1/sqrt(D), 1/sqrt(D)), descriptors as N(0, 1).
+Open in the paper and decided here (ours): d_n is one vector, so one residual is added to all tokens. Clients are weighted
+by n_k. The server takes plain gradient steps, so descriptors of absent clients stay (with Adam, as in a public port, they
+move). `server_lr` is 1, at which the base prompts alone would be FedAvg's (the paper's 1e-3 belongs to clients with a
+learning rate of 0.25). Linear maps start as U(-1/sqrt(D), 1/sqrt(D)), descriptors as N(0, 1).
 
-A client that never took part gets what the generator makes of its initial descriptor, and has the initial head, whose
-answers are a guess; `finetune_epochs` trains both.
+A client that never took part gets the prompts of its initial descriptor and the initial head, which can only guess;
+`finetune_epochs` trains both.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,14 @@ from fedbench.method import InputPrompt as Base
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Prompts P_n [P, D] at block 0 made by the server for each client, a local head; the generator stays at the server."""
+    """Prompts P_n [P, D] at block 0, made for each client by a generator at the server, and a local head."""
 
     prompt_length: Annotated[int, Field(ge=1)] = option(10, "P: prompt tokens at the input of the first block")
-    attention_width: Annotated[int, Field(ge=1)] | None = option(None, "D': width of the attention; D if not given")
+    attention_width: Annotated[int, Field(ge=1)] | None = option(None, "D': width of the attention; default: D")
     server_lr: Annotated[float, Field(gt=0)] = option(1.0, "learning rate of the generator")
 
     family: ClassVar[str] = "personalised"
+    search: ClassVar = {**Base.search, "server_lr": {"log": (0.1, 10.0)}}
     citation: ClassVar[str] = "Yang et al. 2023, arXiv 2308.15367"
 
     def params(self, task: Task) -> dict[str, Param]:
@@ -50,7 +51,7 @@ class Method(Base):
         }.items():
             generator[name] = task.uniform(f"generator.{name}", *shape, bound=shape[0] ** -0.5)
         return {
-            "prompt": Param(base, "local", lr_scale=self.prompt_lr_scale),  # `send` takes its place
+            "prompt": Param(base, "local", lr_scale=self.prompt_lr_scale),  # replaced by `send`
             **linear_head(task, "local"),
             **{f"generator.{name}": Param(value, "server_only") for name, value in generator.items()},
         }
@@ -68,7 +69,7 @@ class Method(Base):
         return {"prompt": self.generate(server, clients)}
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
-        """One gradient step of the generator, whose P_n the clients would have had elsewhere."""
+        """One gradient step of the generator towards the prompts that the clients returned."""
         weight = (updates.num_samples / updates.num_samples.sum()).to(updates.updated["prompt"])[:, None, None]
         back = weight * (updates.received["prompt"] - updates.updated["prompt"])  # [K, P, D]
         with torch.enable_grad():

@@ -1,48 +1,54 @@
-"""pFedPT: each client adds a private, trainable border to its images and trains the shared classifier on those.
+"""pFedPT: each client adds a private, trainable border to its images, and trains the shared classifier on them.
 
-Source: Li et al. 2024 (TMLR), arXiv 2303.08678 (paper and code; made for a CNN, so this is a port). Kept: the padding border
-of the client, added to the pixels (it does not replace them) and never sent; border and classifier trained in turn, the
-border first; the classifier averaged. Changed (ours): the paper trains and averages the whole CNN, here the backbone is a
-frozen ViT and only its linear head is shared; the border is as wide as an eighth of the image unless told; it starts
-at zero, where the code draws it from N(0, 1); it is added to the normalised image.
+Source: Li et al. 2024 (TMLR), arXiv 2303.08678 (paper and code; made for a CNN, so this is a port). Kept: the client's
+border is added to the pixels (it does not replace them) and never sent; border and classifier are trained in turn, the
+border first; the classifier is averaged. Changed (ours): the paper trains and averages the whole CNN, here the backbone is
+a frozen ViT and only its linear head is shared. The border is an eighth of the image wide by default. It starts at zero
+(the code draws it from N(0, 1)). It is added to the normalised image.
 
-A client that never took part has no border yet: it sees the plain image, through the shared head. `finetune_epochs` trains
-border and head.
+A client that never took part has no border yet: it classifies the plain image with the shared head. `finetune_epochs`
+trains border and head.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Method as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option
+from fedbench.method import Param, Phases, PlannedTask, Task, Values, linear_head, option
 
 
 @dataclass(frozen=True)
 class Method(Base):
-    """A local border of b pixels in four strips, a shared head; phase 0 trains the border, phase 1 the head."""
+    """A local border of b pixels in four strips and a shared head. Phase 0 trains the border, phase 1 the head."""
 
     border: Annotated[int, Field(ge=1)] | None = option(
-        None, "b: width of the border in pixels of the backbone's input; an eighth of the image if not given"
+        None, "b: width of the border in pixels of the backbone's input; default: an eighth of the image"
     )
     border_lr_scale: Annotated[float, Field(gt=0)] = option(30.0, "factor on the learning rate of the border")
 
     family: ClassVar[str] = "personalised"
+    search: ClassVar = {**Base.search, "border_lr_scale": {"log": (1.0, 1000.0)}}
     citation: ClassVar[str] = "Li et al. 2024, arXiv 2303.08678"
     phases: ClassVar[Phases | None] = (("border",), ("head",))
 
-    def params(self, task: Task) -> dict[str, Param]:
-        """border.top and border.bottom [3, b, S], border.left and border.right [3, S - 2b, b], and the head.
+    def _border(self, size: int) -> int:
+        return self.border or max(1, size // 8)
 
-        Raises ValueError where the border leaves nothing of the image.
-        """
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """The border must leave something of the image."""
+        border, size = self._border(task.image_size), task.image_size
+        if 2 * border >= size:
+            raise ValueError(f"border is {border}, but an image of {size} pixels has room for {(size - 1) // 2}")
+
+    def params(self, task: Task) -> dict[str, Param]:
+        """border.top and border.bottom [3, b, S], border.left and border.right [3, S - 2b, b], and the head."""
         size = task.image_size
-        b = self.border or max(1, size // 8)
-        if 2 * b >= size:
-            raise ValueError(f"pfedpt: border is {b}, but an image of {size} pixels has room for {(size - 1) // 2}")
+        b = self._border(size)
         shapes = {
             "top": (3, b, size),
             "bottom": (3, b, size),

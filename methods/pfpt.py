@@ -1,31 +1,35 @@
-"""PFPT: a pool of prompts that the server draws together from the clients' copies by probabilistic matching.
+"""PFPT: a pool of prompts that the server rebuilds each round, by matching the prompts of the clients' copies.
 
-Source: Weng et al., NeurIPS 2024, arXiv 2502.19752. From the authors' code (code): the pool's prompts are their own keys; a
-trained linear map of the frozen CLS feature is the query, the nearest prompts by cosine enter at the first block; loss CE +
-0.01 times the sum of their cosines, *added* where L2P subtracts it; map and head averaged. Server: each client's version of
-each prompt that somebody used is a candidate centroid phi_i; the prompts of a client are draws from N(phi_i, diag s(phi_i)^2)
-of different centroids, each of which a client uses with probability g(phi_i); s and g are small networks, new every round; 50
-loops of one Adam step and one assignment per client; centroids in use are the new pool, whose size therefore changes.
+Source: Weng et al., NeurIPS 2024, arXiv 2502.19752. From the authors' code: the pool's prompts are their own keys. The
+query is a trained linear map of the frozen CLS feature, and the nearest prompts by cosine enter at the first block. The
+loss is cross entropy plus 0.01 times the sum of their cosines (L2P subtracts it). Map and head are averaged. At the server,
+each client's version of each used prompt is a candidate centroid phi_i. The prompts of a client are draws from N(phi_i,
+diag s(phi_i)^2) of different centroids, and a client uses each centroid with probability g(phi_i). s and g are small
+networks, new every round. The server makes 50 loops of one Adam step and one assignment per client. The centroids in use
+are the new pool, so its size changes.
 
-What differs (ours). The code gives a batch the prompts that most of its samples ask for, in tests too: here each sample has
-its own, so that no prediction depends on its neighbours. The code's Bernoulli term is n log Ber(c_i) with c_i of the last
-assignment, for the loss of used centroids alone, so that g goes to 1 and its first sign decides how many centroids survive:
-here loss and assignment have one objective, the log-likelihood with g for used and 1 - g for unused centroids, so that close
-versions of one prompt merge. The output of the code's "covariance" network is a standard deviation: so it is here. One linear
-head; no dropout. No aggregation touches the pool. The draws of round t are of the stream (seed, "pfpt", t).
+Ours, where we depart from the code:
+
+* The code gives a whole batch the prompts that most of its samples ask for, also in tests. Here each sample has its own,
+  so that no prediction depends on other samples.
+* The code's Bernoulli term is n log Ber(c_i), with c_i of the last assignment, in the loss of used centroids only. g then
+  goes to 1, and its first sign decides how many centroids survive. Here loss and assignment share one objective: the
+  log-likelihood, with g for used and 1 - g for unused centroids. Close versions of one prompt merge.
+* The output of the code's "covariance" network is a standard deviation, and is used as one here too.
+* One linear head, no dropout. Aggregations do not touch the pool. Round t draws from the stream (seed, "pfpt", t).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedbench.method import ClientUpdates, Param, Task, Values, linear_head, option, rng
+from fedbench.method import ClientUpdates, Param, PlannedTask, Task, Values, linear_head, option, rng
 from fedbench.method import Method as Base
 
 HIDDEN = 128  # width of the two networks (code)
@@ -33,16 +37,24 @@ HIDDEN = 128  # width of the two networks (code)
 
 @dataclass(frozen=True)
 class Method(Base):
-    """A pool [n, D], of which each sample takes the P prompts nearest to its query, and a linear head."""
+    """A pool [n, D] and a linear head; each sample uses the P prompts nearest to its query."""
 
-    pool_size: Annotated[int, Field(ge=1)] = option(20, "n: prompts in the pool at the start")
-    prompt_length: Annotated[int, Field(ge=1)] = option(10, "P: prompts of the pool that a sample takes")
+    pool_size: Annotated[int, Field(ge=1)] = option(20, "n: initial number of prompts in the pool")
+    prompt_length: Annotated[int, Field(ge=1)] = option(10, "P: prompts of the pool per sample")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(0.1, "factor on the learning rate of the pool")
-    similarity: float = option(0.01, "weight of the cosines in the loss; negative draws prompts to their queries")
-    loops: Annotated[int, Field(ge=1)] = option(50, "loops of the server over the cohort")
+    similarity: float = option(
+        0.01, "weight of the cosines in the loss; a negative weight pulls prompts towards their queries"
+    )
+    loops: Annotated[int, Field(ge=1)] = option(50, "passes of the server over the cohort")
 
     family: ClassVar[str] = "grouped"
+    search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "Weng et al. 2024 (NeurIPS), arXiv 2502.19752"
+
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """A sample cannot take more prompts than the pool holds."""
+        if self.prompt_length > self.pool_size:
+            raise ValueError(f"prompt_length {self.prompt_length} is more than pool_size {self.pool_size}")
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """The first block."""
@@ -54,9 +66,7 @@ class Method(Base):
         return True
 
     def params(self, task: Task) -> dict[str, Param]:
-        """pool [n, D], the query's map [D, D], the head, and what the draws of a round depend on. Raises ValueError."""
-        if self.prompt_length > self.pool_size:
-            raise ValueError(f"pfpt: prompt_length {self.prompt_length} is more than pool_size {self.pool_size}")
+        """pool [n, D], the query's map [D, D], the head, and the seed and number of the round's random stream."""
         start = task.prompt_init("pool", self.pool_size, task.width)
         return {
             "pool": Param(start, lr_scale=self.prompt_lr_scale, averaged=False),
@@ -67,7 +77,7 @@ class Method(Base):
         }
 
     def choose(self, p: Values, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The P nearest prompts of each sample, and their cosines, [B, P] each."""
+        """The P nearest prompts of each sample and their cosines, [B, P] each."""
         cosine = F.normalize(query @ p["map"].T, dim=-1) @ F.normalize(p["pool"], dim=-1).T  # [B, n]
         chosen = cosine.topk(self.prompt_length, -1).indices
         return chosen, cosine.gather(1, chosen)
@@ -84,12 +94,12 @@ class Method(Base):
     def observe(
         self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """How many samples used each prompt: only used prompts go on."""
+        """How many samples used each prompt; unused prompts are dropped."""
         hot = F.one_hot(self.choose(p, query)[0], len(p["pool"])).to(weight).sum(1)  # [B, n]
         return {"used": weight @ hot}  # [n]
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
-        """The new pool: what matching makes of the prompts that somebody used."""
+        """The new pool, matched from the prompts that any client used."""
         used = updates.sums["used"].sum(0) > 0
         local = updates.updated["pool"][:, used]  # [K, n, D]
         now = int(server["round"]) + 1
@@ -100,7 +110,7 @@ class Method(Base):
 def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, list[Tensor]]:
     """Centroids in use [m, D] for the prompts `local` [K, n, D], and each client's assignment [n] to them.
 
-    Alternates one Adam step on the log-likelihood of a client and the assignment of its prompts that maximises it.
+    Each loop takes, for each client, one Adam step on its log-likelihood and then the best assignment of its prompts.
     """
     clients, n, width = local.shape
     phi = local.flatten(0, 1).clone().requires_grad_()  # [K n, D]: every local prompt is a candidate
@@ -124,7 +134,7 @@ def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, li
 
 
 def log_likelihood(x: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
-    """What it adds to assign prompt j of x [n, D] to centroid i [n, M], and the log-likelihood of using no centroid.
+    """The gain [n, M] of assigning prompt j of x [n, D] to centroid i, and the log-likelihood of using no centroid.
 
     log N(x_j; phi_i, std_i^2) + log g_i - log(1 - g_i), and sum_i log(1 - g_i), with g the sigmoid of `logit` [M].
     """
@@ -135,8 +145,8 @@ def log_likelihood(x: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> tuple[
 
 
 def assign(scores: Tensor) -> Tensor:
-    """The centroid [n] of each prompt, no two alike, with the greatest sum of scores [n, M]."""
-    from scipy.optimize import linear_sum_assignment  # slow to import, and needed here alone
+    """A different centroid [n] for each prompt, with the greatest sum of scores [n, M]."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
 
     return torch.as_tensor(linear_sum_assignment(scores.cpu().numpy(), maximize=True)[1], device=scores.device)
 

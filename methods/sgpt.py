@@ -1,51 +1,72 @@
-"""SGPT: shared prompt tokens for everybody, and group tokens that each sample picks for itself by its frozen feature.
+"""SGPT: shared prompt tokens for all samples, and group tokens that each sample selects by its frozen feature.
 
-Source: Deng, Thrampoulidis and Li, CVPR 2024, arXiv 2310.18285. From the authors' code (code): shared tokens that start at
-zero, enter after CLS and are never removed; one group per sample, the nearest key to ReLU(z) by cosine, in training
-corrected by how often a group has been chosen; head on the mean of CLS and the group tokens; two local phases; groups and
-keys move half way; keys averaged by the clients' choices; all counts. Ours: frequencies are those of the round's start, over
-all rounds so far (the code updates them between the clients of one round, so that their order matters); every key is
-normalised (the code leaves out key 0); group tokens start as VPT's; the first phase, without groups, reads CLS alone.
+Source: Deng, Thrampoulidis and Li, CVPR 2024, arXiv 2310.18285. From the authors' code (code): shared tokens start at zero,
+enter after CLS and are never removed. Each sample uses one group, that of the nearest key to ReLU(z) by cosine; in training
+the distance is corrected by how often the group has been chosen. The head reads the mean of CLS and the group tokens. There
+are two local phases. Groups and keys move half way to their new values. Keys are averaged by the clients' choices. All
+counts are the code's.
 
-Depth: the source's 12 blocks have shared tokens at 0..3 and group tokens at 4..6. Another backbone of L blocks gets
+Ours: frequencies are those at the start of the round, over all rounds so far (the code updates them between the clients of
+one round, so that their order matters). Every key is normalised (the code leaves out key 0). Group tokens start as VPT's.
+The first phase, which has no groups, reads CLS alone.
+
+Depth: with 12 blocks, the source has shared tokens at 0..3 and group tokens at 4..6. Another backbone of L blocks gets
 round(L/3) and then round(L/4) blocks, at least one of each: 2 and 2 for the 6 blocks of `nano`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import ClientUpdates, Param, Phases, Task, Values, linear_head, only_if, option, tokens
+from fedbench.method import (
+    ClientUpdates,
+    Param,
+    Phases,
+    PlannedTask,
+    Task,
+    Values,
+    linear_head,
+    only_if,
+    option,
+    tokens,
+)
 from fedbench.method import Method as Base
 
-FLOOR = 5e-4  # added to a group's frequency: a group that nobody has chosen is still compared by its distance
-FEW = 50  # a group chosen by no more samples than this averages its key over clients uniformly
+FLOOR = 5e-4  # added to a group's frequency, so that distance still counts for groups that were never chosen
+FEW = 50  # the key of a group with at most this many samples is averaged uniformly over clients
 
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Shared tokens at the first blocks, then one of G groups of tokens per sample at the next blocks."""
+    """Shared tokens at the first blocks, then, for each sample, one of G groups of tokens at the next blocks."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(1, "shared tokens that each shared block adds")
-    group_length: Annotated[int, Field(ge=1)] = option(1, "tokens of a group at each group block")
-    groups: Annotated[int, Field(ge=1)] = option(20, "G: groups to choose from")
+    prompt_length: Annotated[int, Field(ge=1)] = option(1, "shared tokens added at each shared block")
+    group_length: Annotated[int, Field(ge=1)] = option(1, "group tokens added at each group block")
+    groups: Annotated[int, Field(ge=1)] = option(20, "G: number of groups")
     shared_blocks: Annotated[int, Field(ge=1)] | None = option(
-        None, "blocks that add shared tokens; a third of the backbone if not given"
+        None, "number of blocks that add shared tokens; default: a third of the backbone"
     )
     group_blocks: Annotated[int, Field(ge=1)] | None = option(
-        None, "blocks after them that add group tokens; a quarter of the backbone if not given"
+        None, "number of blocks after them that add group tokens; default: a quarter of the backbone"
     )
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         1.0, "factor on the learning rate of shared and group tokens"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = option(0.5, "share of the old groups and keys in the new ones")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.5, "momentum: share of the old groups and keys in the new ones"
+    )
 
     family: ClassVar[str] = "grouped"
+    search: ClassVar = {
+        **Base.search,
+        "prompt_lr_scale": {"log": (0.1, 100.0)},
+        "groups": {"choice": (5, 10, 20, 40)},
+    }
     citation: ClassVar[str] = "Deng et al. 2024 (CVPR), arXiv 2310.18285"
     reads_slots: ClassVar[bool] = True
     phases: ClassVar[Phases | None] = (("shared", "head"), ("group", "key", "head"))
@@ -54,11 +75,15 @@ class Method(Base):
         """How many blocks add shared tokens, and how many add group tokens."""
         return self.shared_blocks or max(1, round(depth / 3)), self.group_blocks or max(1, round(depth / 4))
 
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Shared and group blocks must fit into the backbone."""
+        shared, grouped = self._blocks(task.depth)
+        if shared + grouped > task.depth:
+            raise ValueError(f"{shared} shared and {grouped} group blocks, but the backbone has {task.depth} blocks")
+
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The shared blocks, and behind them, but for the first phase, the group blocks. Raises ValueError."""
+        """The shared blocks; after the first phase also the group blocks behind them."""
         shared, grouped = self._blocks(depth)
-        if shared + grouped > depth:
-            raise ValueError(f"sgpt: {shared} shared and {grouped} group blocks, but the backbone has {depth} in all")
         return tuple(range(shared if self.phase == 0 else shared + grouped))
 
     @property
@@ -67,7 +92,7 @@ class Method(Base):
         return True
 
     def params(self, task: Task) -> dict[str, Param]:
-        """shared [Ls, P, D], group [Lg, G, n, D], orthonormal keys [G, D], the head, and how often groups were chosen."""
+        """shared [Ls, P, D], group [Lg, G, n, D], orthonormal keys [G, D], the head, and the groups' counts."""
         shared, grouped = self._blocks(task.depth)
         size, scale = (self.groups, self.group_length, task.width), self.prompt_lr_scale
         key = _orthonormal(task.normal("key", self.groups, task.width, std=1.0).double())
@@ -84,12 +109,12 @@ class Method(Base):
         """The group of each sample [B], and its cosine to all keys [B, G]."""
         cosine = F.normalize(query.relu(), dim=-1) @ F.normalize(p["key"], dim=-1).T
         distance = (1 - cosine).detach()
-        if self.phase is not None:  # in training a group that has had its share is harder to get into
+        if self.phase is not None:  # in training, frequent groups are further away
             distance = distance * (p["frequency"] + FLOOR)
         return distance.argmin(-1), cosine
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """A slot of its own per block: nothing is replaced, so tokens accumulate."""
+        """Each block adds a slot and replaces none, so tokens accumulate."""
         before = len(p["shared"])
         if layer < before:
             return {f"shared{layer}": tokens(p["shared"][layer], cls)}
@@ -104,7 +129,7 @@ class Method(Base):
 
     @only_if(lambda self: self.phase != 0)
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:
-        """The second phase draws keys to the samples that chose them, [B]."""
+        """The second phase pulls keys towards the samples that chose them, [B]."""
         chosen, cosine = self.choose(p, query)
         return -cosine.gather(1, chosen[:, None])[:, 0]  # [B]
 
@@ -117,7 +142,7 @@ class Method(Base):
         return {"chosen": (F.one_hot(chosen, self.groups).to(weight) * weight[:, None]).sum(0)}  # [G]
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
-        """Groups by n_k and keys by who chose them, both with momentum; the next round's frequencies."""
+        """Groups averaged by n_k and keys by the clients' choices, both with momentum; the next round's frequencies."""
         chosen = updates.sums["chosen"]  # [K, G]
         total = chosen.sum(0)
         by_choice = torch.where(total > FEW, chosen / total.clamp(min=1), 1 / len(chosen))  # [K, G]
@@ -135,9 +160,9 @@ class Method(Base):
 
 
 def _orthonormal(draw: Tensor) -> Tensor:
-    """Orthonormal rows (columns where there are more rows than columns) out of normal draws [G, D]."""
+    """Orthonormal rows (columns, if there are more rows than columns) from normal draws [G, D]."""
     wide = draw.shape[0] <= draw.shape[1]
     q, r = torch.linalg.qr(draw.T if wide else draw)
-    q *= r.diagonal().sign()  # the factorisation that is unique
+    q *= r.diagonal().sign()  # makes the factorisation unique
     rows: Tensor = q.T if wide else q
     return rows.contiguous()

@@ -30,8 +30,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def setting(world):
-    return world.setting({"name": "fedvpt"}, plugins(), "cpu", "float32")
+def experiment(world):
+    return world.experiment({"name": "fedvpt"}, plugins(), "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +73,32 @@ def test_figure_and_profile_are_written(files):
     assert "aten::addmm" in files["txt"].read_text()
 
 
-def test_watched_work_is_done_by_one_thread(setting):
+def test_watched_work_is_done_by_one_thread(experiment):
     """Two at once would have no parts of one round."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with breakdown.watched(torch.device("cpu")):
-            watched = setting.model.thread_map(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(4))
+            watched = experiment.model.thread_map(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(4))
         assert set(watched) == {threading.get_ident()}
-        assert threading.get_ident() not in setting.model.thread_map(lambda _: threading.get_ident(), range(4))
+        assert threading.get_ident() not in experiment.model.thread_map(lambda _: threading.get_ident(), range(4))
     finally:
         torch.set_num_threads(before)
 
 
 def test_the_profile_sees_what_threads_do(world, tmp_path):
-    setting = world.setting({"name": "fedvpt"}, plugins(), "cpu", "float32", chunk_images=4)
+    experiment = world.experiment({"name": "fedvpt"}, plugins(), "cpu", "float32", chunk_images=4)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        breakdown.profile(setting, tmp_path, tmp_path / "table.txt")
+        breakdown.profile(experiment, tmp_path, tmp_path / "table.txt")
     finally:
         torch.set_num_threads(before)
     assert "_ThroughBackward" in (tmp_path / "table.txt").read_text()
 
 
-def test_the_parts_sum_to_the_round(setting, tmp_path):
-    found = breakdown.seconds(setting, tmp_path, rounds=3)
+def test_the_parts_sum_to_the_round(experiment, tmp_path):
+    found = breakdown.seconds(experiment, tmp_path, rounds=3)
     assert sum(found[part] for part in breakdown.PARTS) == pytest.approx(found["whole"], rel=0.03)
     assert all(found[part] > 0 for part in breakdown.PARTS)
 
@@ -115,7 +115,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("part", breakdown.PARTS)
-def test_seconds_are_found_where_they_were_spent(part, setting, tmp_path, monkeypatch):
+def test_seconds_are_found_where_they_were_spent(part, experiment, tmp_path, monkeypatch):
     """On a clock that moves only inside one function of the round."""
     now = [0.0]
     owner, name = PLANTED[part]
@@ -128,7 +128,7 @@ def test_seconds_are_found_where_they_were_spent(part, setting, tmp_path, monkey
     monkeypatch.setattr(owner, name, slow)
     monkeypatch.setattr(breakdown.time, "perf_counter", lambda: now[0])
     with breakdown.watched(torch.device("cpu")) as stopwatch:
-        breakdown.whole_round(setting, tmp_path)
+        breakdown.whole_round(experiment, tmp_path)
     assert now[0] >= 1
     assert stopwatch.parts == {**dict.fromkeys(breakdown.PARTS, 0.0), part: now[0]}
 
@@ -149,10 +149,10 @@ def test_every_function_that_is_timed_is_there_and_comes_back():
     assert functions() == before
 
 
-def test_contenders_have_the_same_model_and_images(world, setting):
+def test_contenders_have_the_same_model_and_images(world, experiment):
     """fedbench's logits are the plain timm model's, and its images those of the Pillow transforms."""
     part = torch.from_numpy(world.parts[1])
-    values = setting.server.send(torch.tensor([1]))
+    values = experiment.server.send(torch.tensor([1]))
     model = contenders.Prompted(world.vit())
     with torch.no_grad():
         for theirs, name in (
@@ -161,13 +161,15 @@ def test_contenders_have_the_same_model_and_images(world, setting):
             (model.head.bias, "head.bias"),
         ):
             theirs.copy_(values[name][0])
-        pixels = setting.model.images.batch(part)
-        ours = setting.model.forward(values, part[None], add_prior=False).logits[0]
+        pixels = experiment.model.images.batch(part)
+        ours = experiment.model.forward(values, part[None], add_prior=False).logits[0]
         torch.testing.assert_close(ours, model(pixels), rtol=1e-4, atol=1e-5)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (setting.model.backbone.mean, setting.model.backbone.std))
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (experiment.model.backbone.mean, experiment.model.backbone.std)
+    )
     plain = (torch.from_numpy(world.images[part.numpy()]).permute(0, 3, 1, 2) / 255 - mean) / std
     torch.testing.assert_close(pixels, plain)
-    assert np.array_equal(np.sort(setting.split.train[1]), world.parts[1])
+    assert np.array_equal(np.sort(experiment.split.train[1]), world.parts[1])
 
 
 def test_the_published_loop_trains_every_client_from_the_server(world, monkeypatch):
@@ -213,7 +215,7 @@ def test_training_calls_python_as_often_for_many_images_as_for_few(tmp_path):
         folder = tmp_path / str(each)
         folder.mkdir()
         case = dataclasses.replace(SMOKE, each=each, batch_size=each)
-        one = World.make(case, folder).setting({"name": "fedvpt"}, plugins(), "cpu", "float32")
+        one = World.make(case, folder).experiment({"name": "fedvpt"}, plugins(), "cpu", "float32")
         one.train(one.cohort_of(1), 0.01, 1)
         count = [0]
 

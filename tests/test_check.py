@@ -12,7 +12,8 @@ import pytest
 from fedbench import data
 from fedbench.cli import check
 from fedbench.contract import form
-from fedbench.method import Method
+from fedbench.method import Method, only_if
+from fedbench.method.hooks import hooks_of, is_optional
 from fedbench.plan.plugins import HOME, PLUGIN_KINDS, PluginError
 
 HEAD = '''
@@ -81,20 +82,20 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "prompts() of a wrong shape": (
         {"prompts": 'def prompts(self, layer, p, cls, query): return {"prompt": p["prompt"] + 0 * p["own"]}'},
         "samples_do_not_see_each_other",
-        r"prompts\(\), slot 'prompt': expected \[B, P, D\] = \[4, any, 32\] for one client, given \[2, 32\]",
+        r"prompts\(\), slot 'prompt': expected \[B, P, D\] = \[4, any, 32\] for one client, found \[2, 32\]",
     ),
     "logits() of a wrong shape": (
         {"logits": 'def logits(self, p, out): return out["cls"].sum()'},
         "samples_do_not_see_each_other",
-        r"logits\(\): expected \[B, C\] = .* for one client, given \[\]",
+        r"logits\(\): expected \[B, C\] = .* for one client, found \[\]",
     ),
     "merge() of a wrong shape": (
-        {"merge": 'def merge(self, server, report): return {"prompt": report.got["prompt"]}'},
+        {"merge": 'def merge(self, server, updates): return {"prompt": updates.updated["prompt"]}'},
         "",
-        r"merge\(\): 'prompt' expected \[2, 32\], given \[3, 2, 32\]",
+        r"merge\(\): 'prompt' expected \[2, 32\], found \[3, 2, 32\]",
     ),
     "merge() of an unknown value": (
-        {"merge": 'def merge(self, server, report): return {"promt": server["prompt"]}'},
+        {"merge": 'def merge(self, server, updates): return {"promt": server["prompt"]}'},
         "",
         r"merge\(\): 'promt' is not one of params\(\): prompt, own, head.weight, head.bias",
     ),
@@ -126,12 +127,14 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         r"^send\(\), 'prompt': expected client 4's row to be the same alone; found a difference of",
     ),
     "merge() that mixes clients": (
-        {"merge": 'def merge(self, server, report): g = report.got["own"]; return {"own": g.mean(0).expand_as(g)}'},
+        {
+            "merge": 'def merge(self, server, updates): g = updates.updated["own"]; return {"own": g.mean(0).expand_as(g)}'
+        },
         "merge_keeps_clients_apart",
-        r"^merge\(\), 'own': expected client 4's row to come from its own report alone; found a difference of",
+        r"^merge\(\), 'own': expected client 4's row to come from its own updates alone; found a difference of",
     ),
     "merge() that reads what stays with the client": (
-        {"merge": 'def merge(self, server, report): return {"prompt": report.got["own"].mean(0)}'},
+        {"merge": 'def merge(self, server, updates): return {"prompt": updates.updated["own"].mean(0)}'},
         "what_is_local_stays_with_the_client",
         r"^merge\(\), 'prompt': expected no trace of what clients keep to themselves \(own\)",
     ),
@@ -168,7 +171,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         r"^prompts\(\), slot 'prompt': expected what it gives for a sample to depend on that sample alone",
     ),
     "a loss that counts padding": (
-        {"extra_loss": 'def extra_loss(self, p, sent, out, query): return out["cls"].square().mean()'},
+        {"extra_loss": 'def extra_loss(self, p, received, out, query): return out["cls"].square().mean()'},
         "samples_do_not_see_each_other",
         r"^extra_loss\(\): expected \[B\] where it is about samples .*; found a scalar that depends on samples",
     ),
@@ -185,7 +188,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             "prompts": 'def prompts(self, layer, p, cls, query): return {"prompt": query[:, None] + p["prompt"] + p["own"]}'
         },
         "samples_do_not_see_each_other",
-        r"prompts\(\): TypeError: 'NoneType' object is not subscriptable",
+        r"prompts\(\) in line \d+: TypeError: 'NoneType' object is not subscriptable",
     ),
     "no decorator": ({"decorator": ""}, "fields_are_options", r"^class Method: expected @dataclass\(frozen=True\)"),
     "a fact that has become a field": (
@@ -222,7 +225,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a value kept on a frozen object": (
         {"logits": "def logits(self, p, out): self.last = out; return super().logits(p, out)"},
         "samples_do_not_see_each_other",
-        r"logits\(\): FrozenInstanceError: cannot assign to field 'last'",
+        r"logits\(\) in line \d+: FrozenInstanceError: cannot assign to field 'last'",
     ),
     "a hook with other arguments": (
         {"prompts": 'def prompts(self, layer, p, cls): return {"prompt": tokens(p["prompt"], cls)}'},
@@ -240,14 +243,14 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         r"^uses_query: expected True, False or a @property",
     ),
     "a misspelt hook": (
-        {"merges": "def merges(self, server, report): return {}"},
+        {"merges": "def merges(self, server, updates): return {}"},
         "public_names_are_hooks",
         r"^merges: expected a hook \(did you mean 'merge'\?\); found a name that nothing calls or reads",
     ),
     "a hook that raises": (
-        {"merge": "def merge(self, server, report): return report.nothing"},
+        {"merge": "def merge(self, server, updates): return updates.nothing"},
         "",
-        r"^merge\(\) in line \d+: expected no exception; found AttributeError: 'Report' object has no attribute",
+        r"merge\(\) in line \d+: AttributeError: 'ClientUpdates' object has no attribute",
     ),
 }
 
@@ -268,13 +271,13 @@ SHARES = "def shares(self, samples, clients, stream): return "
 OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
     "an aggregation that gives another shape": (
         "aggregation",
-        {"merge": "def merge(self, server, report, mean): return {n: v[None] for n, v in mean.items()}"},
-        r"merge\(\): 'prompt' expected \[8, 32\], given \[1, 8, 32\]",
+        {"merge": "def merge(self, server, updates, mean): return {n: v[None] for n, v in mean.items()}"},
+        r"merge\(\): 'prompt' expected \[8, 32\], found \[1, 8, 32\]",
     ),
     "an aggregation with other arguments": (
         "aggregation",
-        {"merge": "def merge(self, server, report): return {}"},
-        r"^merge\(\): expected merge\(server, report, mean\); found merge\(server, report\)",
+        {"merge": "def merge(self, server, updates): return {}"},
+        r"^merge\(\): expected merge\(server, updates, mean\); found merge\(server, updates\)",
     ),
     "a dataset that loads nothing": ("dataset", {}, r"^load\(\): expected a hook load\(root\), .*; found none"),
     "a dataset of floats": (
@@ -377,23 +380,32 @@ def test_fields_are_given_by_hand(tmp_path, capsys):
     assert check.main([str(path), "--set", "test_every=3"]) == check.FINE
 
 
-def test_the_table_of_hooks_is_that_of_the_contract():
-    """Hooks that a base class defines, by signature; those that are None there, by the comment that describes them."""
-    for base, hooks in form.HOOKS.items():
-        comments = dict(re.findall(r"^    # (\w+)\(([\w, ]+)\) ->", inspect.getsource(base), re.MULTILINE))
-        for name, arguments in hooks.items():
-            if (hook := getattr(base, name)) is not None:
-                assert tuple(inspect.signature(hook).parameters)[1:] == arguments, (base, name)
-            else:
-                assert tuple(comments[name].split(", ")) == arguments, (base, name)
-    hooks = {name for name, value in vars(Method).items() if value is None} - {
-        "phases",
-        "finetune_phases",
-        "phase",
-        "view",
-    }
-    assert hooks <= form.HOOKS[Method].keys()
+def test_every_hook_is_declared_once_with_types_and_a_meaning():
     assert {base for _, _, base in PLUGIN_KINDS.values()} == set(form.BASES) - {data.Partitioner}
+    for base in form.BASES:
+        for name, signature in hooks_of(base).items():
+            stub = inspect.getattr_static(base, name)
+            assert stub.__doc__, (base, name)
+            assert signature.return_annotation is not inspect.Signature.empty, (base, name)
+            for parameter in signature.parameters.values():
+                assert parameter.annotation is not inspect.Parameter.empty, (base, name, parameter)
+
+
+def test_an_optional_hook_is_absent_until_it_is_overridden():
+    class Mine(Method):
+        def steer(self, p, step):
+            return step
+
+        @only_if(lambda self: self.phase == 1)
+        def observe(self, p, taps, query, y, weight):
+            return {}
+
+    assert Method().steer is None
+    assert Mine().steer({}, {"a": 1}) == {"a": 1}
+    assert Mine().observe is None
+    assert Mine().at(phase=1).observe.__name__ == "observe"
+    assert is_optional(Method, "steer")
+    assert not is_optional(Method, "params")
 
 
 def test_a_plug_in_error_names_the_file(tmp_path):

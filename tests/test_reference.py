@@ -10,7 +10,7 @@ import pytest
 from written import write_run
 
 from fedbench.base.naming import flat
-from fedbench.plan.config import Run
+from fedbench.plan.config import RunConfig
 from fedbench.plan.plugins import plugins
 from fedbench.report import writer
 from fedbench.report.evidence import gather
@@ -52,8 +52,10 @@ def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_no
 
 def test_the_report_shows_it(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A", 0, {20: 0.5})
-    wishes = writer.Wishes(references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,"))
-    html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", wishes).page.read_text()
+    options = writer.ReportOptions(
+        references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,")
+    )
+    html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", options).page.read_text()
     assert "A et al. 2020, table 1" in html
     assert "clients.number: 10 / 4" in html
     assert "-5.0" in html
@@ -81,7 +83,7 @@ def test_mistakes_are_named(tmp_path: Path, row: str, told: str) -> None:
 def test_every_number_that_is_kept_is_cited_and_its_fields_exist() -> None:
     kept = read()
     assert len(kept) >= 17
-    run: dict[str, Any] = Run(dataset={}, partition={}, method={}).model_dump()
+    run: dict[str, Any] = RunConfig(dataset={}, partition={}, method={}).model_dump()
     known = {*flat(run), "note", "method.prompt_length"}
     classes = plugins().classes
     for one in kept:

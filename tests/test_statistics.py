@@ -1,4 +1,4 @@
-"""Statistics against numbers worked out by hand, published tables, and what must hold of any data."""
+"""Statistics against numbers worked out by hand, other software's distributions, and what must hold of any data."""
 
 from __future__ import annotations
 
@@ -7,180 +7,260 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from fedbench.report import statistics
-from fedbench.report.statistics import compare_all, holm, interval, rank, seeds_p, signed_rank, two_level
+from fedbench.report.power import blocks_needed, power
+from fedbench.report.statistics import (
+    NO_DIFFERENCE,
+    NOT_TESTED,
+    average_rank,
+    blocked_error,
+    client_pairs,
+    compare_all,
+    compare_over_settings,
+    critical,
+    rank,
+    residual_variance,
+    student_quantile,
+    studentized_range_sf,
+)
 from fedbench.report.tables import contests
 
 
-def test_holm_by_hand() -> None:
-    # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made monotone: .04 .06 .06 .06
-    assert holm(np.array([0.03, 0.01, 0.04, 0.02])).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
+# -- distributions -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("groups", "freedom"), [(2, 1), (2, 4), (3, 2), (8, 7), (8, 14), (38, 74)])
+def test_the_studentised_range_is_scipys(groups: int, freedom: int) -> None:
+    q = np.linspace(0.0, 12, 7)
+    np.testing.assert_allclose(
+        studentized_range_sf(q, groups, freedom), stats.studentized_range.sf(q, groups, freedom), atol=1e-6
+    )
+    wanted = stats.studentized_range.ppf(0.95, groups, freedom)
+    assert critical(groups, freedom) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_signed_rank_by_hand() -> None:
-    # ranks of |d|: 1 2 3 4 5; negative only the first: W+ = 14, W- = 1, effect (14 - 1) / 15
-    # exact: sums <= 1 are {} and {1}: 2 of 32, two-sided 4 / 32
-    p, effect = signed_rank(np.array([[-0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]]))
-    assert p.tolist() == pytest.approx([4 / 32, 1.0])
-    assert effect.tolist() == pytest.approx([13 / 15, 0.0])
-    p, effect = signed_rank(np.array([[0.0, 0.2, -0.1]]))  # the zero is dropped: ranks 2 and 1
-    assert effect.tolist() == pytest.approx([(2 - 1) / 3])
+def test_the_studentised_range_of_two_is_a_students_t() -> None:
+    # |t| = q / sqrt 2; on 1 degree of freedom the 97.5 % point is tan(.475 pi)
+    assert critical(2, 1) / math.sqrt(2) == pytest.approx(math.tan(0.475 * math.pi), rel=1e-6)
+    assert student_quantile(1) == pytest.approx(math.tan(0.475 * math.pi))
 
 
-def test_seeds_p_by_hand() -> None:
-    # d = .1 .2 .3: t = .2 / (.1 / sqrt 3) = 3.4641; on 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2) = .0742
-    t = math.sqrt(12)
-    found = seeds_p(np.array([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]))
-    assert found.tolist() == pytest.approx([1 - t / math.sqrt(t**2 + 2), 1.0, 0.0])
+def test_average_ranks_share_ties() -> None:
+    values = np.array([3.0, 1.0, 3.0, 2.0, 3.0])
+    assert average_rank(values).tolist() == [4, 1, 4, 2, 4]
+    np.testing.assert_array_equal(average_rank(values), stats.rankdata(values))
 
 
-def test_interval_by_hand() -> None:
-    # n = 2: t(.975, 1) = tan(.475 pi) = 12.7062; s / sqrt 2 = |a - b| / 2
-    low, high = interval(np.array([0.4, 0.6]))
-    assert (low, high) == pytest.approx((0.5 - math.tan(0.475 * math.pi) * 0.1, 0.5 + math.tan(0.475 * math.pi) * 0.1))
-    assert all(math.isnan(end) for end in interval(np.array([0.4])))
+# -- comparisons over blocks -------------------------------------------------------------------------------------------
+# Three methods over four seeds: row means 5 3 1, column means 2 4 2 4, grand mean 3.
+TABLE = np.array([[4.0, 6.0, 5.0, 5.0], [1.0, 5.0, 1.0, 5.0], [1.0, 1.0, 0.0, 2.0]])
 
 
-def test_the_bootstrap_weighs_groups_alike_and_has_both_levels_of_variance() -> None:
-    weights = two_level((40, 10))
-    assert np.allclose(weights.sum(1), 1)
-    assert weights[:, :40].sum(1).mean() == pytest.approx(0.5, abs=0.02)  # the larger group is no heavier
-    draw = np.random.default_rng(1)
-    groups, each = 30, 20
-    seed_effect, client = draw.normal(0, 2.0, groups), draw.normal(0, 1.0, (groups, each))
-    values = (seed_effect[:, None] + client).ravel()
-    spread = (two_level((each,) * groups) @ values).std()
-    # variance of a mean over drawn groups and members: between / groups + within / (groups each), roughly
-    wanted = math.sqrt((seed_effect + client.mean(1)).var() / groups + client.var(1).mean() / (groups * each))
-    assert spread == pytest.approx(wanted, rel=0.08)
+def test_the_two_way_layout_by_hand() -> None:
+    # column means: 2, 4, 2, 4; residual A: 4-5-2+3 = 0, 6-5-4+3 = 0, 5-5-2+3 = 1, 5-5-4+3 = -1
+    # B: 1-3-2+3 = -1, 5-3-4+3 = 1, -1, 1; C: 1-1-2+3 = 1, 1-1-4+3 = -1, 0-1-2+3 = 0, 2-1-4+3 = 0
+    # sum of squares 2 + 4 + 2 = 8 on (3 - 1)(4 - 1) = 6 degrees of freedom: 4 / 3
+    # A - B: 3 1 4 0, variance 10 / 3, half of it 5 / 3 > 4 / 3; A - C: 3 5 5 3, variance 4 / 3, half of it less
+    variance = residual_variance(TABLE)
+    assert variance[0, 1] == pytest.approx(5 / 3)
+    assert variance[0, 2] == pytest.approx(4 / 3)
+    first, second, _ = compare_all(["A", "B", "C"], TABLE)
+    q = stats.studentized_range.ppf(0.95, 3, 6)
+    assert (first.difference, second.difference) == (2, 4)
+    assert first.high - 2 == pytest.approx(q * math.sqrt(5 / 3 / 4), rel=1e-6)
+    assert second.high - 4 == pytest.approx(q * math.sqrt(4 / 3 / 4), rel=1e-6)
+    assert second.p == pytest.approx(stats.studentized_range.sf(4 / math.sqrt(1 / 3), 3, 6), abs=1e-6)
+    assert (first.verdict, second.verdict) == (NO_DIFFERENCE, "better")
+    assert second.reversed.verdict == "worse"
+    assert (second.reversed.low, second.reversed.high) == (-second.high, -second.low)
 
 
-def test_intervals_cover_what_they_should() -> None:
-    """Of 200 experiments without a difference, about 5 % may be told apart, and with few seeds the words stay careful."""
-    wrong = 0
-    for number in range(200):
-        draw = np.random.default_rng(number)
-        (pair,) = compare_all(["A", "B"], draw.normal(0, 1, (2, 60)), np.repeat(np.arange(3), 20))
-        wrong += pair.verdict != "not told apart"
-    assert wrong <= 20  # a binomial(200, .05) exceeds 20 with probability .001
+def test_two_methods_are_compared_by_a_paired_t_test() -> None:
+    values = np.random.default_rng(0).normal([[1.0], [0.0]], 1.0, (2, 6))
+    (pair,) = compare_all(["A", "B"], values)
+    wanted = stats.ttest_rel(values[0], values[1])
+    assert pair.p == pytest.approx(wanted.pvalue, abs=1e-6)
+    low, high = wanted.confidence_interval()
+    assert (pair.low, pair.high) == (pytest.approx(low, rel=1e-5), pytest.approx(high, rel=1e-5))
 
 
-def test_words_follow_the_test_and_not_the_mean() -> None:
-    seeds = np.repeat(np.arange(3), 30)
+def test_with_one_seed_nothing_is_called_better() -> None:
+    (pair,) = compare_all(["A", "B"], np.array([[0.9], [0.1]]))
+    assert (pair.difference, pair.verdict) == (pytest.approx(0.8), NOT_TESTED)
+    assert math.isnan(pair.low)
+    assert pair.sentence() == "A and B are not tested (+80.0 points, 1 seed)."
+    over = compare_over_settings(["A", "B"], np.array([[[0.9], [0.8], [0.7]], [[0.1], [0.1], [0.1]]]))
+    assert over[0].verdict == NOT_TESTED
+
+
+def test_fewer_than_two_methods_make_no_comparison() -> None:
+    for names in ([], ["A"]):
+        assert compare_all(names, np.ones((len(names), 3))) == []
+        assert compare_over_settings(names, np.ones((len(names), 3, 2))) == []
+
+
+def test_zero_variance_is_no_certainty() -> None:
+    """Accuracies of few samples repeat by rounding: a constant difference of one grain proves nothing over three seeds."""
+    grainy = np.array([[0.2, 0.3, 0.2], [0.1, 0.2, 0.1]])  # a grain of .1, the same difference under each seed
+    (pair,) = compare_all(["A", "B"], grainy)
+    assert pair.p > 0.05
+    assert residual_variance(grainy)[0, 1] == pytest.approx(0.1**2 / 12)
+    (pair,) = compare_all(["A", "B"], np.array([[0.8, 0.81, 0.82], [0.5, 0.51, 0.52]]))
+    assert pair.verdict == "better"  # thirty grains
+    assert 0 < pair.p < 0.05
+    (pair,) = compare_all(["A", "B"], np.full((2, 3), 0.5))
+    assert (pair.p, pair.verdict) == (1.0, NO_DIFFERENCE)
+
+
+def test_eight_equal_methods_with_grainy_worst_accuracies_are_rarely_told_apart() -> None:
+    """The worst of 20 clients with 10 test samples each: 2000 tables without any difference between the methods."""
     draw = np.random.default_rng(0)
-    base = draw.uniform(0.3, 0.9, 90)
-    noisy = base + draw.normal(0.01, 0.2, 90)  # a larger mean, but no difference to speak of
-    ahead = base + draw.normal(0.03, 0.02, 90)
-    first, second, third = compare_all(["base", "noisy", "ahead"], np.stack([base, noisy, ahead]), seeds)
-    assert first.difference != 0
-    assert first.verdict == "not told apart"
-    assert "are not told apart" in first.sentence()
-    assert "better" not in first.sentence()
-    assert second.verdict == "worse"
-    assert second.turned.verdict == "better"
-    assert second.turned.sentence(pairs="clients").startswith("ahead is better than base (+")
-    assert second.difference == pytest.approx(base.mean() - ahead.mean())
-    assert second.low < second.difference < second.high < 0
-    assert second.beats == (base > ahead).mean()
-    assert third.first == "noisy"
+    for seeds in (2, 3, 5):
+        hits = draw.binomial(10, draw.beta(4, 6, (2000, 1, seeds, 20)), (2000, 8, seeds, 20))
+        values = hits.min(-1) / 10
+        gap = values.mean(-1).max(-1)[:, None] - values.mean(-1)
+        margin = np.take_along_axis(blocked_error(values).margins(), gap.argmin(-1)[:, None, None], 1)[:, 0]
+        assert (gap > margin + 1e-12).any(-1).mean() < 0.06
 
 
-def test_a_difference_of_one_seed_alone_is_not_told_apart() -> None:
-    """Many clients under one odd seed of three: the signed-rank test is sure, the interval over seeds is not."""
-    seeds = np.repeat(np.arange(3), 100)
-    base = np.random.default_rng(0).uniform(0.3, 0.9, 300)
-    shift = np.where(seeds == 0, 0.2, -0.001)
-    (pair,) = compare_all(["A", "B"], np.stack([base + shift + np.where(seeds == 1, 0.002, 0), base]), seeds)
-    assert pair.difference > 0.06
-    assert pair.low <= 0
-    assert pair.verdict == "not told apart"
+def test_words_follow_the_interval_and_not_the_mean() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.normal(0.5, 0.05, 5)
+    values = np.stack([base, base + draw.normal(0.01, 0.03, 5), base + 0.1 + draw.normal(0, 0.003, 5)])
+    first, second, _ = compare_all(["base", "noisy", "ahead"], values)
+    assert "base and noisy are not significantly different (" in first.sentence()
+    assert second.reversed.sentence().startswith("ahead is better than base (+")
 
 
-def test_unequal_numbers_of_clients_do_not_weigh_seeds() -> None:
-    values = np.array([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    (pair,) = compare_all(["A", "B"], values, np.array([0, 0, 0, 1]))
-    assert pair.difference == pytest.approx(0.5)  # the mean of the seeds' means 1 and 0
+def test_a_difference_over_settings_must_outlive_settings_and_seeds() -> None:
+    draw = np.random.default_rng(1)
+    noise = 0.002 * draw.normal(size=(3, 6, 4))
+    steady = noise + np.array([0.6, 0.5, 0.4])[:, None, None]
+    assert [pair.verdict for pair in compare_over_settings(["A", "B", "C"], steady)] == ["better"] * 3
+    one_setting = noise + 0.5 + np.where(np.arange(6) == 2, [[0.3], [0.0], [0.0]], 0.0)[:, :, None]
+    one_seed = noise + 0.5 + np.where(np.arange(4) == 1, [[0.3], [0.0], [0.0]], 0.0)[:, None, :]
+    for values in (one_setting, one_seed):
+        assert values[0].mean() > values[1].mean() + 0.04
+        assert {pair.verdict for pair in compare_over_settings(["A", "B", "C"], values)} == {NO_DIFFERENCE}
 
 
-def test_critical_difference_is_the_published_one() -> None:
-    # Demsar 2006, table 5(a): q(.05) for 2..10 methods
-    table = {3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
-    for count, q in table.items():
-        values = np.random.default_rng(count).normal(size=(count, 12))
-        found = rank([str(i) for i in range(count)], values)
-        assert found is not None
-        assert found.critical == pytest.approx(q * math.sqrt(count * (count + 1) / (6 * 12)), rel=5e-4)
+# -- clients, ranks, power ---------------------------------------------------------------------------------------------
+def test_clients_by_hand() -> None:
+    # ranks of |d|: 1 2 3 4 5; negative only the first: effect (14 - 1) / 15; two ties
+    found = client_pairs(np.array([-0.1, 0.2, 0.3, 0.4, 0.5, 0.0, 0.0]))
+    assert (found.pairs, found.ahead, found.equal, found.behind) == (7, 4, 2, 1)
+    assert found.effect == pytest.approx(13 / 15)
+    assert client_pairs(np.zeros(3)).effect == 0
 
 
-def test_ranks_and_friedman_by_hand() -> None:
-    # three methods, four blocks, always in the same order: ranks 1 2 3; chi2 = 12 N / (k (k + 1)) sum (R - 2)^2 = 8, p = e^-4
-    values = np.array([[0.9, 0.8, 0.7, 0.9], [0.5, 0.5, 0.6, 0.6], [0.1, 0.2, 0.3, 0.1]])
-    found = rank(["a", "b", "c"], values)
+def test_the_ranking_joins_neighbours_without_a_significant_difference() -> None:
+    values = np.array([[0.9, 0.8, 0.7, 0.9], [0.5, 0.5, 0.6, 0.6], [0.4, 0.45, 0.5, 0.5]])
+    names = ["a", "b", "c"]
+    found = rank(names, values, compare_all(names, values))
     assert found is not None
-    assert (found.names, found.ranks) == (("a", "b", "c"), (1.0, 2.0, 3.0))
-    assert found.p == pytest.approx(math.exp(-4))
-    # critical: 2.343 sqrt(12 / 24) = 1.657: neighbours are joined, a and c are not
-    assert found.cliques == [(0, 1), (1, 2)]
-    equal = rank(["a", "b", "c"], np.ones((3, 4)))
+    assert (found.names, found.ranks, found.blocks) == (("a", "b", "c"), (1.0, 2.0, 3.0), 4)
+    assert found.cliques == ((1, 2),)
+    equal = rank(names, np.ones((3, 4)), compare_all(names, np.ones((3, 4))))
     assert equal is not None
-    assert (equal.p, equal.ranks, equal.cliques) == (1.0, (2.0, 2.0, 2.0), [(0, 2)])
-    assert rank(["a", "b"], values[:2]) is None
+    assert (equal.ranks, equal.cliques) == ((2.0, 2.0, 2.0), ((0, 2),))
+    assert rank(["a"], values[:1], []) is None
 
 
-# -- which runs are paired ---------------------------------------------------------------------------------------------
-def frames(drop: tuple[str, int] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def test_the_power_of_two_methods_is_that_of_a_paired_t_test() -> None:
+    # noncentral t on n - 1 degrees of freedom, shifted by d / (sd sqrt(2 / n))
+    n, sd, d = 6, 0.5, 0.8
+    t = stats.t.ppf(0.975, n - 1)
+    shift = d / (sd * math.sqrt(2 / n))
+    wanted = stats.nct.sf(t, n - 1, shift) + stats.nct.cdf(-t, n - 1, shift)
+    assert power(d, sd**2, 2, n) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_as_many_seeds_as_are_called_for_suffice_in_a_simulation() -> None:
+    draw, sd = np.random.default_rng(0), 0.7
+    for methods, d in ((2, 1.0), (8, 2.0)):
+        needed = blocks_needed(d, sd**2, methods)
+        assert needed is not None
+        for blocks, enough in ((needed + 1, True), (needed - 2, False)):
+            values = sd * draw.normal(size=(3000, methods, blocks))
+            values[:, 0] += d
+            gap = values[:, 0].mean(-1) - values[:, 1].mean(-1)
+            share = float((gap > blocked_error(values).margins()[:, 0, 1]).mean())
+            assert (share > 0.75) == enough, (methods, d, blocks, share)
+    assert blocks_needed(0.001, 1.0, 4) is None
+
+
+# -- which runs are compared -------------------------------------------------------------------------------------------
+def frames(drop: tuple[str, int] | None = None, split: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of A, B, C and a reference R in two settings, three seeds, nine clients that train and one that does not."""
     runs, clients = [], []
     for setting in ("s", "t"):
-        for label in ("A", "B", "C"):
-            for seed in range(2):
+        for label in ("A", "B", "C", "R"):
+            for seed in range(3):
                 here = (label, seed) != drop or setting != "s"
-                value = {"A": 0.9, "B": 0.6, "C": 0.3}[label]
-                runs.append((setting, label, seed, False, "done" if here else "failed", value if here else math.nan))
+                value = {"A": 0.9, "B": 0.6, "C": 0.3, "R": 0.95}[label] + 0.01 * seed
+                hash_ = "one" if split else f"split {seed}"
+                done = "done" if here else "failed"
+                runs.append((setting, label, seed, label == "R", done, value if here else math.nan, hash_))
                 if here:
                     clients += [(setting, label, seed, k, k == 9, value + 0.01 * k) for k in range(10)]
-    columns = ["setting", "label", "seed", "reference", "state", "mean_accuracy"]
+    columns = ["setting", "label", "seed", "reference", "state", "mean_accuracy", "partition_hash"]
     return pd.DataFrame(runs, columns=columns), pd.DataFrame(
         clients, columns=["setting", "label", "seed", "client", "held_out", "accuracy"]
     )
 
 
-def test_pairs_are_clients_under_a_seed_and_held_out_clients_are_none() -> None:
+def test_seeds_are_blocks_and_clients_describe() -> None:
     found = contests.within(*frames())
     assert set(found) == {"s", "t"}
-    assert [(pair.first, pair.second, pair.n) for pair in found["s"]] == [
-        ("A", "B", 18),
-        ("A", "C", 18),
-        ("B", "C", 18),
-    ]
+    pairs = [(pair.first, pair.second, pair.blocks) for pair in found["s"] if pair.second != "R"]
+    assert pairs == [("A", "B", 3), ("A", "C", 3), ("B", "C", 3)]
     assert found["s"][0].difference == pytest.approx(0.3)
+    assert found["s"][0].clients is not None
+    assert found["s"][0].clients.pairs == 27  # nine clients that train under each of three seeds
 
 
-def test_a_method_that_is_not_done_is_compared_nowhere_it_is_not() -> None:
+def test_clients_of_a_split_that_all_seeds_share_are_counted_once() -> None:
+    found = contests.within(*frames(split=True))["s"][0].clients
+    assert found is not None
+    assert (found.pairs, found.ahead) == (9, 9)
+
+
+def test_references_do_not_enlarge_the_family_of_contestants() -> None:
+    runs, clients = frames()
+    found = contests.within(runs, clients)["s"]
+    alone = contests.within(runs[runs["label"] != "R"], clients)["s"]
+    assert [(pair.first, pair.second) for pair in found[3:]] == [("A", "R"), ("B", "R"), ("C", "R")]
+    assert [pair.p for pair in found[:3]] == [pair.p for pair in alone]
+    assert [pair.family for pair in found] == [3, 3, 3, 4, 4, 4]
+
+
+def test_a_method_that_is_not_done_is_not_compared_there() -> None:
     runs, clients = frames(("B", 1))
     found = contests.within(runs, clients)
-    assert [(pair.first, pair.second) for pair in found["s"]] == [("A", "C")]
-    assert len(found["t"]) == 3
+    assert [(pair.first, pair.second) for pair in found["s"]] == [("A", "C"), ("A", "R"), ("C", "R")]
+    assert len(found["t"]) == 6
     overall = contests.overall(runs)
     assert [(pair.first, pair.second) for pair in overall.pairs] == [("A", "C")]
-    assert overall.ranking is None  # of two methods
 
 
-def test_blocks_are_settings_once_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_all_settings_settings_are_the_blocks() -> None:
     runs, _ = frames()
     found = contests.overall(runs)
     assert found.ranking is not None
-    assert (found.ranking.blocks, found.blocks) == (4, "4 pairs of setting and seed (2 settings)")
-    monkeypatch.setattr(contests, "SETTINGS_ENOUGH", 2)
-    found = contests.overall(runs)
+    assert (found.ranking.blocks, found.blocks) == (2, "2 settings and 3 seeds")
+    assert found.pairs[0].blocks == 2
+    one = contests.overall(runs[runs["setting"] == "s"])
+    assert (one.ranking, one.pairs) == (None, [])
+
+
+def test_settings_that_share_no_seeds_are_ranked_and_not_tested() -> None:
+    runs, _ = frames()
+    found = contests.overall(runs.assign(seed=runs["seed"] + 10 * (runs["setting"] == "t")))
     assert found.ranking is not None
-    assert (found.ranking.blocks, found.blocks) == (2, "2 settings")
+    assert {pair.verdict for pair in found.pairs} == {NOT_TESTED}
 
 
 def test_against_the_best_the_nearest_comes_first() -> None:
-    pairs = contests.within(*frames())["s"]
+    pairs = contests.within(*frames())["s"][:3]
     found = contests.against_best(pairs, {"C": 0.3, "A": 0.9, "B": 0.6})
     assert [(pair.first, pair.second) for pair in found] == [("A", "B"), ("A", "C")]
     assert contests.against_best(pairs, {"B": 0.6, "C": 0.3})[-1].first == "B"
-    assert statistics.LEVEL == 0.05

@@ -35,9 +35,9 @@ class Listed:
         self.closed = True
 
 
-def folder(path: Path, **trackers: Any) -> trackers.TrackedFolder:
+def folder(path: Path, **followers: Any) -> trackers.TrackedFolder:
     (path / "r").mkdir()
-    return trackers.TrackedFolder(path / "r", dict(trackers))
+    return trackers.TrackedFolder(path / "r", dict(followers))
 
 
 def test_records_go_to_disk_and_their_numbers_to_every_tracker(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_trackers_are_off_by_default(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_a_mistake_at_planning_and_none_at_running(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if importlib.util.find_spec(trackers.PACKAGES[name]):
+    if importlib.util.find_spec(name):
         pytest.skip(f"{name} is installed here")
     base = {"dataset": "glyphs", "partition": "iid", "method": "head_only"}
     with pytest.raises(ConfigError, match=f"{name} needs the package"):

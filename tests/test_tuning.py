@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 import yaml
 from written import write_run
 
+from fedbench.base.naming import flat
 from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import sweep
 from fedbench.plan.config import ConfigError
-from fedbench.plan.planning import check_sweep, read_sweep
+from fedbench.plan.planning import check_sweep, read_sweep, with_values
 from fedbench.plan.plugins import plugins
-from fedbench.plan.tuning import draws, groups, search_space, staged
+from fedbench.plan.search_space import draws, point, search_space, share_of
+from fedbench.plan.tuning import budget_rounds, budget_text, next_stage, remarks, rungs, tuning_groups
 from fedbench.report import writer
 from fedbench.report.evidence import gather
 
@@ -42,34 +46,42 @@ def write(path: Path, **more: Any) -> Path:
     return file
 
 
-def test_one_command_looks_for_values_and_then_runs_with_them(
+def test_one_command_searches_values_and_then_runs_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, results = write(tmp_path), tmp_path / "results"
     assert sweep.main([str(file), "--results", str(results), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("[trial]") == 4  # of head_only; fedncm trains nothing, so its two runs are there at once
-    assert told.count("(named when tuned)") == 2
-    assert "2 more wait for trials" in told
+    out = capsys.readouterr().out
+    assert (
+        out.count("[trial]") == 3
+    )  # of head_only: the fourth follows; fedncm trains nothing, so its runs are there at once
+    assert out.count("(named when tuned)") == 2
+    assert "2 more wait for trials" in out
+    assert "trials 4 of 1 rounds, 3 of 2 rounds (10 rounds)" in out
     assert not results.exists()
 
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline"]) == 0
     configs = {folder.path.name: folder.config() for folder in run_folders(results)}
     trials = {name: c for name, c in configs.items() if "trial_of" in c.get("tuning", {})}
     rest = {name: c for name, c in configs.items() if name not in trials}
-    assert (len(trials), len(rest)) == (4, 2 + 2)
+    assert (len(trials), len(rest)) == (4 + 3, 2 + 2)
+    assert sum(config["run"]["rounds"] for config in trials.values()) == 10  # as was announced
     for name, config in trials.items():
         assert config["run"]["seed"] == 0
-        assert config["run"]["rounds"] == 1
+        assert config["run"]["rounds"] == 1 + config["tuning"]["rung"]
         (record,) = RunFolder(results / name).records()
         assert record["val_mean_accuracy"] is not None
         assert not [key for key in record if key.endswith("_accuracy") and key != "val_mean_accuracy"]  # no test data
-    best = max(RunFolder(results / name).records()[-1]["val_mean_accuracy"] for name in trials)
+    last = {name for name, config in trials.items() if config["tuning"]["rung"] == 1}
+    assert 0 in {trials[name]["tuning"]["number"] for name in last}  # the default is among those that decide
+    best = max(RunFolder(results / name).records()[-1]["val_mean_accuracy"] for name in last)
     heads = [config for config in rest.values() if config["run"]["method"]["name"] == "head_only"]
     assert sorted(config["run"]["seed"] for config in heads) == [0, 1]
     for config in heads:
         assert config["tuning"]["validation"] == best
+        assert config["tuning"]["default_validation"] <= best
         assert config["tuning"]["values"] == {"local.lr": config["run"]["local"]["lr"]}
+        assert config["tuning"]["rungs"] == [[4, 1], [3, 2]]
         assert config["run"]["rounds"] == 2
     capsys.readouterr()
 
@@ -80,16 +92,15 @@ def test_one_command_looks_for_values_and_then_runs_with_them(
     evidence = gather([file], results)
     assert sorted(evidence.runs["label"]) == ["fedncm", "fedncm", "head_only", "head_only"]
     assert set(evidence.runs["state"]) == {"done"}
-    assert evidence.trials["validation"].max() == best
     assert evidence.trials["chosen"].sum() == 1
+    assert evidence.trials.loc[evidence.trials["chosen"], "validation"].item() == best
     writer.write(evidence, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "tuning.png").is_file()
     html = (tmp_path / "out" / "index.html").read_text()
-    assert "4 trials, 4 for each method in each setting, of 1 rounds" in html
     assert f"local.lr = {heads[0]['run']['local']['lr']}" in html
     from_disk = gather([], results)
     assert sorted(from_disk.runs["label"]) == sorted(evidence.runs["label"])
-    assert len(from_disk.trials) == 4
+    assert len(from_disk.trials) == 4 + 3
 
 
 def space(**more: Any) -> Any:
@@ -99,16 +110,50 @@ def space(**more: Any) -> Any:
     return search_space(made, made.runs[0])
 
 
-def test_the_space_is_the_methods_own_as_the_sweep_changes_it() -> None:
-    assert space(method="fedvpt") == {"local.lr": {"log": (0.001, 1.0)}}
+def test_the_space_is_that_of_the_method_with_the_changes_of_the_sweep() -> None:
+    rates = {"local.lr": {"log": (0.001, 1.0)}, "method.prompt_lr_scale": {"log": (0.1, 100.0)}}
+    assert space(method="fedvpt") == rates
     assert space(method="fedncm") == {}
-    assert set(space(method="pep_fedpt")) == {"local.lr", "method.temperature", "method.class_prompt_lr_scale"}
-    fixed = {"name": "pep_fedpt", "temperature": 0.5}  # what the file sets by hand is not looked for
-    assert set(space(method=fixed)) == {"local.lr", "method.class_prompt_lr_scale"}
-    search = {"local.lr": None, "method.prompt_length": {"choice": [2, 4]}}
+    pep = {*rates, "method.temperature", "method.class_prompt_lr_scale"}
+    assert set(space(method="pep_fedpt")) == pep
+    fixed = {"name": "pep_fedpt", "temperature": 0.5}  # what the file sets to another value is not searched
+    assert set(space(method=fixed)) == pep - {"method.temperature"}
+    search = {"local.lr": None, "method.prompt_lr_scale": None, "method.prompt_length": {"choice": [2, 4]}}
     assert space(method="fedvpt", tune={"search": search}) == {"method.prompt_length": {"choice": (2, 4)}}
     assert space(method="head_only", tune={"search": search}) == {}  # it has no such field
     assert space(method="fedncm", tune={"search": {"local.lr": {"log": [0.1, 1]}}}) == {}
+    assert set(space(method={"name": "fedncm", "logit_prior": "eval"})) == {"method.temperature"}
+    assert set(space(method="head_only", aggregation="fedadam")) == {"local.lr", "aggregation.lr"}
+
+
+def test_every_method_with_prompts_and_a_head_searches_both_rates() -> None:
+    rates = {"prompt_lr_scale", "border_lr_scale", "lora_lr_scale", "backbone_lr_scale"}
+    for name, cls in plugins().classes["method"].items():
+        fields = {field.name for field in dataclasses.fields(cls)}
+        ranges = set(cls().search_space())
+        assert "local.lr" in ranges or not ranges, name
+        if ranges:
+            assert fields & rates <= ranges, name
+    assert {"pull"} <= set(plugins().classes["method"]["ditto"]().search_space())
+
+
+@pytest.mark.parametrize("kind", ["method", "aggregation"])
+def test_every_declared_range_is_legal(kind: Any) -> None:
+    """Its ends and its middle make runs; the default lies inside."""
+    checked = 0
+    for name in plugins().classes[kind]:
+        for prior in ("none", "eval") if kind == "method" else ("",):
+            block = {"name": name, **({"logit_prior": prior} if prior else {})}
+            base = {"dataset": "glyphs", "partition": "iid", "method": "fedvpt", "clients": {"number": 20}}
+            made = check_sweep({"base": base | {kind: block}, "tune": {"trials": 2}}, plugins())
+            for path, range_ in search_space(made, made.runs[0]).items():
+                default = flat(made.runs[0].run.model_dump())[path]
+                share = share_of(range_, default)
+                assert default in range_.get("choice", ()) or (share is not None and 0 <= share <= 1), (name, path)
+                for value in range_.get("choice") or [point(range_, at) for at in (0, 0.5, 1)]:
+                    assert with_values(made.runs[0], {path: value}, plugins(), {}).identity != {}
+                    checked += 1
+    assert checked > (100 if kind == "method" else 10)
 
 
 def test_draws_meet_each_stratum_once() -> None:
@@ -128,7 +173,8 @@ def test_draws_meet_each_stratum_once() -> None:
     ("search", "told"),
     [
         ({"local.lr": {"log": [0, 1]}}, "starts above 0"),
-        ({"local.lr": {"log": [1, 0.1]}}, "expected {log: [low, high]}"),
+        ({"local.lr": {"log": [1, 0.1]}}, "expected low < high, found [1, 0.1]"),
+        ({"local.lr": {"log": [0.1]}}, "expected two numbers, low and high, found [0.1]"),
         ({"local.lr": {"uniform": [0, 1]}}, "uniform"),
         ({"local.rl": {"log": [0.1, 1]}}, "rl"),
         ({"local.lr": {"choice": [-1, 2]}}, "greater than 0"),
@@ -146,30 +192,138 @@ def test_mistakes_are_told_before_anything_is_written(
 def test_without_validation_data_nothing_can_be_chosen(tmp_path: Path) -> None:
     made = read_sweep(write(tmp_path), settings=["clients.validation=0"])
     with pytest.raises(ConfigError, match=r"clients\.validation is 0"):
-        staged(made, tmp_path)
+        next_stage(made, tmp_path)
+
+
+def finish(results: Path, made: Any, score: Any) -> None:
+    """Give every open trial of the next stages the validation accuracy that `score` has for its values, until none is open."""
+    for _ in range(10):
+        stage = next_stage(made, results)
+        open_trials = [run for run in stage.runs if "trial_of" in run.tuning]
+        for planned in open_trials:
+            folder = RunFolder(results / planned.name)
+            if folder.status in ("done", "failed"):
+                continue
+            folder.plan(made.on_disk(planned))
+            value = score(planned.tuning["values"], planned.run.rounds)
+            if value is None:
+                folder.fail("diverged", "lr")
+            else:
+                folder.append({"round": planned.run.rounds, "val_mean_accuracy": value})
+                folder.finish()
+        if not stage.later:
+            return
+    raise AssertionError("the tuning does not end")
 
 
 def test_a_trial_that_diverged_has_lost_and_one_that_broke_holds_all_up(tmp_path: Path) -> None:
-    made = read_sweep(write(tmp_path))
-    first = next(group for group in groups(made, tmp_path) if group.trials)
-    for number, trial in enumerate(first.trials):
+    made = read_sweep(write(tmp_path, tune={"trials": 4}))
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    first, *others = group.trials
+    broken = RunFolder(tmp_path / first.planned.name)
+    broken.plan(made.on_disk(first.planned))
+    broken.fail("error", "a full disk")
+    for trial in others:
         folder = RunFolder(tmp_path / trial.planned.name)
         folder.plan(made.on_disk(trial.planned))
-        if number == 3:
-            folder.fail("error", "a full disk")
-        elif number == 2:
-            folder.fail("diverged", "lr")
-        else:
-            folder.append({"round": 1, "val_mean_accuracy": 0.5 + 0.1 * number})
-            folder.finish()
-    assert len(staged(made, tmp_path).later) == 2
-    folder.clear_failure()
-    folder.fail("diverged", "lr")
-    after = staged(made, tmp_path)
+        folder.append({"round": 2, "val_mean_accuracy": 0.5})
+        folder.finish()
+    assert len(next_stage(made, tmp_path).later) == 2
+    broken.clear_failure()
+    broken.fail("diverged", "lr")
+    finish(tmp_path, made, lambda values, rounds: 0.4)
+    after = next_stage(made, tmp_path)
     assert after.later == ()
     chosen = [run for run in after.runs if run.run.method["name"] == "head_only"]
-    assert {run.run.local.lr for run in chosen} == {first.trials[1].values["local.lr"]}
+    assert {run.run.local.lr for run in chosen} == {others[0].values["local.lr"]}
     assert all(run.run.test_data for run in chosen)
+    assert {run.tuning["default_validation"] for run in chosen} == {None}
+
+
+def test_the_defaults_are_trial_0_and_win_if_nothing_is_better(tmp_path: Path) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 8}))
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    assert group.trials[0].values == {"local.lr": 0.01}
+    finish(tmp_path, made, lambda values, rounds: 0.5)  # all are equal
+    heads = [run for run in next_stage(made, tmp_path).runs if run.run.method["name"] == "head_only"]
+    assert {run.run.local.lr for run in heads} == {0.01}
+    assert heads[0].tuning["trials"] == 8
+
+
+def test_what_wins_early_and_loses_at_the_end_is_not_chosen(tmp_path: Path) -> None:
+    """The seen fault: at 18 of 60 rounds another rate was the best than at the end."""
+    made = read_sweep(write(tmp_path, tune={"trials": 8, "rounds": 18}), settings=["rounds=60"])
+
+    def score(values: Any, rounds: int) -> float:
+        best = 0.3 if rounds < 60 else 0.05
+        return 0.9 - abs(math.log10(values["local.lr"] / best)) / 10
+
+    finish(tmp_path, made, score)
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    assert {trial.planned.run.rounds for trial in group.last} == {60}
+    assert group.best.validation == max(score(trial.values, 60) for trial in group.last)
+    early = max((t for t in group.trials if t.planned.run.rounds == 18), key=lambda t: t.validation or 0)
+    assert group.best.values != early.values
+
+
+@pytest.mark.parametrize(("trials", "rounds"), [(1, None), (2, 1), (5, 7), (8, 30), (8, None), (16, 10)])
+def test_every_method_gets_the_announced_budget(tmp_path: Path, trials: int, rounds: int | None) -> None:
+    methods = ["head_only", "fedvpt", "pep_fedpt", "ditto"]
+    tune = {"trials": trials, **({"rounds": rounds} if rounds else {})}
+    made = read_sweep(write(tmp_path, tune=tune, grid={"method": methods, "seed": [0]}), settings=["rounds=100"])
+    rank = iter(range(10**6))
+    finish(tmp_path, made, lambda values, length: (next(rank) * 7919 % 1000) / 1000)
+    groups = list(tuning_groups(made, tmp_path))
+    spent = {group.runs[0].label: sum(trial.planned.run.rounds for trial in group.trials) for group in groups}
+    assert len(groups) == 4
+    assert set(spent.values()) == {budget_rounds(rungs(made.tune, 100))}  # type: ignore[arg-type]
+    assert f"({next(iter(spent.values()))} rounds)" in budget_text(made)
+    assert all(group.decided for group in groups)
+
+
+def test_a_best_value_at_the_edge_widens_the_range_once_and_the_alarm_stays_if_it_is_still_there(
+    tmp_path: Path,
+) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 8}))
+    finish(tmp_path, made, lambda values, rounds: 0.5 + math.log10(values["local.lr"]) / 10)  # the larger the better
+    run = next(run for run in next_stage(made, tmp_path).runs if run.run.method["name"] == "head_only")
+    assert run.tuning["widened"] == ["local.lr"]
+    assert run.run.local.lr == 10.0  # the range 0.001..1 has three decades; a third more reaches 10
+    assert run.tuning["edges"] == ["local.lr"]
+    assert any(
+        "local.lr = 10.0 lies at the edge of its widened range" in line for line in remarks(next_stage(made, tmp_path))
+    )
+
+
+def test_a_best_value_inside_is_refined_and_gives_no_alarm(tmp_path: Path) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 8}))
+    finish(tmp_path, made, lambda values, rounds: 0.9 - abs(math.log10(values["local.lr"] / 0.03)) / 10)
+    stage = next_stage(made, tmp_path)
+    run = next(run for run in stage.runs if run.run.method["name"] == "head_only")
+    assert (run.tuning["widened"], run.tuning["edges"], remarks(stage)) == ([], [], [])
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    refined = [trial for trial in group.trials if trial.planned.tuning["kind"] == "refined"]
+    assert len(refined) == 2
+    assert abs(math.log10(run.run.local.lr / 0.03)) < 0.3
+
+
+def test_a_range_that_ends_at_a_bound_is_not_widened_beyond_it(tmp_path: Path) -> None:
+    """APFL's alpha may be 1 at most."""
+    search = {"local.lr": None, "method.prompt_lr_scale": None, "method.alpha": {"linear": [0.2, 1.0]}}
+    grid = {"method": ["apfl"], "seed": [0]}
+    made = read_sweep(write(tmp_path, tune={"trials": 8, "search": search}, grid=grid))
+    finish(tmp_path, made, lambda values, rounds: values["method.alpha"])
+    (run,) = next_stage(made, tmp_path).runs
+    assert run.tuning["widened"] == []
+    assert run.tuning["edges"] == ["method.alpha"]
+
+
+def test_the_search_may_be_repeated_for_every_seed(tmp_path: Path) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 4, "per_seed": True}))
+    groups = [group for group in tuning_groups(made, tmp_path) if group.trials]
+    assert [{trial.planned.run.seed for trial in group.trials} for group in groups] == [{0}, {1}]
+    finish(tmp_path, made, lambda values, rounds: 0.5)
+    assert all(run.tuning["per_seed"] for run in next_stage(made, tmp_path).runs if run.tuning)
 
 
 def test_a_report_on_the_way_says_what_waits(tmp_path: Path) -> None:
@@ -183,7 +337,7 @@ def test_a_report_on_the_way_says_what_waits(tmp_path: Path) -> None:
     folder.finish()
     evidence = gather([file], tmp_path / "results")
     assert set(evidence.runs["state"]) == {"missing"}
-    assert list(evidence.trials["state"]) == ["missing"] * 4
+    assert list(evidence.trials["state"]) == ["missing"] * 3  # the fourth depends on these
 
 
 def test_trials_from_disk_are_no_rows_of_the_table(tmp_path: Path) -> None:

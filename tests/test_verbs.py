@@ -32,7 +32,7 @@ def test_every_method_is_listed_with_its_fields():
     fedvpt = entries["method", "fedvpt"]
     assert (fedvpt.family, fedvpt.reference) == ("global", False)
     assert fedvpt.sentence.startswith("VPT-shallow with FedAvg, and its personalised forms")
-    told = {field.name: (field.default, field.legal) for field in fedvpt.fields}
+    told = {field.name: (field.default, field.allowed) for field in fedvpt.fields}
     assert told["prompt_length"] == (8, "int ≥ 1")
     assert told["prompt"] == ("shared", "shared | local")
     assert entries["method", "head_only"].reference
@@ -48,7 +48,7 @@ def test_the_listing_prints(capsys):
     assert list_methods.main(["--json"]) == 0
     assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} >= {"fedvpt", "fedprox"}
     assert list_methods.main(["fedvtp"]) == 2
-    assert "no 'fedvtp'; there are " in capsys.readouterr().err
+    assert "no method or aggregation is called 'fedvtp'; there are " in capsys.readouterr().err
 
 
 def test_verbs_hand_over(capsys):

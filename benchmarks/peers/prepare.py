@@ -48,12 +48,12 @@ def prepare(folder: Path, case: dict[str, Any]) -> None:
     (folder / "case.json").write_text(json.dumps(case))
 
     planned = (found := ours.sweep(folder)).runs[0]
-    setting = build(planned, found.machine, found.plugins)
-    seed, split = setting.run.stream("batches"), setting.split
+    experiment = build(planned, found.machine, found.plugins)
+    seed, split = experiment.run.stream("batches"), experiment.split
     drawn = []
-    for round_ in range(1, setting.run.rounds + 1):
-        cohort = setting.cohort_of(round_)
-        drawn.append(data.batches(split.train, cohort, case["batch"], setting.run.local.epochs, seed, round_, 0))
+    for round_ in range(1, experiment.run.rounds + 1):
+        cohort = experiment.cohort_of(round_)
+        drawn.append(data.batches(split.train, cohort, case["batch"], experiment.run.local.epochs, seed, round_, 0))
     longest = max(batches.index.shape[0] for batches in drawn) * case["batch"]
     order = np.full((len(drawn), case["per_round"], longest), -1, dtype=np.int64)
     for mine, batches in zip(order, drawn, strict=True):
@@ -61,7 +61,7 @@ def prepare(folder: Path, case: dict[str, Any]) -> None:
             taken = batches.index[:, row][batches.weight[:, row] > 0]
             mine[row, : len(taken)] = taken
     everyone = [split.test[k] for k in range(clients)]
-    start: dict[str, Any] = {name: setting.server.values[name].numpy() for name in VALUES}
+    start: dict[str, Any] = {name: experiment.server.values[name].numpy() for name in VALUES}
     np.savez(
         folder / "task.npz",
         cohort=np.stack([batches.clients for batches in drawn]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,8 +87,10 @@ def is_optional(base: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(base, name), _Absent)
 
 
-def describe(hook: Any) -> str:
-    """``file: hook()`` for a plug-in's bound hook, for messages."""
+def describe(hook: Any, error: BaseException | None = None) -> str:
+    """``file: hook()`` for a plug-in's bound hook, for messages; with the line in that file where `error` was raised."""
     owner = type(getattr(hook, "__self__", hook))
     file = getattr(sys.modules.get(owner.__module__), "__file__", None) or owner.__module__
-    return f"{file}: {getattr(hook, '__name__', '?')}()"
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    line = next((f" in line {frame.lineno}" for frame in reversed(frames) if frame.filename == file), "")
+    return f"{file}: {getattr(hook, '__name__', '?')}(){line}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 
 def described(meaning: str, execution: bool = False) -> Any:
@@ -128,6 +128,12 @@ class Column:
     meaning: str
     part: type
     execution: bool
+
+    @property
+    def type_name(self) -> str:
+        """The type as JSON calls it, such as ``number or null``."""
+        kinds = {str: "text", bool: "true or false", int: "integer", float: "number", type(None): "null"}
+        return " or ".join(kinds[kind] for kind in get_args(self.type) or (self.type,))
 
 
 def columns() -> Mapping[str, Column]:

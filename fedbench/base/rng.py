@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def seed(*name: int | str) -> int:
@@ -24,4 +27,6 @@ def numpy_stream(*name: int | str) -> np.random.Generator:
 
 def torch_stream(*name: int | str) -> torch.Generator:
     """A CPU torch generator on the stream called `name`; draw on the CPU so that every device sees the same numbers."""
+    import torch  # takes its time, and what only reads records needs none
+
     return torch.Generator().manual_seed(seed(*name))

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, rounds, samples, verdict
 from fedbench.contract.world import Case, variants
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
@@ -166,9 +167,3 @@ def first_wrong(one: Check, subjects: dict[str, Any]) -> str | None:
         if says := verdict(one, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None
-
-
-def say(text: str) -> None:
-    """A line on stdout, there at once even in a pipe."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli import split_view
+from fedbench.cli.output import say
 from fedbench.data import DataError, Dataset
 from fedbench.plan import content
 from fedbench.plan.config import ConfigError
@@ -49,12 +50,6 @@ class Verb:
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Plugins], int]
-
-
-def say(text: str) -> None:
-    """Print a line at once, even into a pipe; bytes of file names that are no text become escapes."""
-    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
-    sys.stdout.flush()
 
 
 def _no_arguments(_: argparse.ArgumentParser) -> None:

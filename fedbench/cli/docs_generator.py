@@ -1,4 +1,4 @@
-"""What the pages take from the code - plug-ins, keys of a sweep file, metrics - put between the markers of each page."""
+"""Writes the generated parts of the documentation: plug-ins, keys of a sweep file, and metrics."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from fedbench.base.home import ROOT
+from fedbench.base.record_schema import columns
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
     Field,
+    allowed_values,
     as_markdown,
     as_yaml,
     entry,
     fields_of,
-    legal,
     listing,
     table,
 )
@@ -29,6 +30,7 @@ from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.method import Aggregation, Method
 from fedbench.plan.config import Block, RunConfig
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins, plugins
+from fedbench.report import calibration
 from fedbench.report.tables.metrics import METRICS
 
 SAME, STALE = 0, 1
@@ -43,11 +45,12 @@ PAGE_OF: dict[Kind, str] = {
 
 
 def pages() -> dict[str, Callable[[Plugins], str]]:
-    """{page: what stands between its markers}."""
+    """{page: function that makes the text between its markers}."""
     found: dict[str, Callable[[Plugins], str]] = {
         "README.md": readme,
         "docs/sweep_file.md": lambda _: "\n".join(_sweep_file()),
         "docs/metrics.md": lambda _: _metrics(),
+        "docs/verdicts.md": lambda _: calibration.as_markdown(),
     }
     for kind, page in PAGE_OF.items():
         found[f"docs/{page}.md"] = partial(_reference, kind)
@@ -56,17 +59,18 @@ def pages() -> dict[str, Callable[[Plugins], str]]:
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------------
 def readme(found: Plugins) -> str:
-    """Methods and aggregations, datasets, partitioners: a table each, with the source of every row."""
+    """The tables of methods and aggregations, of datasets and of partitioners, with sources."""
     parts = [linked(as_markdown(listing(found)))]
-    for kind, title in (("dataset", "dataset"), ("partition", "partitioner")):
-        rows = [(f"`{one.name}`", one.sentence, linked(one.citation)) for one in _entries(kind, found)]  # type: ignore[arg-type]
+    titles: dict[Kind, str] = {"dataset": "dataset", "partition": "partitioner"}
+    for kind, title in titles.items():
+        rows = [(f"`{plugin.name}`", plugin.sentence, linked(plugin.citation)) for plugin in _entries(kind, found)]
         parts.append(table((title, "what", "source"), rows))
     return "\n".join(parts)
 
 
 def _entries(kind: Kind, found: Plugins) -> list[Entry]:
     if kind in ("method", "aggregation"):
-        return [one for one in listing(found) if one.kind == kind]
+        return [plugin for plugin in listing(found) if plugin.kind == kind]
     return [entry(kind, name, cls) for name, cls in found.classes[kind].items()]
 
 
@@ -75,23 +79,23 @@ def _reference(kind: Kind, found: Plugins) -> str:
 
 
 def _chapters(kind: Kind, found: Plugins) -> Iterator[str]:
-    """Every plug-in of a kind: its header, source, and fields; the fields that all of them have once, at the end."""
+    """Every plug-in of a kind: its header, source and fields. Common fields come once, at the end."""
     base: Any = BASES[kind]
     common = {field.name: field for field in fields_of(base)}
     family = ""
-    for one in _entries(kind, found):
-        if kind == "method" and one.family != family:
-            family = one.family
+    for plugin in _entries(kind, found):
+        if kind == "method" and plugin.family != family:
+            family = plugin.family
             yield f"## {family[0].upper()}{family[1:]}\n"
-        cls = found.classes[kind][one.name]
-        yield f"{'###' if kind == 'method' else '##'} {one.name}{' †' * one.reference}\n"
-        yield f"{prose(one.sentence)}\n"
-        yield f"Cite: {linked(one.citation)}\n"
+        cls = found.classes[kind][plugin.name]
+        yield f"{'###' if kind == 'method' else '##'} {plugin.name}{' †' * plugin.reference}\n"
+        yield f"{prose(plugin.sentence)}\n"
+        yield f"Cite: {linked(plugin.citation)}\n"
         if kind == "dataset":
             yield from _facts(cls)
-        yield from (f"{part}\n" for part in _paragraphs(one.about))
-        own = [field for field in one.fields if field != common.get(field.name)]
-        yield _fields(own) if own else "No fields of its own.\n"
+        yield from (f"{part}\n" for part in _paragraphs(plugin.about))
+        specific = [field for field in plugin.fields if field != common.get(field.name)]
+        yield _fields(specific) if specific else "No fields of its own.\n"
     if common:
         yield f"## Fields of every {kind if kind != 'partition' else 'partitioner'}\n"
         if kind == "partition":
@@ -124,14 +128,14 @@ def _archive(archive: Archive) -> tuple[str, str, str]:
 def _fields(fields: Iterable[Field]) -> str:
     rows = [
         (
-            f"`{one.name}`",
-            code(one.legal),
-            REQUIRED if one.default == REQUIRED else code(as_yaml(one.default)),
-            one.meaning,
+            f"`{field.name}`",
+            code(field.allowed),
+            REQUIRED if field.default == REQUIRED else code(as_yaml(field.default)),
+            field.meaning,
         )
-        for one in fields
+        for field in fields
     ]
-    return table(("field", "legal", "default", "meaning"), rows)
+    return table(("field", "allowed", "default", "meaning"), rows)
 
 
 # -- the sweep file --------------------------------------------------------------------------------------------------------
@@ -139,23 +143,24 @@ def _sweep_file() -> Iterator[str]:
     """Every key of a run, then of each block."""
     models = sorted(Block.__subclasses__(), key=lambda model: model is not RunConfig)
     for model in models:
-        name = "base and grid" if model is RunConfig else model.__name__.lower()
+        name = "base and grid" if model is RunConfig else model.__name__.removesuffix("Config").lower()
         yield f"### {name}\n"
         yield f"{' '.join((model.__doc__ or '').split())}\n"
-        yield table(("key", "legal", "default", "meaning"), (_key(*one) for one in model.model_fields.items()))
+        rows = (_key(key, field, is_run=model is RunConfig) for key, field in model.model_fields.items())
+        yield table(("key", "allowed", "default", "meaning"), rows)
 
 
-def _key(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
-    what = code(legal(field.annotation, field.metadata))
+def _key(name: str, field: FieldInfo, is_run: bool) -> tuple[str, str, str, str]:
+    """A row about a key; only a run's keys can be plug-ins (`seeds.partition` and `cluster.partition` are not)."""
+    allowed = code(allowed_values(field.annotation, field.metadata))
     default = REQUIRED if field.is_required() else ""
     if _model(field) is not None:
-        what = f"[mapping](#{name})"
-    elif name in PLUGIN_KINDS:
-        what = f"[`{{name: ...}}` or a name]({PAGE_OF[name]}.md)"
+        allowed = f"[mapping](#{name})"
+    elif is_run and name in PLUGIN_KINDS:
+        allowed = f"[`{{name: ...}}` or a name]({PAGE_OF[name]}.md)"
     if not default and _model(field) is None:
-        value = field.get_default(call_default_factory=True)
-        default = code(as_yaml(value))
-    return f"`{name}`", what, default, field.description or ""
+        default = code(as_yaml(field.get_default(call_default_factory=True)))
+    return f"`{name}`", allowed, default, field.description or ""
 
 
 def _model(field: FieldInfo) -> type[Block] | None:
@@ -164,18 +169,28 @@ def _model(field: FieldInfo) -> type[Block] | None:
 
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
-    rows = [(f"`{one.name}`", one.title, "yes" if one.ranked else "", one.meaning) for one in METRICS]
-    return table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    rows = [(f"`{metric.name}`", metric.title, "yes" if metric.ranked else "", metric.meaning) for metric in METRICS]
+    metrics = table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    return f"{metrics}\n\nEvery column of a record:\n\n{_record_columns()}"
+
+
+def _record_columns() -> str:
+    """The columns of a record, as `fedbench.base.record_schema` declares them."""
+    rows = [
+        (f"`{column.name}`", column.type_name, "" if column.execution else "yes", column.meaning)
+        for column in columns().values()
+    ]
+    return table(("column", "type", "same in every execution", "meaning"), rows)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------------
 def code(text: str) -> str:
-    """`text` between backticks, choices each for themselves: a bar between backticks is no end of a cell everywhere."""
+    """`text` between backticks, each choice by itself: some renderers end a cell at a bar between backticks."""
     return " | ".join(f"`{part}`" for part in text.split(" | ")) if text else ""
 
 
 def prose(text: str) -> str:
-    """A docstring's text as Markdown: what looks like a tag is none, and addresses are links."""
+    """A docstring's text as Markdown: tags are escaped, addresses become links."""
     parts = re.split(r"(``?[^`]+``?)", text)
     return "".join(part if part.startswith("`") else linked(part.replace("<", "&lt;")) for part in parts)
 
@@ -197,7 +212,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def with_part(page: str, part: str) -> str:
-    """`page` with what stands between the markers replaced. Raises ValueError where it has no markers."""
+    """`page` with `part` between its markers. Raises ValueError if it has no markers."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -207,7 +222,7 @@ def with_part(page: str, part: str) -> str:
 
 # -- the command line ------------------------------------------------------------------------------------------------------
 def stale(home: Path = ROOT) -> dict[Path, str]:
-    """{page: what it should be} of those pages that do not say what the code says. Raises ValueError and OSError."""
+    """{page: new text} of the pages that differ from the code. Raises ValueError and OSError."""
     found, changed = plugins(), {}
     for name, part in pages().items():
         page = home / name
@@ -218,9 +233,9 @@ def stale(home: Path = ROOT) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Say which pages are stale, or write them; returns the exit code: 0, or 1 where some are stale."""
+    """List stale pages or write them. Returns the exit code: 0, or 1 if some are stale."""
     options = argparse.ArgumentParser(prog="python -m fedbench.cli.docs_generator", description=(__doc__ or "").strip())
-    options.add_argument("--write", action="store_true", help="write the pages; else only say which are stale")
+    options.add_argument("--write", action="store_true", help="write the pages; without it, only list the stale ones")
     given = options.parse_args(arguments)
     changed = stale()
     for page, text in changed.items():

@@ -74,6 +74,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "python reports/
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         return 2
     console = Console()
-    terminal.show(console, written.summary, wishes.metrics, wishes.spread)
+    terminal.show(console, written.summary, wishes.metrics, wishes.spread, written.ranking)
     terminal.tell(console, (*written.legend, *written.footer), written.alarms, (written.page, *written.figures))
     return 0

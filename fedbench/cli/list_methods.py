@@ -1,4 +1,4 @@
-"""The listing of plug-ins, made from the plug-ins themselves: name, sentence, fields, citation."""
+"""Lists methods and aggregations with name, sentence, fields and citation, all taken from the plug-ins."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ examples:
   %(prog)s --plugins mine/ --json
 """
 REQUIRED = "required"  # the default of a field that has none
-COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields of every method, told once
+COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields of every method, listed once
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 WORDS = {bool: "true | false", str: "text", Path: "path", type(None): "null"}  # as YAML calls them
 
 
 @dataclass(frozen=True)
 class Field:
-    """A hyper-parameter: its default, what it may be, and what it means."""
+    """A hyper-parameter: its default, its allowed values and its meaning."""
 
     name: str
     default: Any
-    legal: str
+    allowed: str
     meaning: str
 
 
@@ -58,15 +58,15 @@ class Entry:
 
 
 def listing(found: Plugins) -> list[Entry]:
-    """All methods, family by family and references last in each, then all aggregations."""
+    """All methods by family, references last in each family, then all aggregations."""
     methods = [entry("method", name, cls) for name, cls in found.classes["method"].items()]
-    families = list(dict.fromkeys(["global", *sorted(one.family for one in methods)]))
-    methods.sort(key=lambda one: (families.index(one.family), one.reference, one.name))
+    families = list(dict.fromkeys(["global", *sorted(method.family for method in methods)]))
+    methods.sort(key=lambda method: (families.index(method.family), method.reference, method.name))
     return methods + [entry("aggregation", name, cls) for name, cls in found.classes["aggregation"].items()]
 
 
 def entry(kind: Kind, name: str, cls: Any) -> Entry:
-    """What a plug-in's file and class say of it; the family of what is no method is its kind."""
+    """What a plug-in's file and class say about it. The family of a plug-in that is no method is its kind."""
     header = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
     sentence, _, about = header.strip().partition("\n\n")
     family, reference = getattr(cls, "family", kind), getattr(cls, "reference", False)
@@ -79,23 +79,23 @@ def fields_of(cls: Any) -> tuple[Field, ...]:
     made = []
     for field in dataclasses.fields(cls):
         default = REQUIRED if field.default is dataclasses.MISSING else field.default
-        made.append(Field(field.name, default, legal(hints[field.name]), field.metadata.get("meaning", "")))
+        made.append(Field(field.name, default, allowed_values(hints[field.name]), field.metadata.get("meaning", "")))
     return tuple(made)
 
 
-def legal(hint: Any, limits: Iterable[Any] = ()) -> str:
-    """What a field may be, from its annotation: the choices, or the type with its bounds; `limits` are further bounds."""
+def allowed_values(hint: Any, limits: Iterable[Any] = ()) -> str:
+    """The allowed values of a field, from its annotation: choices, or the type with its bounds and those in `limits`."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(str(value) for value in inner)
     if origin is typing.Annotated:
-        return legal(inner[0], [item for part in inner[1:] for item in getattr(part, "metadata", [part])])
+        return allowed_values(inner[0], [item for part in inner[1:] for item in getattr(part, "metadata", [part])])
     if origin is dict:
         return "mapping"
     if origin is tuple:
-        return f"list of {legal(inner[0]).replace(' | ', ', ')}"
+        return f"list of {allowed_values(inner[0]).replace(' | ', ', ')}"
     if inner:
-        return " | ".join(legal(part, () if part is type(None) else limits) for part in inner)
+        return " | ".join(allowed_values(part, () if part is type(None) else limits) for part in inner)
     bounds = [
         f"{sign} {getattr(item, name)}"
         for item in limits
@@ -106,27 +106,31 @@ def legal(hint: Any, limits: Iterable[Any] = ()) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A default as a sweep file would give it."""
+    """A default as written in a sweep file."""
     plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def as_text(entries: Iterable[Entry]) -> str:
-    """For a terminal: every field on a line of its own, those of all methods once at the end."""
+    """The listing for a terminal: one field per line, the fields of all methods once at the end."""
     lines = []
-    for one in entries:
-        mark = ", a reference" if one.reference and one.family != "reference" else ""
-        lines += [f"{one.name}  ({one.family}{mark})", *_wrapped(one.sentence, "    "), f"    {one.citation}"]
-        for field in one.fields:
+    for plugin in entries:
+        mark = ", a reference" if plugin.reference and plugin.family != "reference" else ""
+        lines += [
+            f"{plugin.name}  ({plugin.family}{mark})",
+            *_wrapped(plugin.sentence, "    "),
+            f"    {plugin.citation}",
+        ]
+        for field in plugin.fields:
             if field.name not in COMMON:
-                lines += _told(field)
+                lines += _described(field)
         lines.append("")
-    lines += ["Every method has:", *(line for field in fields_of(Method) for line in _told(field))]
+    lines += ["Every method has:", *(line for field in fields_of(Method) for line in _described(field))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _told(field: Field) -> list[str]:
-    return [f"      {field.name} = {as_yaml(field.default)}    [{field.legal}]", *_wrapped(field.meaning, " " * 10)]
+def _described(field: Field) -> list[str]:
+    return [f"      {field.name} = {as_yaml(field.default)}    [{field.allowed}]", *_wrapped(field.meaning, " " * 10)]
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -134,8 +138,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 
 def as_markdown(entries: Iterable[Entry]) -> str:
-    """The table of the README; † marks references."""
-    rows = [(f"`{one.name}`" + " †" * one.reference, one.family, one.sentence, one.citation) for one in entries]
+    """A Markdown table; † marks references."""
+    rows = [(f"`{p.name}`" + " †" * p.reference, p.family, p.sentence, p.citation) for p in entries]
     return table(("name", "family", "what", "source"), rows)
 
 
@@ -153,30 +157,31 @@ def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentPars
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("names", nargs="*", metavar="NAME", help="only these; all if not given")
+    options.add_argument("names", nargs="*", metavar="NAME", help="list only these")
     options.add_argument("--plugins", nargs="+", action="extend", default=[], metavar="DIR", help="your own plug-ins")
     form = options.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for scripts")
-    form.add_argument("--markdown", action="store_true", help="a table")
+    form.add_argument("--json", action="store_true", help="JSON, for scripts")
+    form.add_argument("--markdown", action="store_true", help="a Markdown table")
     return options
 
 
 @exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.methods") -> int:
     """Print the listing and return the exit code."""
-    given = parser(program).parse_args(arguments)
+    options = parser(program).parse_args(arguments)
     try:
-        entries = listing(plugins(given.plugins))
+        entries = listing(plugins(options.plugins))
     except PluginError as error:
         sys.stderr.write(f"error: {error}\n")
         return MISTAKE
-    if unknown := [name for name in given.names if name not in {one.name for one in entries}]:
-        sys.stderr.write(f"error: no {unknown[0]!r}; there are {', '.join(one.name for one in entries)}\n")
+    names = [entry.name for entry in entries]
+    if unknown := [name for name in options.names if name not in names]:
+        sys.stderr.write(f"error: no method or aggregation is called {unknown[0]!r}; there are {', '.join(names)}\n")
         return MISTAKE
-    entries = [one for one in entries if not given.names or one.name in given.names]
-    if given.json:
-        text = json.dumps([dataclasses.asdict(one) for one in entries], indent=2, default=str) + "\n"
-    elif given.markdown:
+    entries = [entry for entry in entries if not options.names or entry.name in options.names]
+    if options.json:
+        text = json.dumps([dataclasses.asdict(entry) for entry in entries], indent=2, default=str) + "\n"
+    elif options.markdown:
         text = as_markdown(entries)
     else:
         text = as_text(entries)

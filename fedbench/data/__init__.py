@@ -2,6 +2,7 @@
 
 from fedbench.base import rng
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
 from fedbench.data import published
 from fedbench.data.batches import Batches, batches
 from fedbench.data.official import Archive, Facts
@@ -21,6 +22,7 @@ __all__ = [
     "Ints",
     "Partitioner",
     "Parts",
+    "PlannedTask",
     "Samples",
     "Split",
     "SplitSource",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbench.base import rng
-from fedbench.base.hooks import hook
+from fedbench.base.hooks import hook, optional_hook
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 
 # With m clients short on average, none is short in about one draw of e^m: more draws would be for nothing.
@@ -36,6 +38,13 @@ class SplitSource:
     """
 
     citation: ClassVar[str] = "ours"
+
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
 
     @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:

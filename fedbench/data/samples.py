@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedbench.base.hooks import hook, optional_hook
+from fedbench.base.planned_task import PlannedTask
 from fedbench.data.official import Archive, Facts
 
 Ints = NDArray[np.int64]
@@ -79,12 +81,14 @@ class Extent:
     train: int
     test: int
     classes: int
+    samples: Samples | None = field(default=None, compare=False)  # labels and columns without images, if known
 
     @classmethod
     def of(cls, samples: Samples) -> Extent:
         """Counted."""
-        test = int(samples.is_test.sum())
-        return cls(len(samples.labels) - test, test, samples.num_classes)
+        test, count = int(samples.is_test.sum()), len(samples.labels)
+        bare = replace(samples, images=np.empty((count, 0, 0, 3), dtype=np.uint8))
+        return cls(count - test, test, samples.num_classes, bare)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,13 @@ class Dataset:
     def info(self, root: Path) -> list[str]:
         """What lies below `root` for this dataset (archives, caches), one line each."""
         return []
+
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
 
     @optional_hook
     def files_read(self, folder: Path) -> list[Path]:  # type: ignore[empty-body]

@@ -2,6 +2,7 @@
 
 from fedbench.base import rng
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
 from fedbench.method.aggregation import Aggregation
 from fedbench.method.building_blocks import class_sums, linear_head, log_prior, tokens
 from fedbench.method.hooks import HookError, only_if
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "Param",
     "Phases",
+    "PlannedTask",
     "ServerOptimizer",
     "Task",
     "Values",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedbench.base.planned_task import PlannedTask
 from fedbench.method.hooks import hook, optional_hook
 from fedbench.method.param import Param, Values
 from fedbench.method.task import Task
@@ -23,8 +24,20 @@ class Aggregation:
     """
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
-    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # as of a method
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # ranges, as in `Method`
     wants_gradient: ClassVar[bool] = False  # clients also send the mean of their gradients: `ClientUpdates.gradient`
+
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
+
+    @hook
+    def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
+        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options."""
+        return self.search
 
     @optional_hook
     def extra_loss(self, p: Values, received: Values) -> Tensor:  # type: ignore[empty-body]

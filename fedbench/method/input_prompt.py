@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +25,11 @@ class InputPrompt(Method):
 
     prompt_length: Annotated[int, Field(ge=1)] = option(8, "P: prompt tokens at the input of the first block")
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
+
+    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
+        **Method.search,
+        "prompt_lr_scale": {"log": (0.1, 100.0)},
+    }
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """The first block."""

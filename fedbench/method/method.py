@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedbench.base.options import option
+from fedbench.base.planned_task import PlannedTask
 from fedbench.method.building_blocks import linear_head
 from fedbench.method.hooks import hook, optional_hook
 from fedbench.method.param import Param, Phases, Values
@@ -40,8 +41,8 @@ class Method:
     citation: ClassVar[str] = "ours"
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
-    # What `tune:` searches, by field or dotted path of the run: {"log": (low, high)}, {"linear": (low, high)} or
-    # {"choice": (a, b, ...)}. Empty for a method that trains nothing.
+    # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
+    # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
     centralized: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
     # The names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. Each phase
@@ -82,7 +83,20 @@ class Method:
         """Whether a hook reads ``p["prior"]`` [C], the client's own class distribution, which never leaves the client."""
         return False
 
-    # -- what there is ---------------------------------------------------------------------------------------------
+    # -- before a run ----------------------------------------------------------------------------------------------
+    @optional_hook
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.
+
+        `run`: the run's config as in a sweep file, with all defaults, such as ``run["local"]["lr"]``.
+        """
+
+    @hook
+    def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
+        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options."""
+        return self.search
+
+    # -- the parameters --------------------------------------------------------------------------------------------
     @hook
     def params(self, task: Task) -> dict[str, Param]:
         """Every tensor of the method, by name. By default the linear head."""

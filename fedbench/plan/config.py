@@ -1,17 +1,19 @@
-"""What a sweep file can say, as checked blocks, and the runs that it means, each named by what changes its numbers."""
+"""The configuration of a sweep as checked blocks, and its runs, each named after everything that changes its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedbench.plan.plugins import Plugins
 
@@ -34,155 +36,230 @@ class BackboneConfig(Block):
     """The frozen Vision Transformer that all clients share."""
 
     name: str = Field("nano", description="`nano` (embedded) or any timm ViT")
-    weights: Path | None = Field(None, description="a local safetensors file instead of timm's download")
-    image_size: int | None = Field(None, ge=8, description="input size in pixels; the checkpoint's own if not given")
+    weights: Path | None = Field(
+        None, description="local weights (.safetensors, .pth or .bin) instead of timm's download"
+    )
+    image_size: int | None = Field(None, ge=8, description="input size in pixels; default: the checkpoint's own size")
 
 
 class ClientsConfig(Block):
-    """Who takes part."""
+    """The clients: how many there are, and who takes part."""
 
-    number: int = Field(100, ge=1, description="clients in all")
-    per_round: int = Field(10, ge=1, description="cohort size: clients drawn each round")
-    held_out: float = Field(0.0, ge=0, description="share (or number, from 1 on) of clients that never train")
-    validation: float = Field(0.1, ge=0, lt=1, description="share of each client's training samples kept for selection")
+    number: int = Field(100, ge=1, description="total number of clients")
+    per_round: int = Field(10, ge=1, description="cohort size: clients drawn in each round")
+    held_out: float = Field(
+        0.0, ge=0, description="clients that never train: a share below 1, or a number of clients from 1 on"
+    )
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="share of each client's training samples set aside for validation"
+    )
+
+    @field_validator("held_out")
+    @classmethod
+    def _whole_from_one_on(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("expected a share below 1 or a whole number of clients")
+        return value
 
 
 class LocalConfig(Block):
     """A client's local training."""
 
-    epochs: int = Field(1, ge=1, description="passes over its training samples each round, in each phase of the method")
-    batch_size: int = Field(32, ge=1, description="samples of one client in a step; its last batch may be smaller")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="of the client; it starts anew each round")
+    epochs: int = Field(
+        1, ge=1, description="passes over the client's training samples per round, in each phase of the method"
+    )
+    batch_size: int = Field(32, ge=1, description="samples per client and step; a client's last batch may be smaller")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="the clients' optimizer; its state is reset every round"
+    )
     lr: float = Field(
         0.01, gt=0, description="learning rate of the first round; a method's `..._lr_scale` multiplies it"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate after each round")
-    clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient")
+    clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient; default: no clipping")
     augment: Literal["none", "flip", "crop_flip"] = Field(
-        "none", description="of training images: mirrored by chance; crop_flip: also moved by up to an eighth"
+        "none",
+        description="augmentation of training images. flip: random horizontal flips; crop_flip: also random shifts by up "
+        "to an eighth of the image",
     )
 
 
 class Seeds(Block):
-    """Single streams with another seed than the run's, to vary one source of chance alone."""
+    """Override the seed of one random stream, to vary one source of randomness."""
 
-    partition: int | None = Field(None, description="who holds which samples, and who is held out")
-    cohort: int | None = Field(None, description="who takes part in which round")
-    init: int | None = Field(None, description="initial weights")
-    batches: int | None = Field(None, description="order of samples, augmentation and what else local training draws")
+    partition: int | None = Field(None, ge=0, description="seed of the split and of the choice of held-out clients")
+    cohort: int | None = Field(None, ge=0, description="seed of the cohorts")
+    init: int | None = Field(None, ge=0, description="seed of the initial weights")
+    batches: int | None = Field(
+        None, ge=0, description="seed of local training: sample order, augmentation and other draws"
+    )
 
 
 class Machine(Block):
     """How to compute; never part of a run's identity."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    clients: Literal["stacked", "loop"] = Field("stacked", description="loop: the slow twin, one client at a time")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: the first GPU if there is one")
+    clients: Literal["stacked", "loop"] = Field(
+        "stacked", description="stacked: all clients of a cohort in one graph; loop: one client at a time, slower"
+    )
     shortcuts: bool = Field(
-        True, description="false: the backbone saves no arithmetic, to see that this changes nothing"
+        True, description="false: compute the backbone without shortcuts, to check that they change nothing"
     )
     compile: bool = Field(
         False,
-        description="blocks that all clients share by torch.compile: meant for GPUs; on a CPU slower, and needs a C++ compiler",
+        description="compile the backbone's shared blocks with torch.compile. Meant for GPUs; slower on a CPU, where it "
+        "needs a C++ compiler",
     )
     pack: bool = Field(
         False,
-        description="train runs together that one process has and that differ in seeds, split, clients and learning rate alone",
+        description="train runs of one process together if they differ only in seeds, split, clients and learning rate",
     )
     token_cache_gb: float = Field(
         4.0,
         ge=0,
-        description="disk for the tokens that enter a method's first prompted block, where that is not the first of all",
+        description="disk budget in GB for cached activations before the first prompted block, if it is not block 0",
     )
-    chunk_images: int = Field(0, ge=0, description="images in one pass of the backbone; 0: chosen by device and size")
-    halvings: int = Field(0, ge=0, description="chunk_images halved so often; counted up when memory runs out")
+    chunk_images: int = Field(
+        0, ge=0, description="images per pass of the backbone; 0: chosen by device and image size"
+    )
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Tracker, ...] = Field(
-        (), description="trackers that are sent the records as well; nothing needs a network"
+        (), description="experiment trackers that receive the records too; none needs a network"
     )
-    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints in seconds")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return value
 
 
 class Cluster(Block):
-    """What to ask of the scheduler; never part of a run's identity."""
+    """What to request from the scheduler; never part of a run's identity."""
 
-    timeout_min: int = Field(240, ge=1, description="time limit of a job in minutes; a run may take several jobs")
+    timeout_min: int = Field(
+        240,
+        ge=1,
+        description="time limit of a job: minutes, or a time as Slurm reads it (`minutes:seconds`, "
+        "`hours:minutes:seconds`, `days-hours`, ...); a run may take several jobs",
+    )
     gpus: int = Field(0, ge=0, description="GPUs per job")
     cpus: int = Field(1, ge=1, description="cores per job, and threads of a run")
-    mem_gb: float | None = Field(None, gt=0, description="memory per job in GB; the cluster's default if not given")
-    partition: str | None = Field(None, description="as of sbatch")
-    account: str | None = Field(None, description="as of sbatch")
-    qos: str | None = Field(None, description="as of sbatch")
-    constraint: str | None = Field(None, description="as of sbatch")
-    array_parallelism: int = Field(64, ge=1, description="most jobs of an array at once")
-    runs_per_job: int = Field(1, ge=1, description="short runs done one after another in one job")
-    runs_per_gpu: int = Field(1, ge=1, description="runs side by side on each GPU (without GPUs: in each job)")
-    workers: int | None = Field(None, ge=1, description="local: processes at once; one per core or GPU if not given")
+    mem_gb: float | None = Field(None, gt=0, description="memory per job in GB; default: the cluster's own")
+    partition: str | None = Field(None, description="partition to submit to (sbatch --partition)")
+    account: str | None = Field(None, description="account to charge (sbatch --account)")
+    qos: str | None = Field(None, description="quality of service (sbatch --qos)")
+    constraint: str | None = Field(None, description="required node features (sbatch --constraint)")
+    array_parallelism: int = Field(64, ge=1, description="most jobs of an array that run at once")
+    runs_per_job: int = Field(1, ge=1, description="runs per job, one after another")
+    runs_per_gpu: int = Field(1, ge=1, description="runs side by side on each GPU; without GPUs: in each job")
+    workers: int | None = Field(
+        None, ge=1, description="`--cluster local`: processes at once; default: one per GPU or core"
+    )
     setup: tuple[str, ...] = Field((), description="shell lines that a Slurm job runs first")
-    slurm: dict[str, Any] = Field(default_factory=dict, description="further sbatch options, as submitit names them")
+    slurm: dict[str, Any] = Field(
+        default_factory=dict, description="further sbatch options, with the names that submitit uses"
+    )
+
+    @field_validator("timeout_min", mode="before")
+    @classmethod
+    def _slurm_time(cls, value: Any) -> Any:
+        return slurm_minutes(value) if isinstance(value, str) else value
+
+
+def slurm_minutes(text: str) -> int:
+    """The minutes, rounded up, of a time limit as `sbatch --time` reads it.
+
+    Forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes and days-hours:minutes:seconds
+    (man page of sbatch). Raises ValueError.
+    """
+    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text.strip())
+    if match is None:
+        raise ValueError("expected minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is None and len(parts) < 3:
+        parts = [0, *parts]  # minutes[:seconds]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return int(days or 0) * 1440 + hours * 60 + minutes + math.ceil(seconds / 60)
 
 
 class Tune(Block):
-    """The same number of trials for every method, each over its own search space; validation data choose."""
+    """Tuning with the same budget for every method; each searches its own ranges, and validation accuracy decides."""
 
-    trials: int = Field(8, ge=1, description="runs that look for a method's values in a setting, on the first seed")
-    rounds: int | None = Field(None, ge=1, description="of a trial; a run's own if not given")
+    trials: int = Field(
+        8, ge=1, description="trials per method and setting; the first uses the values of the sweep file"
+    )
+    rounds: int | None = Field(
+        None,
+        ge=1,
+        description="rounds of the first trials; the better half then goes on to twice as many, up to the run's own "
+        "rounds, where the choice is made. Default: all trials have the run's own rounds",
+    )
+    per_seed: bool = Field(
+        False, description="true: repeat the search for every seed; false: search on the first seed, use for all"
+    )
     search: dict[str, dict[Literal["log", "linear", "choice"], tuple[Any, ...]] | None] = Field(
         default_factory=dict,
-        description="ranges that replace a method's own, e.g. {local.lr: {log: [0.001, 1]}}; null: not searched",
+        description="ranges that replace the methods' own, such as {local.lr: {log: [0.001, 1]}}; null: not searched",
     )
 
 
 class RunConfig(Block):
-    """One run: a dataset dealt to clients, a method, a budget, a seed. Plug-in blocks carry all fields with defaults."""
+    """One run: a dataset split over clients, a method, a budget, a seed. Plug-in blocks hold all fields, with defaults."""
 
     backbone: BackboneConfig = Field(BackboneConfig(), description="the frozen Vision Transformer")
-    dataset: dict[str, Any] = Field(description="which images")
-    partition: dict[str, Any] = Field(description="how they are dealt to clients")
-    method: dict[str, Any] = Field(description="what is trained; `label:` in it names the row of the tables")
+    dataset: dict[str, Any] = Field(description="the images")
+    partition: dict[str, Any] = Field(description="how samples are split over clients")
+    method: dict[str, Any] = Field(description="what is trained; its `label:` names the row in tables")
     aggregation: dict[str, Any] = Field(
-        default_factory=lambda: {"name": "fedavg"}, description="how the server steps, and what holds clients together"
+        default_factory=lambda: {"name": "fedavg"}, description="how the server combines the clients' updates"
     )
-    seed: int = Field(0, ge=0, description="of every stream of random numbers")
-    seeds: Seeds = Field(Seeds(), description="other seeds for single streams")
+    seed: int = Field(0, ge=0, description="seed of every random stream")
+    seeds: Seeds = Field(Seeds(), description="other seeds for single random streams")
     rounds: int = Field(100, ge=1, description="rounds of federated training")
-    clients: ClientsConfig = Field(ClientsConfig(), description="how many clients, and who takes part")
-    local: LocalConfig = Field(LocalConfig(), description="a client's training")
-    evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations; the last round always counts")
+    clients: ClientsConfig = Field(ClientsConfig(), description="how many clients there are, and who takes part")
+    local: LocalConfig = Field(LocalConfig(), description="a client's local training")
+    evaluate_every: int = Field(
+        10, ge=1, description="rounds between two evaluations; the last round is always evaluated"
+    )
     precision: Literal["float32", "tf32", "float64", "bfloat16"] = Field(
         "float32",
-        description="tf32: float32 whose products a GPU rounds to 10 bits; bfloat16: autocast of the backbone",
+        description="tf32: float32 with matrix products rounded to 10 bits on a GPU; bfloat16: autocast of the backbone",
     )
-    test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never touch them")
+    test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never use them")
 
     def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
-        """The seed of one source of chance: its own where `seeds` gives one, else the run's."""
-        own = getattr(self.seeds, name)
-        return self.seed if own is None else int(own)
+        """The seed of one random stream: the override in `seeds` if there is one, else the run's seed."""
+        override = getattr(self.seeds, name)
+        return self.seed if override is None else int(override)
 
 
-# Keys in which runs that are trained together may differ; everything else decides what is done with a client's row.
+# Keys in which runs that are trained together may differ.
 PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
-CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # likewise, keys of `local`
+CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # keys of `local` in which they may differ
 
 
 def pack_key(identity: Mapping[str, Any]) -> str:
-    """Equal for runs that can be trained together; see `fedbench.run.pack`."""
+    """A key that is equal for runs that can be trained together; see `fedbench.run.pack`."""
     fixed = {name: value for name, value in identity.items() if name not in PACKED_FREELY}
-    fixed["aggregation"] = identity["aggregation"]["name"]  # what it does at the server is no matter of clients
+    fixed["aggregation"] = identity["aggregation"]["name"]  # its options act at the server only
     fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
     return json.dumps(fixed, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A checked run with its name on disk and its names in a table."""
+    """A checked run, with its folder's name and its method's name in tables."""
 
     run: RunConfig
-    label: str  # of the method
+    label: str  # the method's name in tables
     identity: dict[str, Any]
-    tuning: Mapping[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # see `fedbench.plan.tuning`
 
     @cached_property
     def key(self) -> str:
@@ -206,10 +283,10 @@ class Sweep:
     cluster: Cluster
     plugins: Plugins
     tune: Tune | None = None
-    later: tuple[PlannedRun, ...] = ()  # runs whose values are not chosen yet; see fedbench.plan.tuning
+    later: tuple[PlannedRun, ...] = ()  # runs that wait for the tuning to choose their values
 
     def on_disk(self, planned: PlannedRun) -> dict[str, Any]:
-        """What run.yaml says: enough for a job to run it, and for a reader to know what it was."""
+        """The content of run.yaml: all that a job needs to do the run, and a reader to know what it was."""
         return {
             "identity": planned.identity,
             "label": planned.label,
@@ -223,19 +300,19 @@ class Sweep:
 
 
 def short_name(block: Mapping[str, Any], cls: type) -> str:
-    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults, and those always told."""
-    told = [
+    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults or are always shown."""
+    shown = [
         f"{f.name}={block[f.name]}"
         for f in dataclasses.fields(cls)
         if f.name in block
         and (block[f.name] != f.default or f.metadata.get("always_shown"))
         and not isinstance(block[f.name], Path)
     ]
-    return str(block["name"]) + (f"({', '.join(told)})" if told else "")
+    return str(block["name"]) + (f"({', '.join(shown)})" if shown else "")
 
 
 def _plain(value: Any) -> Any:
-    """`value` with only what YAML and JSON know."""
+    """`value` with the types that YAML and JSON have."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

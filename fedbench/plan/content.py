@@ -19,7 +19,7 @@ from fedbench.base.checksums import checksum, stamp_of
 from fedbench.base.files import files_below, hidden
 from fedbench.base.storage import write_aside
 
-Lister = Callable[[Path], Iterable[Path]]
+FileLister = Callable[[Path], Iterable[Path]]
 SETTLED_NS = 2_000_000_000  # a file changed later than this before it was read may change again at the same time stamp
 
 _hashes: dict[tuple[Path, bool], str] = {}  # of this process, until `forget`
@@ -31,7 +31,7 @@ def forget() -> None:
     _hashes.clear()
 
 
-def content_hash(path: Path, files_read: Lister | None = None, data: Path | None = None) -> str:
+def content_hash(path: Path, files_read: FileLister | None = None, data: Path | None = None) -> str:
     """16 hex digits of a file's bytes, or of the names and bytes of a folder's files.
 
     ``files_read(path)`` lists the files below a folder that count; without it all do but hidden ones. `data` is the data
@@ -47,7 +47,7 @@ def content_hash(path: Path, files_read: Lister | None = None, data: Path | None
     return _hashes[key]
 
 
-def by_content(value: Any, files_read: Lister | None = None, data: Path | None = None) -> Any:
+def by_content(value: Any, files_read: FileLister | None = None, data: Path | None = None) -> Any:
     """`value` with every Path in it replaced by its `content_hash`. Raises OSError."""
     if isinstance(value, Path):
         return content_hash(value, files_read, data)
@@ -65,7 +65,7 @@ def save() -> None:
             index.save()
 
 
-def _files(path: Path, files_read: Lister | None) -> list[Path]:
+def _files(path: Path, files_read: FileLister | None) -> list[Path]:
     if not path.is_dir():
         return [path]
     if files_read is not None:

@@ -6,15 +6,17 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto: the first GPU if there is one. Raises ValueError."""
+    """The device called `name`; auto: the first GPU if there is one. Raises ValueError if this machine has none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"machine.device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"machine.device is {name!r}, but torch finds no GPU")
+        raise ValueError(f"{name!r} is not there: torch finds no GPU")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"{name!r} is not there: torch finds {count} GPU{'s' * (count > 1)}: cuda:0..{count - 1}")
     return device
 
 
@@ -24,8 +26,8 @@ def choose_dtype(precision: str) -> torch.dtype:
 
 
 def set_tf32(enabled: bool) -> None:
-    """Let a GPU round the products of float32 to 10 bits, or forbid it, for this whole process.
+    """Allow or forbid a GPU to round float32 matrix products to 10 bits, for the whole process.
 
-    By default torch rounds convolutions and nothing else, so that the numbers of a run would depend on it.
+    By default torch rounds convolutions only. A run sets both, so that its numbers do not depend on the default.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = enabled

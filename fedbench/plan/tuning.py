@@ -1,72 +1,102 @@
-"""Fair tuning: the same number of trials for every method in every setting, chosen by validation accuracy alone.
+"""Tuning with the same budget for every method in every setting; validation accuracy alone decides.
 
-A trial is a run of its own that never evaluates test data, on the first seed of its method and setting. When all trials
-of a method in a setting have ended, its runs - one per seed - take the values of the best one; until then they wait.
-Nothing is kept but runs: the choice is made again from their records whenever it is asked for.
+A trial is a run of its own that never evaluates test data. The trials of a method in a setting, on the first seed or with
+`tune.per_seed` on each:
+
+1. Trial 0 has the values of the sweep file, most others are points of a Latin hypercube over the method's ranges.
+2. When these have ended, the last quarter follows: beyond the edge of each range whose outermost part holds the best
+   value so far (the range is widened once), else close around the best trial.
+3. With `tune.rounds`, the better half goes on to twice as many rounds, and so on (successive halving, Jamieson and Talwalkar
+   2016, arXiv 1502.07943). The last trials have the run's own number of rounds, trial 0 among them, and decide.
+
+Then the runs take the values of the best trial; until then they wait. Numbers and lengths of trials are the same for every
+method that searches anything. Nothing is kept but runs: all of this is worked out again from their records each time.
+
+`PlannedRun.tuning`, which run.yaml keeps as `tuning`, holds:
+
+* for a trial: `trial_of` (the label of its method), `values` ({dotted path: value}), `number` (from 0), `kind` ("default",
+  "search", "widened" or "refined") and `rung` (from 0; only trials of the last rung decide);
+* for a run with chosen values: `values`, `trials` (how many there were, each counted once however far it went), `validation`
+  (accuracy of the best trial), `trial` (its folder), `default_validation` (of trial 0 on the last rung, None if it diverged),
+  `rungs` ([trials, rounds] of each), `budget_rounds` (their total), `per_seed`, `widened` (paths whose range was widened) and
+  `edges` (paths whose chosen value still lies at an edge of its range).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedbench.base import rng
+from fedbench.base.naming import flat
 from fedbench.base.records import RunFolder
-from fedbench.plan.config import ConfigError, PlannedRun, Sweep
-from fedbench.plan.planning import changed
+from fedbench.plan.config import ConfigError, PlannedRun, Sweep, Tune
+from fedbench.plan.planning import with_values
+from fedbench.plan.search_space import Ranges, draws, edge_of, point, search_space, share_of, widened
 
-Ranges = Mapping[str, Mapping[str, tuple[Any, ...]]]
+FINALISTS = 3  # trials that reach the run's own number of rounds, at least: the two best and trial 0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One look: its run, the values that it tries, and how it ended."""
+    """One trial on one rung: its run, the values that it tries, and how it ended."""
 
     planned: PlannedRun
     values: dict[str, Any]
     ended: bool
     validation: float | None  # mean validation accuracy of the last round; None: not ended, or diverged
 
+    @property
+    def number(self) -> int:
+        """Which trial it is, from 0; the same on every rung."""
+        return int(self.planned.tuning["number"])
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Sorts trials from the best to the worst, and equal ones by number."""
+        return -1.0 if self.validation is None else self.validation, -self.number
+
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method in one setting, which differ in the seed alone, and the trials for them."""
+    """The runs of one method in one setting, which differ in the seed alone, and the trials for them so far."""
 
     runs: tuple[PlannedRun, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = ()
+    last: tuple[Trial, ...] = ()  # those of the last rung, if it has been reached
+    told: Mapping[str, Any] = field(default_factory=dict)  # what the chosen runs keep of the search
 
     @property
     def decided(self) -> bool:
-        """Whether every trial has ended by itself and one of them did not diverge."""
-        return all(trial.ended for trial in self.trials) and any(t.validation is not None for t in self.trials)
+        """Whether every trial of the last rung has ended, and one of them did not diverge."""
+        return all(trial.ended for trial in self.last) and any(t.validation is not None for t in self.last)
 
     @property
     def best(self) -> Trial:
-        """The trial with the largest validation accuracy, of equal ones the first."""
-        return max(self.trials, key=lambda trial: -1.0 if trial.validation is None else trial.validation)
+        """The trial of the last rung with the highest validation accuracy, the first of equal ones."""
+        return max(self.last, key=lambda trial: trial.order)
 
 
-def staged(sweep: Sweep, results: Path) -> Sweep:
-    """`sweep` with the runs that can be done now: trials where values are still looked for, else the runs with theirs.
+def next_stage(sweep: Sweep, results: Path) -> Sweep:
+    """`sweep` with the runs that can be done now: open trials, and runs whose values are chosen.
 
-    Runs that wait for trials are in ``later``, with the values of the sweep file. Without `tune:` the sweep as it is.
-    Raises ConfigError.
+    Runs that wait for trials are in ``later``, with the values of the sweep file. A sweep without `tune:` is returned as it
+    is. Raises ConfigError.
     """
     if sweep.tune is None:
         return sweep
     now: list[PlannedRun] = []
     later: list[PlannedRun] = []
-    for group in groups(sweep, results):
+    for group in tuning_groups(sweep, results):
         if not group.trials:
             now += group.runs
         elif group.decided:
-            now += chosen(sweep, group)
+            now += chosen_runs(sweep, group)
         else:
             now += [trial.planned for trial in group.trials]
             later += group.runs
@@ -74,106 +104,190 @@ def staged(sweep: Sweep, results: Path) -> Sweep:
     return dataclasses.replace(sweep, runs=tuple(unique.values()), later=tuple(later))
 
 
-def chosen(sweep: Sweep, group: Group) -> list[PlannedRun]:
+def chosen_runs(sweep: Sweep, group: Group) -> list[PlannedRun]:
     """The runs of a decided group with the values of its best trial."""
     best = group.best
-    told = {
+    default = next((trial for trial in group.last if trial.number == 0), None)
+    tuning = {
         "values": best.values,
-        "trials": len(group.trials),
+        "trials": len({trial.number for trial in group.trials}),
         "validation": best.validation,
         "trial": best.planned.name,
+        "default_validation": None if default is None else default.validation,
+        **group.told,
     }
-    return [changed(run, best.values, sweep.plugins, told) for run in group.runs]
+    return [with_values(run, best.values, sweep.plugins, tuning) for run in group.runs]
 
 
-def groups(sweep: Sweep, results: Path) -> Iterator[Group]:
+def tuning_groups(sweep: Sweep, results: Path) -> Iterator[Group]:
     """Every method in every setting of a sweep with `tune:`, and how its trials stand below `results`.
 
-    Raises ConfigError where there is nothing to choose by, or a range is none.
+    Raises ConfigError if there are no validation data to choose by, or for a range that is none.
     """
     tune = sweep.tune
     if tune is None:
         return
+    apart = () if tune.per_seed else ("seed", "seeds")
     members: dict[str, list[PlannedRun]] = {}
     for planned in sweep.runs:
-        own = {key: value for key, value in planned.identity.items() if key not in ("seed", "seeds")}
-        members.setdefault(json.dumps([planned.label, own], sort_keys=True), []).append(planned)
+        setting = {key: value for key, value in planned.identity.items() if key not in apart}
+        members.setdefault(json.dumps([planned.label, setting], sort_keys=True), []).append(planned)
+    legal: set[tuple[Any, ...]] = set()
     for runs in members.values():
-        first = runs[0]
-        if first.run.clients.validation == 0:
+        if runs[0].run.clients.validation == 0:
             raise ConfigError("tune: clients.validation is 0, and values are chosen by validation accuracy alone")
-        ranges = search_space(sweep, first)
-        found: dict[str, Trial] = {}
-        for values in draws(ranges, tune.trials) if ranges else ():
-            budget = {"rounds": tune.rounds, "evaluate_every": tune.rounds} if tune.rounds else {}
-            told = {"trial_of": first.label, "values": values}
-            planned = changed(first, {**values, **budget, "test_data": False}, sweep.plugins, told)
-            found.setdefault(planned.key, Trial(planned, values, *_outcome(RunFolder(results / planned.name))))
-        yield Group(tuple(runs), tuple(found.values()))
+        yield _Search(sweep, tune, tuple(runs), results, legal).group()
 
 
-def search_space(sweep: Sweep, planned: PlannedRun) -> dict[str, Mapping[str, tuple[Any, ...]]]:
-    """{dotted path: range}: what the method and its aggregation declare, as the sweep's `tune.search` changes it.
-
-    A field of the method or aggregation that the sweep file sets to another value than its default is not searched.
-    """
-    space: dict[str, Mapping[str, tuple[Any, ...]]] = {}
-    for kind in ("method", "aggregation"):
-        block = getattr(planned.run, kind)
-        cls: Any = sweep.plugins.classes[kind][block["name"]]
-        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
-        declared: Ranges = cls.search
-        for name, values in declared.items():
-            if name in defaults and block[name] != defaults[name]:
-                continue
-            space[name if "." in name else f"{kind}.{name}"] = values
-    searchable = bool(space)
-    for path, given in (sweep.tune.search if sweep.tune else {}).items():
-        space.pop(path, None)
-        applies = searchable and _applies(planned, path)
-        if given is not None and applies:
-            space[path] = {str(law): values for law, values in given.items()}
-    return space
+def rungs(tune: Tune, rounds: int) -> list[tuple[int, int]]:
+    """(trials, rounds) of each rung for runs of `rounds` rounds."""
+    lengths = [min(tune.rounds or rounds, rounds)]
+    while lengths[-1] < rounds:
+        lengths.append(min(2 * lengths[-1], rounds))
+    least = min(FINALISTS, tune.trials)
+    return [(max(math.ceil(tune.trials / 2**k), least), length) for k, length in enumerate(lengths)]
 
 
-def _applies(planned: PlannedRun, path: str) -> bool:
-    """Whether the run has such a field: a path inside a plug-in is of some methods only."""
-    kind, _, name = path.partition(".")
-    return kind not in ("method", "aggregation") or name in getattr(planned.run, kind)
+class _Search:
+    """The trials of one method in one setting, as far as the records allow to plan them."""
+
+    def __init__(
+        self, sweep: Sweep, tune: Tune, runs: tuple[PlannedRun, ...], results: Path, legal: set[tuple[Any, ...]]
+    ) -> None:
+        self.sweep, self.tune, self.runs, self.results = sweep, tune, runs, results
+        self.legal = legal  # (method, aggregation, path, value) that have been checked, also for other groups
+        self.first = runs[0]
+        self.rungs = rungs(tune, self.first.run.rounds)
+        self.late = tune.trials // 4  # trials of step 2
+        self.strata = max(1, tune.trials - 1 - self.late)
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """The search space. Raises ConfigError if an end or a choice of a range makes no legal run."""
+        space = search_space(self.sweep, self.first)
+        names = self.first.run.method["name"], self.first.run.aggregation["name"]
+        for path, range_ in space.items():
+            for value in next(iter(range_.values())):
+                if (*names, path, value) not in self.legal:
+                    with_values(self.first, {path: value}, self.sweep.plugins, {})
+                    self.legal.add((*names, path, value))
+        return space
+
+    def group(self) -> Group:
+        if not self.ranges:
+            return Group(self.runs)
+        trials = [self._trial(0, number, kind, values) for number, (kind, values) in enumerate(self._opening())]
+        edges: dict[str, int] = {}
+        if _ended(trials) and self.late and any(trial.validation is not None for trial in trials):
+            best = max(trials, key=lambda trial: trial.order)
+            edges = self._open_edges(best)
+            points = self._beyond(best, edges) if edges else self._around(best)
+            kind, count = "widened" if edges else "refined", len(trials)
+            trials += [self._trial(0, count + i, kind, values) for i, values in enumerate(points)]
+        last = _distinct(trials)
+        everything = list(last)
+        complete = len(trials) >= min(self.tune.trials, 1 + self.strata + self.late)
+        for rung, (count, _) in enumerate(self.rungs[1:], start=1):
+            if not (complete and _ended(last)):
+                break
+            kept = self._promoted(last, count)
+            last = [self._trial(rung, t.number, t.planned.tuning["kind"], t.values) for t in kept]
+            everything += last
+        else:
+            complete = complete and _ended(last)
+            return Group(self.runs, tuple(everything), tuple(last) if complete else (), self._told(last, edges))
+        return Group(self.runs, tuple(everything))
+
+    def _opening(self) -> list[tuple[str, dict[str, Any]]]:
+        """Trial 0 with the values of the sweep file, and the points of the hypercube."""
+        fields = flat(self.first.run.model_dump())
+        defaults = {path: fields.get(path) for path in self.ranges}
+        points = draws(self.ranges, self.strata) if self.tune.trials > 1 else []
+        return [("default", defaults), *(("search", values) for values in points)]
+
+    def _open_edges(self, best: Trial) -> dict[str, int]:
+        """{path: side} of the ranges at whose edge the best trial lies, and beyond which values are legal."""
+        edges = {path: edge_of(range_, best.values[path], self.strata) for path, range_ in self.ranges.items()}
+        return {
+            path: side for path, side in edges.items() if side and self._is_legal(self._values(best, {path: side}, 1.0))
+        }
+
+    def _values(self, best: Trial, edges: Mapping[str, int], share: float) -> dict[str, Any]:
+        """The best trial's values, with those at `edges` moved outwards by `share` of what widening adds."""
+        moved = {}
+        for path, side in edges.items():
+            old, new = self.ranges[path], widened(self.ranges[path], side)
+            (ends,) = new.values()
+            outer = share_of(old, ends[0] if side < 0 else ends[1]) or 0.0
+            edge = 0.0 if side < 0 else 1.0
+            moved[path] = point(old, edge + share * (outer - edge))
+        return {**best.values, **moved}
+
+    def _beyond(self, best: Trial, edges: Mapping[str, int]) -> list[dict[str, Any]]:
+        return [self._values(best, edges, (i + 1) / self.late) for i in range(self.late)]
+
+    def _around(self, best: Trial) -> list[dict[str, Any]]:
+        """Points of a hypercube within one stratum of the best trial; what has no neighbours stays."""
+        near: dict[str, Any] = {}
+        for path, range_ in self.ranges.items():
+            share = share_of(range_, best.values[path])
+            if share is not None:
+                low = max(min(0.0, share), share - 1 / self.strata)
+                high = min(max(1.0, share), share + 1 / self.strata)
+                (law,) = range_
+                near[path] = {law: (point(range_, low), point(range_, high))}
+        # An even number of strata, so that none has the best trial itself at its middle.
+        points = draws(near, 2 * math.ceil(self.late / 2)) if near else draws(self.ranges, self.late)
+        return [{**best.values, **values} for values in points[: self.late]]
+
+    def _promoted(self, trials: Sequence[Trial], count: int) -> list[Trial]:
+        """The `count` best trials, trial 0 always among them."""
+        ranked = sorted(trials, key=lambda trial: trial.order, reverse=True)
+        default = [trial for trial in trials if trial.number == 0]
+        kept = default + [trial for trial in ranked if trial.number != 0][: count - len(default)]
+        return sorted(kept, key=lambda trial: trial.number)
+
+    def _told(self, last: Sequence[Trial], edges: Mapping[str, int]) -> dict[str, Any]:
+        """What the chosen runs keep of the search, beside the choice."""
+        space = {path: widened(r, edges[path]) if path in edges else r for path, r in self.ranges.items()}
+        best = max(last, key=lambda trial: trial.order)
+        return {
+            "rungs": [list(rung) for rung in self.rungs],
+            "budget_rounds": budget_rounds(self.rungs),
+            "per_seed": self.tune.per_seed,
+            "widened": sorted(edges),
+            "edges": sorted(path for path, r in space.items() if edge_of(r, best.values[path], self.strata)),
+        }
+
+    def _is_legal(self, values: Mapping[str, Any]) -> bool:
+        try:
+            with_values(self.first, values, self.sweep.plugins, {})
+        except ConfigError:
+            return False
+        return True
+
+    def _trial(self, rung: int, number: int, kind: str, values: dict[str, Any]) -> Trial:
+        rounds = self.rungs[rung][1]
+        run = {**values, "rounds": rounds, "evaluate_every": rounds, "test_data": False}
+        tuning = {"trial_of": self.first.label, "values": values, "number": number, "kind": kind, "rung": rung}
+        planned = with_values(self.first, run, self.sweep.plugins, tuning)
+        return Trial(planned, values, *_outcome(RunFolder(self.results / planned.name)))
 
 
-def draws(ranges: Ranges, trials: int) -> list[dict[str, Any]]:
-    """`trials` points of a Latin hypercube over `ranges`: each of as many equal strata of a range is met once.
-
-    A range's strata are shuffled by a stream that its path names, so methods share the values of ranges they share.
-    Raises ConfigError where a range is none.
-    """
-    columns: dict[str, list[Any]] = {}
-    for path, given in ranges.items():
-        order = np.arange(trials) if len(ranges) == 1 else rng.numpy_stream(0, "tune", path).permutation(trials)
-        columns[path] = [_at(path, given, (int(i) + 0.5) / trials) for i in order]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _ended(trials: Iterable[Trial]) -> bool:
+    return all(trial.ended for trial in trials)
 
 
-def _at(path: str, given: Mapping[str, tuple[Any, ...]], share: float) -> Any:
-    if len(given) != 1:
-        raise ConfigError(f"tune: {path}: expected one of log, linear, choice, found {dict(given)}")
-    ((law, values),) = given.items()
-    if law == "choice" and values:
-        return values[int(share * len(values))]
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if law not in ("log", "linear") or len(numbers) != 2 or len(values) != 2 or not numbers[0] < numbers[1]:
-        raise ConfigError(f"tune: {path}: expected {{log: [low, high]}}, {{linear: [low, high]}} or {{choice: [...]}}")
-    low, high = float(numbers[0]), float(numbers[1])
-    if law == "log":
-        if low <= 0:
-            raise ConfigError(f"tune: {path}: a logarithmic range starts above 0, not at {low:g}")
-        return float(f"{low * (high / low) ** share:.3g}")
-    return float(f"{low + (high - low) * share:.3g}")
+def _distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """`trials` without those that are the same run as an earlier one."""
+    kept: dict[str, Trial] = {}
+    for trial in trials:
+        kept.setdefault(trial.planned.key, trial)
+    return list(kept.values())
 
 
 def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
-    """(whether it has ended by itself, its last validation accuracy): a trial that diverged has ended, and lost."""
+    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost."""
     status = folder.status
     if status == "failed":
         return folder.failure().get("kind") == "diverged", None
@@ -182,3 +296,39 @@ def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
     records = folder.records()
     value = max(records, key=lambda record: record["round"]).get("val_mean_accuracy") if records else None
     return True, value
+
+
+# -- in words ------------------------------------------------------------------------------------------------------------------
+def budget_rounds(steps: Iterable[Sequence[int]]) -> int:
+    """The rounds of all trials of a method in a setting together."""
+    return sum(trials * rounds for trials, rounds in steps)
+
+
+def budget_text(sweep: Sweep) -> str:
+    """A sentence about the budget of the tuning; empty without `tune:`."""
+    if sweep.tune is None:
+        return ""
+    runs = [*sweep.runs, *sweep.later]
+    lengths = sorted({planned.run.rounds for planned in runs if "trial_of" not in planned.tuning})
+    parts = []
+    for rounds in lengths or [max(planned.run.rounds for planned in runs)]:
+        steps = rungs(sweep.tune, rounds)
+        words = ", ".join(f"{trials} of {length} rounds" for trials, length in steps)
+        parts.append(f"{words} ({budget_rounds(steps)} rounds)")
+    seeds = "each seed" if sweep.tune.per_seed else "the first seed"
+    return f"tuning, for every method that searches values, in each setting on {seeds}: trials {'; or '.join(parts)}"
+
+
+def remarks(sweep: Sweep) -> list[str]:
+    """A line for each choice whose value lies at the edge of its range, or for which a range was widened."""
+    lines: dict[str, None] = {}
+    for planned in sweep.runs:
+        for path in planned.tuning.get("edges", ()):
+            was = "widened " if path in planned.tuning.get("widened", ()) else ""
+            value = planned.tuning["values"][path]
+            lines[f"tuning, {planned.label}: {path} = {value} lies at the edge of its {was}range; see tune.search"] = (
+                None
+            )
+        for path in set(planned.tuning.get("widened", ())) - set(planned.tuning.get("edges", ())):
+            lines[f"tuning, {planned.label}: the range of {path} was widened"] = None
+    return list(lines)

@@ -185,6 +185,8 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     values["chosen"] = False
     for _, group in values.groupby(["setting", "label"], sort=False):
         if group["state"].isin(["done", "diverged"]).all() and group["validation"].notna().any():
-            values.loc[group["validation"].idxmax(), "chosen"] = True
+            finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials only lead to these
+            if finalists["validation"].notna().any():
+                values.loc[finalists["validation"].idxmax(), "chosen"] = True
     columns = ["run", "setting", "label", "values", "state", "validation", "chosen", "rounds", "total_multiply_adds"]
     return values[columns]

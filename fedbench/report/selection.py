@@ -87,7 +87,7 @@ def _from_sweeps(
     from fedbench.plan.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
     from fedbench.plan.planning import read_sweep
     from fedbench.plan.plugins import PluginError, Plugins
-    from fedbench.plan.tuning import groups, staged
+    from fedbench.plan.tuning import next_stage, tuning_groups
 
     def names(found: Plugins, run: dict[str, Any]) -> dict[str, str]:
         told = {
@@ -104,8 +104,8 @@ def _from_sweeps(
             raise ReportError(f"sweep file {path} does not exist; sweep files beside it: {near}")
         try:
             sweep = read_sweep(path, plugins, settings)
-            trials = [trial.planned for group in groups(sweep, results) for trial in group.trials]
-            now = staged(sweep, results)
+            trials = [trial.planned for group in tuning_groups(sweep, results) for trial in group.trials]
+            now = next_stage(sweep, results)
         except (ConfigError, PluginError) as error:
             raise ReportError(str(error)) from error
         waiting = {run.key for run in now.later}

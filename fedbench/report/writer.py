@@ -18,7 +18,7 @@ from fedbench.report.evidence import Evidence
 from fedbench.report.figures import catalogue
 from fedbench.report.figures.drawing import begin as begin_drawing
 from fedbench.report.selection import ReportError
-from fedbench.report.statistics import LEVEL, Comparison
+from fedbench.report.statistics import LEVEL, NOT_TESTED, Comparison, Ranking
 from fedbench.report.tables import contests, grid, notes, text
 from fedbench.report.tables.metrics import MAIN, METRIC
 from fedbench.report.tables.summary import labels, summary
@@ -41,6 +41,7 @@ class Written:
     page: Path
     figures: tuple[Path, ...]
     summary: pd.DataFrame
+    ranking: Ranking | None
     alarms: list[str]
     legend: list[str]
     footer: list[str]
@@ -56,11 +57,11 @@ def write(evidence: Evidence, out: Path, wishes: ReportOptions = ReportOptions()
     overall = contests.overall(runs)
     drawn = begin_drawing(catalogue.all_figures(evidence, overall, wishes.versus))
     within = contests.within(runs, evidence.clients)
-    table = summary(runs, within)
+    table = summary(runs)
     alarms = notes.alarms(runs)
     footer = notes.footer(runs, alarms)
-    legend = notes.legend(table, bool(within), wishes.spread)
-    main = grid.main_grids(table, names=wishes.metrics, spread=wishes.spread)
+    legend = notes.legend(table, wishes.spread)
+    main = grid.main_grids(table, names=wishes.metrics, spread=wishes.spread, ranking=overall.ranking)
     transposed = grid.transposed_grids(table, names=wishes.metrics, spread=wishes.spread)
     details = []
     for setting, part in table.groupby("setting", sort=False):
@@ -105,7 +106,7 @@ def write(evidence: Evidence, out: Path, wishes: ReportOptions = ReportOptions()
         write_aside(out / "index.html", html.encode())
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror or error}); name a folder") from error
-    return Written(out / "index.html", tuple(paths), table, alarms, legend, footer)
+    return Written(out / "index.html", tuple(paths), table, overall.ranking, alarms, legend, footer)
 
 
 def _check(wishes: ReportOptions, runs: pd.DataFrame) -> None:
@@ -166,47 +167,33 @@ def _csv(frame: pd.DataFrame) -> str:
 def _words(overall: contests.Overall) -> list[str]:
     """What the tests over all settings say, in sentences."""
     if not overall.pairs:
-        return [
-            "Two methods, references apart, that are done in all settings and seeds are needed to compare over settings."
-        ]
-    ranking = overall.ranking
+        return ["A comparison over settings needs two contestants that are done in two settings and all their seeds."]
     told = []
-    if ranking is not None:
-        found = "finds differences" if ranking.p < LEVEL else "finds no difference"
-        told.append(
-            f"Over {overall.blocks}, Friedman's test {found} between {len(ranking.names)} methods (p = {ranking.p:.2g}); "
-            f"average ranks: "
-            + ", ".join(f"{n} {r:.2f}" for n, r in zip(ranking.names, ranking.ranks, strict=True))
-            + "."
-        )
-    apart = len([pair for pair in overall.pairs if pair.verdict != "not told apart"])
+    if (ranking := overall.ranking) is not None:
+        ranks = ", ".join(f"{n} {r:.1f}" for n, r in zip(ranking.names, ranking.ranks, strict=True))
+        told.append(f"Average ranks in mean accuracy over {text.many(ranking.blocks, 'setting')}: {ranks}.")
+    if overall.pairs[0].verdict == NOT_TESTED:
+        return [*told, "Differences over all settings are not tested: that needs two seeds."]
+    different = [pair for pair in overall.pairs if pair.significant]
     told.append(
-        f"Of {text.many(len(overall.pairs), 'pair')} of methods, {apart or 'none'} {'is' if apart < 2 else 'are'} told apart "
-        f"over all settings and seeds (Wilcoxon's signed-rank test over pairs of setting and seed, Holm's correction, "
-        f"{LEVEL:.0%} level, and a paired bootstrap interval of the difference that leaves out zero)."
+        f"{len(different) or 'None'} of {text.many(len(overall.pairs), 'pair')} of contestants "
+        f"{'differs' if len(different) == 1 else 'differ'} significantly over {overall.blocks} (settings and seeds as blocks, "
+        f"Tukey's test, {LEVEL:.0%} family-wise level). Pairs not listed showed no significant difference."
     )
-    n = overall.pairs[0].n
-    least = 2.0 ** (1 - n) if n < 50 else 0.0
-    if least * len(overall.pairs) >= LEVEL:
-        told.append(
-            f"With {text.many(n, 'pair')} of setting and seed this test cannot reach the {LEVEL:.0%} level for "
-            f"{text.many(len(overall.pairs), 'comparison')}, whatever the numbers: its smallest p is {least:.2g} before "
-            "correction. More seeds or settings are needed."
-        )
     return told
 
 
 def _statistics(title: str, words: Sequence[str], overall: contests.Overall, details: Sequence[Detail]) -> str:
     """All comparisons with the best method in words, as Markdown."""
-    parts = [f"# {text.markdown(title)}: what is told apart", *map(text.markdown, words)]
+    parts = [f"# {text.markdown(title)}: which methods differ", *map(text.markdown, words)]
     for pair in overall.pairs:
-        if pair.verdict != "not told apart":
-            better = pair if pair.verdict == "better" else pair.turned
-            parts.append("- " + text.markdown(better.sentence(pairs="pairs of setting and seed")))
+        if pair.significant:
+            better = pair if pair.verdict == "better" else pair.reversed
+            parts.append("- " + text.markdown(better.sentence("settings")))
     for setting, _, _, pairs in details:
         if pairs:
             parts.append(f"## {text.markdown(setting)}")
-            parts += ["- " + text.markdown(pair.sentence(pairs="clients and seeds")) for pair in pairs]
+            parts += ["- " + text.markdown(pair.sentence()) for pair in pairs]
     return "\n\n".join(parts) + "\n"
 
 

@@ -38,7 +38,7 @@ def call_hook(hook: Any, call: Callable[[], Any]) -> Any:
     except (torch.OutOfMemoryError, HookError):
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise HookError(f"{describe(hook)}: {type(error).__name__}: {error}") from error
+        raise HookError(f"{describe(hook, error)}: {type(error).__name__}: {error}") from error
 
 
 def _leaves(args: Sequence[Any], dims: Sequence[Any]) -> list[tuple[Tensor, int | None]]:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbench.base.checksums import checksum, stamp_of
-from fedbench.base.lease import alive, owner_in, process
+from fedbench.base.lease import owner_of
 from fedbench.base.lock import one_at_a_time
+from fedbench.base.processes import alive, process
 from fedbench.data import DataError
 
 log = logging.getLogger("fedbench")
@@ -208,7 +209,7 @@ def _put_in_place(aside: Path, folder: Path) -> None:
 def _take_over(folder: Path, fresh: Path | None) -> None:
     """Rename an unfinished folder of a dead process to `fresh`, and remove all others of dead processes."""
     for unfinished in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
-        owner = owner_in(unfinished / OWNER)
+        owner = owner_of(unfinished / OWNER)
         if owner is not None and owner.host == process().host and alive(owner):
             continue  # it works without a lock beside us
         if fresh is not None and not fresh.exists():

@@ -1,4 +1,4 @@
-"""The frozen Vision Transformer, any timm ViT; prompts enter as named token slots. It knows nothing of clients."""
+"""The frozen Vision Transformer, any timm ViT that is read at its CLS token. Prompts enter as named token slots."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fedbench.vit import fast_block, nano
+from fedbench.vit.weights import WeightsError, fitting_state, load_weights, refuse_broken
 
 PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
 Run = Callable[..., Tensor]  # (part, block, x, ...): part(block, x, ...), see `fedbench.vit.compiled`
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be made: says which name, file or size, and what would do."""
+    """A backbone that cannot be made: the message names the model, file or size, and what would work."""
 
 
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
-    ``lean``: the last block computes only the tokens that are read; ``plain``: a frozen block goes backward by its own hand
-    (`fedbench.vit.fast_block`). Both change no number but its rounding, and may be set to False.
-    ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are the
-    checkpoint's own.
+    ``lean``: the last block computes only the tokens that are read. ``plain``: frozen blocks use a hand-written backward
+    pass (`fedbench.vit.fast_block`). Both change results by rounding only, and may be set to False.
+    ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those
+    that the checkpoint was trained with.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
-        self.tokens = int(vit.num_prefix_tokens) + (self.image_size // self.patch_size) ** 2
+        self.tokens = int(vit.num_prefix_tokens) + int(vit.patch_embed.num_patches)
 
     def forward(
         self,
@@ -59,15 +59,15 @@ class Backbone(nn.Module):
         run: Run | None = None,
         start: int = 0,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """Run `images` [N, 3, H, W] and return the tokens that a head may read, and what was tapped.
+        """Run `images` [N, 3, H, W]. Return the tokens that a head may read, and the tapped CLS tokens.
 
-        Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``; a known slot is replaced
-        (deep prompts), a new one inserted behind the others, all between CLS and the patches, without position
-        embedding. Where no slot is read (`slots_read`), only CLS comes back and the last block computes nothing else.
-        Blocks go by `run`, where that is given. With a `start`, in place of images stand the tokens `entering` that block,
-        and no prompt enters before it.
-        Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: the CLS token [N, D] entering it})``, the first
-        after the last norm.
+        Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``. A known slot is replaced
+        (deep prompts), a new one is inserted behind the others. All slots stand between CLS and the patches, without
+        position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else.
+        `run` runs each block if it is given. With a `start` above 0, `images` are the tokens `entering` block `start`, and
+        no prompt may enter before it.
+        Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: CLS token [N, D] entering it})``, the first mapping after the
+        last norm.
         """
         vit = self.vit
         x = images if start else self.entering(images, 0)
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         for layer, block in itertools.islice(enumerate(vit.blocks), start, None):
             if layer in taps:
                 tapped[layer] = x[:, 0]
-            first = None  # the slots, where they alone need a gradient
+            first = None  # the slots, if nothing else needs a gradient
             if layer in layers and prompts_at is not None:
                 below = x.requires_grad
                 x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
 
     def entering(self, images: Tensor, layer: int) -> Tensor:
-        """The tokens [N, 1+T, D] that enter block `layer` where no prompts do."""
+        """The tokens [N, 1+T, D] that enter block `layer` without prompts."""
         vit = self.vit
         x: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
         for block in itertools.islice(vit.blocks, layer):
@@ -121,9 +121,9 @@ def whole(block: Any, x: Tensor, count: int | None = None) -> Tensor:
 
 
 def leading(block: Any, x: Tensor, count: int) -> Tensor:
-    """The first `count` tokens of ``block(x)`` of a timm `Block`, x [N, T, D] -> [N, count, D], and nothing else.
+    """The first `count` tokens of ``block(x)`` for a timm `Block`: x [N, T, D] -> [N, count, D].
 
-    All tokens are looked at (keys and values), but queries, projection and MLP are those of the leading ones only.
+    Keys and values are computed for all tokens; queries, projection and MLP for the first `count` only.
     """
     attn = block.attn
     y, heads = block.norm1(x), attn.num_heads
@@ -142,7 +142,7 @@ def leading(block: Any, x: Tensor, count: int) -> Tensor:
 
 
 def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
-    """`x` [N, 1+P+T, D], whose slots have the given `lengths`, with the slots `new` replaced or inserted."""
+    """`x` [N, 1+P+T, D], whose slots have the `lengths`, with the slots `new` replaced or inserted; and the new lengths."""
     cls, *slots, patches = x.split([1, *lengths.values(), x.shape[1] - 1 - sum(lengths.values())], dim=1)
     all_slots = dict(zip(lengths, slots, strict=True)) | dict(new)
     return torch.cat([cls, *all_slots.values(), patches], dim=1), {slot: v.shape[1] for slot, v in all_slots.items()}
@@ -155,29 +155,63 @@ def make(
     pretrained: bool = True,
     shortcuts: bool = True,
 ) -> Backbone:
-    """The backbone called `name`: ``nano`` (embedded) or a timm ViT, downloaded or read from a local safetensors file.
+    """The backbone called `name`: ``nano`` (embedded) or a timm ViT, downloaded or read from the local file `weights`.
 
-    Position embeddings are resampled to `image_size`. ``pretrained=False`` gives the architecture with random weights;
-    ``shortcuts=False`` a backbone that saves no arithmetic.
-    Raises BackboneError.
+    Position embeddings are resampled to `image_size` pixels. ``pretrained=False`` gives random weights;
+    ``shortcuts=False`` computes the backbone without shortcuts. Raises BackboneError.
     """
+    _check_name(name, weights, image_size)
+    if name == "nano":
+        return Backbone(nano.build(), nano.MEAN, nano.STD, shortcuts)
+    options = _options(image_size)
+    with torch.device("meta"):  # refuse what cannot serve before anything is downloaded
+        _refuse_others(name, _created(name, False, options))
+    vit = _created(name, pretrained and weights is None, options)
+    try:
+        if weights is not None:
+            load_weights(weights, vit)
+        elif pretrained:
+            refuse_broken(vit.state_dict(), name)
+    except WeightsError as error:
+        raise BackboneError(str(error)) from error
+    config: Any = vit.pretrained_cfg
+    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]), shortcuts)
+
+
+def architecture(name: str, image_size: int | None = None, weights: Path | None = None) -> Backbone:
+    """The backbone called `name` on torch's meta device: sizes and shapes, no values, and nothing is downloaded.
+
+    Raises BackboneError, also if the names and shapes in the file `weights` do not fit.
+    """
+    _check_name(name, weights, image_size)
+    with torch.device("meta"):
+        if name == "nano":
+            return Backbone(VisionTransformer(**nano.ARCHITECTURE), nano.MEAN, nano.STD)
+        vit = _created(name, False, _options(image_size))
+        _refuse_others(name, vit)
+        if weights is not None:
+            try:
+                fitting_state(weights, vit, "meta")
+            except WeightsError as error:
+                raise BackboneError(str(error)) from error
+    config: Any = vit.pretrained_cfg
+    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _check_name(name: str, weights: Path | None, image_size: int | None) -> None:
+    """Raise BackboneError for a name that timm does not know, and for options that the embedded backbone does not have."""
     if name == "nano":
         if weights is not None or image_size not in (None, nano.ARCHITECTURE["img_size"]):
             raise BackboneError(f"nano comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only")
-        return Backbone(nano.build(), nano.MEAN, nano.STD, shortcuts)
-    if not timm.is_model(name.split(".")[0]):
+    elif not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
             timm.list_models("vit_*")[:8]
         )
         raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    with torch.device("meta"):  # what cannot serve is told before anything is downloaded
-        _serves(name, _created(name, False, options))
-    vit = _created(name, pretrained and weights is None, options)
-    if weights is not None:
-        _load(vit, weights)
-    config: Any = vit.pretrained_cfg
-    return Backbone(vit, tuple(config["mean"]), tuple(config["std"]), shortcuts)
+
+
+def _options(image_size: int | None) -> dict[str, Any]:
+    return {} if image_size is None else {"img_size": image_size}
 
 
 def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
@@ -187,30 +221,35 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
         raise BackboneError(f"timm cannot make {name!r} {options or ''}: {error}") from error
 
 
-def _serves(name: str, vit: Any) -> None:
-    """Raise BackboneError where a model cannot be a backbone."""
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.global_pool != "token":
-        raise BackboneError(f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224")
-    size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if size % patch:
-        raise BackboneError(f"{name!r}: image_size {size} is not a multiple of {patch} px")
-
-
-def _load(vit: VisionTransformer, path: Path) -> None:
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise BackboneError(f"{path}: not a readable safetensors file ({error})") from error
-    state = checkpoint_filter_fn(state, vit)
-    wanted = vit.state_dict()
-    state = {
-        name: value for name, value in state.items() if not name.startswith(("head.", "head_dist.", "pre_logits."))
-    }
-    wrong = [name for name, value in state.items() if name in wanted and value.shape != wanted[name].shape]
-    missing, surplus = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if wrong or missing or surplus:
+def _refuse_others(name: str, vit: Any) -> None:
+    """Raise BackboneError, with the reason, for a model that is no plain ViT read at its CLS token."""
+    if reason := _why_not(vit):
         raise BackboneError(
-            f"{path} does not fit this architecture: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(surplus)} unknown {surplus[:3]}, {len(wrong)} of another shape {wrong[:3]}"
+            f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224: {reason}"
         )
-    vit.load_state_dict(state)
+    (height, width), (patch, _) = vit.patch_embed.img_size, vit.patch_embed.patch_size
+    if height != width or height % patch:
+        raise BackboneError(f"{name!r}: image_size {height} is not a multiple of {patch} px")
+
+
+def _why_not(vit: Any) -> str | None:
+    """What a model lacks, or has too much of, to be a backbone; None for a plain ViT."""
+    if not isinstance(vit, VisionTransformer):
+        if getattr(vit, "rope", None) is not None:
+            return f"it is of the class {type(vit).__name__} and has rotary position embeddings"
+        return f"it is of the class {type(vit).__name__}"
+    if vit.cls_token is None:
+        return f"it has no CLS token (its pooling is {vit.global_pool or 'none'!r})"
+    if getattr(vit, "dist_token", None) is not None:
+        return "it has a distillation token beside CLS, and its prediction is the mean of two heads"
+    if type(vit) is not VisionTransformer:
+        return f"it is of the class {type(vit).__name__}"
+    if vit.global_pool != "token":
+        return f"its pooling is {vit.global_pool!r}, not the CLS token"
+    if type(vit.patch_embed) is not PatchEmbed:
+        return (
+            f"its patches come from a network of their own ({type(vit.patch_embed).__name__}), not from one projection"
+        )
+    if vit.pos_embed is None:
+        return "it has no absolute position embeddings"
+    return None

@@ -1,4 +1,4 @@
-"""FedAdam: the server follows the cohort's mean change by Adam.
+"""FedAdam: the server takes Adam steps along the mean change of the cohort.
 
 Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper).
 """

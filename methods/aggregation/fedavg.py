@@ -1,4 +1,4 @@
-"""FedAvg: the average of what the cohort trained, weighted by the clients' numbers of samples (paper, algorithm 1)."""
+"""FedAvg: the mean of the clients' trained values, weighted by their numbers of samples (paper, algorithm 1)."""
 
 from dataclasses import dataclass
 

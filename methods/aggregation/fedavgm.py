@@ -1,7 +1,7 @@
-"""FedAvgM: the server follows the cohort's mean change with momentum.
+"""FedAvgM: the server follows the mean change of the cohort with momentum.
 
-Source: Hsu et al. 2019, arXiv 1909.06335, section 3 (paper): v <- beta v + Delta, x <- x + lr v. With beta = 0 and lr = 1 it
-is FedAvg; with lr = 1 a steady change grows to 1/(1 - beta) times FedAvg's, which short runs need more than long ones.
+Source: Hsu et al. 2019, arXiv 1909.06335, section 3 (paper): v <- beta v + Delta, x <- x + lr v. With beta = 0 and lr = 1
+it is FedAvg. With lr = 1 a steady change grows to 1/(1 - beta) times FedAvg's, which helps short runs more than long ones.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Aggregation(ServerOptimizer):
     search: ClassVar = {"lr": {"log": (0.1, 10.0)}}
 
     lr: Annotated[float, Field(gt=0)] = option(1.0, "the server's learning rate", always_shown=True)
-    beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "momentum of the server")
+    beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "the server's momentum")
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv 1909.06335"
 

@@ -1,6 +1,6 @@
-"""FedProx: FedAvg with a proximal term that holds each client near what the server sent.
+"""FedProx: FedAvg with a proximal term that keeps each client near the values that the server sent.
 
-Source: Li et al. 2020, arXiv 1812.06127, equation 2 (paper): h_k(w) = F_k(w) + mu/2 |w - w_t|^2, the *squared* distance.
+Source: Li et al. 2020, arXiv 1812.06127, equation 2 (paper): h_k(w) = F_k(w) + mu/2 |w - w_t|^2, with the *squared* distance.
 Here w are the shared prompts and head of any method, not a whole network (ours).
 """
 
@@ -25,5 +25,5 @@ class Aggregation(Base):
     citation: ClassVar[str] = "Li et al. 2020, arXiv 1812.06127"
 
     def extra_loss(self, p: Values, received: Values) -> Tensor:
-        """mu/2 times the squared distance of all shared parameters to those that the server sent."""
+        """mu/2 times the squared distance between the shared parameters and the received ones."""
         return self.mu / 2 * sum((p[name] - value).square().sum() for name, value in received.items())  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""FedYogi: the server follows the cohort's mean change by Yogi, whose v grows and shrinks by bounded amounts.
+"""FedYogi: the server takes Yogi steps along the mean change of the cohort; v grows and shrinks by bounded amounts.
 
 Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper).
 """
@@ -13,7 +13,7 @@ from fedbench.method import AdaptiveServerOptimizer
 
 @dataclass(frozen=True)
 class Aggregation(AdaptiveServerOptimizer):
-    """v moves towards Delta^2 by (1 - beta2) Delta^2, however far away it is."""
+    """v moves towards Delta^2 by (1 - beta2) Delta^2, whatever the distance."""
 
     citation: ClassVar[str] = "Reddi et al. 2021, arXiv 2003.00295"
 

@@ -181,7 +181,7 @@ def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
     for round_ in range(60):
         batches = small.batches((0, 1), round_=round_)
         report = small.round((0, 1), batches=batches)
-        server.merge(dataclasses.replace(report, weight=torch.ones_like(report.num_samples)))
+        server.merge(dataclasses.replace(report, num_samples=torch.ones_like(report.num_samples)))
     assert report.steps.tolist() == [10, 10]
     s0, s1 = 1 - 0.9**10, 1 - 0.2**10
     expected = (s1 - s0) / (s1 + s0) if drifts else 7 / 9
@@ -233,11 +233,11 @@ def test_clients_that_share_nothing_are_as_under_fedavg(name):
 
 @pytest.mark.parametrize("name", AGGREGATION)
 def test_a_method_without_training_runs_with_every_aggregation(name):
-    from fedbench.run.local import idle
+    from fedbench.run.local import without_training
 
     small = tiny.tiny(tiny.METHODS["fedncm"], AGGREGATION[name]())
     small.introduce(range(tiny.CLIENTS))
     who = torch.tensor([1, 2])
     before = small.server.values["prototype"].clone()
-    small.server.merge(idle(who, small.server.send(who), [3, 12], 0.1))
+    small.server.merge(without_training(who, small.server.send(who), [3, 12], 0.1))
     assert torch.equal(small.server.values["prototype"], before)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from fedbench.base.record_schema import TotalCosts
 from fedbench.method import ClientUpdates
 from fedbench.run import checkpoint, cost
 
@@ -193,9 +194,9 @@ def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbe
     assert sizes[0] != 20 or sizes[1] != sizes[0]
     down = straight.server.bytes_per_client()[1]
     assert down == 4 * (32 * (sizes[-1] + 32) + 33 * tiny.CLASSES)  # the pool as it is now, the map, the head
-    checkpoint.save(tmp_path, killed.server.state(), 2, {})
+    checkpoint.save(tmp_path, killed.server.state(), 2, TotalCosts(0, 0, 0), 0.0)
     restored = tiny.tiny(PFPT())
-    restored.server.restore(checkpoint.load(tmp_path)[0])
+    restored.server.restore(checkpoint.load(tmp_path).state)
     restored.server.merge(restored.round((0, 2, 4), 3))
     for name, value in straight.server.values.items():
         assert torch.equal(value, restored.server.values[name]), name

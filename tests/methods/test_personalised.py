@@ -14,6 +14,7 @@ from test_oracle import plain_forward
 from torch import Tensor
 
 from fedbench.method import HookError, Method
+from fedbench.run.client_optimizer import Recipe
 
 METHOD = tiny.plugins().classes["method"]
 COHORT = (4, 0, 2)
@@ -67,7 +68,7 @@ def finetune(small: tiny.Tiny, clients: Any) -> Any:
     trainer = dataclasses.replace(small.trainer, finetuning=True)
     batches = small.batches(clients)[: len(trainer.phases)]
     sent = small.server.send(torch.from_numpy(batches[0].clients))
-    return trainer.train(sent, small.server.read(), batches, LR)
+    return trainer.train(sent, small.server.read(), batches, Recipe(LR))
 
 
 # -- FedRep and FedBABU ----------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from fedbench.report.figures.collection import FigureCatalogue
 from fedbench.report.figures.drawing import Sketch
 from fedbench.report.figures.frame import PANELS, Panel
 from fedbench.report.figures.style import Look, Looks, looks
-from fedbench.report.statistics import LEVEL
 from fedbench.report.tables.contests import Overall
 from fedbench.report.tables.metrics import REFERENCE
 from fedbench.report.tables.summary import labels
@@ -207,24 +206,15 @@ def _scores(
             partial(scores.heat, part.rename(index=gallery.told), ""),
         )
     ranking = overall.ranking
-    caption = ""
-    if ranking is not None:
-        caption = (
-            f"Average rank in mean accuracy over {overall.blocks}; 1 is best. Friedman's test: p = {ranking.p:.2g}. "
-        )
-        caption += (
-            "Bars join methods whose ranks differ by less than Nemenyi's critical difference (5 % level): these are not told "
-            "apart."
-            if ranking.p < LEVEL
-            else "It finds no difference among these methods, so all are joined."
-        )
-        caption += " References and methods that are not done everywhere are left out."
     gallery.one(
         "ranks",
-        "Average ranks and critical difference",
-        caption,
-        "it needs three methods, references apart, that are done in all settings and seeds, and two of these",
-        None if ranking is None else partial(scores.critical_difference, ranking, look),
+        "Average ranks",
+        f"Average rank in mean accuracy over {ranking.blocks} settings; 1 is best. Bars join methods among which no pair "
+        "differs significantly over settings and seeds. References and methods that are not done everywhere are left out."
+        if ranking
+        else "",
+        "it needs two contestants that are done in two settings and all their seeds",
+        None if ranking is None else partial(scores.average_ranks, ranking, look),
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedbench.report.figures.frame import bytes_axis, crosses, log_axis, percent, plain, wrap
 from fedbench.report.figures.style import WIDTH, Looks
-from fedbench.report.statistics import LEVEL, Ranking
+from fedbench.report.statistics import Ranking
 from fedbench.report.tables.grid import scaled
 
 # column of the runs: what its axis says
@@ -95,8 +95,8 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def critical_difference(ranking: Ranking, look: Looks) -> Figure:
-    """Average ranks on an axis, best at the left; bars join methods that are not told apart (after Demsar 2006)."""
+def average_ranks(ranking: Ranking, look: Looks) -> Figure:
+    """Average ranks on an axis, best at the left; bars join the cliques of `ranking` (a diagram after Demsar 2006)."""
     names, ranks = ranking.names, ranking.ranks
     count, half = len(names), (len(names) + 1) // 2
     cliques = ranking.cliques
@@ -119,12 +119,6 @@ def critical_difference(ranking: Ranking, look: Looks) -> Figure:
         axes.plot([tick, tick], [at - 0.05, at], color="black", linewidth=0.6)
         if count <= 12 or tick % 2:
             axes.text(tick, at - 0.07, f"{tick}", ha="center", va="bottom", fontsize=6.5)
-    if ranking.p < LEVEL:
-        end = min(low + ranking.critical, high + margin)
-        axes.plot([low, end], [0.1, 0.1], color="black", linewidth=1.4, clip_on=False)
-        axes.text(
-            end + 0.02 * (high - low), 0.1, f"critical difference {ranking.critical:.2f}", va="center", fontsize=6.5
-        )
     for number, (first, last) in enumerate(cliques):
         y = at + 0.1 + 0.11 * number
         pad = 0.006 * (high - low)

@@ -1,42 +1,86 @@
-"""Methods against each other: which runs pair with which, within a setting client by client, and over all settings."""
+"""Methods against each other: which runs form a family within a setting, over all settings, and client by client."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from fedbench.report.statistics import Comparison, Ranking, compare_all, rank
+from fedbench.report.statistics import (
+    ClientPairs,
+    Comparison,
+    Floats,
+    Ranking,
+    client_pairs,
+    compare_all,
+    compare_over_settings,
+    rank,
+)
 from fedbench.report.tables.text import many
 
-SETTINGS_ENOUGH = 6  # blocks of a ranking are settings from this number on, else pairs of setting and seed
+Contests = Mapping[str, Sequence[Comparison]]
 
 
 def within(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, list[Comparison]]:
-    """{setting: every two methods}, paired over the clients that train, by the accuracy of the last round.
+    """{setting: comparisons in mean accuracy over its seeds}, for methods with all seeds of the setting done.
 
-    Methods whose runs are not all done, or that lack a client of another, are left out.
+    The contestants are one family. Each reference is compared with the contestants in a family of its own, so that more
+    references do not weaken what is said of contestants. runs: a row per run; clients: a row per client and run.
     """
-    found: dict[str, list[Comparison]] = {}
+    return {str(setting): list(_within(group, clients)) for setting, group in runs.groupby("setting", sort=False)}
+
+
+def _within(group: pd.DataFrame, clients: pd.DataFrame) -> Iterator[Comparison]:
+    runs = group.drop_duplicates(["label", "seed"])
+    wide = runs.pivot(index="label", columns="seed", values="mean_accuracy").astype(float)
+    complete = [label for label in dict.fromkeys(runs["label"]) if wide.loc[label].notna().all()]
+    references = set(runs.loc[runs["reference"].astype(bool), "label"])
+    contestants = [label for label in complete if label not in references]
+    accuracies = _by_client(runs, clients)
+    found = compare_all(contestants, wide.loc[contestants].to_numpy())
+    for reference in complete:
+        if reference in references:
+            family = [*contestants, reference]
+            pairs = compare_all(family, wide.loc[family].to_numpy())
+            found += [pair for pair in pairs if pair.second == reference]
+    for pair in found:
+        yield replace(pair, clients=_client_pairs(accuracies, pair))
+
+
+def _by_client(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, pd.Series[float]]:
+    """{label: accuracy of each client that trains}, indexed by seed and client.
+
+    Where all seeds share one split (`seeds: {partition: ...}`) a client is the same in each: its accuracies are averaged
+    over seeds first, and the index is the client alone.
+    """
     if clients.empty:
-        return found
-    seeds = runs.groupby("setting", sort=False)["seed"].nunique()
-    inside = clients[~clients["held_out"].astype(bool)]
-    for setting, own in inside.groupby("setting", sort=False):
-        own = own.drop_duplicates(["label", "seed", "client"])
-        wide = own.pivot(index="label", columns=["seed", "client"], values="accuracy")
-        names = [label for label in dict.fromkeys(own["label"]) if wide.loc[label].notna().all()]
-        paired = wide.columns.get_level_values("seed").to_numpy(dtype=np.int64)
-        if len(set(paired)) == seeds[setting] and len(names) > 1:
-            found[str(setting)] = compare_all(names, wide.loc[names].to_numpy(dtype=float), paired)
-    return found
+        return {}
+    own = clients[(clients["setting"] == runs["setting"].iloc[0]) & ~clients["held_out"].astype(bool)]
+    own = own.drop_duplicates(["label", "seed", "client"])
+    keys = ["client"] if shares_split(runs) else ["seed", "client"]
+    return {str(label): part.groupby(keys)["accuracy"].mean() for label, part in own.groupby("label", sort=False)}
+
+
+def shares_split(runs: pd.DataFrame) -> bool:
+    """Whether the several seeds of one setting's runs share a single split, so that clients are crossed with seeds."""
+    if "partition_hash" not in runs or runs["seed"].nunique() < 2:
+        return False
+    known = runs.dropna(subset=["partition_hash"])
+    return known["seed"].nunique() > 1 and known["partition_hash"].nunique() == 1
+
+
+def _client_pairs(accuracies: Mapping[str, pd.Series[float]], pair: Comparison) -> ClientPairs | None:
+    if pair.first not in accuracies or pair.second not in accuracies:
+        return None
+    difference = (accuracies[pair.first] - accuracies[pair.second]).dropna()
+    return client_pairs(np.asarray(difference, dtype=np.float64)) if len(difference) else None
 
 
 @dataclass(frozen=True)
 class Overall:
-    """Contestants over all settings: their ranking, every two of them, and what a block is, in words."""
+    """Contestants over all settings: their ranking, every two of them, and what was compared, in words ("2 settings")."""
 
     ranking: Ranking | None
     pairs: list[Comparison]
@@ -44,57 +88,69 @@ class Overall:
 
 
 def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
-    """Methods that are no references and done in every setting and seed, compared over those.
+    """Contestants that are done in every setting and seed, compared over settings; empty for a single setting.
 
-    A block of the ranking is a setting (mean over its seeds) where there are enough of them: then it speaks of settings
-    like these. Else it is a pair of setting and seed, and speaks of new seeds in these very settings.
+    Settings are the blocks. Seeds count as blocks as well, see `compare_over_settings`: only seeds that all settings
+    have are compared.
     """
     own = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
-    order = list(dict.fromkeys(own["label"]))
     wide = own.pivot(index="label", columns=["setting", "seed"], values=metric).astype(float)
-    names = [label for label in order if wide.loc[label].notna().all()]
-    settings = wide.columns.get_level_values("setting").to_numpy()
-    if len(names) < 2:
+    names = [label for label in dict.fromkeys(own["label"]) if wide.loc[label].notna().all()]
+    settings = list(dict.fromkeys(own["setting"]))
+    if len(names) < 2 or len(settings) < 2:
         return Overall(None, [], "")
-    whole = wide.loc[names]
-    _, number = np.unique(settings, return_inverse=True)
-    pairs = compare_all(names, whole.to_numpy(), number.astype(np.int64))
-    by_setting = whole.T.groupby(level="setting", sort=False).mean().T
-    if by_setting.shape[1] >= SETTINGS_ENOUGH:
-        return Overall(rank(names, by_setting.to_numpy().round(12)), pairs, f"{by_setting.shape[1]} settings")
-    text = f"{many(whole.shape[1], 'pair')} of setting and seed ({many(by_setting.shape[1], 'setting')})"
-    return Overall(rank(names, whole.to_numpy().round(12)), pairs, text)
+    values = _by_setting_and_seed(wide.loc[names], settings)
+    pairs = compare_over_settings(names, values)
+    text = f"{many(len(settings), 'setting')} and {many(values.shape[2], 'seed')}"
+    return Overall(rank(names, values.mean(2), pairs), pairs, text)
+
+
+def _by_setting_and_seed(wide: pd.DataFrame, settings: Sequence[str]) -> Floats:
+    """[methods, settings, seeds] of the seeds that all settings have; without two of them, means over each one's seeds."""
+    seeds = [set(wide[setting].columns) for setting in settings]
+    common = sorted(set.intersection(*seeds))
+    if len(common) < 2:
+        return np.stack([wide[setting].to_numpy().mean(1, keepdims=True) for setting in settings], axis=1)
+    return np.stack([wide[setting][common].to_numpy() for setting in settings], axis=1)
 
 
 def against_best(pairs: Sequence[Comparison], values: Mapping[str, float]) -> list[Comparison]:
-    """The comparisons of the method with the largest of `values` with each other one, the nearest first."""
+    """The comparisons of the method with the largest of `values` with each other method, the nearest first."""
     names = {name for pair in pairs for name in (pair.first, pair.second)}
     known = [name for name in values if name in names]
     if not known:
         return []
     best = max(known, key=lambda name: values[name])
-    found = [pair if pair.first == best else pair.turned for pair in pairs if best in (pair.first, pair.second)]
+    found = [pair if pair.first == best else pair.reversed for pair in pairs if best in (pair.first, pair.second)]
     return sorted(found, key=lambda pair: pair.difference)
 
 
-def as_frame(contests: Mapping[str, Sequence[Comparison]]) -> pd.DataFrame:
-    """One row per setting and two methods; accuracies in [0, 1], p adjusted by Holm within the setting."""
-    columns = [
-        "setting",
-        "first",
-        "second",
-        "pairs",
-        "difference",
-        "low",
-        "high",
-        "p_holm",
-        "effect",
-        "beats",
-        "verdict",
-    ]
-    rows = [
-        (setting, c.first, c.second, c.n, c.difference, c.low, c.high, c.p, c.effect, c.beats, c.verdict)
-        for setting, pairs in contests.items()
-        for c in pairs
-    ]
-    return pd.DataFrame(rows, columns=columns)
+COLUMNS = (
+    *("setting", "first", "second", "blocks", "difference", "low", "high", "p_adjusted", "verdict", "family"),
+    *("clients", "clients_ahead", "clients_equal", "clients_behind", "effect"),
+)
+
+
+def as_frame(contests: Contests) -> pd.DataFrame:
+    """A row per setting and two methods (`COLUMNS`); accuracies in [0, 1], p adjusted for the family."""
+    rows = []
+    for setting, pairs in contests.items():
+        for c in pairs:
+            known = c.clients
+            by_client = (known.pairs, known.ahead, known.equal, known.behind, known.effect) if known else (None,) * 5
+            rows.append(
+                (
+                    setting,
+                    c.first,
+                    c.second,
+                    c.blocks,
+                    c.difference,
+                    c.low,
+                    c.high,
+                    c.p,
+                    c.verdict,
+                    c.family,
+                    *by_client,
+                )
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))

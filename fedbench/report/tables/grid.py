@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from fedbench.report.statistics import Ranking
 from fedbench.report.tables.metrics import MAIN, METRIC, METRICS, MINUS, REFERENCE, STATES, Mark, Metric
-from fedbench.report.tables.summary import average_ranks, labels
+from fedbench.report.tables.summary import labels
 
 Spread = Literal["std", "interval"]  # beside a mean: the sample standard deviation, or the mean's 95 % interval
 
@@ -49,38 +50,35 @@ class Grid:
 
 
 def main_grids(
-    table: pd.DataFrame, settings_each: int = 3, names: Sequence[str] = MAIN, spread: Spread = "std"
+    table: pd.DataFrame,
+    settings_each: int = 3,
+    names: Sequence[str] = MAIN,
+    spread: Spread = "std",
+    ranking: Ranking | None = None,
 ) -> list[Grid]:
-    """Methods by settings, in blocks of `settings_each` settings so that a page can hold them; average ranks at the end."""
+    """Methods by settings, in blocks of `settings_each` settings so that a page can hold them; `ranking` at the end."""
     parts = [part for _, part in table[table["metric"].isin(names)].groupby("setting", sort=False)]
     blocks = [pd.concat(parts[i : i + settings_each]) for i in range(0, len(parts), settings_each)]
     order = {label: i for i, label in enumerate(labels(table))}
     grids = [_grid(block, list(block["setting"].unique()), names, spread=spread) for block in blocks]
     grids = [replace(grid, rows=tuple(sorted(grid.rows, key=lambda row: order[row.label]))) for grid in grids]
-    ranked = [name for name in names if METRIC[name].ranked]
-    ranks, settings = average_ranks(table, ranked) if ranked and len(parts) > 1 else (pd.DataFrame(), 0)
-    if settings:
-        best = ranks.min()
-        heading = ("Average rank", f"{settings} of {len(parts)} settings")
-        titles = tuple(METRIC[name].title for name in ranked)
+    return [*grids[:-1], _with_ranks(grids[-1], ranking, order)] if ranking and grids else grids
 
-        def cells(label: str) -> tuple[Cell, ...]:
-            if label not in ranks.index:
-                return tuple(Cell("", MINUS) for _ in ranked)
-            values = [(name, float(ranks.loc[label, name])) for name in ranked]  # type: ignore[arg-type]
-            return tuple(Cell(f"{v:.1f}", "", "best" if v <= best[name] else "", v) for name, v in values)
 
-        last = grids[-1]
-        missing = [label for label in order if label not in {row.label for row in last.rows}]
-        width = sum(len(titles) for _, titles in last.groups)
-        whole = [
-            *last.rows,
-            *(Row(label, False, (Cell("", MINUS),) * width) for label in missing if label in ranks.index),
-        ]
-        whole.sort(key=lambda row: order[row.label])
-        rows = tuple(replace(row, cells=row.cells + cells(row.label)) for row in whole)
-        grids[-1] = replace(last, groups=(*last.groups, (heading, titles)), rows=rows)
-    return grids
+def _with_ranks(grid: Grid, ranking: Ranking, order: dict[str, int]) -> Grid:
+    """`grid` with a last column of average ranks in mean accuracy; ranked methods without a row there get one."""
+    width = sum(len(titles) for _, titles in grid.groups)
+    missing = [name for name in ranking.names if name not in {row.label for row in grid.rows}]
+    rows = [*grid.rows, *(Row(name, False, (Cell("", MINUS),) * width) for name in missing)]
+    ranks = dict(zip(ranking.names, ranking.ranks, strict=True))
+    last = {name: Cell(f"{value:.1f}", "", value=value) for name, value in ranks.items()}
+    rows.sort(key=lambda row: order[row.label])
+    heading = ("Average rank", f"{ranking.blocks} settings")
+    return replace(
+        grid,
+        groups=(*grid.groups, (heading, ("Mean",))),
+        rows=tuple(replace(row, cells=(*row.cells, last.get(row.label, Cell("", MINUS)))) for row in rows),
+    )
 
 
 def transposed_grids(

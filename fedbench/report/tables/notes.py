@@ -8,6 +8,7 @@ import pandas as pd
 
 from fedbench.report.statistics import LEVEL
 from fedbench.report.tables.metrics import REFERENCE, STATES, TIE
+from fedbench.report.tables.summary import SEEDS_FOR_MARKS
 
 
 def alarms(runs: pd.DataFrame) -> list[str]:
@@ -97,36 +98,21 @@ def footer(runs: pd.DataFrame, told: Sequence[str]) -> list[str]:
     ]
 
 
-def legend(table: pd.DataFrame, clients: bool = False, spread: str = "std") -> list[str]:
-    """What the marks in the cells of `summary`'s `table` mean; only those that occur.
-
-    clients: whether mean accuracies were compared client by client (`contests.within`).
-    """
+def legend(table: pd.DataFrame, spread: str = "std") -> list[str]:
+    """What the marks in the cells of `summary`'s `table` mean; only those that occur."""
     seeds = sorted(set(table["of"]))
     what = f"[{1 - LEVEL:.0%} interval by Student's t]" if spread == "interval" else "± sample standard deviation"
-    reads = [f"Accuracy in percent, mean {what} over seeds; always the last round's value."]
-    if (table["mark"] != "").any():
-        rule = "Bold: largest mean among methods with all seeds done (references and partial cells are not ranked)."
-        by_seed = (
-            f"a paired t-test over seeds (two-sided, {LEVEL:.0%} level, Holm's correction within setting and metric)"
+    reads = [f"Accuracy in percent, mean {what} over seeds, after the last round."]
+    if max(seeds, default=0) < SEEDS_FOR_MARKS:
+        reads.append(f"No cell is marked as best: marks need {SEEDS_FOR_MARKS} seeds.")
+    else:
+        rule = (
+            "Bold: largest mean among contestants with all seeds done. "
+            f"{TIE}: our test cannot distinguish it from the best (seeds as blocks, Tukey's test over all contestants, "
+            f"{LEVEL:.0%} family-wise level); it may still be worse."
         )
-        by_client = (
-            "in mean accuracy by Wilcoxon's signed-rank test over clients paired within seeds (Holm's correction over all "
-            f"pairs of methods of the setting, {LEVEL:.0%} level) and a paired bootstrap interval over seeds and clients"
-        )
-        if clients:
-            rule += f" {TIE}: not told apart from it, {by_client}"
-            rule += f"; in other metrics by {by_seed}." if max(seeds) > 1 else "."
-        elif max(seeds) > 1:
-            rule += f" {TIE}: not told apart from it by {by_seed}."
-        if max(seeds) > 1:
-            rule += " With few seeds much is tied that is not equal."
-        if min(seeds) < 2:
-            rule += (
-                " Settings with a single seed are compared over clients alone."
-                if clients
-                else (" Settings with a single seed are not tested.")
-            )
+        if min(seeds) < SEEDS_FOR_MARKS:
+            rule += f" Settings with fewer than {SEEDS_FOR_MARKS} seeds have no marks."
         reads.append(rule)
     shown = [state for state in STATES if state != "done" and table[state].any()]
     if shown:

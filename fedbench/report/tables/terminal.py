@@ -11,13 +11,20 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fedbench.report.statistics import Ranking
 from fedbench.report.tables import grid
 from fedbench.report.tables.metrics import REFERENCE, TIE
 
 BLOCKS = 8  # of settings that the terminal shows
 
 
-def show(console: Console, summary: pd.DataFrame, metrics: Sequence[str], spread: grid.Spread) -> None:
+def show(
+    console: Console,
+    summary: pd.DataFrame,
+    metrics: Sequence[str],
+    spread: grid.Spread,
+    ranking: Ranking | None = None,
+) -> None:
     """Print the main table of `summary`."""
     settings = [str(setting).split(" · ") for setting in summary["setting"].unique()]
     shared = [part for part in settings[0] if all(part in other for other in settings)] if len(settings) > 1 else []
@@ -25,7 +32,7 @@ def show(console: Console, summary: pd.DataFrame, metrics: Sequence[str], spread
         console.print(Text(f"All settings: {' · '.join(shared)}", style="bold"), "\n")
     wide = console.options.update(max_width=10_000)
     for each in (3, 2, 1):
-        blocks = grid.main_grids(summary, each, metrics, spread)
+        blocks = grid.main_grids(summary, each, metrics, spread, ranking)
         tables = [_table(block, shared) for block in blocks[-BLOCKS:]]
         if max(Measurement.get(console, wide, table).maximum for table in tables) <= console.width:
             break

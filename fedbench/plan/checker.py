@@ -1,0 +1,286 @@
+"""Checks the blocks of a sweep file one by one, and runs made of them; mistakes are collected, not raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedbench.data import Dataset
+from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
+from fedbench.plan.content import FileLister, by_content
+from fedbench.plan.mistakes import Mistakes, shown
+from fedbench.plan.paths import expanded, problem_with
+from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A block after its check: its value, in which defaults replace what was wrong, and the keys that were wrong.
+
+    The wrong key is "*" if it is not known which key was meant. `value` is None for a plug-in with mistakes. `identity` is
+    the value with files named by their content.
+    """
+
+    value: Any
+    wrong: frozenset[str] = frozenset()
+    identity: Any = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run with mistakes, complete enough to look for further ones. `wrong`: their places, such as ``clients.number``."""
+
+    run: RunConfig
+    wrong: frozenset[str]
+
+
+class Checker:
+    """Makes checked blocks and runs from plain values, and collects the mistakes.
+
+    Equal blocks are checked once, since a grid repeats them in many runs.
+    """
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self.mistakes = Mistakes()
+        self.drafts: list[Draft] = []
+        self.data: Path | None = None  # the data folder, which keeps hashes of files
+        self._memo: dict[str, Checked] = {}
+
+    def block(self, model: type[Block], value: Any, where: str) -> Checked:
+        """The mapping `value` as a `model`."""
+        memo = f"{where} {value!r}"
+        if memo not in self._memo:
+            self._memo[memo] = self._block(model, value, where)
+        return self._memo[memo]
+
+    def _block(self, model: type[Block], value: Any, where: str) -> Checked:
+        if not isinstance(value, dict):
+            self.mistakes.add(where, f"expected a mapping, found {shown(value)}")
+            return Checked(model(), UNKNOWN)
+        wrong = set() if self.mistakes.unknown_names(value, model.model_fields, where) else set(UNKNOWN)
+        hints = {name: field.annotation for name, field in model.model_fields.items()}
+        kept = {name: item for name, item in value.items() if name in hints}
+        wrong |= {name for name, item in kept.items() if not self._is_plain(hints[name], item, f"{where}.{name}")}
+        kept = {name: item for name, item in kept.items() if name not in wrong}
+        try:
+            made: Any = model.model_validate(kept)
+        except ValidationError as error:
+            wrong |= self.mistakes.explain(error, where)
+            made = model.model_validate({name: item for name, item in kept.items() if name not in wrong})
+        paths = {name: item for name, item in made if isinstance(item, Path)}
+        fixed = {name: self._path(item, f"{where}.{name}", name != "data") for name, item in paths.items()}
+        wrong |= {name for name, path in fixed.items() if path is None}
+        return Checked(made.model_copy(update=fixed), frozenset(wrong))
+
+    def _is_plain(self, hint: Any, value: Any, where: str) -> bool:
+        """Whether `value` holds no switch in a number's place and no infinite number; a mistake if it does."""
+        if isinstance(value, bool) and not accepts_booleans(hint):
+            self.mistakes.add(where, f"expected a value that is not true or false, found {value}; quote what is text")
+            return False
+        if number := next((number for number in _numbers(value) if not math.isfinite(number)), None):
+            self.mistakes.add(where, f"expected a finite number, found {number}")
+            return False
+        return True
+
+    def _path(self, written: Path, where: str, must_exist: bool = True) -> Path | None:
+        """The absolute path of `written`, or None and a mistake."""
+        try:
+            path = expanded(written)
+            problem = problem_with(path, written) if must_exist else None
+        except (ValueError, RuntimeError, OSError) as error:  # RuntimeError: a circle of links
+            path, problem = written, str(error)
+        if problem is None:
+            return path
+        self.mistakes.add(where, problem)
+        return None
+
+    def plugin(self, kind: Kind, value: Any) -> Checked:
+        """A plug-in block with all its fields, defaults included."""
+        memo = f"{kind} {value!r}"
+        if memo not in self._memo:
+            block = self._plugin(kind, value)
+            try:
+                identity = by_content(block, self._files_read(kind, block), self.data)
+                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, identity)
+            except (OSError, ValueError) as error:
+                self.mistakes.add("", _reason(error))
+                self._memo[memo] = Checked(None, UNKNOWN)
+        return self._memo[memo]
+
+    def _files_read(self, kind: Kind, block: dict[str, Any] | None) -> FileLister | None:
+        """The hook of a dataset that lists the files of a folder which it reads."""
+        dataset = self.plugins.make(kind, block) if kind == "dataset" and block else None
+        return dataset.files_read if isinstance(dataset, Dataset) else None
+
+    def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
+        value = {"name": value} if isinstance(value, str) else value
+        classes = self.plugins.classes[kind]
+        if not isinstance(value, dict) or "name" not in value:
+            self.mistakes.add(
+                kind, f"expected {{name: ...}} with one of {', '.join(sorted(classes))}, found {shown(value)}"
+            )
+            return None
+        if not self.mistakes.unknown_names([value["name"]], sorted(classes), kind):
+            return None
+        cls: Any = classes[value["name"]]
+        where = f"{kind} {value['name']}"
+        given = {name: item for name, item in value.items() if name not in ("name", *(("label",) * (kind == "method")))}
+        fields = [f.name for f in dataclasses.fields(cls)]
+        sound = self.mistakes.unknown_names(given, fields, where)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        known = {name: item for name, item in given.items() if name in fields}
+        kept = {name: item for name, item in known.items() if self._is_plain(hints[name], item, f"{where}.{name}")}
+        if len(kept) < len(known):
+            sound = False
+        try:
+            made: Any = _adapter(cls).validate_python(kept)
+        except ValidationError as error:
+            self.mistakes.explain(error, where)
+            return None
+        except (ValueError, TypeError) as error:  # of a plug-in's own __post_init__
+            self.mistakes.add(where, str(error))
+            return None
+        full = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+        for name, item in full.items():
+            if isinstance(item, Path):
+                full[name] = self._path(item, f"{where}.{name}")
+                sound &= full[name] is not None
+        return {"name": value["name"], **full} if sound else None
+
+    def run(self, content: dict[str, Any], label: str | None = None) -> PlannedRun | None:
+        """A checked run, or None, mistakes and perhaps a draft."""
+        checked: dict[str, Checked] = {}
+        for kind in PLUGIN_KINDS:
+            if kind in content:
+                checked[kind] = self.plugin(kind, content[kind])
+            elif kind == "aggregation":
+                checked[kind] = self.plugin(kind, "fedavg")
+            else:
+                self.mistakes.add(kind, "missing: every run needs one, under base or grid")
+                checked[kind] = Checked(None, UNKNOWN)
+        for key, model in BLOCKS.items():
+            value = content.get(key)
+            checked[key] = self.block(model, {} if value is None else value, key)
+        rest = {key: value for key, value in content.items() if key not in checked}
+        scalars, sound = self._scalars(rest)
+        if label is None:
+            label, fine = self._given_label(content.get("method"))
+            sound &= fine
+        blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
+        run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
+        wrong = frozenset(f"{key}.{name}" for key, block in checked.items() for name in block.wrong)
+        if not checked["clients"].wrong and not self._cohort_fits(run):
+            wrong |= {"clients.per_round"}
+        if wrong or not sound:
+            self.drafts.append(Draft(run, wrong))
+            return None
+        try:
+            weights = by_content(run.backbone.model_dump())
+        except (OSError, ValueError) as error:
+            self.mistakes.add("", _reason(error))
+            return None
+        identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
+        return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
+
+    def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The keys of a run that are no blocks, checked; and whether nothing is wrong with them."""
+        memo = f"run {content!r}"
+        if memo not in self._memo:
+            hints = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+            known = {name: item for name, item in content.items() if name in hints}
+            kept = {name: item for name, item in known.items() if self._is_plain(hints[name], item, f"run.{name}")}
+            sound = len(kept) == len(content)
+            try:
+                made = RunConfig.model_validate({**kept, "dataset": {}, "partition": {}, "method": {}})
+                kept = {name: getattr(made, name) for name in kept}
+            except ValidationError as error:
+                wrong, sound = self.mistakes.explain(error, "run"), False
+                kept = {name: item for name, item in kept.items() if name not in wrong}
+            self._memo[memo] = Checked(kept, frozenset() if sound else UNKNOWN)
+        return self._memo[memo].value, not self._memo[memo].wrong
+
+    def _given_label(self, method: Any) -> tuple[str | None, bool]:
+        """The `label` of a method block if there is one, and whether it is text."""
+        if not isinstance(method, dict) or method.get("label") is None:
+            return None, True
+        label = method["label"]
+        if isinstance(label, str) and label.strip():
+            return label, True
+        self.mistakes.add("method.label", f"expected text, found {shown(label)}; put text in quotes")
+        return None, False
+
+    def _cohort_fits(self, run: RunConfig) -> bool:
+        """Whether enough clients train for a cohort; a mistake if not."""
+        out, number = run.clients.held_out, run.clients.number
+        eligible = number - (int(out) if out >= 1 else round(out * number))
+        if run.clients.per_round <= eligible:
+            return True
+        self.mistakes.add(
+            "clients",
+            f"per_round is {run.clients.per_round}, but only {eligible} of {number} clients take part in training "
+            f"(held_out: {out:g})",
+        )
+        return False
+
+    def _label(self, run: RunConfig) -> str:
+        label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])
+        if run.aggregation["name"] != "fedavg":
+            label += " + " + short_name(run.aggregation, self.plugins.classes["aggregation"][run.aggregation["name"]])
+        return label
+
+
+UNKNOWN = frozenset({"*"})
+BLOCKS: dict[str, type[Block]] = {
+    name: field.annotation
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Block)
+}
+
+
+def _defaults() -> dict[str, Any]:
+    fields = RunConfig.model_fields.items()
+    return {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+
+
+@lru_cache(maxsize=256)
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def accepts_booleans(hint: Any) -> bool:
+    """Whether a field with the annotation `hint` may be true or false."""
+    if hint is bool or hint is Any or hint is object:
+        return True
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return any(isinstance(choice, bool) for choice in typing.get_args(hint))
+    if origin in (typing.Annotated, typing.Union, types.UnionType):
+        parts = typing.get_args(hint)[:1] if origin is typing.Annotated else typing.get_args(hint)
+        return any(accepts_booleans(part) for part in parts)
+    return False
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All floating-point numbers in a value of nested lists and mappings."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
+def _reason(error: Exception) -> str:
+    """A sentence for an error of reading a file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

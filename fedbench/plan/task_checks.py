@@ -1,0 +1,189 @@
+"""Checks runs against their task while a sweep is planned: backbone, plug-ins, splits and the device.
+
+Nothing is fetched, decoded or written for it: the architecture has no weights (torch's meta device), and the dataset says
+what it holds by `Dataset.extent`. A dataset that is not prepared leaves out what depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+from fedbench.base.planned_task import PlannedTask
+from fedbench.data import DataError, Extent
+from fedbench.method import Method, Task
+from fedbench.plan.checker import Checker
+from fedbench.plan.config import Machine, RunConfig
+from fedbench.plan.device import choose_device
+from fedbench.plan.plugins import PLUGIN_KINDS, Kind
+from fedbench.plan.split import split_of
+
+if TYPE_CHECKING:
+    from fedbench.vit.backbone import Backbone
+
+Where = Literal["here", "elsewhere"]  # runs will be done on this machine, or on other ones
+T = TypeVar("T")
+
+
+def check_tasks(checker: Checker, runs: Iterable[RunConfig], machine: Machine, where: Where) -> None:
+    """Add the mistakes that show only beside the task, of `runs` and of the checker's drafts."""
+    if where == "here":
+        try:
+            choose_device(machine.device)
+        except ValueError as error:
+            checker.mistakes.add("machine.device", str(error))
+    checks = _TaskChecks(checker, machine)
+    for run in runs:
+        checks.check(run, frozenset())
+    for draft in checker.drafts:
+        checks.check(draft.run, draft.wrong)
+
+
+class _TaskChecks:
+    """Checks that runs share are made once."""
+
+    def __init__(self, checker: Checker, machine: Machine) -> None:
+        self.plugins, self.mistakes, self.machine = checker.plugins, checker.mistakes, machine
+        self._memo: dict[str, Any] = {}
+
+    def check(self, run: RunConfig, wrong: frozenset[str]) -> None:
+        """Check one run. Places in `wrong` have mistakes already; what depends on them is left out."""
+
+        def is_right(block: str, *keys: str) -> bool:
+            places = {f"{block}.{key}" for key in keys}
+            return not any(place.startswith(f"{block}.") if not keys else place in places for place in wrong)
+
+        fields = run.model_dump()
+        vit = extent = None
+        if is_right("backbone", "name", "image_size", "*"):
+            vit = self._once(["backbone", fields["backbone"]], lambda: self._architecture(run))
+        if is_right("dataset"):
+            extent = self._once(["dataset", fields["dataset"]], lambda: self._extent(run))
+        if (
+            extent is not None
+            and is_right("partition")
+            and is_right("clients", "number", "held_out", "validation", "*")
+        ):
+            parts = [fields[name] for name in ("dataset", "partition")]
+            size = [run.clients.number, run.clients.held_out, run.clients.validation, run.stream("partition")]
+            self._once(["split", parts, size], lambda: self._split(run, extent))
+        if vit is not None and is_right("clients", "number", "*"):
+            shared = {name: value for name, value in fields.items() if name not in ("seed", "seeds", "evaluate_every")}
+            kinds = [kind for kind in PLUGIN_KINDS if is_right(kind)]
+            self._once(["plugins", shared, kinds], lambda: self._plugins(run, vit, extent, kinds))
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        text = json.dumps(key, sort_keys=True, default=str)
+        if text not in self._memo:
+            self._memo[text] = make()
+        value: T = self._memo[text]
+        return value
+
+    def _architecture(self, run: RunConfig) -> Backbone | None:
+        from fedbench.vit import backbone  # imports timm, which takes seconds
+
+        try:
+            return backbone.architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
+        except backbone.BackboneError as error:
+            self.mistakes.add("backbone", str(error))
+            return None
+
+    def _extent(self, run: RunConfig) -> Extent | None:
+        try:
+            extent: Extent = self.plugins.make("dataset", run.dataset).extent(self.machine.data)
+        except DataError as error:
+            if any(isinstance(value, Path) for value in run.dataset.values()):  # the user's own files, which are here
+                self.mistakes.add(f"dataset {run.dataset['name']}", str(error))
+            return None
+        return extent
+
+    def _split(self, run: RunConfig, extent: Extent) -> None:
+        if extent.samples is None:
+            return
+        try:
+            split_of(run, extent.samples, self.plugins.make("partition", run.partition))
+        except DataError as error:
+            self.mistakes.add(f"partition {run.partition['name']}", str(error))
+
+    def _plugins(self, run: RunConfig, vit: Backbone, extent: Extent | None, kinds: list[Kind]) -> None:
+        """Let the plug-ins of `kinds` check themselves, and check the blocks and parameters of the method."""
+        task, fields = _planned_task(run, vit, extent), run.model_dump()
+        for kind in kinds:
+            name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
+            if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
+                continue
+            if kind == "method" and all(self._passes(kind, name, _blocks_exist, m, vit.depth) for m in moments(plugin)):
+                sizes = [fields["method"], fields["backbone"], task.num_clients, task.num_classes]
+                fit = partial(self._passes, kind, name, _parameters_fit, plugin, _task(run, vit, extent))
+                self._once(["parameters", sizes], fit)
+
+    def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
+        """Call `check`, take whatever it raises as a mistake of the plug-in, and return whether it raised nothing."""
+        try:
+            check(*arguments)
+        except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
+            text = str(error).removeprefix(f"{name}: ")
+            self.mistakes.add(
+                f"{kind} {name}", text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+            )
+            return False
+        return True
+
+
+def moments(method: Method) -> Iterator[Method]:
+    """The method as its hooks see it in evaluation, and in each phase and view of training."""
+    yield method
+    for phase in (None, *range(len(method.phases or ()))):
+        for view in (None, *method.views):
+            if phase is not None or view is not None:
+                yield method.at(phase, view)
+
+
+def _blocks_exist(method: Method, depth: int) -> None:
+    """Raise ValueError if `layers` or `taps` names a block that the backbone does not have."""
+    for hook, blocks in (("layers", method.layers(depth)), ("taps", method.taps(depth))):
+        if outside := [block for block in blocks if not 0 <= block < depth]:
+            raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
+
+
+def _parameters_fit(method: Method, task: Task) -> None:
+    """Raise ValueError for parameters that do not go with the method's options."""
+    spec = method.params(task)
+    local = sorted(name for name, param in spec.items() if param.home == "local")
+    if method.centralized and local:
+        raise ValueError(f"a method without clients cannot have local values: {', '.join(local)}")
+    if method.finetune_epochs and not any(param.trains for param in spec.values()):
+        raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")
+
+
+def _held_out(run: RunConfig) -> int:
+    out = run.clients.held_out
+    return int(out) if out >= 1 else round(out * run.clients.number)
+
+
+def _planned_task(run: RunConfig, vit: Backbone, extent: Extent | None) -> PlannedTask:
+    sizes = (vit.width, vit.depth, vit.patch_size, vit.image_size)
+    counts = (None, None, None) if extent is None else (extent.classes, extent.train, extent.test)
+    return PlannedTask(run.clients.number, _held_out(run), *sizes, *counts)
+
+
+def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
+    """A task of the run's sizes, with two classes while the dataset is not prepared."""
+    classes = 2 if extent is None else extent.classes
+    return Task(
+        num_classes=classes,
+        num_clients=run.clients.number,
+        width=vit.width,
+        depth=vit.depth,
+        patch_size=vit.patch_size,
+        class_counts=torch.ones(1, 1).expand(run.clients.number, classes),
+        seed=0,
+        image_size=vit.image_size,
+        frozen=dict(vit.named_parameters()),
+        held_out=_held_out(run),
+    )
