@@ -21,7 +21,7 @@ from fedbench.cli.dry_run import dry_run, later
 from fedbench.cli.output import say, warn
 from fedbench.jobs import cancellation, launch, slurm, watch
 from fedbench.jobs.submission import plan
-from fedbench.plan import tuning
+from fedbench.plan import content, tuning
 from fedbench.plan.config import ConfigError, Sweep
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
@@ -225,6 +225,7 @@ def start(sweep: Sweep, results: Path, cluster: str, retry_failed: bool, command
         slurm.check_folder(results)
     with launch.planning(results, warn) as folder:
         names = plan(sweep, results, retry_failed, command, warn)
+        content.save()  # jobs then find the hashes of the user's files
         where = ""
         if names and cluster == "inline":
             launch.note_inline(sweep, results, names)

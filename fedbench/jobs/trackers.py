@@ -79,7 +79,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow under the run's own name, which a later process finds again; without a server, in a file beside the runs."""
+    """A run of MLflow under the run's own name, which a later process finds again; without a server, a file by the runs."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], done: int) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or _mlflow_file(folder.parent.resolve())
