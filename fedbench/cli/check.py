@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.contract import Check, form, isolation, rounds, samples, verdict
+from fedbench.contract import Check, form, isolation, rounds, samples, violation
 from fedbench.contract.world import Case, variants
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 
@@ -136,13 +136,13 @@ def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, 
     if kind in ("dataset", "partition"):
         subjects = {"": samples.OnDisk(next(iter(made.values())), root)} if kind == "dataset" else made
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
-        yield from ((one, subjects) for one in samples.CHECKS if one.of == kind)
+        yield from ((one, subjects) for one in samples.CHECKS if one.subject_kind == kind)
         return
     cases = dict(_cases(kind, made))
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
     for one in (*isolation.CHECKS, *rounds.CHECKS[1:]):
-        yield one, cases if one.of == "run" else trained
+        yield one, cases if one.subject_kind == "run" else trained
 
 
 def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
@@ -163,7 +163,7 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
 def first_wrong(one: Check, subjects: dict[str, Any]) -> str | None:
     """What is wrong with the first subject that breaks the check, or None."""
     for name, subject in subjects.items():
-        if says := verdict(one, subject):
+        if says := violation(one, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None
 

@@ -1,4 +1,4 @@
-"""Blocks of the frozen backbone by torch.compile, in passes padded to one size, so that nothing is compiled again later."""
+"""Blocks of the frozen backbone with torch.compile, in passes padded to a few sizes, so that little is compiled."""
 
 from __future__ import annotations
 

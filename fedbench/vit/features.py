@@ -31,16 +31,16 @@ def data_hash(samples: Samples) -> str:
 
 
 def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tensor:
-    """The features [N, D] of all images, from the cache below `root` or computed and put there under `name`.
+    """The features [N, D] of all images, read from the cache `root`/features/`name`.npy, or computed and stored there.
 
-    A file is written aside and moved, so that jobs that want it at once at worst compute it twice.
+    The file is written under another name and then moved, so jobs that need it at the same time at worst compute it twice.
     """
     path = root / "features" / f"{name}.npy"
     if path.exists():
         try:
             cached = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError):
-            cached = None  # cut off by a full disk or a copy: make it again
+            cached = None  # truncated by a full disk or a copy: compute it again
         if cached is not None and cached.shape == (len(images), backbone.width):
             return torch.from_numpy(cached).to(images.device, images.dtype)
 
@@ -51,12 +51,12 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
 
     parts = thread_map(part, images.passes(), images.device)
     result = torch.cat(parts).clone()
-    _keep(path, result)
+    _store(path, result)
     return result
 
 
-def _keep(path: Path, result: Tensor) -> None:
-    """Put features into the cache. A full or read-only disk costs the next run some time, and not this one its life."""
+def _store(path: Path, result: Tensor) -> None:
+    """Write features to the cache. If the disk is full or read-only, warn; the next run computes them again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -67,4 +67,4 @@ def _keep(path: Path, result: Tensor) -> None:
         finally:
             Path(aside).unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s: features cannot be kept (%s)", path, error)
+        log.warning("%s: features cannot be cached (%s)", path, error)
