@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.base import lease, lock
+from fedbench.base import lease, lock, processes
 from fedbench.data import DataError
 from fedbench.sources import cache
 from fedbench.sources.cache import cached_arrays
@@ -107,7 +107,7 @@ def job(folder: Path, name: str, without: str, ready: Any) -> None:
     if "links" in without:
         os.link = refused  # type: ignore[assignment]
     if "claims" in without:
-        lock.claim = lambda place: contextlib.nullcontext(SimpleNamespace(finish=lambda: None))  # type: ignore[assignment,return-value]
+        lock.acquire = lambda folder: contextlib.nullcontext(SimpleNamespace(remove_claims=lambda: None))  # type: ignore[assignment,return-value]
 
     def build(aside: Path) -> None:
         (folder.parent / f"built-{name}").touch()
@@ -143,7 +143,7 @@ def test_processes_build_at_once(without: str, tmp_path: Path) -> None:
 def stranger(place: Path) -> Path:
     """A claim on `place` by a process of another host."""
     place.mkdir(parents=True)
-    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(lease.process(), host="elsewhere"))))
+    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(processes.process(), host="elsewhere"))))
     return place / "claim.1"
 
 

@@ -267,8 +267,8 @@ def test_fifty_jobs_decode_once(without: str, tiny: Path, counts: Path, monkeypa
     if "locks" in without:
         monkeypatch.setattr(lock.fcntl, "flock", no_lock)
     if "claims" in without:
-        free = SimpleNamespace(finish=lambda: None)
-        monkeypatch.setattr(lock, "claim", lambda place: contextlib.nullcontext(free))
+        free = SimpleNamespace(remove_claims=lambda: None)
+        monkeypatch.setattr(lock, "acquire", lambda folder: contextlib.nullcontext(free))
     Counted.seconds = 0.02
     begin = fork.Barrier(50, timeout=120)
     jobs = [fork.Process(target=at_once, args=(tiny, begin)) for _ in range(50)]

@@ -99,11 +99,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.figure and args.figure.suffix not in (".png", ".pdf"):
         raise compare.BenchError(f"--figure {args.figure}: expected .png or .pdf")
     if args.against:
-        options = ["--methods", *methods, "--repeat", str(args.repeat), "--device", device_name]
-        options += ["--precision", precision, "--no-compile"]
-        options += ["--plugins", *(str(path.resolve()) for path in args.plugins)] if args.plugins else []
-        options += ["--threads", str(args.threads)] if args.threads else []
-        old, new = compare.against(args.against, cases, options)
+        flags = ["--methods", *methods, "--repeat", str(args.repeat), "--device", device_name]
+        flags += ["--precision", precision, "--no-compile"]
+        flags += ["--plugins", *(str(path.resolve()) for path in args.plugins)] if args.plugins else []
+        flags += ["--threads", str(args.threads)] if args.threads else []
+        old, new = compare.against(args.against, cases, flags)
         sys.stdout.write(compare.comparison_table(old, new))
         return _write(args, new)
     if args.threads:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli import split_view
+from fedbench.cli.output import say
 from fedbench.data import DataError, Dataset
 from fedbench.plan.config import ConfigError
 from fedbench.plan.plugins import PluginError, Plugins, plugins
@@ -47,12 +48,6 @@ class Verb:
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Plugins], int]
-
-
-def say(text: str) -> None:
-    """A line on stdout, there at once even in a pipe."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def _no_arguments(_: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, Planne
 from fedbench.plan.content import content_hash
 from fedbench.plan.expansion import SECTIONS, apply_settings, checked_grid, expand, set_path
 from fedbench.plan.mistakes import Mistakes, shown
-from fedbench.plan.plugins import PluginError, Plugins, plugins
+from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
+from fedbench.plan.search_space import check_range
 from fedbench.plan.task_checks import Where, check_tasks
 from fedbench.plan.yaml_reader import read_yaml
 
@@ -25,7 +26,9 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     found = plugins(config.get("plugins", ()))
     checker = Checker(found)
     planned = checker.run(dict(config["run"]), label=config["label"])
-    machine = checker.block(Machine, config["machine"], "machine").value
+    # Versions up to 0.1 wrote a key `halvings` into run.yaml.
+    known = {key: value for key, value in config["machine"].items() if key != "halvings"}
+    machine = checker.block(Machine, known, "machine").value
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
@@ -91,6 +94,8 @@ def check_sweep(
         planned = checker.run(run)
         if planned is not None:
             runs.setdefault(planned.key, planned)
+    if tune is not None:
+        _check_tune(tune, list(runs.values()), found, mistakes)
     if where is not None:
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
@@ -110,6 +115,26 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     if not isinstance(sections["name"], str | None):
         mistakes.add("name", f"expected text, found {shown(sections['name'])}; put text in quotes")
     return sections
+
+
+def _check_tune(tune: Tune, runs: Sequence[PlannedRun], found: Plugins, mistakes: Mistakes) -> None:
+    """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
+    if any(planned.run.clients.validation == 0 for planned in runs):
+        mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
+    for path, range_ in tune.search.items():
+        kind, _, name = path.partition(".")
+        if kind in ("method", "aggregation"):
+            fields = {field.name for cls in found.classes[kind].values() for field in dataclasses.fields(cls)}  # type: ignore[index]
+            mistakes.unknown_names([name], sorted(fields), f"tune.search, {kind}")
+        elif kind in PLUGIN_KINDS:
+            mistakes.add("tune.search", f"{path} is part of the setting, and is not searched")
+        else:
+            mistakes.unknown_names([kind], RunConfig.model_fields, "tune.search")
+        if range_ is not None:
+            try:
+                check_range(path, {str(law): values for law, values in range_.items()})
+            except ConfigError as error:
+                mistakes.add("", str(error))
 
 
 def with_values(

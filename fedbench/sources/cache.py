@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench.base.lease import alive, owner_in, process
+from fedbench.base.lease import owner_of
 from fedbench.base.lock import one_at_a_time
+from fedbench.base.processes import alive, process
 from fedbench.data import DataError
 
 FORMAT = 2  # raise it whenever what is in a folder changes: caches of another format are made again
@@ -151,7 +152,7 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
 def _take_over(folder: Path, fresh: Path | None) -> None:
     """Rename an unfinished folder that a dead process left to `fresh`, and remove all others of the dead."""
     for left in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
-        owner = owner_in(left / OWNER)
+        owner = owner_of(left / OWNER)
         if owner is not None and owner.host == process().host and alive(owner):
             continue  # works without a lock beside us
         if fresh is not None and not fresh.exists():

@@ -85,7 +85,7 @@ class _FrozenBlock(torch.autograd.Function):
         x, mean1, rstd1, qkv, attention, y, mean2, rstd2, hidden = ctx.saved_tensors
         n, t, d = x.shape
         block, heads, scale = ctx.block, ctx.block.attn.num_heads, ctx.block.attn.scale
-        at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens whose gradient is wanted
+        at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens that get a gradient
         q, k, v = qkv.unbind(0)
         back = aten.gelu_backward(grad @ block.mlp.fc2.weight, hidden) @ block.mlp.fc1.weight
         grad_y = _norm_back(block.norm2, back, y, mean2, rstd2).add_(grad)
