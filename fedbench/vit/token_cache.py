@@ -1,4 +1,4 @@
-"""Cached tokens that enter a method's first prompted block: the blocks before it are the same for all runs."""
+"""Cached activations: the tokens that enter a method's first prompted block depend on no run and are computed once."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from fedbench.vit.thread_map import thread_map
 
 log = logging.getLogger("fedbench")
 
-PASSES_PER_WRITE = 8  # passes whose tokens are held in memory before they are written
+PASSES_PER_WRITE = 8  # passes whose tokens are in memory before they are written to disk
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class CachedTokens:
-    """The tokens [N, 1+T, D] of every image that enter block `layer` without prompts, memory-mapped from disk."""
+    """The tokens [N, 1+T, D] that enter block `layer` of every image without prompts, mapped from disk."""
 
     layer: int
     tokens: NDArray[Any]
     device: torch.device
 
     def __call__(self, index: Tensor) -> Tensor:
-        """The tokens [n, 1+T, D] of the images `index` [n]."""
+        """The tokens of the images `index` [n]: [n, 1+T, D]."""
         return sent_to(self.device, np.asarray(self.tokens[index.cpu().numpy()]))
 
 
 def first_block(method: Method, depth: int) -> int:
     """The first block that a prompt enters or a tap reads, in any phase or view.
 
-    0 if no block's input can be cached: the method changes pixels or backbone weights, or never runs the backbone.
+    0 if there is none, or if the method changes pixels or backbone weights: then no block can be cached.
     """
     if method.pixels is not None or method.backbone_weights is not None:
         return 0
@@ -52,18 +52,18 @@ def first_block(method: Method, depth: int) -> int:
 
 
 def cached_tokens(
-    backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, limit_gb: float
+    backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, most_gb: float
 ) -> CachedTokens | None:
-    """The tokens from the cache `folder`, or computed and stored there.
+    """The tokens entering block `layer`, from the cache `folder`, or computed and put there.
 
-    Returns None, with a line in the log, if they would take more than `limit_gb` or cannot be written. The run then computes
-    them in every pass.
+    None, with a line in the log, if they would take more than `most_gb` gigabytes or nothing can be written; a run then
+    computes them whenever it needs them.
     """
     shape = (len(images), backbone.tokens, backbone.width)
     kind = torch.empty(0, dtype=images.dtype).numpy().dtype
     size = math.prod(shape) * kind.itemsize / GB
-    if size > limit_gb:
-        log.info("tokens entering block %d would take %.3g GB: machine.token_cache_gb is %g", layer, size, limit_gb)
+    if size > most_gb:
+        log.info("tokens entering block %d would take %.3g GB: machine.token_cache_gb is %g", layer, size, most_gb)
         return None
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ def cached_tokens(
         return array
 
     def build(place: Path) -> None:
-        with open(place / "tokens.npy", "wb") as file:  # not memory-mapped: a full disk would kill the process
+        with open(place / "tokens.npy", "wb") as file:  # not a memory map: a full disk would kill the process
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             passes = images.passes()
