@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,10 @@ def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None
         return storage.is_away(error, tmp_path)
 
     assert raised(OSError(errno.ESTALE, "stale"))
+    for number in (errno.EACCES, errno.EPERM):  # an expired ticket, if it is of a file of the results
+        assert raised(OSError(number, "denied", str(tmp_path / "run" / "records.jsonl")))
+        assert not raised(OSError(number, "denied", "/somewhere/else"))
+    assert raised(OSError(errno.EKEYEXPIRED, "key has expired"))
     assert raised(ValueError("cannot be read"), OSError(errno.ENOSPC, "full"))
     assert not raised(FileNotFoundError(errno.ENOENT, "a plug-in's own file", "/somewhere/else"))
     assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
@@ -171,6 +176,33 @@ def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_pa
         (tmp_path / "away").rename(folder.path)
         held.check()
     assert folder.records() == [{"round": 1}]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EKEYEXPIRED])
+def test_a_run_waits_for_an_expired_ticket(place: Workplace, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Every eighth file that the run opens for writing is refused, four times in all."""
+    place.write(methods=["head_only"], seeds=[0], rounds=6)
+    want = quiet(place)
+    (folder,) = place.plan()
+    monkeypatch.setattr(storage.Patience, "__call__", lambda _: True)
+    really_open, writes, refused = open, 0, 0
+
+    def open_or_refuse(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        nonlocal writes, refused
+        if set(mode) & set("wax") and str(path).startswith(str(folder.path)) and "log.txt" not in str(path):
+            writes += 1
+            if writes % 8 == 0 and refused < 4:
+                refused += 1
+                raise OSError(number, os.strerror(number), str(path))
+        return really_open(path, mode, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", open_or_refuse)
+    job.run_job(place.results, [folder.path.name])
+    monkeypatch.undo()
+    assert refused == 4
+    assert folder.status == "done"
+    assert numbers(folder) == want[folder.path.name]
+    assert not folder.notes()
 
 
 @pytest.mark.slow  # some hundred disturbances
@@ -263,10 +295,8 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     assert place.run("--cluster", "inline") == 1
     said = capsys.readouterr().out
     hungry = next(folder for folder in place.folders if "hungry" in folder.path.name)
-    assert (
-        f"failed {hungry.path.name} (out_of_memory): HookError: {place.path}/mine/methods/hungry.py: merge(): RuntimeError"
-        in said
-    )
+    reason = r"HookError: \S+/hungry\.py: merge\(\) in line \d+: RuntimeError"
+    assert re.search(rf"failed {hungry.path.name} \(out_of_memory\): {reason}", said)
     assert f"failed attempts: out_of_memory 5 [log: {hungry.log}]" in said
     assert "2 runs: 1 failed, 1 done" in said
     place.faults(0)
@@ -328,6 +358,61 @@ def test_how_a_process_ended_has_a_kind() -> None:
     assert supervisor._kind(-signal.SIGKILL, out_of_memory=False)[0] == "killed"
     assert supervisor._kind(-signal.SIGSEGV, out_of_memory=True)[0] == "crashed"
     assert supervisor._kind(1, out_of_memory=False)[0] == "crashed"
+
+
+# -- accelerators ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "out_of_memory"),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED", "out_of_memory"),
+        ("std::bad_alloc", "out_of_memory"),
+        ("CUDA error: device-side assert triggered", "crashed"),
+        ("CUDA error: an illegal memory access was encountered", "crashed"),
+        ("CUDA error: unspecified launch failure", "crashed"),
+        ("CUDA error: uncorrectable ECC error encountered", "crashed"),
+        ("CUDA error: invalid argument", "error"),
+        ("CUDNN_STATUS_NOT_SUPPORTED", "error"),
+    ],
+)
+def test_errors_of_accelerators_have_a_kind(message: str, kind: str) -> None:
+    assert attempt._kind_of(RuntimeError(message)) == kind
+    wrapped = TypeError("a hook raised")
+    wrapped.__cause__ = RuntimeError(message)
+    assert attempt._kind_of(wrapped) == kind
+    assert attempt.is_broken_accelerator(wrapped) == (kind == "crashed")
+
+
+@pytest.mark.slow  # starts several processes
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_broken_accelerator_ends_the_process_and_another_goes_on(place: Workplace, pack: bool) -> None:
+    """Two device-side asserts, in one process if the runs are packed: each costs one attempt of the run that it met."""
+    machine = {"checkpoint_seconds": 0, "data": str(place.path / "data"), "device": "cpu", "pack": pack}
+    place.write(methods=["asserts"], seeds=[0, 1], rounds=3, cluster={"workers": 1}, machine=machine)
+    place.faults(2)
+    process = place.start("--cluster", "local")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    first, second = place.folders
+    assert (first.status, second.status) == ("done", "done")
+    kinds = [note["kind"] for folder in (first, second) for note in folder.notes()]
+    assert kinds == ["crashed", "crashed"]
+    log = Path(first.job()["log"]).read_text()
+    assert log.count("a worker ended (its accelerator failed); another begins") == (1 if pack else 2)
+
+
+def test_a_broken_accelerator_ends_a_sweep_in_its_own_process_with_a_word(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=["asserts"], seeds=[0, 1], rounds=1)
+    place.faults(1)
+    assert place.run("--cluster", "inline", "--no-watch") == 1
+    assert "the accelerator is of no more use to this process" in capsys.readouterr().err
+    first, second = place.folders
+    assert [note["kind"] for note in first.notes()] == ["crashed"]
+    assert not second.notes()
 
 
 # -- leaving ---------------------------------------------------------------------------------------------------

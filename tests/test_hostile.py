@@ -145,10 +145,25 @@ def test_cached_features_that_are_objects_are_made_again(canary, tmp_path):
     images = Images(
         np.zeros((2, 32, 32, 3), np.uint8), vit.image_size, vit.mean, vit.std, torch.device("cpu"), torch.float32
     )
-    (tmp_path / "features").mkdir()
-    with (tmp_path / "features" / "x.npy").open("wb") as file:
+    expected = features(vit, images, "x", tmp_path)
+    with (tmp_path / "features" / "x" / "features.npy").open("wb") as file:
         np.save(file, np.array([Payload(canary)], object), allow_pickle=True)
-    assert features(vit, images, "x", tmp_path).shape == (2, vit.width)
+    assert (features(vit, images, "x", tmp_path) == expected).all()
+
+
+def test_flipped_bytes_in_cached_features_are_computed_again_with_a_word(tmp_path, caplog):
+    vit = backbone.make("nano")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    images = Images(pixels, vit.image_size, vit.mean, vit.std, torch.device("cpu"), torch.float32)
+    expected = features(vit, images, "x", tmp_path)
+    file = tmp_path / "features" / "x" / "features.npy"
+    content = bytearray(file.read_bytes())
+    for place in (-2, -90, -180, -300):
+        content[place] ^= 64
+    file.write_bytes(content)
+    assert (features(vit, images, "x", tmp_path) == expected).all()
+    assert "features.npy: expected sha256" in caplog.text
+    assert "computed again" in caplog.text
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "7", '"x"', "{}", '{"round": []}'])

@@ -22,7 +22,7 @@ from fedbench.cli.output import say, warn
 from fedbench.data import DataError
 from fedbench.jobs import cancellation, launch, slurm, watch
 from fedbench.jobs.submission import plan
-from fedbench.plan import tuning
+from fedbench.plan import content, tuning
 from fedbench.plan.config import ConfigError, Sweep, short_name
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
@@ -257,6 +257,7 @@ def launch_and_watch(
         try:
             with launch.planning(results, warn) as folder:
                 names = plan(sweep, results, retry_failed, again, warn)
+                content.save()  # jobs then find the hashes of the user's files
                 how = ""
                 if names and cluster == "inline":
                     launch.note_inline(sweep, results, names)

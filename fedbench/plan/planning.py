@@ -12,7 +12,7 @@ from typing import Any
 from fedbench.base.home import HOME, sweep_file
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, PlannedRun, RunConfig, Sweep, Tune
-from fedbench.plan.content import content_hash
+from fedbench.plan.content import forget
 from fedbench.plan.expansion import SECTIONS, apply_settings, checked_grid, expand, set_path
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
@@ -25,10 +25,11 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
     available = plugins(config.get("plugins", ()))
     checker = Checker(available)
-    planned = checker.run(dict(config["run"]), label=config["label"])
     # Versions up to 0.1 wrote a key `halvings` into run.yaml.
     known = {key: value for key, value in config["machine"].items() if key != "halvings"}
     machine = checker.block(Machine, known, "machine").value
+    checker.data = machine.data
+    planned = checker.run(dict(config["run"]), label=config["label"])
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
@@ -76,7 +77,7 @@ def check_sweep(
     """The checked sweep of a parsed file; see `read_sweep`. Raises ConfigError."""
     checker = Checker(available)
     mistakes = checker.mistakes
-    content_hash.cache_clear()  # files may have changed since the last sweep of this process
+    forget()  # files may have changed since the last sweep of this process
     sections = _sections(content, mistakes)
     for_all_runs = apply_settings(sections, settings, mistakes)
     base, grid = sections["base"], sections["grid"]
@@ -85,6 +86,7 @@ def check_sweep(
     # Unknown keys are left out from here on, so that mistakes in the others are found as well.
     base, grid = ({k: v for k, v in part.items() if str(k).split(".")[0] in legal} for part in (base, grid))
     machine: Machine = checker.block(Machine, sections["machine"], "machine").value
+    checker.data = machine.data.resolve()
     for problem in missing_trackers(machine.track):
         mistakes.add("machine.track", problem)
     cluster: Cluster = checker.block(Cluster, sections["cluster"], "cluster").value
