@@ -47,6 +47,15 @@ def test_a_stale_page_is_seen(tmp_path):
         docs_generator.stale(tmp_path)
 
 
+def test_only_keys_of_a_run_are_documented_as_plug_ins():
+    page = Page("docs/sweep_file.md").text
+    parts = dict(re.findall(r"^### ([\w ]+)\n(.*?)(?=^###|\Z)", page, re.DOTALL | re.MULTILINE))
+    assert "[`{name: ...}` or a name](partitioners.md)" in parts["base and grid"]
+    assert "| `partition` | `int ≥ 0` \\| `null` | `null` |" in parts["seeds"]
+    assert "| `partition` | `text` \\| `null` | `null` |" in parts["cluster"]
+    assert all("](partitioners.md)" not in text for name, text in parts.items() if name != "base and grid")
+
+
 def test_every_key_says_what_it_means():
     blocks = Block.__subclasses__()
     assert len(blocks) > 7
@@ -115,11 +124,11 @@ def test_every_quoted_message_is_one_that_is_said():
 
 
 def test_every_kind_of_failure_that_is_quoted_exists():
-    from fedbench.jobs.failures import AGAIN
+    from fedbench.jobs.failures import MORE_ATTEMPTS
 
     kinds = re.findall(r"\*\*Kind `(\w+)`\*\*", Page("docs/troubleshooting.md").text)
     assert len(kinds) >= 3
-    assert set(kinds) <= set(AGAIN)
+    assert set(kinds) <= set(MORE_ATTEMPTS)
 
 
 # ---------------------------------------------------------------- the site

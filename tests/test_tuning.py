@@ -178,6 +178,9 @@ def test_draws_meet_each_stratum_once() -> None:
         ({"local.lr": {"uniform": [0, 1]}}, "uniform"),
         ({"local.rl": {"log": [0.1, 1]}}, "rl"),
         ({"local.lr": {"choice": [-1, 2]}}, "greater than 0"),
+        ({"method.temprature": {"linear": [0.1, 1]}}, "tune.search, method: unknown name 'temprature'"),
+        ({"dataset.name": {"choice": ["a", "b"]}}, "dataset.name is part of the setting, and is not searched"),
+        ({"lr": {"log": [0.1, 1]}}, "tune.search: unknown name 'lr'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
@@ -190,9 +193,8 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_without_validation_data_nothing_can_be_chosen(tmp_path: Path) -> None:
-    made = read_sweep(write(tmp_path), settings=["clients.validation=0"])
-    with pytest.raises(ConfigError, match=r"clients\.validation is 0"):
-        next_stage(made, tmp_path)
+    with pytest.raises(ConfigError, match=r"tune: clients\.validation is 0"):
+        read_sweep(write(tmp_path), settings=["clients.validation=0"])
 
 
 def finish(results: Path, made: Any, score: Any) -> None:
@@ -279,6 +281,10 @@ def test_every_method_gets_the_announced_budget(tmp_path: Path, trials: int, rou
     assert set(spent.values()) == {budget_rounds(rungs(made.tune, 100))}  # type: ignore[arg-type]
     assert f"({next(iter(spent.values()))} rounds)" in budget_text(made)
     assert all(group.decided for group in groups)
+    for group in groups:  # the choice is never worse than the values of the file, at the reported number of rounds
+        (default,) = (trial for trial in group.last if trial.number == 0)
+        assert default.planned.run.rounds == group.best.planned.run.rounds == 100
+        assert (group.best.validation or 0) >= (default.validation or 0)
 
 
 def test_a_best_value_at_the_edge_widens_the_range_once_and_the_alarm_stays_if_it_is_still_there(

@@ -24,6 +24,7 @@ MERGE = {
     # more than any machine has, until the file says that it was asked for often enough
     "hungry": "left = tries(); left and torch.empty(1 << 50)",
     "swallows": "left = tries(); left and swallow()",
+    "asserts": "if tries(): raise RuntimeError('CUDA error: device-side assert triggered')",
     "crashes": "left = tries(); left and os.kill(os.getpid(), signal.SIGSEGV)",
 }
 METHOD = '''
@@ -140,7 +141,7 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
 
 
-NOTES = (".submitit", "__pycache__")
+NOTES = (".submitit", "__pycache__", "content")  # the last: hashes of the user's files
 
 
 def files(folder: Path) -> dict[str, int]:

@@ -106,7 +106,7 @@ def write_run(
             ).to_parquet(folder.path / "clients.parquet")
         folder.finish()
     elif state == "running":
-        folder.say(round=max(accuracies or {0: 0}), rounds=rounds)
+        folder.report_progress(round=max(accuracies or {0: 0}), rounds=rounds)
     elif state in ("failed", "diverged"):
         folder.fail("diverged" if state == "diverged" else "error", f"why it {state} <b>", round=3)
     return folder

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedbench.data import Dataset
 from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
-from fedbench.plan.content import by_content
+from fedbench.plan.content import FileLister, by_content
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.paths import expanded, problem_with
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
@@ -52,6 +53,7 @@ class Checker:
         self.plugins = plugins
         self.mistakes = Mistakes()
         self.drafts: list[Draft] = []
+        self.data: Path | None = None  # the data folder, which keeps hashes of files
         self._memo: dict[str, Checked] = {}
 
     def block(self, model: type[Block], value: Any, where: str) -> Checked:
@@ -108,11 +110,17 @@ class Checker:
         if memo not in self._memo:
             block = self._plugin(kind, value)
             try:
-                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, by_content(block))
+                identity = by_content(block, self._files_read(kind, block), self.data)
+                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, identity)
             except (OSError, ValueError) as error:
                 self.mistakes.add("", _reason(error))
                 self._memo[memo] = Checked(None, UNKNOWN)
         return self._memo[memo]
+
+    def _files_read(self, kind: Kind, block: dict[str, Any] | None) -> FileLister | None:
+        """The hook of a dataset that lists the files of a folder which it reads."""
+        dataset = self.plugins.make(kind, block) if kind == "dataset" and block else None
+        return dataset.files_read if isinstance(dataset, Dataset) else None
 
     def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
         value = {"name": value} if isinstance(value, str) else value
@@ -126,11 +134,13 @@ class Checker:
             return None
         cls: Any = classes[value["name"]]
         where = f"{kind} {value['name']}"
-        given = {name: item for name, item in value.items() if name not in ("name", *(("label",) * (kind == "method")))}
+        entries = {
+            name: item for name, item in value.items() if name not in ("name", *(("label",) * (kind == "method")))
+        }
         fields = [f.name for f in dataclasses.fields(cls)]
-        sound = self.mistakes.unknown_names(given, fields, where)
+        sound = self.mistakes.unknown_names(entries, fields, where)
         hints = typing.get_type_hints(cls, include_extras=True)
-        known = {name: item for name, item in given.items() if name in fields}
+        known = {name: item for name, item in entries.items() if name in fields}
         kept = {name: item for name, item in known.items() if self._is_plain(hints[name], item, f"{where}.{name}")}
         if len(kept) < len(known):
             sound = False
@@ -166,7 +176,7 @@ class Checker:
         rest = {key: value for key, value in content.items() if key not in checked}
         scalars, sound = self._scalars(rest)
         if label is None:
-            label, fine = self._given_label(content.get("method"))
+            label, fine = self._label_of(content.get("method"))
             sound &= fine
         blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
         run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
@@ -201,7 +211,7 @@ class Checker:
             self._memo[memo] = Checked(kept, frozenset() if sound else UNKNOWN)
         return self._memo[memo].value, not self._memo[memo].wrong
 
-    def _given_label(self, method: Any) -> tuple[str | None, bool]:
+    def _label_of(self, method: Any) -> tuple[str | None, bool]:
         """The `label` of a method block if there is one, and whether it is text."""
         if not isinstance(method, dict) or method.get("label") is None:
             return None, True

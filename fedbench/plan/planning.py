@@ -5,31 +5,35 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedbench.base.home import HOME, sweep_file
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, PlannedRun, RunConfig, Sweep, Tune
-from fedbench.plan.content import content_hash
+from fedbench.plan.content import forget
 from fedbench.plan.expansion import SECTIONS, apply_settings, checked_grid, expand, set_path
 from fedbench.plan.mistakes import Mistakes, shown
-from fedbench.plan.plugins import PluginError, Plugins, plugins
+from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
+from fedbench.plan.search_space import check_range
 from fedbench.plan.task_checks import Where, check_tasks
 from fedbench.plan.yaml_reader import read_yaml
 
 
 def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, Plugins]:
     """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
-    found = plugins(config.get("plugins", ()))
-    checker = Checker(found)
+    available = plugins(config.get("plugins", ()))
+    checker = Checker(available)
+    # Versions up to 0.1 wrote a key `halvings` into run.yaml.
+    known = {key: value for key, value in config["machine"].items() if key != "halvings"}
+    machine = checker.block(Machine, known, "machine").value
+    checker.data = machine.data
     planned = checker.run(dict(config["run"]), label=config["label"])
-    machine = checker.block(Machine, config["machine"], "machine").value
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
-    return planned, machine, found
+    return planned, machine, available
 
 
 def read_sweep(
@@ -43,8 +47,8 @@ def read_sweep(
     Raises ConfigError with every mistake, each with the legal names and the nearest one.
     """
     try:
-        found = plugins(tuple(folders))
-        _ = found.classes
+        available = plugins(tuple(folders))
+        _ = available.classes
     except PluginError as error:
         raise ConfigError(str(error)) from error
     path = sweep_file(path)
@@ -59,21 +63,21 @@ def read_sweep(
         raise ConfigError(f"{shown(str(path))}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
-    return check_sweep(content, found, settings, source=str(path), default_name=path.stem, where=where)
+    return check_sweep(content, available, settings, source=str(path), default_name=path.stem, where=where)
 
 
 def check_sweep(
     content: Mapping[str, Any],
-    found: Plugins,
+    available: Plugins,
     settings: Iterable[str] = (),
     source: str = "sweep",
     default_name: str = "sweep",
     where: Where | None = None,
 ) -> Sweep:
     """The checked sweep of a parsed file; see `read_sweep`. Raises ConfigError."""
-    checker = Checker(found)
+    checker = Checker(available)
     mistakes = checker.mistakes
-    content_hash.cache_clear()  # files may have changed since the last sweep of this process
+    forget()  # files may have changed since the last sweep of this process
     sections = _sections(content, mistakes)
     for_all_runs = apply_settings(sections, settings, mistakes)
     base, grid = sections["base"], sections["grid"]
@@ -82,6 +86,7 @@ def check_sweep(
     # Unknown keys are left out from here on, so that mistakes in the others are found as well.
     base, grid = ({k: v for k, v in part.items() if str(k).split(".")[0] in legal} for part in (base, grid))
     machine: Machine = checker.block(Machine, sections["machine"], "machine").value
+    checker.data = machine.data.resolve()
     for problem in missing_trackers(machine.track):
         mistakes.add("machine.track", problem)
     cluster: Cluster = checker.block(Cluster, sections["cluster"], "cluster").value
@@ -91,10 +96,12 @@ def check_sweep(
         planned = checker.run(run)
         if planned is not None:
             runs.setdefault(planned.key, planned)
+    if tune is not None:
+        _check_tune(tune, list(runs.values()), available, mistakes)
     if where is not None:
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
-    return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, found, tune)
+    return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, available, tune)
 
 
 def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
@@ -112,11 +119,31 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     return sections
 
 
+def _check_tune(tune: Tune, runs: Sequence[PlannedRun], available: Plugins, mistakes: Mistakes) -> None:
+    """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
+    if any(planned.run.clients.validation == 0 for planned in runs):
+        mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
+    for path, range_ in tune.search.items():
+        kind, _, name = path.partition(".")
+        if kind in ("method", "aggregation"):
+            fields = {field.name for cls in available.classes[kind].values() for field in dataclasses.fields(cls)}  # type: ignore[index]
+            mistakes.unknown_names([name], sorted(fields), f"tune.search, {kind}")
+        elif kind in PLUGIN_KINDS:
+            mistakes.add("tune.search", f"{path} is part of the setting, and is not searched")
+        else:
+            mistakes.unknown_names([kind], RunConfig.model_fields, "tune.search")
+        if range_ is not None:
+            try:
+                check_range(path, {str(law): values for law, values in range_.items()})
+            except ConfigError as error:
+                mistakes.add("", str(error))
+
+
 def with_values(
-    planned: PlannedRun, values: Mapping[str, Any], found: Plugins, tuning: Mapping[str, Any]
+    planned: PlannedRun, values: Mapping[str, Any], available: Plugins, tuning: Mapping[str, Any]
 ) -> PlannedRun:
     """`planned` with other `values` at dotted paths (``local.lr``, ``method.temperature``). Raises ConfigError."""
-    checker = Checker(found)
+    checker = Checker(available)
     content = copy.deepcopy(planned.run.model_dump())
     for path, value in values.items():
         set_path(content, path, value, checker.mistakes)
