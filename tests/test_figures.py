@@ -179,7 +179,7 @@ def test_partitions_without_a_common_number_stand_side_by_side(tmp_path: Path) -
     write_run(tmp_path, config={"partition": {"name": "iid"}}, partition="iid")
     (family,) = of(tmp_path)[""]
     assert not family.numeric
-    assert sorted(family.runs["level"]) == ["dirichlet(alpha=0.1)", "iid"]
+    assert sorted(family.runs["level"]) == ["dirichlet 0.1", "iid"]
 
 
 def test_whatever_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
@@ -255,6 +255,14 @@ class Shown:
         return {"all": server["prompt"], "prior": prior[None]}
 
 
+class Broken(Shown):
+    """A method of a user with a mistake."""
+
+    def picture(self, server: dict[str, Any], prior: Any) -> dict[str, Any]:
+        """What it does not know."""
+        return {"all": 1 / 0}
+
+
 def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -271,7 +279,7 @@ def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path
     np.testing.assert_array_equal(panels["all"], values)
     # client 0 holds 1 sample of class 0 and 8 of class 1 (see `write_run`)
     np.testing.assert_allclose(panels["prior"][0, :2], [1 / 9, 8 / 9])
-    broken = SimpleNamespace(make=lambda kind, block: SimpleNamespace(picture=lambda server, prior: 1 / 0))
+    broken = SimpleNamespace(make=lambda kind, block: Broken())
     assert pictures.pictures_of([planned], broken, tmp_path) == (  # type: ignore[list-item,arg-type]
         {},
         ["A: its picture() failed (ZeroDivisionError: division by zero)."],
@@ -344,8 +352,8 @@ def overflow(figure: Figure) -> list[str]:
         texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-            shown = [text for at, text in ticks if low <= at <= high]  # ticks beyond the axis are not drawn
+            ticks = [tick for tick in axis.get_major_ticks() if tick.label1.get_visible()]
+            shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]  # others are not drawn
             boxes = [text.get_window_extent(renderer) for text in shown]
             found += [
                 text.get_text() for text, (one, two) in zip(shown, pairwise(boxes), strict=False) if one.overlaps(two)

@@ -107,7 +107,7 @@ def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame
         rows = records.drop_duplicates("run")[columns].to_dict("records")
         first = {row["run"]: {str(name): value for name, value in row.items()} for row in rows}
     block_names, references = _shared_names(planned, first)
-    rows = []
+    described: list[dict[str, Any]] = []
     for run in planned:
         named = {
             name: block_names.get((name, key(run.config.get(name))))
@@ -115,7 +115,7 @@ def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame
             or words(run.config.get(name))
             for name in NAMED
         }
-        rows.append(
+        described.append(
             {
                 "run": run.folder.path.name,
                 **named,
@@ -131,7 +131,7 @@ def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame
                 "tuning": dict(run.tuning),
             }
         )
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(described)
     frame["rounds"] = pd.to_numeric(frame["rounds"], errors="coerce").astype(float)
     _name_settings_and_labels(frame, planned)
     return frame if any(run.names for run in planned) else natural(frame)

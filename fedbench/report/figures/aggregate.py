@@ -52,10 +52,10 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "improvement",
         "Probability of improvement",
         f"The probability that a run of {best}, the contestant with the largest interquartile mean, is more accurate than a "
-        "run of the method in the same setting; mean over settings, bars: 95 % intervals of the same bootstrap."
+        "run of the method in the same setting, P(best > method); mean over settings, bars: 95 % intervals of that bootstrap."
         + catalogue.marks,
         TOO_FEW,
-        partial(_rows, chances, catalogue, f"P({best} > method)", middle=0.5, scale=1.0) if chances else None,
+        partial(_rows, chances, catalogue, "P(best > method)", middle=0.5, scale=1.0) if chances else None,
     )
     counts = outcomes(data.within, names)
     catalogue.add_whole(

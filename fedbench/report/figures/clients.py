@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -134,7 +135,7 @@ def duel(
     axes.plot(ends, ends, color="#888888", linewidth=0.7, zorder=1)
     axes.plot(x, y, linestyle="none", color=look[first].colour, alpha=0.45, markeredgewidth=0, marker="o", markersize=3)
     pairs = pairs or client_pairs(np.asarray(y - x, dtype=np.float64))
-    corner = {"transform": axes.transAxes, "fontsize": 6.5}
+    corner: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 6.5}
     axes.text(0.03, 0.97, f"{pairs.ahead} of {pairs.pairs} gain", va="top", **corner)
     ties = f"{pairs.equal} tie, " if pairs.equal else ""
     axes.text(0.97, 0.03, f"{ties}{pairs.behind} lose", ha="right", **corner)

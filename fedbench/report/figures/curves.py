@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
-from fedbench.report.figures.frame import at_edge, cost_axis, dots, percent
+from fedbench.report.figures.frame import Panel, at_edge, cost_axis, dots, percent
 from fedbench.report.figures.style import Looks
 
 # figure: (column of cumulative cost, title, words for the cost, axis)
@@ -56,11 +58,15 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
             f"Mean accuracy over clients against {words}: mean over the seeds that are done; band, ± one sample standard "
             "deviation. Marker: the last round. A method that spends nothing is a horizontal line.",
             "no run is done",
-            panel=lambda axes, setting, column=column: spent(axes, finished[setting], column, catalogue.look),
+            panel=_panel(finished, column, catalogue.look),
             x=axis,
             y="mean accuracy (%)",
             **having(finished, data.settings),
         )
+
+
+def _panel(finished: Mapping[str, pd.DataFrame], column: str, look: Looks) -> Panel:
+    return lambda axes, setting: spent(axes, finished[setting], column, look)
 
 
 def rounds(axes: Axes, records: pd.DataFrame, look: Looks) -> None:

@@ -45,7 +45,7 @@ def panels(
     keys: Sequence[Any],
     panel: Panel,
     look: Looks,
-    told: dict[str, str],
+    names: dict[str, str],
     x: str | None = None,
     y: str | None = None,
     share_y: bool = False,
@@ -57,8 +57,8 @@ def panels(
     """A figure with a panel per key and one legend below all of them."""
     columns = 2 if len(keys) == 4 else min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
-    beside = legend and columns < COLUMNS  # a legend at the right, else below
-    across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, told.values()))))))
+    beside = legend and columns < COLUMNS and max(map(len, names.values())) <= 28  # a legend at the right, else below
+    across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, names.values()))))))
     entries = 0.165 * math.ceil(len(look) / across) + 0.1
     height = rows * (tall + 0.3) + 0.25
     height = max(height, entries + 0.3) if beside else height + entries * legend
@@ -83,7 +83,7 @@ def panels(
             for shape in look.values()
         ]
         place: dict[str, Any] = {"loc": "outside right center" if beside else "outside lower center"}
-        figure.legend(handles, list(told.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
+        figure.legend(handles, list(names.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
     return figure
 
 

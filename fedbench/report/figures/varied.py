@@ -16,6 +16,7 @@ from fedbench.base.naming import differences, flat, key
 from fedbench.report.figures.catalogue import FigureCatalogue, FigureData
 from fedbench.report.figures.frame import Panel, percent, wrap
 from fedbench.report.figures.style import Look, Looks
+from fedbench.report.short_names import JOINT
 
 # A field's title and axis, where more can be said than its name does.
 TITLES = {
@@ -136,8 +137,8 @@ def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> 
         own = own.assign(level=own["level"].map(lambda value: "default" if value is None else str(value)))
     if name.split(".")[0] in ("partition", "clients", "backbone"):
         # the setting is what varies: a panel for all that share the rest of it
-        parts = own["dataset"] if name.startswith("partition") else own["dataset"] + " · " + own["partition"]
-        own = own.assign(panel=parts)
+        kept = 1 if name.startswith("partition") else 2  # of a setting's blocks: dataset, partition
+        own = own.assign(panel=own["setting"].map(lambda setting: JOINT.join(setting.split(JOINT)[:kept])))
     else:
         own = own.assign(panel=own["setting"])
     names: dict[str, str] = {}
@@ -162,9 +163,11 @@ def _kinds(runs: pd.DataFrame, configs: Sequence[dict[str, Any]], which: Any) ->
     """Partitions of different kinds of one dataset, side by side."""
     kind = pd.Series([configs[i].get("partition.name") for i in which], index=runs.index)
     found = []
-    for dataset, own in runs.groupby("dataset", sort=False):
+    for _, own in runs.groupby("dataset", sort=False):
         if kind.loc[own.index].nunique() > 1:
-            found.append(Family("", str(dataset), "", own.assign(level=own["partition"], line=own["label"]), False))
+            level = own["setting"].map(lambda setting: setting.split(JOINT)[1])
+            title = str(own["setting"].iloc[0]).split(JOINT)[0]
+            found.append(Family("", title, "", own.assign(level=level, line=own["label"]), False))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -77,8 +78,8 @@ def budgets(frame: pd.DataFrame) -> Rows:
     for setting, part in frame.groupby("setting", sort=False):
         by_cost = {str(cost): own.set_index("label") for cost, own in part.groupby("cost", sort=False)}
         labels = list(dict.fromkeys(part["label"]))
-        first = next(iter(by_cost.values()))
-        labels.sort(key=lambda label, at=first: -at["accuracy"].get(label, math.nan) if label in at.index else math.inf)
+        first = next(iter(by_cost.values()))["accuracy"].to_dict()
+        labels = sorted(labels, key=functools.partial(_worst_last, first))
         for label in labels:
             cells = {}
             for cost, own in by_cost.items():
@@ -90,3 +91,8 @@ def budgets(frame: pd.DataFrame) -> Rows:
             last = float(part.loc[part["label"] == label, "last"].iloc[0])
             rows.append({"setting": setting, "label": label, "cells": cells, "last": f"{100 * last:.1f}"})
     return rows
+
+
+def _worst_last(accuracy: Mapping[Any, float], label: str) -> float:
+    value = accuracy.get(label, math.nan)
+    return -value if math.isfinite(value) else math.inf

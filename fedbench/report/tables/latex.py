@@ -15,6 +15,7 @@ TEXT_WIDTH = 469.0  # points: \\textwidth of `article` in two columns on letter 
 SEPARATION = 4.0  # points of \\tabcolsep
 LABEL = 130.0  # points, the widest column of names; longer names are broken
 HEADING = 150.0  # likewise, of the heading of a group of columns
+Group = tuple[tuple[str, ...], tuple[str, ...]]  # lines of a heading, titles of columns
 LINES = 48  # of tables in one float, so that it fits a page
 
 _ESCAPES = {
@@ -94,7 +95,9 @@ def fit(grid: Grid, limit: float = TEXT_WIDTH) -> list[Grid]:
 
 
 def _fit(grid: Grid, limit: float) -> Iterator[Grid]:
-    start, groups, columns = 0, [], []
+    start = 0
+    groups: list[Group] = []
+    columns: list[int] = []
     for heading, titles in grid.groups:
         for first, last in _pieces(grid, (heading, titles), start, limit):
             group = (heading, titles[first - start : last - start])
@@ -107,9 +110,7 @@ def _fit(grid: Grid, limit: float) -> Iterator[Grid]:
     yield _select(grid, groups, columns)
 
 
-def _pieces(
-    grid: Grid, group: tuple[tuple[str, ...], tuple[str, ...]], start: int, limit: float
-) -> Iterator[tuple[int, int]]:
+def _pieces(grid: Grid, group: Group, start: int, limit: float) -> Iterator[tuple[int, int]]:
     """(first, last) of the columns of a group, cut so that each piece fits."""
     heading, titles = group
     first, end = start, start + len(titles)
@@ -124,7 +125,7 @@ def _pieces(
         first = last
 
 
-def _select(grid: Grid, groups: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], columns: Sequence[int]) -> Grid:
+def _select(grid: Grid, groups: Sequence[Group], columns: Sequence[int]) -> Grid:
     rows = tuple(replace(row, cells=tuple(row.cells[i] for i in columns)) for row in grid.rows)
     return replace(grid, groups=tuple(groups), rows=rows)
 
