@@ -46,48 +46,48 @@ PAGE_OF: dict[Kind, str] = {
 
 def pages() -> dict[str, Callable[[Plugins], str]]:
     """{page: function that makes the text between its markers}."""
-    found: dict[str, Callable[[Plugins], str]] = {
+    parts: dict[str, Callable[[Plugins], str]] = {
         "README.md": readme,
         "docs/sweep_file.md": lambda _: "\n".join(_sweep_file()),
         "docs/metrics.md": lambda _: _metrics(),
         "docs/verdicts.md": lambda _: calibration.as_markdown(),
     }
     for kind, page in PAGE_OF.items():
-        found[f"docs/{page}.md"] = partial(_reference, kind)
-    return found
+        parts[f"docs/{page}.md"] = partial(_reference, kind)
+    return parts
 
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------------
-def readme(found: Plugins) -> str:
+def readme(available: Plugins) -> str:
     """The tables of methods and aggregations, of datasets and of partitioners, with sources."""
-    parts = [linked(as_markdown(listing(found)))]
+    parts = [linked(as_markdown(listing(available)))]
     titles: dict[Kind, str] = {"dataset": "dataset", "partition": "partitioner"}
     for kind, title in titles.items():
-        rows = [(f"`{plugin.name}`", plugin.sentence, linked(plugin.citation)) for plugin in _entries(kind, found)]
+        rows = [(f"`{plugin.name}`", plugin.sentence, linked(plugin.citation)) for plugin in _entries(kind, available)]
         parts.append(table((title, "what", "source"), rows))
     return "\n".join(parts)
 
 
-def _entries(kind: Kind, found: Plugins) -> list[Entry]:
+def _entries(kind: Kind, available: Plugins) -> list[Entry]:
     if kind in ("method", "aggregation"):
-        return [plugin for plugin in listing(found) if plugin.kind == kind]
-    return [entry(kind, name, cls) for name, cls in found.classes[kind].items()]
+        return [plugin for plugin in listing(available) if plugin.kind == kind]
+    return [entry(kind, name, cls) for name, cls in available.classes[kind].items()]
 
 
-def _reference(kind: Kind, found: Plugins) -> str:
-    return "\n".join(_chapters(kind, found))
+def _reference(kind: Kind, available: Plugins) -> str:
+    return "\n".join(_chapters(kind, available))
 
 
-def _chapters(kind: Kind, found: Plugins) -> Iterator[str]:
+def _chapters(kind: Kind, available: Plugins) -> Iterator[str]:
     """Every plug-in of a kind: its header, source and fields. Common fields come once, at the end."""
     base: Any = BASES[kind]
     common = {field.name: field for field in fields_of(base)}
     family = ""
-    for plugin in _entries(kind, found):
+    for plugin in _entries(kind, available):
         if kind == "method" and plugin.family != family:
             family = plugin.family
             yield f"## {family[0].upper()}{family[1:]}\n"
-        cls = found.classes[kind][plugin.name]
+        cls = available.classes[kind][plugin.name]
         yield f"{'###' if kind == 'method' else '##'} {plugin.name}{' †' * plugin.reference}\n"
         yield f"{prose(plugin.sentence)}\n"
         yield f"Cite: {linked(plugin.citation)}\n"
@@ -197,7 +197,7 @@ def prose(text: str) -> str:
 
 def linked(text: str) -> str:
     """`text` with its addresses and arXiv numbers as links."""
-    text = re.sub(r"https?://[^\s,;)|]+", lambda found: f"<{found[0]}>", text)
+    text = re.sub(r"https?://[^\s,;)|]+", lambda match: f"<{match[0]}>", text)
     return re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
@@ -223,11 +223,11 @@ def with_part(page: str, part: str) -> str:
 # -- the command line ------------------------------------------------------------------------------------------------------
 def stale(home: Path = ROOT) -> dict[Path, str]:
     """{page: new text} of the pages that differ from the code. Raises ValueError and OSError."""
-    found, changed = plugins(), {}
+    available, changed = plugins(), {}
     for name, part in pages().items():
         page = home / name
         text = page.read_text()
-        if (new := with_part(text, part(found))) != text:
+        if (new := with_part(text, part(available))) != text:
             changed[page] = new
     return changed
 
