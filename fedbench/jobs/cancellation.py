@@ -56,7 +56,7 @@ def cancel(sweep: Sweep, results: Path) -> Cancelled:
         f"Some run on {', '.join(away)}; cancel them there." if away else "",
         f"Left alone, since they are not jobs of this sweep: Slurm jobs {', '.join(strangers)}." if strangers else "",
         f"Left alone, since they are not processes of this sweep: {', '.join(others)}." if others else "",
-        f"{count} run{' was' if count == 1 else 's were'} started by another sweep and go on." if count else "",
+        f"Runs that another sweep started, and that go on: {count}." if count else "",
     ]
     complete = not refused and ended and not away and not strangers and not others
     return Cancelled(len(gone), [problem for problem in problems if problem], complete)
