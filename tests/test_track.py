@@ -1,4 +1,4 @@
-"""Trackers receive the numbers of the records; one that fails is left alone; one that is not installed is a planning mistake."""
+"""Trackers receive the numbers of records; a tracker that fails is left alone, a missing package is a planning mistake."""
 
 from __future__ import annotations
 
