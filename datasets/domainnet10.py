@@ -36,7 +36,7 @@ class Dataset(ImageDataset):
     licence: ClassVar[str] = "fair use for non-commercial research and education, http://ai.bu.edu/M3SDA/"
     home = "domainnet"
     facts = Facts(0, 10, domains=6, page="https://github.com/med-air/FedBN (lists), http://ai.bu.edu/M3SDA/ (images)")
-    archives = (Archive(LISTS, unpacked="DomainNet", told="lists only"), *DOMAINNET_IMAGES)
+    archives = (Archive(LISTS, unpacked="DomainNet", remark="lists only"), *DOMAINNET_IMAGES)
 
     def table(self, sources: Mapping[str, Source]) -> Table:
         """By <domain>_{train,test}.pkl."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -14,71 +15,107 @@ from pydantic import Field
 
 from fedbench import data
 from fedbench.data import DataError, Extent, Samples, option, rng
-from fedbench.sources import cached_arrays, decode, open_source, pixels
+from fedbench.sources import (
+    cached_arrays,
+    check_regular,
+    decode,
+    describe_cache,
+    files_below,
+    hidden,
+    open_source,
+    pixels,
+    verify_cache,
+)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "class/image or domain/class/image, either with or without train/ and test/ above"
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
 
 
 @dataclass(frozen=True)
 class Dataset(data.Dataset):
-    """Images in folders named after their class, resized by the short side and cut to a square around the centre.
+    """Images in folders named after their class, resized by the short side and centre cropped to a square.
 
-    Files that are not images by their suffix, and hidden ones, are passed over. Transparent images get a white ground.
+    Hidden files and files without the suffix of an image are ignored. Transparent images get a white ground.
     """
 
     citation: ClassVar[str] = "the user's own data"
     path: Path = field(metadata={"meaning": "the folder"})
-    image_size: Annotated[int, Field(ge=1, le=4096)] = option(224, "pixels per side that images are stored with")
+    image_size: Annotated[int, Field(ge=1, le=4096)] = option(224, "pixels per side of the stored images")
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.2, "share of each class (of each domain) for testing; of no effect where there are train/ and test/"
+        0.2, "share of each class (of each domain) for testing; without effect where folders say what is for testing"
     )
 
-    skip: Annotated[float, Field(ge=0, le=1)] = option(0.0, "largest share of damaged images that are left out")
+    skip: Annotated[float, Field(ge=0, le=1)] = option(0.0, "largest share of damaged images to leave out")
 
     def load(self, root: Path) -> Samples:
-        """Map the decoded images; the first time they are decoded into a folder of `root`."""
+        """Map the decoded images. The first call decodes them into a folder below `root`. Raises DataError."""
         files, listed = self._listed()
-        folder = root / "cache" / f"imagefolder-{self._fingerprint(files)}"
         names = [(0, file.as_posix()) for file in files]
 
         def build(aside: Path) -> dict[str, Any]:
-            left_out = pixels.write([open_source(self.path)], names, str, self.image_size, self.skip, aside)
-            return {"skipped": left_out}
+            skipped = pixels.write([open_source(self.path)], names, str, self.image_size, self.skip, aside)
+            return {"skipped": skipped}
 
-        arrays = cached_arrays(folder, build, resumes=True)
+        arrays = cached_arrays(self._cache(root, files), build, resumes=True)
         kept = arrays["kept"]
         columns = {name: getattr(listed, name) for name in ("labels", "is_test", "domain")}
-        chosen = {name: value[kept] for name, value in columns.items() if value is not None}
-        return replace(listed, images=arrays["images"], **chosen)
+        kept_columns = {name: value[kept] for name, value in columns.items() if value is not None}
+        return replace(listed, images=arrays["images"], **kept_columns)
 
     def extent(self, root: Path) -> Extent:
         """By the names of folders and files; nothing is decoded."""
         return Extent.of(self._listed()[1])
 
+    def files_read(self, folder: Path) -> list[Path]:
+        """The image files. Raises DataError where the folders have another layout."""
+        return [folder / file for file in self._listed()[0]]
+
+    def verify(self, root: Path) -> list[str]:
+        """Damage to the folder's layout and to the cache; every original is decoded again."""
+        try:
+            files, _ = self._listed()
+        except DataError as error:
+            return [str(error)]
+        damage = []
+        for file in files:
+            try:
+                decode.square(self.path / file, self.image_size)
+            except DataError as error:
+                damage.append(str(error))
+        return damage + verify_cache(self._cache(root, files))
+
+    def info(self, root: Path) -> list[str]:
+        """Where the cache is, and which images it leaves out."""
+        return describe_cache(self._cache(root, self._listed()[0]))
+
     def _listed(self) -> tuple[list[Path], Samples]:
-        """All image files, and what their folders say of them; the images of these samples are empty."""
+        """All image files, and what their folders say about them; the images of these samples are empty."""
         files = _scan(self.path)
-        part, places = _places(self.path, files)
+        is_test, places = _places(self.path, files)
         class_names, labels = np.unique([place[-1] for place in places], return_inverse=True)
         domain_names, domain = np.unique(["/".join(place[:-1]) for place in places], return_inverse=True)
-        is_test = self._draw_test(domain * len(class_names) + labels) if part is None else part
+        if is_test is None:
+            is_test = self._draw_test(domain * len(class_names) + labels)
         if is_test.all() or not is_test.any():
             raise DataError(
                 f"{self.path}: expected training and test images, found {is_test.sum()} of {len(files)} for testing"
             )
-        domains = len(places[0]) == 2
+        has_domains = len(places[0]) == 2
         return files, Samples(
             images=np.empty((len(files), 0, 0, 3), dtype=np.uint8),
             labels=labels.astype(np.int64),
             is_test=is_test,
-            domain=domain.astype(np.int64) if domains else None,
-            class_names=tuple(map(str, class_names)),
-            domain_names=tuple(map(str, domain_names)) if domains else (),
+            domain=domain.astype(np.int64) if has_domains else None,
+            class_names=_texts(self.path, class_names.tolist()),
+            domain_names=_texts(self.path, domain_names.tolist()) if has_domains else (),
         )
 
     def _draw_test(self, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """A fixed draw of `test_share` of each group, at least one where there are two."""
+        """A fixed draw of `test_share` of each group, at least one image of a group of two or more."""
         is_test = np.zeros(len(groups), dtype=bool)
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
@@ -86,46 +123,88 @@ class Dataset(data.Dataset):
             is_test[rng.numpy_stream("imagefolder", "test", int(group)).permutation(members)[:count]] = True
         return is_test
 
-    def _fingerprint(self, files: list[Path]) -> str:
-        """16 hex digits of all that may change a pixel; a changed file shows by its size or time, as in make."""
+    def _cache(self, root: Path, files: list[Path]) -> Path:
+        """The cache folder, named after all that may change a pixel; a changed file shows by its size or time."""
         digest = hashlib.sha256(repr((decode.VERSION, self.image_size, self.skip)).encode())
         for file in files:
             status = (self.path / file).stat()
             digest.update(repr((file.as_posix(), status.st_size, status.st_mtime_ns)).encode())
-        return digest.hexdigest()[:16]
+        return root / "cache" / f"imagefolder-{digest.hexdigest()[:16]}"
 
 
 def _scan(folder: Path) -> list[Path]:
     """All image files below `folder`, relative to it, in the order of their names. Raises DataError."""
-
-    def stop(error: OSError) -> None:
+    try:
+        # One folder deeper than any layout, so that a deeper file is refused and not overlooked.
+        below = [file for file in files_below(folder, depth=4) if decode.is_image(file.name) and not hidden(file.name)]
+        for file in below:
+            check_regular(folder / file)
+    except OSError as error:
         raise DataError(
             f"{folder}: expected a folder of images, but {error.filename} cannot be read ({error.strerror})"
-        )
-
-    files = []
-    for here, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        place = Path(here).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if len(place.parts) == 4:
-            folders.clear()  # deeper than any layout, and a link may lead in circles
-        files += [place / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    if not files:
-        raise DataError(f"{folder}: expected images as {LAYOUT}, found none ({', '.join(SUFFIXES)})")
-    return sorted(files, key=lambda file: file.parts)
+        ) from error
+    if not below:
+        raise DataError(f"{folder}: expected images as {LAYOUT}, found none ({', '.join(decode.SUFFIXES)})")
+    return sorted(below, key=lambda file: file.parts)
 
 
 def _places(folder: Path, files: list[Path]) -> tuple[NDArray[np.bool_] | None, list[tuple[str, ...]]]:
-    """Which files are for testing (None: the folders do not say), and each one's (class,) or (domain, class)."""
-    places, part = [file.parts[:-1] for file in files], None
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        for file in files:
-            if file.parts[0] not in ("train", "test"):
-                raise DataError(f"{folder}: expected nothing beside train/ and test/, found {file}")
-        part = np.array([place[0] == "test" for place in places])
+    """Which files are for testing (None: the folders do not say), and each file's (class,) or (domain, class).
+
+    Raises DataError for any other layout.
+    """
+    places, is_test = [file.parts[:-1] for file in files], None
+    tops = sorted({place[0] for place in places if place})
+    parts = [top for top in tops if top.casefold() in PARTS]
+    flat = all(len(place) == 1 for place in places)  # class/image: "valid" beside "invalid" is a class
+    if parts and not (flat and len(parts) < len(tops)):
+        is_test = _is_test(folder, tops, parts, files)
         places = [place[1:] for place in places]
+    if all(place and place[-1].casefold() == "images" for place in places):  # class/images/image
+        places = [place[:-1] for place in places]
     depth = len(places[0])
     for file, place in zip(files, places, strict=True):
         if len(place) not in (1, 2) or len(place) != depth:
             raise DataError(f"{folder}: expected {LAYOUT}, for all files alike, found {file} beside {files[0]}")
-    return part, places
+    if all(place[-1].casefold() in PARTS for place in places):
+        raise DataError(
+            f"{folder}: expected {LAYOUT}, but every image lies in a folder called {places[0][-1]} or alike, such as "
+            f"{files[0]}: move these folders above the classes"
+        )
+    return is_test, places
+
+
+def _is_test(folder: Path, tops: Sequence[str], parts: Sequence[str], files: list[Path]) -> NDArray[np.bool_]:
+    """The images of test/ or, without one, of val/. Raises DataError where the folders `tops` leave that open."""
+    part_of = {top: PARTS[top.casefold()] for top in parts}
+    named = ", ".join(f"{top}/" for top in tops)
+    others = [file for file in files if file.parts[0] not in part_of]
+    if others:
+        raise DataError(
+            f"{folder}: expected nothing beside {', '.join(f'{top}/' for top in parts)}, found {others[0]}; a domain "
+            "cannot have such a name, so rename the folders or move the others away"
+        )
+    kinds = sorted(part_of.values())
+    if kinds not in (["test", "train"], ["train", "validation"]):
+        advice = (
+            f"give {folder / tops[0]} as the path to have a test part drawn from it"
+            if len(kinds) == 1
+            else "keep one folder of training images and one of test images"
+        )
+        raise DataError(f"{folder}: expected train/ with test/ or with val/, found {named}; {advice}")
+    return np.array([part_of[file.parts[0]] != "train" for file in files])
+
+
+def _texts(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Names of folders as text: what is not UTF-8 is read as Latin-1. Raises DataError where two come out alike."""
+    texts = []
+    for name in names:
+        raw = os.fsencode(name)
+        try:
+            texts.append(raw.decode())
+        except UnicodeDecodeError:
+            texts.append(raw.decode("latin-1"))
+    for text in texts:
+        if texts.count(text) > 1:
+            raise DataError(f"{folder}: two folders are called {text!r}, in different encodings; rename one of them")
+    return tuple(texts)

@@ -53,10 +53,10 @@ class Dataset(ImageDataset):
             0,
             "7c784ea5e424efaec655bd392f87301f",
             unpacked="train_val_images",
-            told="186 GB",
+            remark="186 GB",
         ),
-        Archive(USERS, f"{SPLITS}/{USERS}", unpacked="inaturalist-user-120k", told="lists only"),
-        Archive(PLACES, f"{SPLITS}/{PLACES}", unpacked="inaturalist-geo", told="lists only"),
+        Archive(USERS, f"{SPLITS}/{USERS}", unpacked="inaturalist-user-120k", remark="lists only"),
+        Archive(PLACES, f"{SPLITS}/{PLACES}", unpacked="inaturalist-geo", remark="lists only"),
     )
 
     clients: Literal["user_120k", "geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"] = option(

@@ -1,9 +1,8 @@
 """PACS: 9,991 images of seven classes as photos, art paintings, cartoons and sketches.
 
-Li et al. 2017, "Deeper, Broader and Artier Domain Generalization" (arXiv:1710.03077). Packings differ in what stands above
-the folders of the domains (``PACS/``, ``kfold/``, nothing), so that is looked up. The authors' lists were made for another
-task, where whole domains are held out: <domain>_{train,crossval}_kfold.txt cut a domain 90 to 10. Packings without them can
-be used with ``parts: drawn``.
+Li et al. 2017, "Deeper, Broader and Artier Domain Generalization" (arXiv:1710.03077). Packings have different folders above
+the domains (``PACS/``, ``kfold/``, none). The authors' lists <domain>_{train,crossval}_kfold.txt cut a domain 90 to 10; they
+were made for another task, in which whole domains are held out. Packings without lists need ``parts: drawn``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from fedbench.data import Archive, DataError, Facts, Ints, option, rng
-from fedbench.sources import ImageDataset, Source, Table
+from fedbench.sources import ImageDataset, Source, Table, decode
 
 ARCHIVE = "PACS.zip"
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -39,26 +38,26 @@ class Dataset(ImageDataset):
         always_shown=True,
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.2, "share of each class of each domain for testing; of no effect with kfold"
+        0.2, "share of each class of each domain for testing; without effect with kfold"
     )
 
     def table(self, sources: Mapping[str, Source]) -> Table:
         """By the lists, or by the folders."""
         source = sources[ARCHIVE]
         base = source.base("photo/dog/")
-        found = self._listed(source) if self.parts == "kfold" else self._drawn(source, base)
+        samples = self._listed(source) if self.parts == "kfold" else self._drawn(source, base)
         return Table(
-            [(ARCHIVE, base + path) for path, _ in found],
-            np.array([CLASSES.index(path.split("/")[1]) for path, _ in found], dtype=np.int64),
-            np.array([test for _, test in found], dtype=bool),
+            [(ARCHIVE, base + path) for path, _ in samples],
+            np.array([CLASSES.index(path.split("/")[1]) for path, _ in samples], dtype=np.int64),
+            np.array([test for _, test in samples], dtype=bool),
             CLASSES,
-            domain=np.array([DOMAINS.index(path.split("/")[0]) for path, _ in found], dtype=np.int64),
+            domain=np.array([DOMAINS.index(path.split("/")[0]) for path, _ in samples], dtype=np.int64),
             domain_names=DOMAINS,
         )
 
     def _listed(self, source: Source) -> list[tuple[str, bool]]:
         """(path from the domain on, whether it is for testing), from lines of ``<domain>/<class>/<file> <1..7>``."""
-        found = []
+        samples = []
         for domain in DOMAINS:
             for part in ("train", "crossval"):
                 name = f"{domain}_{part}_kfold.txt"
@@ -75,18 +74,19 @@ class Dataset(ImageDataset):
                             f"{source.path}: expected {domain}/<class>/<file> <1..7> in {name}, found {line!r:.80}"
                         )
                     if line.strip():
-                        found.append((path, part == "crossval"))
-        return found
+                        samples.append((path, part == "crossval"))
+        return samples
 
     def _drawn(self, source: Source, base: str) -> list[tuple[str, bool]]:
         groups: dict[tuple[str, str], list[str]] = {}
         for name in sorted(source.names):
             parts = name.removeprefix(base).split("/")
-            if name.startswith(base) and len(parts) == 3 and parts[0] in DOMAINS and parts[1] in CLASSES:
+            listed = name.startswith(base) and len(parts) == 3 and parts[0] in DOMAINS and parts[1] in CLASSES
+            if listed and decode.is_image(name):
                 groups.setdefault((parts[0], parts[1]), []).append("/".join(parts))
-        found = []
+        samples = []
         for (domain, label), paths in groups.items():
             count = min(max(1, round(self.test_share * len(paths))), len(paths) - 1)
             order: Ints = rng.numpy_stream("pacs", "test", domain, label).permutation(len(paths))
-            found += [(paths[i], rank < count) for rank, i in enumerate(order)]
-        return found
+            samples += [(paths[i], rank < count) for rank, i in enumerate(order)]
+        return samples

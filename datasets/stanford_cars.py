@@ -37,13 +37,17 @@ class Dataset(ImageDataset):
             md5="065e5b463ae28d29e77c1b4b166cfe61",
             official=False,
             unpacked="cars_train",
-            told="training images",
+            remark="training images",
         ),
-        Archive(TEST, md5="4ce7ebf6a94d07f1952d94dd34c4d501", official=False, unpacked="cars_test", told="test images"),
         Archive(
-            DEVKIT, md5="c3b158d763b6e2245038c8ad08e45376", official=False, unpacked="devkit", told="lists and names"
+            TEST, md5="4ce7ebf6a94d07f1952d94dd34c4d501", official=False, unpacked="cars_test", remark="test images"
         ),
-        Archive(LABELS, md5="b0a2b23655a3edd16d84508592a98d10", official=False, told="the classes of the test images"),
+        Archive(
+            DEVKIT, md5="c3b158d763b6e2245038c8ad08e45376", official=False, unpacked="devkit", remark="lists and names"
+        ),
+        Archive(
+            LABELS, md5="b0a2b23655a3edd16d84508592a98d10", official=False, remark="the classes of the test images"
+        ),
     )
 
     def table(self, sources: Mapping[str, Source]) -> Table:

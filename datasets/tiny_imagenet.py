@@ -1,7 +1,7 @@
 """Tiny ImageNet: 110,000 images of 64 x 64 pixels in 200 classes, from Stanford's CS231n (Le and Yang 2015).
 
-The labels of the official test images were never published, so the validation images are the test set, as everywhere.
-Classes stand in the order of their WordNet ids. The checksum is no official one: many loaders on GitHub agree on it.
+The labels of the official test images were never published, so the validation images are the test set, as is usual. Classes
+are in the order of their WordNet ids. The checksum is not official: many loaders on GitHub agree on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedbench.data import Archive, DataError, Facts
-from fedbench.sources import ImageDataset, Source, Table
+from fedbench.sources import ImageDataset, Source, Table, decode
 
 HOME = "tiny-imagenet-200"
 
@@ -50,7 +50,8 @@ class Dataset(ImageDataset):
         files, labels = [], []
         for name in source.names:
             parts = name.split("/")
-            if len(parts) == 5 and parts[1] == "train" and parts[3] == "images" and parts[2] in number:
+            is_training = len(parts) == 5 and parts[1] == "train" and parts[3] == "images" and parts[2] in number
+            if is_training and decode.is_image(name):
                 files.append((archive, name))
                 labels.append(number[parts[2]])
         train = len(files)
@@ -66,6 +67,6 @@ class Dataset(ImageDataset):
             line.split("\t", 1) for line in source.read(f"{HOME}/words.txt").decode().splitlines() if "\t" in line
         )
         names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in classes]
-        often = Counter(names)  # two kinds of crane: those are told apart by their ids
+        often = Counter(names)  # of the two kinds of crane, each gets its id
         names = [name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, classes, strict=True)]
         return Table(files, np.array(labels, dtype=np.int64), np.arange(len(files)) >= train, tuple(names))

@@ -81,7 +81,10 @@ def unpack(path: Path, into: Path) -> Path:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, **change: Any) -> None:
-    """Let the small archives in `folder` be the official ones: size and checksum are theirs, where some were known."""
+    """Let the small archives in `folder` be the official ones: size and checksum are theirs, where some were known.
+
+    How many images the whole dataset has is then unknown.
+    """
     archives = []
     for archive in DATASETS[name].archives:
         path, known = folder / archive.name, {}
@@ -92,6 +95,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, **change: 
                 known["md5"] = hashlib.md5(path.read_bytes()).hexdigest()
         archives.append(dataclasses.replace(archive, **{**known, **change}))
     monkeypatch.setattr(DATASETS[name], "archives", tuple(archives))
+    monkeypatch.setattr(DATASETS[name], "facts", dataclasses.replace(DATASETS[name].facts, images=0))
 
 
 # ---------------------------------------------------------------- pickles

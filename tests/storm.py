@@ -169,13 +169,12 @@ class Storm:
 
     def workers(self) -> list[tuple[Any, int]]:
         """(run, process) of the runs under way here."""
-        from fedbench.base import lease
+        from fedbench.base import lease, processes
 
         found = []
         for folder in self.folders():
-            last = lease.claims(folder.path)[-1:]
-            owner = lease.owner_in(last[0]) if last else None
-            if owner is not None and lease._started(owner.pid) == owner.started:
+            owner = lease.last_owner(folder.path)
+            if owner is not None and processes.started_at(owner.pid) == owner.started:
                 found.append((folder, owner.pid))
         return found
 

@@ -127,6 +127,31 @@ def test_damaged_archives_are_named(form: str, tmp_path: Path) -> None:
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a file or folder, found nothing"):
         open_source(tmp_path / "x.zip")
-    (tmp_path / "circle").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"too deep"):
-        open_source(tmp_path).names  # noqa: B018
+
+
+def test_links_in_circles_and_hidden_files_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "top" / "b").mkdir(parents=True)
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("circle", "another", "top/b/up"):
+        (tmp_path / name).symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "top" / "b")
+    for name in (".DS_Store", "top/._a.txt", "__MACOSX/top/._a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"?")
+    assert sorted(open_source(tmp_path).names) == sorted([*FILES, "linked/c.txt", "linked/empty"])
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+def test_hidden_members_are_ignored(form: str, tmp_path: Path) -> None:
+    extra = {"top/.DS_Store": b"?", "top/b/._c.txt": b"?", "__MACOSX/top/._a.txt": b"?", "./top/plain": b"!"}
+    path = (make_zip if form == "zip" else make_tar)(tmp_path / f"x.{form}", (FILES | extra).items())
+    assert sorted(open_source(path).names) == sorted([*FILES, "./top/plain"])
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.zip")
+    with pytest.raises(DataError, match=r"x.zip: cannot be read \(expected a file, found a named pipe\)"):
+        open_source(tmp_path / "x.zip")
+    with pytest.raises(DataError, match=r"x.zip: cannot be read \(expected a file, found a named pipe\)"):
+        open_source(tmp_path).read("x.zip")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.base import lease, lock
+from fedbench.base import checksums, lease, lock, processes
 from fedbench.data import DataError
 from fedbench.sources import cache
 from fedbench.sources.cache import cached_arrays
@@ -107,7 +107,7 @@ def job(folder: Path, name: str, without: str, ready: Any) -> None:
     if "links" in without:
         os.link = refused  # type: ignore[assignment]
     if "claims" in without:
-        lock.claim = lambda place: contextlib.nullcontext(SimpleNamespace(finish=lambda: None))  # type: ignore[assignment,return-value]
+        lock.acquire = lambda folder: contextlib.nullcontext(SimpleNamespace(remove_claims=lambda: None))  # type: ignore[assignment,return-value]
 
     def build(aside: Path) -> None:
         (folder.parent / f"built-{name}").touch()
@@ -143,7 +143,7 @@ def test_processes_build_at_once(without: str, tmp_path: Path) -> None:
 def stranger(place: Path) -> Path:
     """A claim on `place` by a process of another host."""
     place.mkdir(parents=True)
-    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(lease.process(), host="elsewhere"))))
+    (place / "claim.1").write_text(json.dumps(asdict(dataclasses.replace(processes.process(), host="elsewhere"))))
     return place / "claim.1"
 
 
@@ -192,14 +192,68 @@ def test_what_an_interruption_left_is_gone_on_with(tmp_path: Path) -> None:
 def test_changed_bytes_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     cached_arrays(folder, lambda aside: np.save(aside / "x.npy", np.arange(6)))
-    assert cache.damages(folder) == []
+    assert cache.verify_cache(folder) == []
     content = bytearray((folder / "x.npy").read_bytes())
     content[-3] ^= 1
     (folder / "x.npy").write_bytes(content)
-    (line,) = cache.damages(folder)
+    (line,) = cache.verify_cache(folder)
     assert "x.npy: expected sha256" in line
     (folder / "x.npy").unlink()
-    assert cache.damages(folder) == [f"{folder}: expected a cache, found none or a part of one"]
+    assert cache.verify_cache(folder) == [f"{folder}: expected a cache, found none or a part of one"]
+
+
+def test_a_cache_with_changed_bytes_is_computed_again_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, built = tmp_path / "cache", []
+
+    def build(aside: Path) -> None:
+        built.append(1)
+        np.save(aside / "x.npy", np.arange(6))
+
+    cached_arrays(folder, build)
+    content = bytearray((folder / "x.npy").read_bytes())
+    for place in (-3, -9, -17, -25):
+        content[place] ^= 1
+    (folder / "x.npy").write_bytes(content)
+    assert cached_arrays(folder, build)["x"].tolist() == list(range(6))
+    assert len(built) == 2
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{folder / 'x.npy'}: expected sha256 ")
+    assert line.endswith("; the cache is computed again")
+
+
+def test_a_file_is_read_for_its_checksum_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = lambda aside: np.save(aside / "x.npy", np.arange(6))  # noqa: E731
+    reads: list[str] = []
+    real = checksums._digest
+    monkeypatch.setattr(checksums, "_digest", lambda *a: (reads.append(a[1]), real(*a))[1])
+    for _ in range(3):
+        cached_arrays(tmp_path / "cache", build)
+    assert reads == ["x.npy"]
+    monkeypatch.setattr(checksums, "_known", {})  # another process
+    cached_arrays(tmp_path / "cache", build)
+    assert reads == ["x.npy"] * 2
+    monkeypatch.setattr(checksums, "_known", {})
+    monkeypatch.setattr(cache, "TRUSTED_BYTES", 8)
+    cached_arrays(tmp_path / "cache", build)
+    assert reads == ["x.npy"] * 2, "large and untouched"
+    assert cache.verify_cache(tmp_path / "cache") == []
+    assert reads == ["x.npy"] * 3, "verify reads all"
+    (tmp_path / "cache" / "x.npy").touch()
+    cached_arrays(tmp_path / "cache", build)
+    assert reads == ["x.npy"] * 4, "touched"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027])
+def test_files_get_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        cached_arrays(tmp_path / "cache", lambda aside: np.save(aside / "x.npy", np.arange(6)))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [*tmp_path.rglob("cache"), *tmp_path.rglob("cache/*")]}
+    assert modes == {"cache": 0o777 & ~umask, "x.npy": 0o666 & ~umask, "contents.json": 0o666 & ~umask}
 
 
 def test_threads_see_whole_caches(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_the_command_line(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "FAIL  Each hook takes the arguments" in printed
     assert "warn  Each public name" in printed
-    assert f"note  a sweep finds it in a folder {PLUGIN_KINDS['method'][0]}/ below" in printed
+    assert f"note  a sweep looks for it in {PLUGIN_KINDS['method'][0]}/ below" in printed
     assert printed.endswith("\n")
 
     warned = write(

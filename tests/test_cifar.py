@@ -92,7 +92,7 @@ def test_each_flaw_is_named(
 def test_another_archive_is_named(archive: Path, tmp_path: Path) -> None:
     size = archive.stat().st_size
     archive.write_bytes(archive.read_bytes()[:-50])
-    with pytest.raises(DataError, match=f"with {size:,} bytes, found {size - 50:,}: not that file, or a part"):
+    with pytest.raises(DataError, match=f"with {size:,} bytes, found {size - 50:,}: another file, or a part"):
         DATASETS["cifar100"]().load(tmp_path)
     cifar_archive(tmp_path, write=lambda value: attack(tmp_path / "canary", 0))
     content = archive.read_bytes()

@@ -87,7 +87,7 @@ def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypat
         own = {"data": tmp_path / f"data-{given}", "compile": given}
         for planned in plan.runs:
             run(planned, plan, tmp_path / str(given), **own)
-        (path,) = (own["data"] / "features").glob("*.npy")
+        (path,) = (own["data"] / "features").glob("*/features.npy")
         cached.append(path.read_bytes())
         process_cache.clear()
     assert cached[0] == cached[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedbench.plan.config import ConfigError, Sweep
-from fedbench.plan.content import content_hash
+from fedbench.plan.content import forget
 from fedbench.plan.planning import check_sweep, planned_from_disk, read_sweep
 from fedbench.plan.plugins import plugins
 
@@ -151,7 +151,7 @@ def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     first = key(npz(tmp_path / "a.npz", 1))
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.npz").rename(tmp_path / "moved" / "b.npz")
-    content_hash.cache_clear()
+    forget()
     assert key({"dataset": {"name": "npz", "path": str(tmp_path / "moved" / "b.npz")}}) == first
     assert key(npz(tmp_path / "c.npz", 2)) != first
 

@@ -14,8 +14,7 @@ from fedbench.contract import form
 from fedbench.contract.samples import CHECKS, OnDisk
 from fedbench.data import DataError, Extent, split
 from fedbench.plan.plugins import plugins
-from fedbench.sources import cache, pixels
-from fedbench.sources import prepared as prepared_module
+from fedbench.sources import archive_files, cache, pixels
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
 OPTIONS: dict[str, dict[str, Any]] = {"glyphs": {"train_per_class": 2, "test_per_class": 1}, "imagefolder": {}}
@@ -57,7 +56,7 @@ def test_an_extent_costs_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
     """Before a data set is prepared it is known or refused, and nothing is fetched, decoded or written."""
     dataset = prepared(name, tmp_path, monkeypatch)
     before = sorted(tmp_path.rglob("*"))
-    for module, function in ((pixels, "write"), (prepared_module, "download"), (cache, "_make")):
+    for module, function in ((pixels, "write"), (archive_files, "download"), (cache, "_make")):
         monkeypatch.setattr(module, function, lambda *_: pytest.fail("an extent was to cost nothing"))
     if name in ARCHIVES:
         with pytest.raises(

@@ -215,11 +215,11 @@ def test_every_quoted_message_is_one_that_is_said():
 
 
 def test_every_kind_of_failure_that_is_quoted_exists():
-    from fedbench.jobs.failures import AGAIN
+    from fedbench.jobs.failures import MORE_ATTEMPTS
 
     kinds = re.findall(r"\*\*Kind `(\w+)`\*\*", Page("docs/troubleshooting.md").text)
     assert len(kinds) >= 3
-    assert set(kinds) <= set(AGAIN)
+    assert set(kinds) <= set(MORE_ATTEMPTS)
 
 
 # ---------------------------------------------------------------- the site

@@ -92,7 +92,7 @@ def serving() -> Iterator[Server]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(module, "PIECE", 10_000)
+    monkeypatch.setattr(module, "PIECE_BYTES", 10_000)
     with serving() as made:
         yield made
 
@@ -182,3 +182,10 @@ def test_two_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
         thread.join()
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert len(server.seen) == 1
+
+
+def test_a_page_in_place_of_an_archive_is_thrown_away(server: Server, tmp_path: Path) -> None:
+    server.content = b"<!DOCTYPE html><html>please log in</html>"
+    with pytest.raises(DataError, match=r"expected a zip or tar archive, found 41 bytes that begin with b'<!DOCTYPE"):
+        download(f"{server.url}/file", tmp_path / "x.tar.gz")
+    assert not [name for name in named(tmp_path) if not name.endswith(".json")]

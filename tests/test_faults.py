@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ from typing import Any
 import pytest
 from workplace import HOME, Workplace, numbers, until
 
-from fedbench.base import lease, process_cache, provenance, storage
+from fedbench.base import lease, process_cache, processes, provenance, storage
 from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import RecordsError, RunFolder
-from fedbench.jobs import failures, job, supervisor
+from fedbench.jobs import attempt, failures, job, supervisor
 from fedbench.run import experiment
 
 NOTHING = TotalCosts(0, 0, 0)
@@ -104,6 +105,10 @@ def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None
         return storage.is_away(error, tmp_path)
 
     assert raised(OSError(errno.ESTALE, "stale"))
+    for number in (errno.EACCES, errno.EPERM):  # an expired ticket, if it is of a file of the results
+        assert raised(OSError(number, "denied", str(tmp_path / "run" / "records.jsonl")))
+        assert not raised(OSError(number, "denied", "/somewhere/else"))
+    assert raised(OSError(errno.EKEYEXPIRED, "key has expired"))
     assert raised(ValueError("cannot be read"), OSError(errno.ENOSPC, "full"))
     assert not raised(FileNotFoundError(errno.ENOENT, "a plug-in's own file", "/somewhere/else"))
     assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
@@ -156,16 +161,48 @@ def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_pa
     assert checkpoint.load(folder.path) is None
     folder.cut_records(0)
     folder.append({"round": 1})
-    with lease.claim(folder.path) as hold:
-        assert hold is not None
+    with lease.acquire(folder.path) as held:
+        assert held is not None
         folder.path.rename(tmp_path / "away")
-        for ask in (hold.check, hold.finish, lambda: folder.cut_records(0), lambda: checkpoint.load(folder.path)):
+        for ask in (
+            held.check,
+            held.remove_claims,
+            lambda: folder.cut_records(0),
+            lambda: checkpoint.load(folder.path),
+        ):
             with pytest.raises(FileNotFoundError) as error:
                 ask()
             assert storage.is_away(error.value, folder.path)
         (tmp_path / "away").rename(folder.path)
-        hold.check()
+        held.check()
     assert folder.records() == [{"round": 1}]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EKEYEXPIRED])
+def test_a_run_waits_for_an_expired_ticket(place: Workplace, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Every eighth file that the run opens for writing is refused, four times in all."""
+    place.write(methods=["head_only"], seeds=[0], rounds=6)
+    want = quiet(place)
+    (folder,) = place.plan()
+    monkeypatch.setattr(storage.Patience, "__call__", lambda _: True)
+    really_open, writes, refused = open, 0, 0
+
+    def open_or_refuse(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        nonlocal writes, refused
+        if set(mode) & set("wax") and str(path).startswith(str(folder.path)) and "log.txt" not in str(path):
+            writes += 1
+            if writes % 8 == 0 and refused < 4:
+                refused += 1
+                raise OSError(number, os.strerror(number), str(path))
+        return really_open(path, mode, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", open_or_refuse)
+    job.run_job(place.results, [folder.path.name])
+    monkeypatch.undo()
+    assert refused == 4
+    assert folder.status == "done"
+    assert numbers(folder) == want[folder.path.name]
+    assert not folder.notes()
 
 
 @pytest.mark.slow  # some hundred disturbances
@@ -214,16 +251,16 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "killed", "by itself")
     assert not failures.note(folder, "error", "no second try")
     assert not failures.note(folder, "error", "nor a third")
-    folder.say(round=3)
+    folder.report_progress(round=3)
     assert failures.note(folder, "out_of_memory", "but further than before")
-    assert failures.in_vain(folder.notes()) == {"out_of_memory": 1}
+    assert failures.without_progress(folder.notes()) == {"out_of_memory": 1}
     assert failures.counted(folder.notes())["out_of_memory"] == 6
     assert failures.halvings(folder.notes()) == 6
     folder.note(kind=failures.RETRY)
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again
-    kinds = {kind for kind, _ in job.FAILURE_KINDS} | {
+    kinds = {kind for kind, _ in attempt.FAILURE_KINDS} | {
         "error",
         "storage",
         "killed",
@@ -232,7 +269,7 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
         "preempted",
         "lost",
     }
-    assert kinds <= failures.AGAIN.keys()
+    assert kinds <= failures.MORE_ATTEMPTS.keys()
 
 
 def test_memory_that_runs_out_is_tried_again_with_half_the_images(
@@ -258,11 +295,9 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     assert place.run("--cluster", "inline") == 1
     said = capsys.readouterr().out
     hungry = next(folder for folder in place.folders if "hungry" in folder.path.name)
-    assert (
-        f"failed {hungry.path.name} (out_of_memory): HookError: {place.path}/mine/methods/hungry.py: merge(): RuntimeError"
-        in said
-    )
-    assert f"tries that ended: out_of_memory 5 [log: {hungry.log}]" in said
+    reason = r"HookError: \S+/hungry\.py: merge\(\) in line \d+: RuntimeError"
+    assert re.search(rf"failed {hungry.path.name} \(out_of_memory\): {reason}", said)
+    assert f"failed attempts: out_of_memory 5 [log: {hungry.log}]" in said
     assert "2 runs: 1 failed, 1 done" in said
     place.faults(0)
     assert place.run("--cluster", "inline", "--retry-failed") == 0
@@ -325,6 +360,61 @@ def test_how_a_process_ended_has_a_kind() -> None:
     assert supervisor._kind(1, out_of_memory=False)[0] == "crashed"
 
 
+# -- accelerators ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "out_of_memory"),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED", "out_of_memory"),
+        ("std::bad_alloc", "out_of_memory"),
+        ("CUDA error: device-side assert triggered", "crashed"),
+        ("CUDA error: an illegal memory access was encountered", "crashed"),
+        ("CUDA error: unspecified launch failure", "crashed"),
+        ("CUDA error: uncorrectable ECC error encountered", "crashed"),
+        ("CUDA error: invalid argument", "error"),
+        ("CUDNN_STATUS_NOT_SUPPORTED", "error"),
+    ],
+)
+def test_errors_of_accelerators_have_a_kind(message: str, kind: str) -> None:
+    assert attempt._kind_of(RuntimeError(message)) == kind
+    wrapped = TypeError("a hook raised")
+    wrapped.__cause__ = RuntimeError(message)
+    assert attempt._kind_of(wrapped) == kind
+    assert attempt.is_broken_accelerator(wrapped) == (kind == "crashed")
+
+
+@pytest.mark.slow  # starts several processes
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_broken_accelerator_ends_the_process_and_another_goes_on(place: Workplace, pack: bool) -> None:
+    """Two device-side asserts, in one process if the runs are packed: each costs one attempt of the run that it met."""
+    machine = {"checkpoint_seconds": 0, "data": str(place.path / "data"), "device": "cpu", "pack": pack}
+    place.write(methods=["asserts"], seeds=[0, 1], rounds=3, cluster={"workers": 1}, machine=machine)
+    place.faults(2)
+    process = place.start("--cluster", "local")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    first, second = place.folders
+    assert (first.status, second.status) == ("done", "done")
+    kinds = [note["kind"] for folder in (first, second) for note in folder.notes()]
+    assert kinds == ["crashed", "crashed"]
+    log = Path(first.job()["log"]).read_text()
+    assert log.count("a worker ended (its accelerator failed); another begins") == (1 if pack else 2)
+
+
+def test_a_broken_accelerator_ends_a_sweep_in_its_own_process_with_a_word(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(methods=["asserts"], seeds=[0, 1], rounds=1)
+    place.faults(1)
+    assert place.run("--cluster", "inline", "--no-watch") == 1
+    assert "the accelerator is of no more use to this process" in capsys.readouterr().err
+    first, second = place.folders
+    assert [note["kind"] for note in first.notes()] == ["crashed"]
+    assert not second.notes()
+
+
 # -- leaving ---------------------------------------------------------------------------------------------------
 def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> None:
     place.write(
@@ -342,7 +432,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
     for _ in range(100):  # Slurm sends one and the keeper the other, and neither may be lost in the other
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == job.LEFT
+    assert process.wait(timeout=60) == failures.EXIT_LEFT
     from fedbench.run import checkpoint
 
     saved = checkpoint.load(first.path)
@@ -361,8 +451,8 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
         "socket.gethostname = lambda: 'elsewhere'\n"
         "from fedbench.base import lease\n"
         "lease.HEARTBEAT_SECONDS = 0.05\n"
-        "with lease.claim(pathlib.Path(sys.argv[1])) as hold:\n"
-        "    print(hold.path.name, flush=True)\n"
+        "with lease.acquire(pathlib.Path(sys.argv[1])) as held:\n"
+        "    print(held.path.name, flush=True)\n"
         "    input()\n"
     )
     other = subprocess.Popen(
@@ -375,18 +465,18 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "claim.1\n"
-        with lease.claim(tmp_path) as hold:
-            assert hold is None
+        with lease.acquire(tmp_path) as held:
+            assert held is None
         other.send_signal(signal.SIGSTOP)  # frozen: no heartbeats
-        with lease.claim(tmp_path) as hold:
-            assert hold is not None
-            assert hold.path.name == "claim.2"
-            assert hold.dead is not None
-            assert hold.dead.host.startswith("elsewhere")
+        with lease.acquire(tmp_path) as held:
+            assert held is not None
+            assert held.path.name == "claim.2"
+            assert held.abandoned_by is not None
+            assert held.abandoned_by.host.startswith("elsewhere")
             other.send_signal(signal.SIGCONT)
-            hold.check()  # and what the late one does to its own old claim changes nothing
+            held.check()  # and what the late one does to its own old claim changes nothing
             other.communicate("\n", timeout=30)
-            hold.check()
+            held.check()
     finally:
         other.kill()
         other.communicate()
@@ -399,23 +489,23 @@ def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch:
     worker = threading.Thread(target=job.run_job, args=(place.results, [folder.path.name]))
     worker.start()
     until(lambda: folder.progress().get("round", 0) >= 2)
-    assert lease._link(folder.path / "claim.7", lease.Owner("elsewhere", 1, "1"))
+    assert lease._link(folder.path / "claim.7", processes.Owner("elsewhere", 1, "1"))
     worker.join(timeout=30)
     assert not worker.is_alive()
     assert folder.status == "running"
     assert folder.progress()["round"] < 40
-    assert lease.owner_in(folder.path / "claim.7") is not None  # the other's, untouched
+    assert lease.owner_of(folder.path / "claim.7") is not None  # the other's, untouched
 
 
 def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> None:
-    with lease.claim(tmp_path) as late:
+    with lease.acquire(tmp_path) as late:
         assert late is not None
         late.check()
-        assert lease._link(tmp_path / "claim.2", lease.Owner("elsewhere", 1, "1"))
+        assert lease._link(tmp_path / "claim.2", processes.Owner("elsewhere", 1, "1"))
         with pytest.raises(lease.Overtaken, match="was taken by"):
             late.check()
-        late.finish()  # as the other does in the end: no claim is left
-        with pytest.raises(lease.Overtaken, match="is through with it"):
+        late.remove_claims()  # as the other does in the end: no claim is left
+        with pytest.raises(lease.Overtaken, match="finished it"):
             late.check()
 
 
@@ -425,12 +515,12 @@ def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None
     def want() -> None:
         nonlocal inside, most, turns
         while turns < 40:
-            with lease.claim(tmp_path) as hold:
-                if hold is None:
+            with lease.acquire(tmp_path) as held:
+                if held is None:
                     continue
                 inside += 1
                 most = max(most, inside)
-                hold.check()
+                held.check()
                 time.sleep(0.002)
                 turns += 1
                 inside -= 1

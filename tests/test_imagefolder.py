@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from archives import DATASETS
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from fedbench.cli.data import main
 from fedbench.data import DataError
 
 
@@ -115,9 +117,12 @@ def test_imagefolder_resizes_and_cuts_the_middle(size: tuple[int, int], tmp_path
         (lambda f: Image.new("L", (3, 3)).save(image_tree(f) / "top.png"), "found top.png beside cat/0.png"),
         (
             lambda f: image_tree(image_tree(f, (), ("train", "test")), ("val",)),
-            "beside train/ and test/, found val/cat",
+            "expected train/ with test/ or with val/, found test/, train/, val/; keep one folder",
         ),
-        (lambda f: (image_tree(f, (), ("train",)) / "test").mkdir(), "found 0 of 10 for testing"),
+        (
+            lambda f: (image_tree(f, (), ("train",)) / "test").mkdir(),
+            "expected train/ with test/ or with val/, found train/; give ",
+        ),
         (lambda f: image_tree(f, each=1), "found 0 of 2 for testing"),
         (lambda f: (image_tree(f) / "cat" / "1.png").write_bytes(b""), "cat/1.png: expected an image"),
         (lambda f: (image_tree(f) / "cat" / "1.jpg").write_bytes(b"<html>"), "cat/1.jpg: expected an image"),
@@ -160,3 +165,108 @@ def test_imagefolder_sees_changed_files_and_options(tmp_path: Path) -> None:
 def test_imagefolder_refuses_senseless_options(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(DATASETS["imagefolder"]).validate_python({"path": tmp_path, **options} if options else options)
+
+
+@pytest.mark.parametrize("domains", [(), ("art", "photo")])
+@pytest.mark.parametrize(
+    "tops", [("train", "val"), ("train", "valid"), ("train", "validation"), ("Train", "TEST"), ("training", "Val")]
+)
+def test_validation_images_are_for_testing_where_there_is_no_test_folder(
+    tops: tuple[str, str], domains: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = image_tree(tmp_path / "mine", domains, tops, each=3)
+    made = DATASETS["imagefolder"](path=folder, image_size=6).load(tmp_path / "root")
+    assert made.class_names == ("cat", "dog")
+    assert made.domain_names == domains
+    assert made.is_test.sum() * 2 == len(made.is_test)
+    # the grey level of an image grows in the order in which it was made: training images first
+    assert made.images[~made.is_test].max() < made.images[made.is_test].min()
+
+
+@pytest.mark.parametrize(
+    ("tops", "problem"),
+    [
+        (("train",), r"found train/; give .*mine/train as the path to have a test part drawn from it"),
+        (("Val",), r"found Val/; give .*mine/Val as the path"),
+        (("test", "val"), r"expected train/ with test/ or with val/, found test/, val/; keep one folder"),
+        (("train", "Train", "test"), r"found Train/, test/, train/; keep one folder"),
+        (("train", "test", "more"), r"nothing beside test/, train/, found more/cat/0.png; a domain cannot have such a"),
+        (("art", "validation"), r"nothing beside validation/, found art/cat/0.png; a domain cannot have such a name"),
+    ],
+)
+def test_domains_called_like_parts_are_refused_with_advice(tops: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine", (), tops)
+    with pytest.raises(DataError, match=problem):
+        DATASETS["imagefolder"](path=folder, image_size=6).load(tmp_path)
+
+
+def test_the_advice_for_a_training_folder_alone_can_be_taken(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine", (), ("train",))
+    made = DATASETS["imagefolder"](path=folder / "train", image_size=6).load(tmp_path)
+    assert (made.class_names, int(made.is_test.sum())) == (("cat", "dog"), 2)
+
+
+def test_parts_below_the_classes_are_refused(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine")
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "x")
+        (folder / name).mkdir()
+        (folder / "x").rename(folder / name / "train")
+    with pytest.raises(DataError, match=r"called train or alike, such as cat/train/0.png: move these folders above"):
+        DATASETS["imagefolder"](path=folder, image_size=6).load(tmp_path)
+
+
+def test_a_folder_called_images_below_each_class_is_no_class(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine")
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "x")
+        (folder / name).mkdir()
+        (folder / "x").rename(folder / name / "images")
+    made = DATASETS["imagefolder"](path=folder, image_size=6).load(tmp_path)
+    assert made.class_names == ("cat", "dog")
+    assert made.domain is None
+
+
+def test_classes_may_be_called_valid_and_invalid(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine")
+    (folder / "cat").rename(folder / "valid")
+    (folder / "dog").rename(folder / "invalid")
+    made = DATASETS["imagefolder"](path=folder, image_size=6).load(tmp_path)
+    assert made.class_names == ("invalid", "valid")
+
+
+def test_verify_finds_a_damaged_image_and_a_damaged_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_tree(tmp_path / "mine")
+    words = ["imagefolder", "--root", str(tmp_path), "--set", f"path={folder}", "image_size=6"]
+    words = [*words[:-1], "--set", words[-1]]
+    assert main(["verify", *words]) == 1, "it is not prepared"
+    assert main(["prepare", *words]) == 0
+    assert main(["verify", *words]) == 0
+    (images,) = (tmp_path / "cache").glob("imagefolder-*/images.npy")
+    content = bytearray(images.read_bytes())
+    content[-5] ^= 16
+    images.write_bytes(content)
+    capsys.readouterr()
+    assert main(["verify", *words]) == 1
+    assert "images.npy: expected sha256" in capsys.readouterr().out
+    status = (folder / "cat" / "1.png").stat()
+    (folder / "cat" / "1.png").write_bytes(bytes(status.st_size))
+    os.utime(folder / "cat" / "1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert main(["verify", *words]) == 1
+    assert "cat/1.png: expected an image, which cannot be read" in capsys.readouterr().out
+    (folder / "top.png").write_bytes(b"")
+    assert main(["verify", *words]) == 1
+    assert "found top.png beside cat/0.png" in capsys.readouterr().out
+
+
+def test_prepare_lists_the_images_that_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_tree(tmp_path / "mine", each=30)
+    for number in range(25):
+        (folder / "cat" / f"{number}.png").write_bytes(b"no image")
+    words = ["imagefolder", "--root", str(tmp_path), "--set", f"path={folder}"]
+    assert main(["prepare", *words, "--set", "image_size=6", "--set", "skip=0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "35 images of 6 x 6 pixels" in out
+    assert "25 images left out:" in out
+    assert "cat/0.png: expected an image, which cannot be read" in out
+    assert "and 5 more, all in" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 from archives import DATASETS, attack
 from pydantic import TypeAdapter, ValidationError
 
+from fedbench.cli.data import main
 from fedbench.data import DataError
 
 
@@ -77,7 +79,7 @@ def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"is_test": np.ones(12, bool)}, "is_test with training and test samples", "12 of 12"),
         ({"domain": np.zeros(4, int)}, "domain as integers [12]", "int64 [4]"),
         ({"domain": np.array(["x"] * 12)}, "domain as integers [12]", "<U1 [12]"),
-        ({"user": np.full(12, -1)}, "user from 0 on", "-1..-1"),
+        ({"user": np.full(12, -1)}, "user from 0 on for training images", "found -1; -1, nobody, is for test images"),
         ({"labels": np.array([1, "x", None] * 4, object)}, "arrays without objects", "Object arrays"),
     ],
 )
@@ -89,6 +91,44 @@ def test_npz_names_each_flaw(change: dict[str, Any], expected: str, found: str, 
     assert message.startswith(f"{path}: expected ")
     assert expected in message
     assert found in message
+
+
+def test_test_images_may_belong_to_nobody(tmp_path: Path) -> None:
+    user = np.array([5, 5, 0, 0, 9, 9, 1_000_000_000, 5, -1, -1, 5, 0])
+    made = DATASETS["npz"](path=save(tmp_path / "mine.npz", user=user)).load(tmp_path)
+    assert made.user.tolist() == user.tolist()
+    assert made.global_test.tolist() == [8, 9]
+
+
+def test_users_are_counted_and_not_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user = np.array([5, 5, 0, 0, 9, 9, 1_000_000_000, 5, -1, -1, 5, 0])
+    path = save(tmp_path / "mine.npz", user=user)
+    assert main(["prepare", "npz", "--root", str(tmp_path), "--set", f"path={path}"]) == 0
+    assert "3 classes, 4 users\n" in capsys.readouterr().out
+
+
+def test_verify_finds_changed_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "mine.npz")
+    words = ["verify", "npz", "--root", str(tmp_path), "--set", f"path={path}"]
+    assert main(words) == 0
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays()["images"].tobytes()) + 40] ^= 1
+    path.write_bytes(content)
+    assert main(words) == 1
+    assert "expected arrays without objects in an intact .npz file" in capsys.readouterr().out
+
+
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.npz")
+    with pytest.raises(DataError, match=r"cannot be read \(expected a file, found a named pipe\)"):
+        DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels")])
+def test_files_of_keras_and_medmnist_are_told_how_to_convert(names: tuple[str, ...], tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", **{name: np.zeros(3) for name in names})
+    with pytest.raises(DataError, match=r"docs/data.md shows how to convert files of Keras and MedMNIST"):
+        DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
 
 
 def whole_npz(compressed: bool = False) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import sys
 import zipfile
@@ -77,9 +78,128 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     assert near(level(made.images), [0, 10, 20, 40, 50, 230, 200, 210, 220])
     assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0]
     assert list(made.is_test) == [False] * 5 + [True] + [True] * 3
-    assert any("1 images left out" in line and "n00000002_2.JPEG" in line for line in dataset.info(tmp_path))
+    lines = dataset.info(tmp_path)
+    (place,) = (number for number, line in enumerate(lines) if "1 images left out" in line)
+    assert "n00000002_2.JPEG: expected an image, which cannot be read" in lines[place + 1]
     with pytest.raises(DataError, match=r"1 of 10 images were left out when this cache was made, more than"):
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+
+
+# ---------------------------------------------------------------- parts of a dataset, and files listed twice
+
+
+def of_size(monkeypatch: pytest.MonkeyPatch, name: str, images: int) -> None:
+    """Let the whole dataset `name` have so many images."""
+    monkeypatch.setattr(DATASETS[name], "facts", dataclasses.replace(DATASETS[name].facts, images=images))
+
+
+@pytest.mark.parametrize("lacking", ["some training images", "all training images", "a validation image"])
+def test_a_part_of_tiny_imagenet_is_refused(lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("tiny_imagenet", tmp_path, monkeypatch)
+    unpack(folder / "tiny-imagenet-200.zip", folder)
+    (folder / "tiny-imagenet-200.zip").unlink()
+    of_size(monkeypatch, "tiny_imagenet", 10)
+    assert len(DATASETS["tiny_imagenet"](**SMALL).load(tmp_path).labels) == 10
+    (tmp_path / "cache").rename(tmp_path / "other")
+    part = {"some training images": "train/n00000001/images/*_1.JPEG", "all training images": "train/*/images/*.JPEG"}
+    for path in (folder / "tiny-imagenet-200").glob(part.get(lacking, "val/images/val_2.JPEG")):
+        path.unlink()
+    with pytest.raises(DataError) as told:
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    if lacking == "a validation image":
+        assert "val/images/val_2.JPEG: not in " in str(told.value)
+    else:
+        found = 9 if lacking == "some training images" else 4
+        assert f"tiny_imagenet: expected 10 images, found {found}: the archive or folder is only a part" in str(
+            told.value
+        )
+    assert not list(tmp_path.glob("cache/*/images.npy"))
+    if lacking == "some training images":
+        assert len(DATASETS["tiny_imagenet"](**SMALL, skip=0.1).load(tmp_path).labels) == 9, "allowed by skip"
+
+
+def test_no_training_images_are_refused_whatever_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("tiny_imagenet", tmp_path, monkeypatch)
+    unpack(folder / "tiny-imagenet-200.zip", folder)
+    (folder / "tiny-imagenet-200.zip").unlink()
+    for path in (folder / "tiny-imagenet-200").glob("train/*/images/*.JPEG"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"expected training and test images, found 0 and 4"):
+        DATASETS["tiny_imagenet"](**SMALL, skip=1).load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_part_of_cifar_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official(name, tmp_path, monkeypatch)
+    of_size(monkeypatch, name, 70)
+    with pytest.raises(
+        DataError, match=rf"{name}: expected 70 images, found (50|60): the archive or folder is only a p"
+    ):
+        DATASETS[name]().load(tmp_path)
+
+
+@pytest.mark.parametrize("stray", [".DS_Store", "._n00000001_0.JPEG", "Thumbs.db", "notes.txt"])
+def test_stray_files_in_tiny_imagenet_are_no_images(
+    stray: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official("tiny_imagenet", tmp_path, monkeypatch)
+    unpack(folder / "tiny-imagenet-200.zip", folder)
+    (folder / "tiny-imagenet-200.zip").unlink()
+    (folder / "tiny-imagenet-200" / "train" / "n00000001" / "images" / stray).write_bytes(b"?")
+    assert len(DATASETS["tiny_imagenet"](**SMALL, skip=0).load(tmp_path).labels) == 10
+
+
+def test_a_file_listed_twice_is_two_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("tiny_imagenet", tmp_path, monkeypatch)
+    unpack(folder / "tiny-imagenet-200.zip", folder)
+    (folder / "tiny-imagenet-200.zip").unlink()
+    notes = folder / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    lines = notes.read_text()
+    notes.write_text(lines + lines.splitlines()[2] + "\n")
+    dataset = DATASETS["tiny_imagenet"](**SMALL, skip=0)
+    made = dataset.load(tmp_path)
+    assert near(level(made.images), [0, 10, 20, 40, 50, 60, 200, 210, 220, 220, 230])
+    assert list(made.labels) == [0, 0, 0, 1, 1, 1, 0, 1, 0, 0, 1]
+    assert any("val/images/val_2.JPEG is listed 2 times" in line for line in dataset.info(tmp_path))
+
+
+def test_pacs_keeps_all_rows_of_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs(tmp_path / "pacs")
+    unpack(tmp_path / "pacs" / "PACS.zip", tmp_path / "pacs")
+    (tmp_path / "pacs" / "PACS.zip").unlink()
+    of_size(monkeypatch, "pacs", 141)
+    with pytest.raises(DataError, match=r"pacs: expected 141 images, found 140"):
+        DATASETS["pacs"](**SMALL).load(tmp_path)
+    with open(tmp_path / "pacs" / "PACS" / "splits" / "photo_train_kfold.txt", "a") as file:
+        file.write("photo/dog/pic_001.jpg 1\n")
+    assert len(DATASETS["pacs"](**SMALL).load(tmp_path).labels) == 141
+
+
+def test_a_file_for_training_and_testing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs(tmp_path / "pacs")
+    publish(monkeypatch, "pacs", tmp_path / "pacs")
+    unpack(tmp_path / "pacs" / "PACS.zip", tmp_path / "pacs")
+    (tmp_path / "pacs" / "PACS.zip").unlink()
+    with open(tmp_path / "pacs" / "PACS" / "splits" / "photo_crossval_kfold.txt", "a") as file:
+        file.write("photo/dog/pic_001.jpg 1\n")
+    with pytest.raises(
+        DataError, match=r"photo/dog/pic_001.jpg is listed 2 times, with different classes or for train"
+    ):
+        DATASETS["pacs"](**SMALL).load(tmp_path)
+
+
+def test_a_page_saved_as_the_archive_is_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "tiny_imagenet").mkdir()
+    path = tmp_path / "tiny_imagenet" / "tiny-imagenet-200.zip"
+    path.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    with pytest.raises(DataError) as told:
+        DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
+    assert str(told.value) == (
+        f"{path}: expected a zip or tar archive, found 31 bytes that begin with b'<!DOCTYPE html><'; delete {path}, and "
+        "the same command fetches it again"
+    )
 
 
 def test_tiny_imagenet_names_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +338,9 @@ def test_fedbn_lists_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("above", ["PACS/kfold/", "kfold/", "", "PACS/Raw images/kfold/"])
-def test_pacs_by_the_authors_lists(above: str, tmp_path: Path) -> None:
+def test_pacs_by_the_authors_lists(above: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pacs(tmp_path / "pacs", above=above)
+    publish(monkeypatch, "pacs", tmp_path / "pacs")
     made = DATASETS["pacs"](**SMALL).load(tmp_path)
     assert made.domain is not None
     assert len(made.labels) == 4 * 7 * 5
@@ -228,8 +349,9 @@ def test_pacs_by_the_authors_lists(above: str, tmp_path: Path) -> None:
     assert made.class_names[0] == "dog"
 
 
-def test_pacs_without_lists(tmp_path: Path) -> None:
+def test_pacs_without_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pacs(tmp_path / "mine", lists=False)
+    publish(monkeypatch, "pacs", tmp_path / "mine")
     with pytest.raises(DataError, match=r"art_painting_train_kfold.txt in it.*take parts: drawn"):
         DATASETS["pacs"](**SMALL).prepare(tmp_path, path)
     made = DATASETS["pacs"](**SMALL, parts="drawn", test_share=0.4).prepare(tmp_path, path)

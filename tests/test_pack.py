@@ -14,6 +14,7 @@ import torch
 from fedbench.base.records import MEASURED, RunFolder
 from fedbench.cli.sweep import plan
 from fedbench.jobs import job
+from fedbench.jobs.stop_request import stop_request
 from fedbench.plan.config import Sweep, pack_key
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
@@ -257,13 +258,13 @@ def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet,
 
 def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path, quiet, monkeypatch):
     found, before = packed(data), pack.train_together
-    monkeypatch.setattr(job, "leaving", job.Leaving())
+    monkeypatch.setattr(stop_request, "received", False)
     rounds = []
 
     def signalled(*args: Any) -> Any:
         rounds.append(1)
         if len(rounds) == 2:
-            job.leaving.ask()
+            stop_request.receive()
         return before(*args)
 
     monkeypatch.setattr(pack, "train_together", signalled)
@@ -271,7 +272,7 @@ def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path,
     with pytest.raises(job.Stopped):
         job.run_job(tmp_path / "results", names)
     assert {RunFolder(tmp_path / "results" / name).progress()["round"] for name in names} == {2}
-    monkeypatch.setattr(job, "leaving", job.Leaving())
+    monkeypatch.setattr(stop_request, "received", False)
     job.run_job(tmp_path / "results", names)
     assert len(rounds) == 3
     same(done(found, tmp_path / "results"), quiet)

@@ -29,7 +29,7 @@ def test_plain_data_comes_back(write: Callable[[Any], bytes], dtype: str) -> Non
     matrix = np.arange(6).reshape(2, 3).astype(dtype)
     columns = np.asfortranarray(matrix)
     given = {"data": matrix, "columns": columns, "names": ["a", "b"], "nested": [(1, 2.5, None, True, matrix)]}
-    read = safe_pickle.loads(write(given), "file")
+    read = safe_pickle.load_pickle(write(given), "file")
     assert list(read) == list(given)
     for found in (read["data"], read["columns"], read["nested"][0][4]):
         assert found.dtype == matrix.dtype
@@ -42,7 +42,7 @@ def test_plain_data_comes_back(write: Callable[[Any], bytes], dtype: str) -> Non
 @pytest.mark.parametrize("dtype", ["U", "S", object])
 def test_lists_of_names_come_back(dtype: Any, protocol: int) -> None:
     names = ["clipart/bird/clipart_029_000014.jpg", "ä"] if dtype != "S" else ["clipart", "b"]
-    read = safe_pickle.loads(pickle.dumps((np.array(names, dtype=dtype), names), protocol), "file")
+    read = safe_pickle.load_pickle(pickle.dumps((np.array(names, dtype=dtype), names), protocol), "file")
     assert [name.decode() if isinstance(name, bytes) else str(name) for name in read[0]] == names
     assert read[1] == names
 
@@ -91,7 +91,7 @@ def test_hostile_pickles_are_refused(kind: str, tmp_path: Path) -> None:
     if kind in ("too small for its shape", "huge"):
         assert content != python2(np.zeros(100, np.uint8)), "the test has to change something"
     with pytest.raises(DataError, match=r"^some file: expected a pickle of plain data and NumPy arrays, found "):
-        safe_pickle.loads(content, "some file")
+        safe_pickle.load_pickle(content, "some file")
     assert not (tmp_path / "canary").exists()
 
 
@@ -100,5 +100,5 @@ def test_a_pickle_cannot_grow_without_end() -> None:
     for _ in range(60):
         nested = [nested, nested]  # 2 ** 60 lists if each were copied where it occurs
     begin = time.monotonic()
-    safe_pickle.loads(pickle.dumps(nested), "file")
+    safe_pickle.load_pickle(pickle.dumps(nested), "file")
     assert time.monotonic() - begin < 5

@@ -226,7 +226,7 @@ def test_cached_features_are_those_of_the_backbone(data, tmp_path):
     at = torch.from_numpy(index)
     direct = setting.model.backbone(setting.model.images.batch(at.flatten()))[0]["cls"]
     assert (setting.model.features[at].flatten(0, 1) - direct).abs().max() < 1e-9
-    name = next((data.parent / "features").glob("*float64.npy"))
+    name = next((data.parent / "features").glob("*float64/features.npy"))
     name.write_bytes(b"half a file")  # a torn cache is made again
     again = build(plan.runs[0], plan.machine, plan.plugins)
     assert (again.model.features == setting.model.features).all()

@@ -97,10 +97,10 @@ def test_what_cannot_be_dealt_is_told_and_the_rest_is_shown(file: Path, tmp_path
     assert "the dataset has no domains" in text
     assert "the dataset has no users" in text
     assert text.count("hash") == 1
-    assert "2 of 3 splits cannot be dealt" in wrong
+    assert "2 of 3 splits are impossible" in wrong
 
 
-def test_portrait_in_numbers() -> None:
+def test_the_statistics_of_a_split_are_those_counted_by_hand() -> None:
     """Client 0 trains on class 0 alone, client 1 on class 1, client 2 on both; the whole is half and half."""
     given = samples([3, 3], [2, 2])  # samples 0 1 2 | 3 4 5, test 6 7 | 8 9
     parts = [Parts.of(p) for p in ([[0, 1], [3, 4], [2, 5]], [[], [], []], [[6], [7], [8, 9]])]

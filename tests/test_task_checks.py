@@ -60,6 +60,17 @@ def test_a_method_that_does_not_fit_the_task_says_so(method: dict[str, Any], mes
     assert mistakes({"method": method}) == [message]
 
 
+def test_an_aggregation_with_local_values_does_not_go_with_a_method_without_clients() -> None:
+    (line,) = mistakes({"method": "central_vpt", "aggregation": "scaffold"})
+    assert line.startswith("method central_vpt: a method without clients cannot have local values: c_k.")
+
+
+@pytest.mark.parametrize("aggregation", sorted(plugins().classes["aggregation"]))
+def test_every_aggregation_fits_every_method(aggregation: str) -> None:
+    methods = sorted(set(plugins().classes["method"]) - {"central_vpt"})
+    assert mistakes({"aggregation": aggregation}, grid={"method": methods}) == []
+
+
 @pytest.mark.parametrize("method", sorted(plugins().classes["method"]))
 def test_every_method_fits_the_embedded_default(method: str) -> None:
     assert mistakes({"method": method}) == []

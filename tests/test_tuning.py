@@ -178,6 +178,9 @@ def test_draws_meet_each_stratum_once() -> None:
         ({"local.lr": {"uniform": [0, 1]}}, "uniform"),
         ({"local.rl": {"log": [0.1, 1]}}, "rl"),
         ({"local.lr": {"choice": [-1, 2]}}, "greater than 0"),
+        ({"method.temprature": {"linear": [0.1, 1]}}, "tune.search, method: unknown name 'temprature'"),
+        ({"dataset.name": {"choice": ["a", "b"]}}, "dataset.name is part of the setting, and is not searched"),
+        ({"lr": {"log": [0.1, 1]}}, "tune.search: unknown name 'lr'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
@@ -190,9 +193,8 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_without_validation_data_nothing_can_be_chosen(tmp_path: Path) -> None:
-    made = read_sweep(write(tmp_path), settings=["clients.validation=0"])
-    with pytest.raises(ConfigError, match=r"clients\.validation is 0"):
-        next_stage(made, tmp_path)
+    with pytest.raises(ConfigError, match=r"tune: clients\.validation is 0"):
+        read_sweep(write(tmp_path), settings=["clients.validation=0"])
 
 
 def finish(results: Path, made: Any, score: Any) -> None:

@@ -24,6 +24,7 @@ MERGE = {
     # more than any machine has, until the file says that it was asked for often enough
     "hungry": "left = tries(); left and torch.empty(1 << 50)",
     "swallows": "left = tries(); left and swallow()",
+    "asserts": "if tries(): raise RuntimeError('CUDA error: device-side assert triggered')",
     "crashes": "left = tries(); left and os.kill(os.getpid(), signal.SIGSEGV)",
 }
 METHOD = '''

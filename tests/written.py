@@ -70,8 +70,8 @@ def write_run(
             "round": at,
             "rounds": rounds,
             "mean_accuracy": accuracy,
-            "worst_accuracy": accuracy - 0.2,
-            "p10_accuracy": accuracy - 0.1,
+            "worst_accuracy": max(0.0, accuracy - 0.2),
+            "p10_accuracy": max(0.0, accuracy - 0.1),
             "global_accuracy": None,
             "held_out_mean_accuracy": None,
             "train_loss": 1.0,
@@ -106,7 +106,7 @@ def write_run(
             ).to_parquet(folder.path / "clients.parquet")
         folder.finish()
     elif state == "running":
-        folder.say(round=max(accuracies or {0: 0}), rounds=rounds)
+        folder.report_progress(round=max(accuracies or {0: 0}), rounds=rounds)
     elif state in ("failed", "diverged"):
         folder.fail("diverged" if state == "diverged" else "error", f"why it {state} <b>", round=3)
     return folder

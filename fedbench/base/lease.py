@@ -1,109 +1,80 @@
-"""Who works on a folder: a numbered claim file in it, so that a second process passes it over while the first lives.
+"""Leases on folders: a numbered claim file shows who works on a folder, so that other processes leave it alone.
 
-Made for shared file systems: a number is taken by a hard link, which is atomic on NFS too, clocks of two hosts are never
-compared, and no lock of the kernel is relied on.
+Leases work on shared file systems: a number is taken by a hard link, which is atomic on NFS too, the clocks of two hosts
+are never compared, and no kernel lock is needed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import socket
-import subprocess
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 
-from fedbench.base.storage import write_aside
+from fedbench.base import run_files
+from fedbench.base.processes import Owner, alive, host, process
+from fedbench.base.storage import write_atomically
+
+log = logging.getLogger("fedbench")
 
 HEARTBEAT_SECONDS = 10.0
-SILENT_BEATS = 12  # a claim from another host that misses so many heartbeats in a row is nobody's; longer than a file
-# server is usually away
+SILENT_BEATS = (
+    12  # a process on another host that misses so many heartbeats has lost its lease; longer than a file server
+)
+# is usually away
 
 
-RELEASED = b"-"  # all that is left of a claim that was given back; an empty file is one that is just being made
+RELEASED = b"-"  # content of a claim file whose lease was released; an empty file is one that is just being written
+CLAIM = re.compile(r"claim\.([0-9]+)")
 
-_held: set[Path] = set()  # by this process
-_lock = threading.Lock()  # between a claim and its entry in `_held`
+_held_here: set[Path] = set()  # claim files of this process
+_lock = threading.Lock()  # between making a claim file and its entry in `_held_here`
 
 
 class Overtaken(RuntimeError):
-    """Another process took the folder over, for this one was silent for too long (frozen, or cut off from the files)."""
+    """Another process took over the folder because this one was silent for too long (frozen, or cut off from the files)."""
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A process on some host; `started` tells it from a later one with the same number, `job` is its scheduler's id."""
-
-    host: str
-    pid: int
-    started: str
-    job: str = ""
-
-
-@cache
-def host() -> str:
-    """This host, and the process numbers' own space on it: containers may share a host's name, but not its processes."""
-    space = ""
-    with suppress(OSError):
-        space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
-    return f"{socket.gethostname()}/{space}"
-
-
-def process(pid: int | None = None) -> Owner:
-    """The process `pid` of this host, or this one."""
-    pid, env = os.getpid() if pid is None else pid, os.environ
-    array = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID')}" if "SLURM_ARRAY_JOB_ID" in env else ""
-    return Owner(host(), pid, _started(pid) or "", array or env.get("SLURM_JOB_ID", ""))
-
-
-def alive(owner: Owner) -> bool:
-    """Whether a process of this host still runs."""
-    return bool(owner.started) and _started(owner.pid) == owner.started
-
-
-def _started(pid: int) -> str | None:
-    """When `pid` was started, as its system tells it; None where there is no such process (or only its remains)."""
+def claim_files(folder: Path) -> list[Path]:
+    """The claim files of a folder, oldest first; none if the folder is missing. Only the last one counts."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    told = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, started = told.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else started.strip()
-
-
-def claims(folder: Path) -> list[Path]:
-    """The claim files of a folder, oldest first; none where there is no folder. Only the last one counts."""
-    try:
-        return _claims(folder)
+        return _claim_files(folder)
     except OSError:
         return []
 
 
-def _claims(folder: Path) -> list[Path]:
-    """The same. Raises OSError where the folder is away, whose claims must not be taken for none."""
-    return sorted((path for path in folder.iterdir() if path.name.startswith("claim.")), key=_number)
+def _claim_files(folder: Path) -> list[Path]:
+    """As `claim_files`. Raises OSError if the folder is unreachable, which does not mean that nobody holds it."""
+    return sorted((path for path in folder.iterdir() if CLAIM.fullmatch(path.name)), key=_number)
+
+
+def last_claim(folder: Path, names: Iterator[str] | frozenset[str]) -> Path | None:
+    """The claim file that counts among the files `names` of a folder."""
+    paths = [folder / name for name in names if CLAIM.fullmatch(name)]
+    return max(paths, key=_number, default=None)
 
 
 def _number(path: Path) -> int:
-    return int(path.suffix[1:])
+    match = CLAIM.fullmatch(path.name)
+    assert match is not None, path  # noqa: S101 - callers list claim files only
+    return int(match.group(1))
 
 
 def holder(folder: Path) -> Owner | None:
-    """The live process that works on the folder, as far as can be told at once: another host is believed for a while."""
-    return None if not (there := claims(folder)) else living(there[-1])
+    """The live process that works on the folder. A process of another host counts as live for a while after a heartbeat."""
+    files = claim_files(folder)
+    return live_owner(files[-1]) if files else None
 
 
-def living(path: Path) -> Owner | None:
-    """The live process behind the claim `path`, as `holder` says."""
-    owner = owner_in(path)
+def live_owner(path: Path) -> Owner | None:
+    """The live process behind a claim file, as in `holder`."""
+    owner = owner_of(path)
     if owner is None or owner.host == host():
         return owner if owner is not None and alive(owner) else None
     with suppress(OSError):
@@ -111,145 +82,157 @@ def living(path: Path) -> Owner | None:
     return None
 
 
-def owner_in(path: Path) -> Owner | None:
-    """Whose claim it is; None for one that was given back."""
-    try:
-        return Owner(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+def last_owner(folder: Path) -> Owner | None:
+    """The process that holds or last held the folder, alive or not; None if it released its lease."""
+    files = claim_files(folder)
+    return owner_of(files[-1]) if files else None
+
+
+def owner_of(path: Path, problems: list[str] | None = None) -> Owner | None:
+    """The process that wrote a claim file; None if it released its lease, or if the file is odd (see `run_files`)."""
+    problems = [] if problems is None else problems
+    if run_files.content(path, []) in (RELEASED, b"", None):
         return None
+    value = run_files.mapping(path, run_files.OWNER, problems)
+    return Owner(value["host"], value["pid"], value["started"], value.get("job", "")) if value else None
 
 
-def _silent(path: Path, me: Owner) -> bool:
-    """Whether the process behind a claim is gone. Clocks of two hosts are not compared: a heartbeat is waited for."""
-    owner = owner_in(path)
+def _is_abandoned(path: Path, me: Owner) -> bool:
+    """Whether the process behind a claim file is gone. For another host this waits for a heartbeat."""
+    problems: list[str] = []
+    owner = owner_of(path, problems)
     if owner is None and path.read_bytes() == RELEASED:
         return True
     if owner is not None and owner == me:
         with _lock:
-            return path not in _held  # of a hold that could not be given back, for the files were away
+            return path not in _held_here  # a lease that could not be released because the files were unreachable
     if owner is not None and owner.host == me.host:
         return not alive(owner)
     if owner is not None and me.job and owner.job == me.job:
-        return True  # an earlier life of this very job, which was requeued
-    before = _beaten(path)
+        return True  # an earlier attempt of this very job, which Slurm requeued
+    for problem in problems:
+        log.warning("%s; waiting up to %.0f s for its heartbeat", problem, SILENT_BEATS * HEARTBEAT_SECONDS)
+    before = _heartbeat(path)
     for _ in range(SILENT_BEATS):
         time.sleep(HEARTBEAT_SECONDS)
-        if _beaten(path) != before:
+        if _heartbeat(path) != before:
             return False
     return True
 
 
-def _beaten(path: Path) -> tuple[int, int]:
-    """When a claim last had a heartbeat, and its size. Opened, since NFS asks the server only for files that are."""
+def _heartbeat(path: Path) -> tuple[int, int]:
+    """When a claim file was last touched, and its size. It is opened, since NFS asks the server only for open files."""
     with open(path, "rb") as file:
-        found = os.fstat(file.fileno())
-    return found.st_mtime_ns, found.st_size
+        status = os.fstat(file.fileno())
+    return status.st_mtime_ns, status.st_size
 
 
-class Hold:
-    """A held folder. `dead` is the owner of the claim before, where that was never given back."""
+class Lease:
+    """A folder held by this process. `abandoned_by` is the owner before, if it never released its lease."""
 
-    def __init__(self, path: Path, dead: Owner | None) -> None:
-        self.path, self.dead = path, dead
+    def __init__(self, path: Path, abandoned_by: Owner | None) -> None:
+        self.path, self.abandoned_by = path, abandoned_by
         self._beat_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises Overtaken where another process has or had the folder, OSError where that cannot be told just now."""
+        """Raises Overtaken if another process holds or held the folder, OSError if that cannot be seen now."""
         if time.monotonic() - self._beat_at > HEARTBEAT_SECONDS * SILENT_BEATS / 2:
             try:
                 os.utime(self.path)
-            except FileNotFoundError as error:  # which does not name the file by itself
+            except FileNotFoundError as error:  # it does not name the file by itself
                 raise FileNotFoundError(error.errno, error.strerror, str(self.path)) from error
             self._beat_at = time.monotonic()
-        there = _claims(self.path.parent)
-        if not there:
-            raise Overtaken(f"{self.path} is gone: another process took the folder and is through with it")
-        if there[-1] != self.path:
-            raise Overtaken(f"{there[-1]} was taken by {owner_in(there[-1])}")
+        files = _claim_files(self.path.parent)
+        if not files:
+            raise Overtaken(
+                f"{self.path} is gone: another process took the folder and finished it, or somebody deleted it"
+            )
+        if files[-1] != self.path:
+            raise Overtaken(f"{files[-1]} was taken by {owner_of(files[-1])}")
 
     def release(self) -> None:
-        """Give the folder back: the claim becomes one byte long, which needs no room, and its number stays taken."""
+        """Release the folder. The claim file shrinks to one byte, which needs no room, and its number stays taken."""
         self._stop.set()
         self._thread.join()
-        _held.discard(self.path)
+        _held_here.discard(self.path)
         with suppress(OSError), open(self.path, "r+b") as file:
             file.write(RELEASED)
             file.truncate()
 
-    def finish(self) -> None:
-        """Nothing is left to do in the folder, so no claim of it is needed."""
-        for path in _claims(self.path.parent):
+    def remove_claims(self) -> None:
+        """Remove all claim files, once nothing is left to do in the folder."""
+        for path in _claim_files(self.path.parent):
             path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a file server that is away for a moment costs a beat, not the run
+            with suppress(OSError):  # an unreachable file server costs a heartbeat, not the run
                 os.utime(self.path)
                 self._beat_at = time.monotonic()
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[Hold | None]:
-    """Hold the folder against other processes; gives None where a live one holds it.
+def acquire(folder: Path) -> Iterator[Lease | None]:
+    """Hold the folder against other processes; gives None if a live process holds it.
 
-    Each number is taken once, by an atomic link, and only by one who found the number before it given back or abandoned.
-    Of all who do so one gets it, and whoever comes late, with a number that is no longer the highest, drops it.
-    Raises OSError where the folder cannot be written.
+    Each number is taken once, by an atomic link, and only by a process that found the number before it released or
+    abandoned. A process that comes late, with a number that is no longer the highest, drops it.
+    Raises OSError if the folder cannot be written.
     """
     me = process()
     while True:
-        there = _claims(folder)
+        files = _claim_files(folder)
         try:
-            if there and not _silent(there[-1], me):
+            if files and not _is_abandoned(files[-1], me):
                 yield None
                 return
-        except FileNotFoundError:  # given back and cleared away meanwhile
+        except FileNotFoundError:  # released and removed meanwhile
             continue
-        path = folder / f"claim.{_number(there[-1]) + 1 if there else 1}"
+        path = folder / f"claim.{_number(files[-1]) + 1 if files else 1}"
         with _lock:
-            made = _link(path, me)
-            _held.update([path] if made else [])
-        if not made:
+            linked = _link(path, me)
+            _held_here.update([path] if linked else [])
+        if not linked:
             continue
-        ours = False
+        is_highest = False
         try:
-            if ours := _claims(folder)[-1:] == [path]:
+            if is_highest := _claim_files(folder)[-1:] == [path]:
                 break
         finally:
-            if not ours:
-                _held.discard(path)
+            if not is_highest:
+                _held_here.discard(path)
         path.unlink(missing_ok=True)
-    before = owner_in(there[-1]) if there else None
-    hold = Hold(path, None if before == me else before)
-    for old in there:
-        old.unlink(missing_ok=True)
+    before = owner_of(files[-1]) if files else None
+    lease = Lease(path, None if before == me else before)
     try:
-        yield hold
+        for old in files:
+            old.unlink(missing_ok=True)
+        yield lease
     finally:
-        hold.release()
+        lease.release()
 
 
 def _link(path: Path, me: Owner) -> bool:
-    """Make `path` with its content in one step; False where it is there."""
-    aside = path.with_name(f".owner.{me.host.replace('/', '.')}.{me.pid}.{threading.get_ident()}")
-    write_aside(aside, json.dumps(asdict(me)).encode())
+    """Make the claim file `path` with its content in one step; False if it exists."""
+    source = path.with_name(f".owner.{me.host.replace('/', '.')}.{me.pid}.{threading.get_ident()}")
+    write_atomically(source, json.dumps(asdict(me)).encode())
     try:
-        os.link(aside, path)
+        os.link(source, path)
     except FileExistsError:
-        return aside.stat().st_nlink == 2  # made after all, and only the server's answer was lost
-    except OSError:  # a file system without links: its own "only if it is not there" has to do
-        return _create(path, aside.read_bytes())
+        return source.stat().st_nlink == 2  # made after all, and only the server's answer was lost
+    except OSError:  # a file system without links: use its own exclusive creation
+        return _create(path, source.read_bytes())
     finally:
-        aside.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
     return True
 
 
 def _create(path: Path, content: bytes) -> bool:
     try:
-        file = open(path, "xb")  # noqa: SIM115 - to tell whose file it is when writing fails
+        file = open(path, "xb")  # noqa: SIM115 - a failing write must not be taken for a file of another process
     except FileExistsError:
         return False
     try:

@@ -1,17 +1,18 @@
-"""Runs on disk: one folder a run, read and written here alone. The disk is the state; nothing here imports torch.
+"""Runs on disk: one folder a run, which only this module reads and writes. The disk is the state; nothing imports torch.
 
 A run's folder holds run.yaml (its whole config), records.jsonl (one self-contained JSON object per evaluated round),
-clients.parquet (accuracy per client at the end), env.json, checkpoint.safetensors, progress.json, log.txt, and one of
-`done` or `failed.json` once it has ended; notes.jsonl says how earlier tries ended. Every other file is written aside and
-moved.
+clients.parquet (accuracy per client at the end), env.json, checkpoint.safetensors, progress.json, log.txt, and `done` or
+`failed.json` once the run has ended; notes.jsonl lists how earlier attempts ended. Every file but the logs is written to a
+temporary file and moved. `done` holds the checksums of run.yaml, records.jsonl and clients.parquet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,140 +20,266 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from fedbench.base.storage import write_aside
+from fedbench.base import lease, run_files
+from fedbench.base.record_schema import EXECUTION
+from fedbench.base.storage import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Status = Literal["missing", "pending", "running", "failed", "done"]
 
-# How a run was executed; everything else in a record is the same in every execution of it on one kind of machine.
-MEASURED = ("seconds", "samples_per_second", "peak_memory_bytes", "commit", "code", "chunk_images")
+MEASURED = (
+    EXECUTION  # columns that may differ between two executions of one run; all others are equal on one kind of machine
+)
+SEALED = tuple(run_files.SEAL)  # files whose checksums `done` holds
 
-# libyaml's, where there is one: a sweep of ten thousand runs reads as many files, ten times as fast.
+# libyaml's loader if there is one: a sweep of ten thousand runs reads as many files, ten times as fast.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class RecordsError(ValueError):
-    """A results folder that cannot be used; says which file and what was expected."""
+    """A results folder or a file in it that cannot be used; says which file, and what was expected."""
+
+
+class DamagedError(RecordsError):
+    """A file of a run does not hold what the run wrote."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk."""
+    """One run on disk.
+
+    Readers of small files pass over what is odd. They add a sentence for each odd file or line to `problems`, if given.
+    """
 
     path: Path
 
     # -- config ------------------------------------------------------------------------------------------------
     def plan(self, config: dict[str, Any]) -> None:
-        """Make the folder and write run.yaml, or check that the one there is of the same identity.
+        """Make the folder and write run.yaml, or check that the existing one has the same identity.
 
         `config` holds at least "identity" (what changes the run's numbers); other keys may differ and are rewritten.
-        Raises RecordsError where the folder belongs to another config.
+        A run.yaml that cannot be read is written again. Raises RecordsError if the folder holds another run.
         """
-        self.path.parent.mkdir(exist_ok=True)  # and none above it: its disk may be away
+        self.path.parent.mkdir(exist_ok=True)  # and no folder above it: its disk may be away
         self.path.mkdir(exist_ok=True)
-        if (self.path / "run.yaml").exists():
-            there = self.config()
-            if there.get("identity") != config["identity"]:
-                raise RecordsError(
-                    f"{self.path} holds a run of another config under the same key: "
-                    f"{_difference(there.get('identity', {}), config['identity'])}. "
-                    "Choose another --results folder or move this one away; nothing was changed."
-                )
-            if there == config:
-                return
-        write_aside(self.path / "run.yaml", yaml.dump(config, Dumper=_DUMPER, sort_keys=False).encode())
+        if self.check_identity(config["identity"]) == "" and self.config() == config:
+            return
+        write_atomically(self.path / "run.yaml", yaml.dump(config, Dumper=_DUMPER, sort_keys=False).encode())
+
+    def check_identity(self, identity: Mapping[str, Any]) -> str:
+        """What is wrong with run.yaml if the folder is of the run `identity`; "" if nothing is.
+
+        The folder's name holds the identity's key, so a run.yaml that is missing, unreadable or different is a damaged
+        file, unless the records were made by a run of another identity. Then RecordsError is raised.
+        """
+        try:
+            there = self.config()["identity"]
+        except RecordsError as error:
+            problem = str(error)
+        else:
+            if there == identity:
+                return ""
+            problem = f"{self.path / 'run.yaml'}: {_difference(there, dict(identity))}"
+        made_by = {record["config_hash"] for record in self.records() if "config_hash" in record}
+        if made_by and made_by != {config_hash(identity)}:
+            raise RecordsError(
+                f"{self.path} holds a run of another config under the same key: {problem}. "
+                "Choose another --results folder or move this one away; nothing was changed."
+            )
+        return problem
 
     def config(self) -> dict[str, Any]:
-        """What run.yaml says. Raises RecordsError where it is missing or not a mapping."""
-        path = self.path / "run.yaml"
+        """The content of run.yaml. Raises RecordsError if it is missing or not a mapping, OSError if its disk is away."""
+        path, problem = self.path / "run.yaml", ""
         try:
-            config = yaml.load(path.read_text(), Loader=LOADER)  # noqa: S506 - a safe one
-        except (OSError, yaml.YAMLError) as error:
+            config = yaml.load(path.read_bytes(), Loader=LOADER)  # noqa: S506 - a safe loader
+        except FileNotFoundError:
+            if path.name in os.listdir(self.path):  # noqa: PTH208 - raises where the folder is away
+                raise  # it was away for a moment
+            problem = "is missing"
+        except OSError as error:
             raise RecordsError(f"{path}: cannot be read as a run's config ({error})") from error
-        if not isinstance(config, dict):
-            raise RecordsError(f"{path}: expected a mapping, found {type(config).__name__}")
-        return config
+        except Exception as error:  # noqa: BLE001 - a damaged file makes the parser raise many kinds
+            problem = f"cannot be read as a run's config ({' '.join(str(error).split()):.200})"
+        else:
+            if not isinstance(config, dict):
+                problem = f"expected a mapping, found {type(config).__name__}"
+            elif not isinstance(config.get("identity"), dict):
+                problem = "expected a mapping under `identity`, found " + type(config.get("identity")).__name__
+        if problem:  # raised here, so that a missing file does not look like a disk that is away
+            raise RecordsError(f"{path}: {problem}")
+        found: dict[str, Any] = config
+        return found
 
     # -- records -----------------------------------------------------------------------------------------------
     def append(self, record: dict[str, Any]) -> None:
-        """Add one evaluated round; a whole line or nothing once read back."""
-        _append(self.path / "records.jsonl", record)
+        """Add one evaluated round; a reader sees the whole line or nothing."""
+        _append(self.path / "records.jsonl", record_line(record))
 
-    def records(self) -> list[dict[str, Any]]:
-        """All whole records in order, one a round; a half-written last line is passed over.
+    def records(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
+        """All whole records in order, one a round. What a kill left of a last line is passed over."""
+        problems = [] if problems is None else problems
+        path = self.path / "records.jsonl"
+        return [record for _, record in self._record_lines(run_files.content(path, problems) or b"", problems)]
 
-        Raises RecordsError where a line is whole and no record.
-        """
-        return self._rounds(_content(self.path / "records.jsonl"))
+    def record_lines(self, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
+        """(line, record) of the same. Raises OSError if the folder is away, which does not mean that there are none."""
+        path = self.path / "records.jsonl"
+        if path.name not in os.listdir(self.path):  # noqa: PTH208 - raises where exists() is just False
+            return []
+        return self._record_lines(path.read_bytes(), problems)
 
-    def _rounds(self, content: bytes) -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
-        for record in _lines(content):
-            try:
-                found.setdefault(record["round"], record)
-            except (TypeError, KeyError) as error:
-                raise RecordsError(f"{self.path / 'records.jsonl'}: no record of a round: {record!r:.80}") from error
+    def _record_lines(self, data: bytes, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
+        found: dict[int, tuple[bytes, dict[str, Any]]] = {}
+        for line, record in run_files.lines(self.path / "records.jsonl", data, run_files.record_shape(), problems):
+            found.setdefault(record["round"], (line, record))
         return list(found.values())
 
-    def cut_records(self, last_round: int) -> None:
-        """Drop records after `last_round` (they lie beyond the checkpoint and will be made again).
+    def cut_records(self, last_round: int) -> list[bytes]:
+        """Drop records after `last_round`, which the run will make again, and odd lines; returns the lines kept.
 
-        Raises OSError where the folder is away, whose records must not be taken for none.
+        Raises OSError if the folder is away.
         """
         path = self.path / "records.jsonl"
-        if path in self.path.iterdir():  # raises where exists() is just False
-            keep = [record for record in self._rounds(path.read_bytes()) if record["round"] <= last_round]
-            write_aside(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
+        kept = [line for line, record in self.record_lines([]) if record["round"] <= last_round]
+        if kept or path in self.path.iterdir():
+            write_atomically(path, b"".join(kept))
+        return kept
+
+    def missing_rounds(self, rounds: int, evaluate_every: int, up_to: int | None = None) -> list[int]:
+        """The rounds whose evaluation is due, but has no record; `up_to`: those up to that round only."""
+        recorded = {record["round"] for record in self.records()}
+        return [round_ for round_ in due_rounds(rounds, evaluate_every, up_to) if round_ not in recorded]
+
+    def code_versions(self) -> list[str]:
+        """The versions of the code that made the records, in order; more than one if the code changed during the run."""
+        return list(dict.fromkeys(str(record["code"]) for record in self.records() if record.get("code")))
 
     # -- state -------------------------------------------------------------------------------------------------
-    def progress(self) -> dict[str, Any]:
-        """What the run last said of itself ({} before its first word): round, rounds, time, images_per_second, pid, host."""
-        return self.mapping("progress.json")
+    def progress(self, problems: list[str] | None = None) -> dict[str, Any]:
+        """Where the run stands ({} before its first round): round, rounds, time, images_per_second, seconds, device."""
+        return self._mapping("progress.json", run_files.PROGRESS, problems)
 
-    def say(self, **progress: Any) -> None:
+    def report_progress(self, **progress: Any) -> None:
         """Replace progress.json."""
-        write_aside(self.path / "progress.json", json.dumps(progress).encode())
+        write_atomically(self.path / "progress.json", json.dumps(progress).encode())
 
-    def failure(self) -> dict[str, Any]:
-        """{} or {"kind", "reason", "round", "log"} of a failed run; kind is one of diverged, data, error, ..."""
-        return self.mapping("failed.json")
+    def failure(self, problems: list[str] | None = None) -> dict[str, Any]:
+        """{} or {"kind", "reason", "round", "log"} of a failed run; kind is a key of `jobs.failures.MORE_ATTEMPTS`."""
+        return self._mapping("failed.json", run_files.FAILURE, problems)
 
     def fail(self, kind: str, reason: str, **more: Any) -> None:
         """Mark the run as failed."""
         failure = {"kind": kind, "reason": reason, "log": str(self.log), **more}
-        write_aside(self.path / "failed.json", json.dumps(failure).encode())
+        write_atomically(self.path / "failed.json", json.dumps(failure).encode())
 
-    def finish(self) -> None:
-        """Mark the run as done; its last act."""
+    def finish(self, expected: Mapping[str, str] | None = None) -> None:
+        """Mark the run as done, its last act. `expected`: checksums of files as the run wrote them.
+
+        Raises DamagedError if a file no longer has its checksum.
+        """
+        there = set(os.listdir(self.path))  # noqa: PTH208 - raises where exists() is just False
+        seal = {name: run_files.checksum(self.path / name) for name in SEALED if name in there}
+        changed = [name for name, checksum in (expected or {}).items() if seal.get(name) != checksum]
+        if changed:
+            raise DamagedError(f"{self.path / changed[0]} was changed or removed while the run was going on")
         (self.path / "failed.json").unlink(missing_ok=True)
-        write_aside(self.path / "done", b"")
+        write_atomically(self.path / "done", json.dumps(seal).encode())
+
+    def damage(self) -> list[str]:
+        """Why a run that is marked as done is not whole; empty if it is. Raises OSError if the folder is away."""
+        names = set(os.listdir(self.path))  # noqa: PTH208 - raises where exists() is just False
+        if missing := [name for name in SEALED if name not in names]:
+            return [f"{self.path / name} is missing" for name in missing]
+        if not (self.path / "done").read_bytes():
+            return self._unsealed_damage()
+        problems: list[str] = []
+        seal = run_files.mapping(self.path / "done", run_files.SEAL, problems)
+        changed = [name for name in seal if run_files.checksum(self.path / name) != seal[name]]
+        return problems + [f"{self.path / name} does not hold what the run wrote" for name in changed]
+
+    def _unsealed_damage(self) -> list[str]:
+        """`damage` of a run whose `done` holds no checksums, as versions up to 0.1 wrote it."""
+        try:
+            run = self.config()["run"]
+            missing = self.missing_rounds(int(run["rounds"]), int(run["evaluate_every"]))
+        except RecordsError as error:
+            return [str(error)]
+        except (KeyError, TypeError, ValueError):
+            return [f"{self.path / 'run.yaml'}: expected a run with its rounds"]
+        problems = [f"{self.path / 'records.jsonl'} lacks {rounds_in_words(missing)}"] if missing else []
+        return problems + self.unreadable_clients()
+
+    def unreadable_clients(self) -> list[str]:
+        """A sentence if clients.parquet cannot be read."""
+        from pyarrow import parquet  # takes its time, and only old runs need it here
+
+        path = self.path / "clients.parquet"
+        try:
+            parquet.ParquetFile(path).read(["client", "accuracy"], use_threads=False)
+        except Exception as error:  # noqa: BLE001 - a damaged file makes the parser raise many kinds
+            return [f"{path} cannot be read ({' '.join(str(error).split()):.200})"]
+        return []
+
+    def reopen(self) -> None:
+        """Let a run that was done go on, since it is damaged."""
+        (self.path / "done").unlink(missing_ok=True)
 
     def clear_failure(self) -> None:
         """Let a failed run be tried again."""
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def note(self, **words: Any) -> None:
-        """Add to what is known of tries that ended before the run was done: "kind", "reason" and more."""
-        _append(self.path / "notes.jsonl", {"time": time.time(), **words})
+        """Note how an attempt ended: "kind", "reason" and more."""
+        line = json.dumps({"time": time.time(), **words}).encode() + b"\n"
+        _append(self.path / "notes.jsonl", line)
 
-    def notes(self) -> list[dict[str, Any]]:
-        """What was noted, oldest first."""
-        return _lines(_content(self.path / "notes.jsonl"))
+    def notes(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
+        """All notes, oldest first."""
+        path, problems = self.path / "notes.jsonl", [] if problems is None else problems
+        data = run_files.content(path, problems) or b""
+        return [note for _, note in run_files.lines(path, data, run_files.NOTE, problems)]
 
-    def mapping(self, name: str) -> dict[str, Any]:
-        """The mapping in a file of the folder; {} where there is none."""
-        try:
-            with open(f"{self.path}/{name}") as file:  # no Path: ten thousand of them take their time
-                value = json.loads(file.read())
-        except (OSError, ValueError):
+    def job(self, problems: list[str] | None = None) -> dict[str, Any]:
+        """{} or what last took the run: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes)}."""
+        problems = [] if problems is None else problems
+        value = self._mapping("job.json", run_files.JOB, problems)
+        if value and not ("id" in value if value["scheduler"] == "slurm" else "owners" in value):
+            problems.append(f"{self.path / 'job.json'}: neither a job nor a process; it is ignored")
             return {}
-        return value if isinstance(value, dict) else {}
+        return value
+
+    def environment(self, problems: list[str] | None = None) -> dict[str, Any]:
+        """What env.json says of where the run was computed."""
+        return self._mapping("env.json", run_files.ENVIRONMENT, problems)
+
+    def _mapping(self, name: str, shape: run_files.Shape, problems: list[str] | None) -> dict[str, Any]:
+        return run_files.mapping(self.path / name, shape, [] if problems is None else problems)
+
+    def problems(self) -> list[str]:
+        """A sentence for each odd file of the run: one that cannot be read, or that does not have its shape."""
+        problems: list[str] = []
+        names = self.files()
+        if "run.yaml" in names:
+            with suppress(OSError):
+                try:
+                    self.config()
+                except RecordsError as error:
+                    problems.append(str(error))
+        for read in (self.progress, self.failure, self.notes, self.job, self.environment, self.records):
+            read(problems)
+        for name in sorted(name for name in names if name.startswith("claim")):
+            if lease.CLAIM.fullmatch(name):
+                lease.owner_of(self.path / name, problems)
+            else:
+                problems.append(f"{self.path / name}: no claim file of ours; it is ignored")
+        return problems
 
     def files(self) -> frozenset[str]:
-        """The names of all files, by one look; none where there is no folder."""
+        """The names of all files, by one look; none if there is no folder."""
         try:
             return frozenset(os.listdir(self.path))  # noqa: PTH208 - a tenth of the time, ten thousand times over
         except OSError:
@@ -180,6 +307,29 @@ def status_of(files: Collection[str]) -> Status:
     return "pending" if "run.yaml" in files else "missing"
 
 
+def record_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of records.jsonl."""
+    return json.dumps(record).encode() + b"\n"
+
+
+def config_hash(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of a run's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def due_rounds(rounds: int, evaluate_every: int, up_to: int | None = None) -> list[int]:
+    """The rounds of a run that are evaluated: every `evaluate_every` rounds and the last; `up_to`: those up to that round."""
+    last = rounds if up_to is None else min(up_to, rounds)
+    return [round_ for round_ in range(1, last + 1) if round_ % evaluate_every == 0 or round_ == rounds]
+
+
+def rounds_in_words(rounds: Sequence[int]) -> str:
+    """``round 3`` or ``rounds 1, 2, 3, 4 and 6 more``."""
+    shown = ", ".join(map(str, rounds[:4]))
+    more = f" and {len(rounds) - 4} more" if len(rounds) > 4 else ""
+    return f"round{'s' if len(rounds) > 1 else ''} {shown}{more}"
+
+
 def run_folders(results: Path) -> Iterator[RunFolder]:
     """Every run below `results`, sorted by name."""
     if results.is_dir():
@@ -195,12 +345,11 @@ def load(folders: Iterable[RunFolder]) -> pd.DataFrame:
     return pd.DataFrame([record | {"status": folder.status} for folder in folders for record in folder.records()])
 
 
-def _append(path: Path, value: dict[str, Any]) -> None:
-    """Add a line and have it on disk; what a full disk or a kill left of an earlier line goes first."""
-    line = json.dumps(value).encode() + b"\n"
+def _append(path: Path, line: bytes) -> None:
+    """Add a line and sync it to disk. First remove what a full disk or a kill left of an earlier line."""
     with open(path, "ab+", buffering=0) as file:
         size = file.tell()
-        while size and _at(file, size - 1) != b"\n":
+        while size and _byte_at(file, size - 1) != b"\n":
             size -= 1
         file.truncate(size)
         try:
@@ -213,28 +362,9 @@ def _append(path: Path, value: dict[str, Any]) -> None:
             raise
 
 
-def _at(file: IO[bytes], position: int) -> bytes:
+def _byte_at(file: IO[bytes], position: int) -> bytes:
     file.seek(position)
     return file.read(1)
-
-
-def _content(path: Path) -> bytes:
-    """What a file holds; nothing where there is no file."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _lines(content: bytes) -> list[dict[str, Any]]:
-    """The whole lines of a file."""
-    found = []
-    for line in content.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

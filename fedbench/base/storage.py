@@ -1,4 +1,4 @@
-"""Files on a disk that may be full or away for a while: whole or absent when written, and told from a run's own faults."""
+"""Files on a disk that may be full or unreachable for a while: a write is whole or absent, and disk faults are recognised."""
 
 from __future__ import annotations
 
@@ -7,37 +7,49 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE_SECONDS = 900.0  # how long a full disk or a file server that is away is waited for
+PATIENCE_SECONDS = 900.0  # how long we wait for a full disk or an unreachable file server
 LEAST_FREE_BYTES = 1 << 20
 
-# What a file server, a network or a full disk says; everything else is a mistake somewhere.
+# Errors of a file server, a network or a full disk. Every other error is a mistake somewhere.
 AWAY = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.ENOLCK,
     errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESHUTDOWN, errno.EREMOTE,
+    # An expired ticket of a file system that asks for one (Linux only).
+    *(getattr(errno, name) for name in ("EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED", "ENOKEY") if hasattr(errno, name)),
 }  # fmt: skip
+# What else an expired ticket or an interrupted mount looks like. Outside the results these are ordinary mistakes.
+AWAY_IN_RESULTS = {errno.ENOENT, errno.EACCES, errno.EPERM}
 
 
-def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, which is whole or absent at any moment."""
-    with aside(path) as file:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, so that the file is whole or absent at any moment."""
+    with atomic_write(path) as file:
         file.write_bytes(data)
 
 
-@contextmanager
-def aside(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary neighbour of `path` to be written, which is moved there in the end; until then all is as it was.
+write_aside = write_atomically
 
-    What was there is kept as `previous`, where that is given.
+
+@contextmanager
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Give a temporary file beside `path`, and move it to `path` once the block has written it.
+
+    The old file is kept as `previous` if that is given. The new file has the mode that the umask asks for, whatever
+    library wrote it.
     """
     file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(file, "wb") as created:
+            mode = os.fstat(created.fileno()).st_mode
         yield file
         with open(file, "rb") as written:
+            if os.fstat(written.fileno()).st_mode != mode:
+                file.chmod(mode & 0o7777)
             os.fsync(written.fileno())
         if previous is not None:
             with suppress(FileNotFoundError):
@@ -48,41 +60,40 @@ def aside(path: Path, previous: Path | None = None) -> Iterator[Path]:
             file.unlink()
 
 
-def is_away(error: BaseException, folder: Path) -> bool:
-    """Whether the disk of `folder`, a run's, is full or not there, by itself or by what `error` was raised from.
+def remove_abandoned_writes(folder: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files that killed processes left of the files `names`, which only the caller may write now."""
+    # The second form is what safetensors calls its own temporary files.
+    abandoned = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+\.tmp|\.tmp\w{{6}}")
+    for path in folder.iterdir():
+        if abandoned.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
-    It may be back by now: a file that was missing beside the run's counts as well.
+
+def is_away(error: BaseException, folder: Path) -> bool:
+    """Whether `error`, or an error it was raised from, means that the disk of the run `folder` is full or unreachable.
+
+    The disk may be back by now, so a missing or forbidden file in the results folder counts as well.
     """
-    return _full(folder) or any(_number(one) in AWAY or _missing(one, folder.parent) for one in chain(error))
+    return _is_full(folder) or any(
+        number in AWAY or (number in AWAY_IN_RESULTS and _is_below(cause, folder.parent))
+        for cause in causes(error)
+        for number in [_error_number(cause)]
+    )
 
 
 @contextmanager
 def errors_at(path: Path) -> Iterator[None]:
-    """Errors of the system that a library of another language meets at `path` become OSErrors that name it."""
+    """Turn the system errors that a library of another language meets at `path` into OSErrors that name the path."""
     try:
         yield
     except Exception as error:
-        if (number := _number(error)) is None:
+        if (number := _error_number(error)) is None:
             raise
         raise OSError(number, str(error), str(path)) from error
 
 
-def _missing(error: BaseException, results: Path) -> bool:
-    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | os.PathLike):
-        return False
-    return Path(error.filename).is_relative_to(results)
-
-
-def _number(error: BaseException) -> int | None:
-    """The number of a fault of the system, also where a library of another language only writes it down."""
-    if isinstance(error, OSError):
-        return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told.group(1)) if told else None
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """`error`, what it was raised from, and so on."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, the error it was raised from, and so on."""
     seen = set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -90,8 +101,23 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _full(folder: Path) -> bool:
-    """Whether nothing can be written to `folder`: then an error of whatever name is of that."""
+def _is_below(error: BaseException, results: Path) -> bool:
+    """Whether an OSError names a file below `results`."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike):
+        return False
+    return Path(error.filename).is_relative_to(results)
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The errno of a system error, also if a library of another language only writes it into its message."""
+    if isinstance(error, OSError):
+        return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match.group(1)) if match else None
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether nothing can be written to `folder`. If so, an error of any name is an error of the disk."""
     try:
         return not folder.is_dir() or shutil.disk_usage(folder).free < LEAST_FREE_BYTES
     except OSError:
@@ -99,17 +125,17 @@ def _full(folder: Path) -> bool:
 
 
 class Patience:
-    """Waits that grow from a second to half a minute, `PATIENCE_SECONDS` in all since something last went well."""
+    """Waits that grow from a second to half a minute, up to `PATIENCE_SECONDS` after the last success."""
 
     def __init__(self) -> None:
         self.restore()
 
     def restore(self) -> None:
-        """Something went well."""
+        """Start over, after a success."""
         self.since, self.wait = time.monotonic(), 1.0
 
     def __call__(self) -> bool:
-        """Wait a little; False, at once, where patience has run out."""
+        """Wait a little and return True, or return False at once if patience has run out."""
         if time.monotonic() - self.since > PATIENCE_SECONDS:
             return False
         time.sleep(self.wait)
@@ -117,8 +143,8 @@ class Patience:
         return True
 
 
-def waited_for(folder: Path) -> bool:
-    """Whether `folder` exists and holds something, now or after a while: what a mount that is away leaves is empty."""
+def appears(folder: Path) -> bool:
+    """Whether `folder` exists and is not empty, now or within `PATIENCE_SECONDS`: an unmounted share leaves an empty folder."""
     patience = Patience()
     while True:
         with suppress(OSError):

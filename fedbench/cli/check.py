@@ -1,4 +1,4 @@
-"""The command line of the contract: `python -m fedbench.check FILE` says what is wrong with a plug-in, in seconds."""
+"""The command line of the contract checks: `fedbench check FILE` says what is wrong with a plug-in, in seconds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, rounds, samples, verdict
 from fedbench.contract.world import Case, variants
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
+from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
 FINE, BROKEN, MISTAKE = 0, 1, 2
 
 EPILOG = """\
-A method is checked with its defaults, with each other value of each field that is a choice or a switch, and with each
-aggregation; an aggregation with fedvpt, its prompts and its head shared or local.
-Exit code: 0 the contract is kept, 1 it is not, 2 the file holds no plug-in or cannot be run.
+A method is checked with its defaults, with every other value of each choice or switch, and with every aggregation. An
+aggregation is checked with fedvpt, with shared and with local prompts and head.
+Exit code: 0 if the plug-in keeps the contract, 1 if not, 2 if the file holds no plug-in or cannot be run.
 
 examples:
   %(prog)s my_methods/methods/mine.py
@@ -37,7 +38,7 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
     """The options."""
     options = argparse.ArgumentParser(
         prog=program,
-        description="Run the contract checks on a plug-in's file: a method, aggregation, dataset or partitioner.",
+        description="Run the contract checks on the file of a method, aggregation, dataset or partitioner.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,23 +49,23 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
         default=[],
         metavar="FIELD=VALUE",
         dest="fields",
-        help="a field's value, for all checks",
+        help="value of a field in all checks",
     )
     options.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="where datasets are kept (data)"
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets (default: data)"
     )
     return options
 
 
 @exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
-    """Check the files of the command line and return the exit code."""
-    given = parser(program).parse_args(arguments)
-    torch.set_num_threads(1)  # tiny tensors are fastest so
+    """Check the files named on the command line and return the exit code."""
+    options = parser(program).parse_args(arguments)
+    torch.set_num_threads(1)  # fastest for tiny tensors
     codes = []
-    for file in given.files:
+    for file in options.files:
         try:
-            codes.append(check_file(file, given.fields, given.data))
+            codes.append(check_file(file, options.fields, options.data))
         except PluginError as error:
             sys.stderr.write(f"error: {error}\n")
             codes.append(MISTAKE)
@@ -72,29 +73,29 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
 
 
 def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
-    """Print a line a check and return the exit code. Raises PluginError where there is no plug-in to check."""
+    """Print one line per check and return the exit code. Raises PluginError if there is no plug-in to check."""
     kind, cls = find(file)
     values = _values(file, cls, fields)
     made: dict[str, Any] = variants(file.stem, cls, **values)
     say(f"{file}: {kind} {file.stem}" + (f", {len(made)} variants" if len(made) > 1 else ""))
     failed = 0
-    for one, subjects in plan(kind, made, root):
+    for check, subjects in plan(kind, made, root):
         if not subjects:
-            continue  # it trains nothing
-        wrong = first_wrong(one, subjects)
-        mark = "ok" if wrong is None else "warn" if one.warns else "FAIL"
-        say(f"  {mark:<5} {one.sentence}" + ("" if wrong is None else f"\n        {wrong}"))
+            continue  # the plug-in trains nothing
+        wrong = first_wrong(check, subjects)
+        mark = "ok" if wrong is None else "warn" if check.warns else "FAIL"
+        say(f"  {mark:<5} {check.sentence}" + ("" if wrong is None else f"\n        {wrong}"))
         failed += mark == "FAIL"
-        if failed and one in (form.CHECKS[-1], rounds.params_are_declared):
-            break  # what is not even there is not worth running
+        if failed and check in (form.CHECKS[-1], rounds.params_are_declared):
+            break  # the later checks would only repeat these failures
     folder = PLUGIN_KINDS[kind][0]
     if not Path(file.resolve().parent).as_posix().endswith("/" + folder):
-        say(f"  note  a sweep finds it in a folder {folder}/ below a folder given with --plugins")
+        say(f"  note  a sweep looks for it in {folder}/ below the folders of --plugins")
     return BROKEN if failed else FINE
 
 
 def find(file: Path) -> tuple[Kind, type]:
-    """Which plug-in a file holds, by the name of its class. Raises PluginError."""
+    """The kind and class of the plug-in in a file, by the name of the class. Raises PluginError."""
     try:
         tree = ast.parse(file.read_text())
     except OSError as error:
@@ -111,10 +112,10 @@ def find(file: Path) -> tuple[Kind, type]:
 
 
 def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
-    """The fields' values of ``--set``, as a sweep file would give them. Raises PluginError."""
+    """The values of ``--set``, read as in a sweep file. Raises PluginError."""
     try:
-        given = {name: yaml.safe_load(text) for name, _, text in (field.partition("=") for field in fields)}
-    except yaml.YAMLError as error:
+        given = {name: parse_yaml(text) for name, _, text in (field.partition("=") for field in fields)}
+    except YamlError as error:
         raise PluginError(f"--set: not a YAML value: {' '.join(str(error).split())}") from error
     legal = [field.name for field in dataclasses.fields(cls)]
     if wrong := [name for name in given if name not in legal]:
@@ -131,18 +132,18 @@ def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
 
 def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, dict[str, Any]]]:
     """Each check with the subjects {name: ...} that it is run on."""
-    for one in form.CHECKS:
-        yield one, made
+    for check in form.CHECKS:
+        yield check, made
     if kind in ("dataset", "partition"):
         subjects = {"": samples.OnDisk(next(iter(made.values())), root)} if kind == "dataset" else made
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
-        yield from ((one, subjects) for one in samples.CHECKS if one.of == kind)
+        yield from ((check, subjects) for check in samples.CHECKS if check.of == kind)
         return
     cases = dict(_cases(kind, made))
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
-    for one in (*isolation.CHECKS, *rounds.CHECKS[1:]):
-        yield one, cases if one.of == "run" else trained
+    for check in (*isolation.CHECKS, *rounds.CHECKS[1:]):
+        yield check, cases if check.of == "run" else trained
 
 
 def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
@@ -156,19 +157,13 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
     fedvpt = classes["method"]["fedvpt"]
     for name, aggregation in made.items():
         for options in ({}, {"prompt": "local"}, {"head": "local"}):
-            told = "".join(f" {key}={value}" for key, value in options.items())
-            yield f"{name} + fedvpt{told}", Case(fedvpt(**options), aggregation)
+            fields = "".join(f" {key}={value}" for key, value in options.items())
+            yield f"{name} + fedvpt{fields}", Case(fedvpt(**options), aggregation)
 
 
-def first_wrong(one: Check, subjects: dict[str, Any]) -> str | None:
+def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
     """What is wrong with the first subject that breaks the check, or None."""
     for name, subject in subjects.items():
-        if says := verdict(one, subject):
+        if says := verdict(check, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None
-
-
-def say(text: str) -> None:
-    """A line on stdout, there at once even in a pipe."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Prints the script with which a shell completes `fedbench`, its verbs, their options and files (shtab makes it)."""
+"""Prints the script for shell completion of `fedbench`, its verbs, options and files; made by shtab."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ examples:
 
 
 def parser(program: str = "python -m fedbench.completion") -> argparse.ArgumentParser:
-    """One argument: the shell."""
+    """The command line: one argument, the shell."""
     made = argparse.ArgumentParser(
         prog=program,
-        description="Print what makes a shell complete the words behind fedbench.",
+        description="Print the script with which a shell completes fedbench commands.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,17 +32,17 @@ def parser(program: str = "python -m fedbench.completion") -> argparse.ArgumentP
 
 
 def every_verb() -> argparse.ArgumentParser:
-    """All verbs in one parser, made of their own; paths are marked for completion."""
+    """One parser made from those of all verbs, with paths marked for completion."""
     made = argparse.ArgumentParser(prog="fedbench")
     verbs = made.add_subparsers(metavar="VERB")
     for verb, (module, what) in VERBS.items():
-        own: argparse.ArgumentParser = importlib.import_module(module).parser(f"fedbench {verb}")
-        _mark_paths(verbs.add_parser(verb, parents=[own], add_help=False, help=what))
+        parent: argparse.ArgumentParser = importlib.import_module(module).parser(f"fedbench {verb}")
+        _mark_paths(verbs.add_parser(verb, parents=[parent], add_help=False, help=what))
     return made
 
 
 def _mark_paths(parser: argparse.ArgumentParser) -> None:
-    for action in parser._actions:  # argparse has no public list of them
+    for action in parser._actions:  # argparse has no public list of actions
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
                 _mark_paths(below)
@@ -54,6 +54,6 @@ def _mark_paths(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.completion") -> int:
     """Print the script and return the exit code."""
-    given = parser(program).parse_args(arguments)
-    sys.stdout.write(shtab.complete(every_verb(), shell=given.shell))
+    options = parser(program).parse_args(arguments)
+    sys.stdout.write(shtab.complete(every_verb(), shell=options.shell))
     return 0

@@ -123,7 +123,7 @@ def _facts(cls: type[Dataset]) -> Iterator[str]:
 
 def _archive(archive: Archive) -> tuple[str, str, str]:
     size = f"{archive.size / 1e6:,.0f} MB" if archive.size else ""
-    return f"`{archive.name}`", size or archive.told or "not stated", linked(archive.url) or "by hand"
+    return f"`{archive.name}`", size or archive.remark or "not stated", linked(archive.url) or "by hand"
 
 
 def _fields(fields: Iterable[Field]) -> str:

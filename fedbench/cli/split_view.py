@@ -1,4 +1,4 @@
-"""What the splits of a sweep look like, before any job is sent: numbers, a figure of each, and files to publish."""
+"""Shows the splits of a sweep before any job starts: numbers, a figure of each, and files to publish."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ Say = Callable[[str], None]
 
 
 def arguments(made: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of `data split` to its parser."""
     made.add_argument("sweep", type=Path, help="a sweep file, e.g. sweeps/quickstart.yaml")
+    out = Path("reports/out/splits")
     made.add_argument(
-        "--out", type=Path, default=Path("reports/out/splits"), metavar="DIR", help="for figures; default: %(default)s"
+        "--out", type=Path, default=out, metavar="DIR", help="folder of the figures; default: %(default)s"
     )
     made.add_argument(
-        "--write", type=Path, metavar="FILE", help=f"publish the split as FILE ({', '.join(published.SUFFIXES)})"
+        "--write", type=Path, metavar="FILE", help=f"write the split to FILE ({', '.join(published.SUFFIXES)})"
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="as of a sweep, e.g. --set seed=0"
     )
 
 
-def show(given: argparse.Namespace, say: Say) -> None:
-    """Deal every distinct split of the sweep and say what it is. Raises ConfigError and DataError."""
-    sweep = read_sweep(given.sweep, given.plugins, given.set)
+def show(options: argparse.Namespace, say: Say) -> None:
+    """Make every distinct split of the sweep and describe it. Raises ConfigError and DataError."""
+    sweep = read_sweep(options.sweep, options.plugins, options.set)
     runs = {_key(planned.run): planned.run for planned in sweep.runs}
-    if given.write and len(runs) > 1:
+    if options.write and len(runs) > 1:
         names = "\n".join(f"  - {_title(sweep, run)}" for run in runs.values())
         raise ConfigError(
-            f"--write takes one split, but {given.sweep} has {len(runs)}; choose one by --set, for example --set seed=0:\n"
+            f"--write takes one split, but {options.sweep} has {len(runs)}; choose one by --set, for example --set seed=0:\n"
             + names
         )
     loaded: dict[str, Samples] = {}
     impossible: list[str] = []
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     for run in runs.values():
         name = json.dumps(run.dataset, default=str)
         if name not in loaded:
-            loaded = {name: sweep.plugins.make("dataset", run.dataset).load(sweep.machine.data)}  # one at a time
+            dataset = sweep.plugins.make("dataset", run.dataset)
+            loaded = {name: dataset.load(sweep.machine.data)}  # one dataset in memory at a time
         samples, title = loaded[name], _title(sweep, run)
         say(title)
         try:
@@ -60,23 +62,23 @@ def show(given: argparse.Namespace, say: Say) -> None:
             say(f"  {error}")
             impossible.append(title)
             continue
-        portrait = SplitStats.of(made, samples)
-        for line in lines(portrait, made.hash):
+        stats = SplitStats.of(made, samples)
+        for line in lines(stats, made.hash):
             say("  " + line)
         stem = f"{run.dataset['name']}-{run.partition['name']}-s{run.stream('partition')}-{made.hash[:8]}"
-        files = draw(portrait.counts, portrait.held_out, portrait.variation, portrait.by_chance, title)
+        files = draw(stats.counts, stats.held_out, stats.variation, stats.by_chance, title)
         for kind, content in files.items():
-            write_aside(given.out / f"{stem}.{kind}", content)
-        say(f"  figure             {given.out / stem}.png")
-        if given.write:
-            published.write(given.write, made, samples)
-            say(f"  written            {given.write}")
+            write_aside(options.out / f"{stem}.{kind}", content)
+        say(f"  figure             {options.out / stem}.png")
+        if options.write:
+            published.write(options.write, made, samples)
+            say(f"  written            {options.write}")
     if impossible:
-        raise DataError(f"{len(impossible)} of {len(runs)} splits cannot be dealt: " + "; ".join(impossible))
+        raise DataError(f"{len(impossible)} of {len(runs)} splits are impossible: " + "; ".join(impossible))
 
 
 def _key(run: RunConfig) -> str:
-    """What a split depends on."""
+    """The fields of a run that its split depends on, as text."""
     clients = (run.clients.number, run.clients.held_out, run.clients.validation)
     return json.dumps([run.dataset, run.partition, clients, run.stream("partition")], sort_keys=True, default=str)
 
@@ -88,24 +90,24 @@ def _title(sweep: Sweep, run: RunConfig) -> str:
     return f"{dataset} · {partition} · {run.clients.number:,} clients · seed {run.stream('partition')}"
 
 
-def lines(portrait: SplitStats, hash_: str) -> list[str]:
-    """The numbers of a split, a line each."""
-    out = int(portrait.held_out.sum())
-    clients, classes = portrait.counts.shape
-    train, validation, test = portrait.sizes
+def lines(stats: SplitStats, hash_: str) -> list[str]:
+    """The numbers of a split, one line each."""
+    held_out = int(stats.held_out.sum())
+    clients, classes = stats.counts.shape
+    train, validation, test = stats.sizes
     whole = "the whole (all clients' training samples)"
     return [
         f"hash               {hash_}",
-        f"clients            {clients - out:,} train, {out:,} are held out",
+        f"clients            {clients - held_out:,} train, {held_out:,} are held out",
         f"training samples   {_spread(train)}, {train.sum():,} in all",
         f"validation         {_spread(validation)}, {validation.sum():,} in all",
         f"test               {_spread(test)}, {test.sum():,} in all",
-        f"nobody's           {portrait.unused:,} samples",
-        f"classes            {_spread(portrait.classes)} of {classes:,} in a client's training samples",
-        f"total variation    mean {portrait.variation.mean():.3f} between a client's classes and {whole}; "
-        f"{portrait.by_chance.mean():.3f} if dealt at random in the same sizes",
-        f"Jensen-Shannon     mean {portrait.shannon.mean():.3f} bits between the same",
-        f"train to test      mean total variation {portrait.test_variation.mean():.3f} between a client's own two parts",
+        f"unused             {stats.unused:,} samples",
+        f"classes            {_spread(stats.classes)} of {classes:,} in a client's training samples",
+        f"total variation    mean {stats.variation.mean():.3f} between a client's classes and {whole}; "
+        f"{stats.by_chance.mean():.3f} for random clients of the same sizes",
+        f"Jensen-Shannon     mean {stats.shannon.mean():.3f} bits between the same",
+        f"train to test      mean total variation {stats.test_variation.mean():.3f} between a client's training and test parts",
     ]
 
 

@@ -16,14 +16,14 @@ from typing import Any
 
 from rich.console import Console
 
-from fedbench.base import provenance
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.base.lease import claims, owner_in
-from fedbench.base.records import RecordsError, RunFolder
+from fedbench.base.records import RecordsError
+from fedbench.cli.output import say, warn
 from fedbench.data import DataError
-from fedbench.jobs import failures, launch, slurm, watch
-from fedbench.plan import tuning
-from fedbench.plan.config import ConfigError, Sweep, pack_key, short_name
+from fedbench.jobs import cancellation, launch, slurm, watch
+from fedbench.jobs.submission import plan
+from fedbench.plan import content, tuning
+from fedbench.plan.config import ConfigError, Sweep, short_name
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError
 from fedbench.plan.task_checks import Where
@@ -148,12 +148,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
         return MISTAKE
 
 
-def say(text: str) -> None:
-    """A line on stdout, there at once even in a pipe."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
     """List all runs with their state and what they will take; nothing is submitted or written."""
     from fedbench.run import cost  # it imports timm, which takes seconds; only here is it needed
@@ -198,7 +192,7 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> int:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     for line in cells:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    say(f"\n{sweep.name}: {watch.told(views)}{_later(sweep)}")
+    say(f"\n{sweep.name}: {watch.summary(views)}{_later(sweep)}")
     say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
     for text in [tuning.budget_text(sweep), *tuning.remarks(sweep)] if sweep.tune else ():
         say(text)
@@ -223,12 +217,15 @@ def status(sweep: Sweep, results: Path, as_json: bool) -> int:
     """Say how the runs stand."""
     views = watch.Observer(results, sweep.runs).look()
     if as_json:
-        found = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
-        say(json.dumps({**found, "runs": [vars(view) for view in views]}))
+        whole = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
+        odd = watch.odd_files(results, sweep.runs, views)
+        say(json.dumps({**whole, "odd_files": odd, "runs": [vars(view) for view in views]}))
     else:
-        say(f"{sweep.name}: {watch.told(views)}{_later(sweep)}")
+        say(f"{sweep.name}: {watch.summary(views)}{_later(sweep)}")
         for line in watch.failed(views):
             say(line)
+        for line in watch.odd_files(results, sweep.runs, views):
+            say(f"odd file: {line}")
     return SOME_FAILED if watch.counts(views)["failed"] else DONE
 
 
@@ -236,71 +233,12 @@ def cancel(sweep: Sweep, results: Path) -> int:
     """End the jobs and local workers that this sweep started, and no others; its runs keep what they have."""
     if not results.is_dir():
         raise RecordsError(f"{results}: no such results folder")
-    with launch.planning(results):
-        views = watch.Observer(results, sweep.runs).look()
-        live = {view.name for view in views if view.state in ("pending", "running")}
-        jobs = {name: launch.job_of(RunFolder(results / name)) for name in live}
-        mine = {name: job for name, job in jobs.items() if job.get("sweep") == sweep.name}
-        refused = slurm.cancel(str(job["id"]) for job in mine.values() if "id" in job)
-        owners = {json.dumps(owner): owner for job in mine.values() for owner in job.get("owners", ())}
-        here = [owner for owner in owners.values() if launch.holds(owner)]
-        ended = launch.stop(here)
-        gone = [name for name, job in mine.items() if "id" in job or all(o in here for o in job["owners"])]
-        if not refused and ended:
-            launch.forget(results, gone)
-    say(f"{sweep.name}: {len(gone)} runs cancelled; the same command without --cancel goes on with them")
-    away = sorted({str(owner["host"]) for owner in owners.values() if owner not in here})
-    for problem in (
-        refused,
-        "" if ended else "Some local processes have not ended yet; ask again in a minute.",
-        f"Some run on {', '.join(away)}; cancel them there." if away else "",
-        f"{len(live) - len(mine)} were started by another sweep and go on." if len(mine) < len(live) else "",
-    ):
-        if problem:
-            say(problem)
-    return DONE if not refused and ended and not away else SOME_FAILED
-
-
-def plan(sweep: Sweep, results: Path, retry_failed: bool, command: str) -> list[str]:
-    """Write the folders of the runs to do, and return their names, those that killed a process before last.
-
-    Raises RecordsError, before anything is written, where a folder holds a run of another config.
-    """
-    folders = {planned.name: RunFolder(results / planned.name) for planned in sweep.runs}
-    for planned in sweep.runs:
-        folder = folders[planned.name]
-        if (folder.path / "run.yaml").exists():
-            folder.plan({**folder.config(), "identity": planned.identity})  # changes nothing, but compares
-    names = []
-    for planned, view in zip(sweep.runs, watch.Observer(results, sweep.runs).look(), strict=True):
-        folder = folders[planned.name]
-        if view.state == "failed" and (folder.path / "failed.json").exists():
-            if not retry_failed:
-                continue
-            folder.note(kind=failures.RETRY, reason="asked for")
-            folder.clear_failure()
-        elif view.state == "failed" and not _may_go_on(folder, view) and not retry_failed:
-            folder.fail(view.kind, view.reason)
-            continue
-        if view.state in ("missing", "failed"):
-            folder.plan({**sweep.on_disk(planned), "command": command, "code": provenance.code_hash()})
-            names.append(planned.name)
-    if sweep.machine.pack:  # a job has neighbours, and a worker its share of each such group
-        like = {planned.name: pack_key(planned.identity) for planned in sweep.runs}
-        first = {like[name]: i for i, name in reversed(list(enumerate(names)))}
-        names.sort(key=lambda name: first[like[name]])
-    return sorted(names, key=lambda name: len(folders[name].notes()))
-
-
-def _may_go_on(folder: RunFolder, view: watch.View) -> bool:
-    """Note how the job of a run ended, unless its process noted that itself or had not begun; whether it may go on."""
-    last = claims(folder.path)[-1:]
-    dead = owner_in(last[0]) if last else None
-    if dead is None or any(
-        (note.get("pid"), note.get("started")) == (dead.pid, dead.started) for note in folder.notes()
-    ):
-        return True
-    return failures.note(folder, view.kind, view.reason, pid=dead.pid, started=dead.started)
+    with launch.planning(results, warn):
+        cancelled = cancellation.cancel(sweep, results)
+    say(f"{sweep.name}: {cancelled.count} runs cancelled; the same command without --cancel goes on with them")
+    for problem in cancelled.problems:
+        say(problem)
+    return DONE if cancelled.complete else SOME_FAILED
 
 
 def launch_and_watch(
@@ -310,13 +248,16 @@ def launch_and_watch(
     console = Console(
         force_terminal=False if cluster == "inline" else None
     )  # a live table would be in a debugger's way
+    if cluster == "slurm":
+        slurm.check_folder(results)
     stay = (cluster != "slurm" or console.is_terminal) if stay is None else stay
     patience = watch.PATIENCE_SECONDS if cluster == "slurm" else watch.LOCAL_PATIENCE_SECONDS
     observer = watch.Observer(results, sweep.runs, patience, sweep.cluster.runs_per_gpu)
     with interruptible():
         try:
-            with launch.planning(results) as folder:
-                names = plan(sweep, results, retry_failed, again)
+            with launch.planning(results, warn) as folder:
+                names = plan(sweep, results, retry_failed, again, warn)
+                content.save()  # jobs then find the hashes of the user's files
                 how = ""
                 if names and cluster == "inline":
                     launch.note_inline(sweep, results, names)
@@ -326,7 +267,7 @@ def launch_and_watch(
                 elif names:
                     how = f" to Slurm: {', '.join(slurm.submit(sweep, results, names, folder))}"
             say(
-                f"{sweep.name}: {watch.told(observer.look())}{_later(sweep)}; {len(names)} started{how}. Results: {results}"
+                f"{sweep.name}: {watch.summary(observer.look())}{_later(sweep)}; {len(names)} started{how}. Results: {results}"
             )
             if cluster == "inline":
                 inline(results, names, observer, console if stay else None)
@@ -339,7 +280,7 @@ def launch_and_watch(
             say(leave(cluster, again))
             return INTERRUPTED
     views = observer.look()
-    say(f"{sweep.name}: {watch.told(views)}")
+    say(f"{sweep.name}: {watch.summary(views)}")
     for line in watch.failed(views):
         say(line)
     return _exit_code(views)
@@ -351,6 +292,7 @@ def _exit_code(views: Sequence[watch.View]) -> int:
 
 def inline(results: Path, names: Sequence[str], observer: watch.Observer, console: Console | None) -> None:
     """Do the runs in this process, while a thread shows them."""
+    from fedbench.jobs.attempt import BrokenAccelerator
     from fedbench.jobs.job import run_job
 
     over = threading.Event()
@@ -359,6 +301,8 @@ def inline(results: Path, names: Sequence[str], observer: watch.Observer, consol
         shown.start()
     try:
         run_job(results, names)
+    except BrokenAccelerator as error:
+        warn(f"the accelerator is of no more use to this process, so the same command has to go on: {error}")
     finally:
         over.set()
         if shown:

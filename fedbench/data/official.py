@@ -1,4 +1,4 @@
-"""What is publicly known of a data set: how large it should be, and the files that it comes in."""
+"""What is published about a dataset: its size, and the files that it comes in."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Facts:
-    """The published size of a data set; 0: it has no such column, or nobody says."""
+    """The published size of a dataset; 0 for a column that it does not have or whose size is not published."""
 
     images: int
     classes: int
     domains: int = 0
     users: int = 0
-    page: str = ""  # where people read about it and find its files
+    page: str = ""  # the web page that describes it and offers its files
 
 
 @dataclass(frozen=True)
 class Archive:
     """A file as its makers offer it: a zip or tar archive, or a single list.
 
-    ``url`` is empty where a person has to fetch it by hand. ``size`` [bytes] and ``md5`` are 0 and empty where nobody says;
-    with ``official`` False they were reported by third parties, so that another value is told and not refused.
-    ``unpacked`` is the folder that unpacking makes: if it is there, it serves in the archive's place.
+    ``url`` is empty if a person has to fetch the file by hand. ``size`` [bytes] and ``md5`` are 0 and empty if they are not
+    published; with ``official=False`` third parties reported them, so another value is recorded and not refused.
+    ``unpacked`` is the folder that unpacking makes, which can replace the archive.
     """
 
     name: str
@@ -31,4 +31,4 @@ class Archive:
     md5: str = ""
     official: bool = True
     unpacked: str = ""
-    told: str = ""  # the size in words where the makers give it only so, and what else should be known
+    remark: str = ""  # the size in words if only that is published, or what the file holds

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedbench.base.files import check_regular
 from fedbench.data.partition import Dealt, too_few
 from fedbench.data.samples import DataError, Ints, Samples
 from fedbench.data.split import Split
@@ -95,6 +96,7 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: expected a split as one of {', '.join(SUFFIXES)}")
     try:
+        check_regular(path)
         rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""Where and with what a run was done: env.json in its folder, and a warning where an earlier part was done elsewhere."""
+"""Where and with what a run was computed: env.json in its folder, and a warning if an earlier part was computed elsewhere."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ from typing import Any
 
 import torch
 
-from fedbench.base import lease, provenance
-from fedbench.base.storage import write_aside
+from fedbench.base import processes, provenance
+from fedbench.base.records import RunFolder
+from fedbench.base.storage import write_atomically
 
 log = logging.getLogger("fedbench")
 
-# Of env.json: what may change numbers.
-MIXED = ("python", "commit", "dirty", "code", "device", "threads", "pack", "compile")
+# Keys of env.json that may change numbers.
+CHANGES_NUMBERS = ("python", "commit", "dirty", "code", "device", "threads", "pack", "compile")
 
 
-def write(folder: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write env.json, this process and `more`, into a run's folder, and return it. Raises OSError."""
-    here, path = _process() | dict(more), folder / "env.json"
-    if path.exists() and (before := json.loads(path.read_text() or "{}")):
-        changed = [(key, before.get(key), here[key]) for key in MIXED if before.get(key) != here[key]]
+    here, problems = _process() | dict(more), list[str]()
+    before = folder.environment(problems)
+    for problem in problems:
+        log.warning("%s", problem)
+    if before:
+        changed = [(key, before.get(key), here[key]) for key in CHANGES_NUMBERS if before.get(key) != here[key]]
+        packages = before.get("packages", {})
         changed += [
-            (name, before["packages"].get(name), version)
+            (name, packages[name], version)
             for name, version in here["packages"].items()
-            if before.get("packages", {}).get(name, version) != version
+            if packages.get(name, version) != version
         ]
         if changed:
             log.warning("begun before in another environment; its numbers mix both: %s", changed)
-    write_aside(path, json.dumps(here, indent=2).encode())
+    write_atomically(folder.path / "env.json", json.dumps(here, indent=2).encode())
     return here
 
 
@@ -54,7 +59,7 @@ def _process() -> dict[str, Any]:
         "commit": commit and commit.rstrip("+"),
         "dirty": commit and commit.endswith("+"),
         "command": shlex.join(sys.argv),
-        "job": lease.process().job or None,
+        "job": processes.process().job or None,
         "node": os.environ.get("SLURMD_NODENAME"),
         "packages": _packages(),
     }
@@ -62,6 +67,6 @@ def _process() -> dict[str, Any]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """{name: version} of what is installed, by the names of the folders that say so: to open each takes its time."""
-    found = [path.stem for place in sys.path if Path(place).is_dir() for path in Path(place).glob("*.dist-info")]
-    return dict(sorted(name.rsplit("-", 1) for name in found if "-" in name))
+    """{name: version} of the installed packages, from the names of their metadata folders: opening each takes time."""
+    stems = [path.stem for folder in sys.path if Path(folder).is_dir() for path in Path(folder).glob("*.dist-info")]
+    return dict(sorted(stem.rsplit("-", 1) for stem in stems if "-" in stem))

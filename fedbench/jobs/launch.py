@@ -1,4 +1,4 @@
-"""Hands runs to this process or to one process per core or GPU of this machine, and remembers who has them."""
+"""Hands runs to this process or to one process per core or GPU of this machine, and records who has them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedbench.base import lease
+from fedbench.base import lease, processes
 from fedbench.base.home import ROOT
+from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 from fedbench.plan.config import Sweep
 
 FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs of jobs
+SUPERVISOR = "fedbench.jobs.supervisor"
+SILENT_SECONDS = 3.0  # a sweep that waits longer for another one says so
 
 
 class LaunchError(RuntimeError):
     """Runs cannot be started: says why, and what was submitted before."""
 
 
-# -- what is remembered of a submission ------------------------------------------------------------------------
-def job_of(folder: RunFolder) -> dict[str, Any]:
-    """{} or what last took the run: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes of a host)}."""
-    return folder.mapping("job.json")
-
-
+# -- who has a run -----------------------------------------------------------------------------------------------
 def remember(results: Path, names: Sequence[str], job: Mapping[str, Any]) -> None:
-    """Write down who has the runs."""
+    """Write into each run's job.json who has it."""
     for name in names:
-        write_aside(results / name / "job.json", json.dumps(job).encode())
+        write_atomically(results / name / "job.json", json.dumps(job).encode())
 
 
 def forget(results: Path, names: Sequence[str]) -> None:
@@ -46,30 +44,66 @@ def forget(results: Path, names: Sequence[str]) -> None:
         (results / name / "job.json").unlink(missing_ok=True)
 
 
-def holds(owner: Mapping[str, Any]) -> bool:
-    """Whether a process that was remembered is one of this host's, and alive."""
-    return bool(owner["host"] == lease.host() and lease.alive(lease.Owner(**owner)))
+def is_alive(owner: Mapping[str, Any]) -> bool:
+    """Whether a process of job.json is one of this host's, and alive."""
+    return bool(owner["host"] == processes.host() and processes.alive(Owner(**owner)))
+
+
+def is_ours(owner: Mapping[str, Any], results: Path, sweep: str) -> bool:
+    """Whether a live process of this host is a supervisor of the sweep, or a sweep that does its runs itself.
+
+    The command line says so. A job.json may name any process.
+    """
+    words = processes.command_line(int(owner["pid"]))
+    if SUPERVISOR in words:
+        return words[words.index(SUPERVISOR) + 1 :] == [str(results), sweep]
+    program = [Path(word).name for word in words[:2]]
+    starts_sweep = "sweep" in words and ("fedbench" in program or words[1:3] == ["-m", "fedbench"])
+    return starts_sweep or "fedbench.sweep" in words
 
 
 @contextmanager
-def planning(results: Path) -> Iterator[Path]:
-    """The folder of submissions; held by one sweep at a time, on whatever host, so that none submits what another does."""
+def planning(results: Path, warn: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
+    """Hold the folder of submissions, so that no other sweep, on whatever host, submits the same runs.
+
+    `warn` is told which process holds it, if that takes more than `SILENT_SECONDS`. Raises LaunchError.
+    """
     if not results.parent.is_dir():  # more likely a disk that is away than a wish for a deep new tree
         raise LaunchError(f"{results.parent} does not exist: is its disk away? Else make it first")
     folder = results / FOLDER
     results.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
-    while True:
-        with lease.claim(folder) as hold:
-            if hold is not None:
-                yield folder
-                return
-        time.sleep(0.5)
+    over = threading.Event()
+    waiting = threading.Thread(target=_warn_of_holder, args=(folder, warn, over), daemon=True)
+    waiting.start()
+    try:
+        while True:
+            with lease.acquire(folder) as held:  # it may take minutes to see that a process of another host is gone
+                if held is not None:
+                    over.set()
+                    yield folder
+                    return
+            time.sleep(0.5)
+    finally:
+        over.set()
+
+
+def _warn_of_holder(folder: Path, warn: Callable[[str], None], over: threading.Event) -> None:
+    if over.wait(SILENT_SECONDS):
+        return
+    owner = lease.last_owner(folder)
+    if owner is None or owner == processes.process():
+        return
+    here = owner.host == processes.host()
+    what = f"process {owner.pid} on {owner.host.split('/')[0]}" + (f" (Slurm job {owner.job})" if owner.job else "")
+    stopped = here and processes.is_stopped(owner.pid)
+    hint = f"; it is stopped: continue it (`kill -CONT {owner.pid}`, or `fg`) or end it" if stopped else ""
+    warn(f"waiting: {what} is planning a sweep in {folder.parent}{hint}")
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
-    """No Ctrl-C here: not between a submission and its note, and, inherited, not in the workers, which we end ourselves."""
+def ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C: between a submission and its note, and, inherited, in the workers, which we end ourselves."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,7 +116,7 @@ def deaf() -> Iterator[None]:
 
 @contextmanager
 def environment(drop: str = "", **more: str) -> Iterator[None]:
-    """os.environ with `more` and without the names that start with `drop`, as the processes started meanwhile see it."""
+    """os.environ with `more` and without the names that start with `drop`, for processes started in the block."""
     before = dict(os.environ)
     for name in [name for name in before if drop and name.startswith(drop) and name != "SLURM_CONF"]:
         del os.environ[name]
@@ -102,9 +136,9 @@ def python_path() -> str:
 # -- this process ----------------------------------------------------------------------------------------------
 def note_inline(sweep: Sweep, results: Path, names: Sequence[str]) -> None:
     """Remember that this process is about to do the runs."""
+    me = [asdict(processes.process())]
     for name in names:
         log = str(RunFolder(results / name).log)
-        me = [asdict(lease.process())]
         remember(results, [name], {"scheduler": "inline", "owners": me, "log": log, "sweep": sweep.name})
 
 
@@ -114,7 +148,7 @@ def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device, gpus = sweep.machine.device, None
     if device != "cpu":
-        import torch  # the only question to it here
+        import torch  # nothing else here needs it
     if device != "cpu" and torch.cuda.device_count():
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = [str(i) for i in range(torch.cuda.device_count())] if listed is None else listed.split(",")
@@ -125,17 +159,18 @@ def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
 
 
 def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> int:
-    """Start a keeper with a worker for each slot, which outlives this process; returns the number of slots."""
+    """Start a supervisor with a worker for each slot, which outlives this process; returns the number of slots."""
     count, gpus, threads = slots(sweep)
     count, threads = min(count, len(names)), min(threads, sweep.cluster.cpus)
     few = str(threads)
     env = {"OMP_NUM_THREADS": few, "MKL_NUM_THREADS": few, "OPENBLAS_NUM_THREADS": few, "PYTHONPATH": python_path()}
-    log = folder / f"local_{lease.host().replace('/', '_')}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
-    asked = {"results": str(results), "names": list(names), "count": count, "devices": gpus, "threads": threads}
-    with deaf(), environment(**env), open(log, "ab") as out:
+    host = processes.host().replace("/", "_")
+    log = folder / f"local_{host}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
+    work = {"names": list(names), "count": count, "devices": gpus, "threads": threads}
+    with ignoring_interrupts(), environment(**env), open(log, "ab") as out:
         # A session of its own: neither a Ctrl-C nor a closed terminal reaches it.
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "fedbench.jobs.supervisor"],
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", SUPERVISOR, str(results), sweep.name],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -143,32 +178,32 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
         )
         job = {
             "scheduler": "local",
-            "owners": [asdict(lease.process(keeper.pid))],
+            "owners": [asdict(processes.process(supervisor.pid))],
             "log": str(log),
             "sweep": sweep.name,
         }
         remember(results, names, job)
-        _hand(keeper, asked)
+        _send(supervisor, work)
     return count
 
 
-def _hand(keeper: subprocess.Popen[bytes], asked: Mapping[str, Any]) -> None:
-    """Tell the keeper what to do, and let it go."""
-    assert keeper.stdin is not None  # noqa: S101 - for the type checker
+def _send(supervisor: subprocess.Popen[bytes], work: Mapping[str, Any]) -> None:
+    """Tell the supervisor what to do, and let it go."""
+    assert supervisor.stdin is not None  # noqa: S101 - for the type checker
     with suppress(BrokenPipeError):
-        keeper.stdin.write(json.dumps(asked).encode())
+        supervisor.stdin.write(json.dumps(work).encode())
     with suppress(BrokenPipeError):
-        keeper.stdin.close()
-    keeper.returncode = 0  # nobody will wait for it: else Python complains that it still runs
+        supervisor.stdin.close()
+    supervisor.returncode = 0  # nobody will wait for it: else Python complains that it still runs
 
 
 def stop(owners: Sequence[Mapping[str, Any]], seconds: float = 30.0) -> bool:
-    """End processes of this host at the next round boundary of their runs; whether all are gone."""
+    """End processes of this host at the next round boundary of their runs; returns whether all are gone."""
     end = time.monotonic() + seconds
     for owner in owners:
-        if holds(owner):
+        if is_alive(owner):
             os.kill(int(owner["pid"]), signal.SIGTERM)
-    while any(holds(owner) for owner in owners):
+    while any(is_alive(owner) for owner in owners):
         if time.monotonic() > end:
             return False
         time.sleep(0.2)

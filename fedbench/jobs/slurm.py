@@ -1,13 +1,15 @@
-"""Slurm's words: arrays of jobs through submitit, one squeue for all of them, and the end of a job as Slurm tells it."""
+"""Jobs on Slurm: arrays submitted through submitit, one squeue for all jobs, and how a job ended in Slurm's words."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedbench.base.home import ROOT
-from fedbench.jobs.launch import LaunchError, deaf, environment, remember
+from fedbench.base.run_files import JOB_ID
+from fedbench.jobs.launch import LaunchError, environment, ignoring_interrupts, remember
 from fedbench.jobs.supervisor import Job
 from fedbench.plan.config import Cluster, ConfigError, Sweep
 
@@ -34,8 +37,8 @@ ENDED = {
     "OUT_OF_MEMORY": "out_of_memory",
     "PREEMPTED": "preempted",
 }
-# How the last lines of a job's log name it, for Slurm forgets a job after minutes; the first that fits counts.
-TOLD = (
+# How the last lines of a job's log name its end, for Slurm forgets a job after minutes; the first that fits counts.
+IN_LOG = (
     (re.compile(r"oom.kill|out.of.memory|OOM Killed", re.IGNORECASE), "out_of_memory"),
     (re.compile(r"DUE TO TIME LIMIT|\(timeout\): back into"), "timeout"),
     (re.compile(r"DUE TO NODE FAILURE|NODE_FAIL"), "node_failure"),
@@ -47,15 +50,16 @@ TRANSIENT = re.compile(
     r"timed out|temporarily|unable to contact|try again|connection|socket|slow down|backup|not responding|zero bytes",
     re.IGNORECASE,
 )
-WAITS = (5.0, 20.0, 60.0)  # seconds before a busy controller is asked again
+WAITS = (5.0, 20.0, 60.0)  # seconds before asking a busy controller again
 LIMIT = re.compile(r"limit|too many|MaxSubmit|policy", re.IGNORECASE)
 
 
 def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> list[str]:
     """Submit `names` as job arrays no longer than the cluster allows; returns the ids of arrays and jobs.
 
-    Raises ConfigError where there is no Slurm or submitit does not know an option, LaunchError where Slurm refuses the jobs.
+    Raises ConfigError if there is no Slurm or submitit does not know an option, LaunchError if Slurm refuses the jobs.
     """
+    check_folder(folder)
     cluster = sweep.cluster
     each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
     packs = [names[i : i + each] for i in range(0, len(names), each)]
@@ -73,7 +77,8 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
         for submitted, pack in _submitted(executor, jobs[start : start + size], start, len(jobs)):
             job = {
                 "scheduler": "slurm",
-                "id": submitted.job_id,
+                "cluster": cluster_name(),
+                "id": str(submitted.job_id),
                 "log": str(submitted.paths.stdout),
                 "sweep": sweep.name,
             }
@@ -86,20 +91,20 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
 def _submitted(
     executor: submitit.SlurmExecutor, jobs: Sequence[Job], start: int, total: int
 ) -> Iterator[tuple[submitit.Job[None], tuple[str, ...]]]:
-    """An array of `jobs`, or where a limit of the cluster forbids it, two of half the size."""
-    with deaf(), environment(drop="SLURM_"):  # of a job in which the sweep itself may run
+    """An array of `jobs`, or, if a limit of the cluster forbids it, two of half the size."""
+    with ignoring_interrupts(), environment(drop="SLURM_"):  # of a job in which the sweep itself may run
         try:
-            made = _patiently(lambda: _array(executor, jobs))
+            submitted = _patiently(lambda: _array(executor, jobs))
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
             if len(jobs) == 1 or not LIMIT.search(str(error)):
                 raise LaunchError(
                     f"sbatch refused {len(jobs)} jobs after {start} of {total} were submitted, which go on; the same "
                     f"command submits the rest: {error}"
                 ) from error
-            made = None
-        if made is not None:
-            yield from zip(made, [job.names for job in jobs], strict=True)
-    if made is None:
+            submitted = None
+        if submitted is not None:
+            yield from zip(submitted, [job.names for job in jobs], strict=True)
+    if submitted is None:
         half = len(jobs) // 2
         yield from _submitted(executor, jobs[:half], start, total)
         yield from _submitted(executor, jobs[half:], start + half, total)
@@ -107,12 +112,12 @@ def _submitted(
 
 def _array(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[submitit.Job[None]]:
     with executor.batch():
-        made = [executor.submit(job) for job in jobs]
-    return made
+        submitted = [executor.submit(job) for job in jobs]
+    return submitted
 
 
 def _patiently(submit: Callable[[], T]) -> T:
-    """Ask again where a busy controller did not answer; if it did take the jobs, the runs' claims keep them from harm."""
+    """Ask again if a busy controller did not answer; if it did take the jobs, the runs' leases keep them from harm."""
     for wait in WAITS:
         try:
             return submit()
@@ -124,12 +129,12 @@ def _patiently(submit: Callable[[], T]) -> T:
 
 
 def job_name(sweep: str) -> str:
-    """How the jobs of a sweep are called: one word of letters, digits, dots and dashes, whatever the sweep's name."""
+    """The name of a sweep's jobs: one word of letters, digits, dots and dashes, whatever the sweep's name."""
     return "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep)
 
 
 def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
-    """The `cluster` block in submitit's words. Raises ConfigError."""
+    """The `cluster` block as submitit names its options. Raises ConfigError."""
     parameters: dict[str, Any] = {
         "time": cluster.timeout_min,
         "signal_delay_s": min(SIGNAL_SECONDS, cluster.timeout_min * 60 // 3),
@@ -149,7 +154,9 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     }
     parameters |= {key: value for key, value in optional.items() if value is not None}
     more = {key.removeprefix("slurm_"): value for key, value in cluster.slurm.items()}
-    further = {"requeue": True} | (more.pop("additional_parameters", None) or {})
+    requeue = {"requeue": more.pop("requeue", True)}
+    further = requeue | (more.pop("additional_parameters", None) or {})
+    further = {key: value for key, value in further.items() if value is not False}  # an option that is off has no line
     setup = [
         f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={cluster.cpus} MKL_NUM_THREADS={cluster.cpus}",
@@ -163,34 +170,77 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     return parameters | more | {"additional_parameters": further, "setup": setup}
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError if sbatch would take a part of the path for a pattern, and write logs into a stray folder."""
+    if "%" in str(folder):
+        raise ConfigError(f"{folder}: sbatch replaces % in the names of logs; choose results without % in their path")
+
+
 def _max_array_size() -> int:
-    """How many jobs an array may have; small where the cluster does not tell."""
+    """How many jobs an array may have; small if the cluster does not say."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm_config(), re.MULTILINE)
+    return max(1, int(match.group(1))) if match else 100
+
+
+def cluster_name() -> str:
+    """The name of the cluster to which jobs are submitted; "" if it does not say."""
+    match = re.search(r"^ClusterName\s*=\s*(\S+)", _slurm_config(), re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+@cache
+def _slurm_config() -> str:
     try:
-        told = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=False
-        ).stdout
+        return _ask("scontrol", "show", "config").stdout
     except (OSError, subprocess.TimeoutExpired):
-        told = ""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 100
+        return ""
 
 
-def cancel(ids: Iterable[str]) -> str:
-    """Cancel jobs; "" or what Slurm says against it. Jobs that have ended are no mistake."""
-    todo = sorted(set(ids))
-    for start in range(0, len(todo), 500):
-        done = subprocess.run(["scancel", *todo[start : start + 500]], capture_output=True, text=True, check=False)
-        if done.returncode and "Invalid job id" not in done.stderr:
-            return done.stderr.strip()
-    return ""
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm for at most a minute. Raises OSError, subprocess.TimeoutExpired."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+
+
+def cancel(jobs: Iterable[Mapping[str, Any]], sweep: str) -> tuple[list[str], str]:
+    """Cancel the jobs of job.json files that are jobs of `sweep`, of this user, on this cluster.
+
+    A scheduler uses its ids again, so job.json alone proves nothing. Returns the ids that live under another name or user
+    or belong to another cluster, which are left alone, and "" or what Slurm says against cancelling the others. Jobs that
+    have ended are no mistake.
+    """
+    jobs, here = list(jobs), cluster_name()
+    elsewhere = {job["id"] for job in jobs if job.get("cluster") and here and job["cluster"] != here}
+    ids = {job["id"] for job in jobs if JOB_ID.fullmatch(job["id"])} - elsewhere
+    strangers, user, name = set(elsewhere), getpass.getuser(), job_name(sweep)
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), 500):
+        part = ordered[start : start + 500]
+        try:
+            mains = sorted({id_.split("_")[0] for id_ in part})
+            listed = _ask("squeue", "--noheader", "--array", "--format=%i|%u|%j", f"--jobs={','.join(mains)}")
+            if listed.returncode and "Invalid job id" not in listed.stderr:
+                return sorted(strangers), listed.stderr.strip()
+            rows = [line.strip().split("|", 2) for line in listed.stdout.splitlines()]
+            living = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0] in part}
+            ours = sorted(id_ for id_, owner in living.items() if owner == [user, name])
+            strangers |= living.keys() - ours
+            if ours:
+                # The filters are checked again by Slurm, in the moment in which it cancels.
+                done = _ask("scancel", f"--user={user}", f"--name={name}", *ours)
+                if done.returncode and "Invalid job id" not in done.stderr:
+                    return sorted(strangers), done.stderr.strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return sorted(strangers), str(error)
+    return sorted(strangers), ""
 
 
 class Queue:
-    """Which Slurm jobs live, by one call of squeue for all of them; sacct is not asked, for many clusters have none."""
+    """Which Slurm jobs live, by one call of squeue for all of them, and none of sacct, which many clusters lack."""
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[str, str]] | None = {}  # {id: (state, reason)}; None: Slurm did not answer
-        self._ended: dict[str, str] = {}  # what was once seen of jobs that Slurm forgets soon
+        self._ended: dict[str, str] = {}  # the kind of end of jobs that Slurm will soon forget
 
     def ask(self, ids: Iterable[str]) -> None:
         """Look up the jobs `ids`, such as 12 or 12_3."""
@@ -198,30 +248,29 @@ class Queue:
         if not mains:
             return
         command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(mains)}"]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+            listed = _ask(*command)
         except (OSError, subprocess.TimeoutExpired):
             self._states = None
             return
-        if told.returncode and "Invalid job id" not in told.stderr:  # that is how a single forgotten job is answered
+        if listed.returncode and "Invalid job id" not in listed.stderr:  # its answer for a single forgotten job
             self._states = None
             return
-        rows = [line.strip().split("|", 2) for line in told.stdout.splitlines()]
+        rows = [line.strip().split("|", 2) for line in listed.stdout.splitlines()]
         self._states = {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
         self._ended |= {id_: ENDED[state] for id_, (state, _) in self._states.items() if state in ENDED}
 
     def lives(self, id_: str) -> bool:
-        """Whether the job waits or runs; believed where Slurm did not answer."""
+        """Whether the job waits or runs; also True if Slurm did not answer."""
         return self._states is None or (id_ in self._states and self._states[id_][0] not in ENDED)
 
     def why(self, id_: str) -> str:
-        """What a waiting job waits for, in Slurm's word."""
+        """What a waiting job waits for, in Slurm's words."""
         state, reason = (self._states or {}).get(id_, ("", ""))
         return reason if state == "PENDING" and reason not in ("None", "") else ""
 
     def end(self, id_: str, log: Path) -> str:
-        """The kind of failure that ended a job which is no more: from Slurm, or from the last lines of its log."""
+        """The kind of failure that ended a job: from Slurm, or from the last lines of the job's log."""
         kind = self._ended.get(id_, "lost")
         if kind != "lost":
             return kind
@@ -231,4 +280,4 @@ class Queue:
                 tail = file.read().decode(errors="replace")
         except OSError:
             return kind
-        return next((told for pattern, told in TOLD if pattern.search(tail)), kind)
+        return next((ending for pattern, ending in IN_LOG if pattern.search(tail)), kind)

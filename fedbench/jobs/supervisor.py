@@ -1,7 +1,7 @@
-"""Keeps workers at their runs: one process for each slot, begun again when it dies, and led away when the job must leave.
+"""Supervises workers: one process for each slot, started again when it dies, and stopped when the job must leave.
 
-It imports no torch, so it costs little beside the workers, and outlives what kills them: a crash, or the kernel when memory
-runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.supervisor`` what the local machine does.
+A supervisor imports no torch, so it costs little beside the workers, and outlives what kills them: a crash, or the kernel
+when memory runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.supervisor`` what the local machine does.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedbench.base import lease
+from fedbench.base import lease, processes
+from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
 from fedbench.jobs import failures
+from fedbench.jobs.failures import EXIT_BROKEN_ACCELERATOR, EXIT_LEFT
 
-GRACE_SECONDS = 60.0  # for a round to end after a signal; then the last checkpoint serves
-BROKEN = 3  # deaths of a slot's process in a row that hit no run: it cannot even start
-LEFT = 3  # exit code of a worker that was asked to leave: see fedbench.jobs.job
+GRACE_SECONDS = 60.0  # for a round to end after a signal; after that the last checkpoint has to do
+BROKEN = 3  # deaths of a slot's process in a row while it held no run: it cannot even start
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 
 
 @dataclass
 class Slot:
-    """A place for one run at a time: its own runs, those of others for later, and the GPU it uses."""
+    """A place for one run at a time: its own runs, those of other slots for later, and the GPU it uses."""
 
     names: Sequence[str]
     spare: Sequence[str] = ()
     device: str | None = None
     process: subprocess.Popen[bytes] | None = None
     over: bool = False
-    broken: int = 0
+    deaths_without_run: int = 0
 
 
 @dataclass
 class Supervisor:
-    """The processes of some slots. `leaving` is why they must leave: "" or the kind of a failure."""
+    """The processes of some slots. `leaving` is why they must leave: "" or a kind of failure."""
 
     results: Path
     slots: list[Slot]
@@ -49,8 +50,8 @@ class Supervisor:
     leaving: str = ""
     kill_at: float = field(default=float("inf"))
 
-    def keep(self) -> None:
-        """Until all runs have ended or the job must leave."""
+    def run(self) -> None:
+        """Supervise until all runs have ended or the job must leave."""
         seen = _out_of_memory_kills()
         while not all(slot.over for slot in self.slots):
             for slot in self.slots:
@@ -58,48 +59,51 @@ class Supervisor:
                     continue
                 if slot.process is None:
                     slot.over = bool(self.leaving)
-                    slot.process = None if slot.over else self._begin(slot)
+                    slot.process = None if slot.over else self._start(slot)
                 elif (code := slot.process.poll()) is not None:
                     out_of_memory = _out_of_memory_kills() > seen
                     seen = _out_of_memory_kills()
-                    self._ended(slot, code, out_of_memory)
+                    self._handle_end(slot, code, out_of_memory)
                 elif time.monotonic() > self.kill_at:
                     slot.process.kill()
             time.sleep(0.05)
 
     def leave(self, kind: str, seconds: float = GRACE_SECONDS) -> None:
-        """Let every worker stop at its next round boundary; who does not within `seconds` is killed."""
+        """Let every worker stop at its next round boundary; kill those that need more than `seconds`."""
         if not self.leaving:
             self.leaving, self.kill_at = kind, time.monotonic() + seconds
         for slot in self.slots:
             if slot.process is not None and slot.process.poll() is None:
                 slot.process.terminate()
 
-    def _begin(self, slot: Slot) -> subprocess.Popen[bytes]:
+    def _start(self, slot: Slot) -> subprocess.Popen[bytes]:
         env = dict(os.environ)
         if slot.device is not None:
             env["CUDA_VISIBLE_DEVICES"] = slot.device
-        asked = {"names": list(slot.names), "spare": list(slot.spare), "threads": self.threads}
+        work = {"names": list(slot.names), "spare": list(slot.spare), "threads": self.threads}
         process = subprocess.Popen(
             [sys.executable, "-m", "fedbench.jobs.job", str(self.results)], stdin=subprocess.PIPE, env=env
         )
         assert process.stdin is not None  # noqa: S101 - for the type checker
         try:
-            process.stdin.write(json.dumps(asked).encode())
+            process.stdin.write(json.dumps(work).encode())
             process.stdin.close()
-        except OSError:  # it is dead already, which `keep` sees
+        except OSError:  # it is dead already, which `run` sees
             pass
         if self.leaving:  # the signal came meanwhile
             process.terminate()
         return process
 
-    def _ended(self, slot: Slot, code: int, out_of_memory: bool) -> None:
-        """Begin again where a worker died, until the rules of its runs' failures say no."""
+    def _handle_end(self, slot: Slot, code: int, out_of_memory: bool) -> None:
+        """Note how a worker ended, and start another one unless the job leaves or workers cannot start."""
         process, slot.process = slot.process, None
-        if code == 0 or (code == LEFT and self.leaving):
+        if code == 0 or (code in (EXIT_LEFT, EXIT_BROKEN_ACCELERATOR) and self.leaving):
             slot.over = True
             return
-        if code == LEFT:  # somebody asked the worker alone: its runs go on here
+        if code == EXIT_LEFT:  # somebody signalled the worker alone: its runs go on here
+            return
+        if code == EXIT_BROKEN_ACCELERATOR:  # the worker itself has noted that for the run
+            _say("a worker ended (its accelerator failed); another begins")
             return
         killed = self.leaving and code in (-signal.SIGKILL, -signal.SIGTERM)
         kind, reason = _kind(code, out_of_memory)
@@ -107,35 +111,38 @@ class Supervisor:
         for folder, owner in held:
             who = {"pid": owner.pid, "started": owner.started}
             if killed:
-                folder.note(kind=self.leaving, reason="no round ended in time; its last checkpoint serves", **who)
+                folder.note(
+                    kind=self.leaving, reason="no round ended in time; it goes on from its last checkpoint", **who
+                )
             elif not failures.note(folder, kind, reason, **who):
                 folder.fail(kind, reason)
-        slot.broken = 0 if held else slot.broken + 1
-        slot.over = bool(self.leaving) or slot.broken >= BROKEN
+        slot.deaths_without_run = 0 if held else slot.deaths_without_run + 1
+        slot.over = bool(self.leaving) or slot.deaths_without_run >= BROKEN
         _say(f"a worker ended ({reason}){'' if slot.over else '; another begins'}")
 
-    def _held_by(self, pid: int, names: Sequence[str]) -> list[tuple[RunFolder, lease.Owner]]:
-        found = []
+    def _held_by(self, pid: int, names: Sequence[str]) -> list[tuple[RunFolder, Owner]]:
+        """The unfinished runs among `names` that the process `pid` held."""
+        held = []
         for name in names:
             folder = RunFolder(self.results / name)
-            last = lease.claims(folder.path)[-1:]
-            owner = lease.owner_in(last[0]) if last else None
-            if owner is not None and (owner.host, owner.pid) == (lease.host(), pid) and folder.status != "done":
-                found.append((folder, owner))
-        return found
+            owner = lease.last_owner(folder.path)
+            if owner is not None and (owner.host, owner.pid) == (processes.host(), pid) and folder.status != "done":
+                held.append((folder, owner))
+        return held
 
 
 def _kind(code: int, out_of_memory: bool) -> tuple[str, str]:
     if code >= 0:
         return "crashed", f"its process ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in {int(one) for one in signal.Signals} else f"signal {-code}"
+    known = {int(number) for number in signal.Signals}
+    name = signal.Signals(-code).name if -code in known else f"signal {-code}"
     if out_of_memory and code == -signal.SIGKILL:
         return "out_of_memory", "its process was killed by the system when memory ran out"
     return ("crashed" if name in CRASHES else "killed"), f"its process was killed by {name}"
 
 
 def _out_of_memory_kills() -> int:
-    """How many processes this system has killed for memory since it was started; 0 where it does not tell."""
+    """How many processes this system has killed for memory since it was started; 0 if it does not count them."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -144,12 +151,12 @@ def _out_of_memory_kills() -> int:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper: {text}\n")
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {text}\n")
     sys.stdout.flush()
 
 
-def deal(names: Sequence[str], count: int, devices: Sequence[str] | None) -> list[Slot]:
-    """`count` slots, dealt the names one by one, GPU by GPU; each helps the others when its own are done."""
+def assign_slots(names: Sequence[str], count: int, devices: Sequence[str] | None) -> list[Slot]:
+    """`count` slots, which get the names in turn, GPU by GPU; each helps the others when its own runs are done."""
     count = max(1, min(count, len(names)))
     packs = [tuple(names[i::count]) for i in range(count)]
     return [
@@ -180,55 +187,57 @@ class Job:
         """Do the runs. Near the time limit, or when it has to make room, stop at a round boundary and be requeued."""
         devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         count = self.side_by_side * max(1, len(devices))
-        keeper = Supervisor(Path(self.results), deal(self.names, count, devices), max(1, self.cpus // count))
+        slots = assign_slots(self.names, count, devices)
+        supervisor = Supervisor(Path(self.results), slots, max(1, self.cpus // count))
         grace = max(1.0, self.warning * 0.7)
-        signal.signal(signal.SIGTERM, lambda *_: keeper.leave("preempted", grace))
-        signal.signal(signal.SIGUSR2, lambda *_: keeper.leave("timeout", grace))
-        keeper.keep()
+        signal.signal(signal.SIGTERM, lambda *_: supervisor.leave("preempted", grace))
+        signal.signal(signal.SIGUSR2, lambda *_: supervisor.leave("timeout", grace))
+        supervisor.run()
         rest = [folder for name in self.names if (folder := RunFolder(Path(self.results) / name)).status != "done"]
-        if rest and (keeper.leaving == "timeout" or (keeper.leaving == "preempted" and _still_running())):
-            self._again(keeper.leaving, rest)
+        if rest and (supervisor.leaving == "timeout" or (supervisor.leaving == "preempted" and _still_running())):
+            self._requeue(supervisor.leaving, rest)
 
-    def _again(self, kind: str, rest: Sequence[RunFolder]) -> None:
-        """Back into the queue, unless no run of the job gets any further."""
+    def _requeue(self, kind: str, rest: Sequence[RunFolder]) -> None:
+        """Put the job back into the queue, unless no run of it gets any further."""
         for folder in rest:
             if not failures.note(folder, kind, "the job had to leave its node") and folder.status != "failed":
-                folder.fail(
-                    kind, f"no round more in {failures.AGAIN[kind] + 1} lives of the job; is its time limit too short?"
-                )
+                attempts = failures.MORE_ATTEMPTS[kind] + 1
+                folder.fail(kind, f"no further round in {attempts} starts of the job; is its time limit too short?")
         if all(folder.status == "failed" for folder in rest):
             return
         _say(f"leaving the node ({kind}): back into the queue")
-        # Not SLURM_JOB_ID: of one job of an array that is the number of the array itself, with all its jobs.
-        again = ["scontrol", "requeue", lease.process().job]
-        done = subprocess.run(again, check=False, capture_output=True, text=True)
+        # Not SLURM_JOB_ID: for one job of an array that may be the number of the array itself, with all its jobs.
+        command = ["scontrol", "requeue", processes.process().job]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             _say(f"Slurm does not take the job back, the next sweep will: {done.stderr.strip()}")
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(60)  # for Slurm ends this life
+            time.sleep(60)  # Slurm ends this process meanwhile
         raise SystemExit(1)
 
 
 def _still_running() -> bool:
-    """Whether Slurm only asked this job to make room: one that it is about to end, or to requeue, is in another state.
+    """Whether Slurm only asked this job to make room: a job that it is about to end or to requeue is in another state.
 
-    A job that leaves in its time of grace counts as completed and is not requeued by itself.
+    A job that leaves within its grace time counts as completed, and Slurm does not requeue it.
     """
-    ask = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={lease.process().job}"]
-    return subprocess.run(ask, check=False, capture_output=True, text=True).stdout.strip() == "RUNNING"
+    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={processes.process().job}"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() == "RUNNING"
 
 
 # -- what the local machine executes ---------------------------------------------------------------------------
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; reads {"results", "names", "count", "devices", "threads"} as JSON from stdin."""
-    asked: Mapping[str, Any] = json.load(sys.stdin)
-    keeper = Supervisor(
-        Path(asked["results"]), deal(asked["names"], asked["count"], asked["devices"]), asked["threads"]
-    )
-    signal.signal(signal.SIGTERM, lambda *_: keeper.leave("cancelled"))
+    """The command line: a results folder, and the sweep's name, by which `--cancel` knows the process.
+
+    Reads {"names", "count", "devices", "threads"} as JSON from stdin.
+    """
+    results, _ = sys.argv[1:] if arguments is None else arguments
+    work: Mapping[str, Any] = json.load(sys.stdin)
+    supervisor = Supervisor(Path(results), assign_slots(work["names"], work["count"], work["devices"]), work["threads"])
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.leave("cancelled"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    keeper.keep()
+    supervisor.run()
     return 0
 
 

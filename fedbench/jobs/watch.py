@@ -1,4 +1,4 @@
-"""What the runs of a sweep are doing: read from their folders and one question to Slurm, and shown while it changes."""
+"""What the runs of a sweep are doing: read from their folders and by one call of squeue, and shown while it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbench.base import lease
-from fedbench.base.records import RunFolder, Status, status_of
+from fedbench.base.records import RunFolder, Status, rounds_in_words, status_of
 from fedbench.jobs import failures, launch
 from fedbench.jobs.slurm import Queue
 from fedbench.plan.config import PlannedRun
@@ -31,8 +31,8 @@ COLOURS: dict[Status, str] = {
     "failed": "red",
     "done": "green",
 }
-ROWS = 24  # of a table where the height of the terminal is not known; what does not fit is counted
-SQUEUE_SECONDS = 10.0  # thousands of runs share this one question
+ROWS = 24  # of a table if the height of the terminal is not known; the runs that do not fit are counted
+SQUEUE_SECONDS = 10.0  # between two calls of squeue, which thousands of runs share
 HOW = {
     "lost": "without a word (killed, cancelled, out of memory or time)",
     "cancelled": "because it was cancelled",
@@ -42,14 +42,14 @@ HOW = {
     "preempted": "because it had to make room",
 }
 LOCAL_PATIENCE_SECONDS = 2.0
-PATIENCE_SECONDS = 30.0  # how long a file server may hide from us that a run was done before its job ended
+PATIENCE_SECONDS = 30.0  # a file server may hide for so long that a run was done before its job ended
 
 
 @dataclass(frozen=True)
 class View:
     """A run as a reader sees it. missing: nobody has it; pending: it waits for its turn; failed: `kind` says how.
 
-    `earlier` counts the tries that ended before, by kind; `hours` is the time of a GPU (or process) that went into it.
+    `earlier` counts the attempts that ended before, by kind; `hours` is the time of a GPU (or process) that went into it.
     """
 
     name: str
@@ -68,9 +68,9 @@ class View:
 
 
 class Observer:
-    """Looks at runs again and again. A run whose job is gone counts as lost when it has been so for `patience` seconds.
+    """Looks at runs again and again. A run counts as lost once its job has been gone for `patience` seconds.
 
-    `side_by_side` runs share a GPU, so each counts for that part of its hours.
+    `side_by_side` runs share a GPU, so each counts for its part of the GPU's hours.
     """
 
     def __init__(self, results: Path, runs: Sequence[PlannedRun], patience: float = 0.0, side_by_side: int = 1) -> None:
@@ -83,36 +83,35 @@ class Observer:
         self._gone: dict[str, float] = {}
 
     def look(self) -> list[View]:
-        """The state of every run, in the order of the sweep. What is done is not looked at twice."""
+        """The state of every run, in the order of the sweep. A run that is done is not looked at twice."""
         rest = {n: f for n, f in self.folders.items() if n not in self._views or self._views[n].state != "done"}
-        found = {name: folder.files() for name, folder in rest.items()}
-        jobs = {n: launch.job_of(f) for n, f in rest.items() if "job.json" in found[n] and "done" not in found[n]}
+        files = {name: folder.files() for name, folder in rest.items()}
+        jobs = {n: f.job() for n, f in rest.items() if "job.json" in files[n] and "done" not in files[n]}
         ids = {str(job["id"]) for job in jobs.values() if job.get("scheduler") == "slurm"}
         if not ids <= self._asked or time.monotonic() - self._asked_at > SQUEUE_SECONDS:
             self._queue.ask(ids)
             self._asked, self._asked_at = ids, time.monotonic()
         for name, folder in rest.items():
             job, held, busy = jobs.get(name, {}), False, False
-            claimed = any(file.startswith("claim.") for file in found[name])
-            if (job or claimed) and "done" not in found[name]:
+            claimed = lease.last_claim(folder.path, files[name]) is not None
+            if (job or claimed) and "done" not in files[name]:
                 # First whether somebody has it, then how it stands: a run is done before its job ends.
-                held, busy = self._held(job), self._busy(folder, found[name], job)
-                found[name] = folder.files()
-            self._views[name] = self._view(name, folder, found[name], job, held, busy)
+                held, busy = self._held(job), self._busy(folder, files[name], job)
+                files[name] = folder.files()
+            self._views[name] = self._view(name, folder, files[name], job, held, busy)
         return [self._views[name] for name in self.runs]
 
     def _held(self, job: Mapping[str, Any]) -> bool:
         """Whether a job that has, or will do, the run is alive."""
         if job.get("scheduler") == "slurm":
             return self._queue.lives(str(job["id"]))
-        return any(launch.holds(owner) for owner in job.get("owners", ()))
+        return any(launch.is_alive(owner) for owner in job.get("owners", ()))
 
     def _busy(self, folder: RunFolder, files: frozenset[str], job: Mapping[str, Any]) -> bool:
         """Whether a live process does the run now. What Slurm says of its job outweighs a heartbeat."""
-        there = [name for name in files if name.startswith("claim.")]
-        if not there:
+        if (claim := lease.last_claim(folder.path, files)) is None:
             return False
-        owner = lease.living(max((folder.path / name for name in there), key=lambda path: int(path.suffix[1:])))
+        owner = lease.live_owner(claim)
         return owner is not None and not (owner.job and owner.job == job.get("id") and not self._held(job))
 
     def _view(
@@ -124,9 +123,14 @@ class Observer:
         done, rounds = int(progress.get("round", 0)), planned.run.rounds
         earlier = dict(failures.counted(folder.notes())) if "notes.jsonl" in files else {}
         view = partial(View, name, planned.label, round=done, rounds=rounds, hours=hours, gpu=gpu, earlier=earlier)
+        if status == "done" and (damage := _damage(folder)):
+            reason = f"done before, but {'; '.join(damage)}; the same command makes it again"
+            return view(state="failed", kind="damaged", reason=reason, log=str(folder.log))
         if status in ("done", "failed"):
             failure = folder.failure() if status == "failed" else {}
-            kind, reason, log = (str(failure.get(key, "")) for key in ("kind", "reason", "log"))
+            if status == "failed" and not failure:
+                failure = {"kind": "unknown", "reason": "failed.json cannot be read", "log": str(folder.log)}
+            kind, reason, log = (failure.get(key, "") for key in ("kind", "reason", "log"))
             return view(state=status, kind=kind, reason=reason, log=log)
         if busy:
             rate = progress.get("images_per_second")
@@ -140,11 +144,11 @@ class Observer:
         since = self._gone.setdefault(name, time.monotonic())
         if time.monotonic() - since < self.patience:
             return view(state="pending")
-        said = Path(job.get("log", folder.log))
-        kind = self._queue.end(str(job["id"]), said) if "id" in job else "lost"
+        log = Path(job["log"])
+        kind = self._queue.end(str(job["id"]), log) if "id" in job else "lost"
         who = f"Slurm job {job['id']} ended" if "id" in job else "the process that did it ended"
         reason = f"{who} {HOW[kind]}; the same command goes on with it"
-        return view(state="failed", kind=kind, reason=reason, log=str(said))
+        return view(state="failed", kind=kind, reason=reason, log=str(log))
 
     def _eta(self, name: str, round_: int, rounds: int) -> float | None:
         now = time.monotonic()
@@ -153,33 +157,57 @@ class Observer:
         return (rounds - round_) * (now - since) / done if done > 0 else None
 
 
+def _damage(folder: RunFolder) -> list[str]:
+    """What is wrong with a run that is marked as done."""
+    try:
+        return folder.damage()
+    except OSError as error:
+        return [f"{error.filename or folder.path} cannot be read now ({error.strerror or error})"]
+
+
+def odd_files(results: Path, runs: Sequence[PlannedRun], views: Sequence[View]) -> list[str]:
+    """A sentence for each odd file, and each gap in the records, of the runs that are not done."""
+    lines = []
+    for planned, view in zip(runs, views, strict=True):
+        folder = RunFolder(results / planned.name)
+        if view.state == "done" or not folder.files():
+            continue
+        lines += folder.problems()
+        run, reached = planned.run, view.round
+        if missing := folder.missing_rounds(run.rounds, run.evaluate_every, reached):
+            lines.append(
+                f"{folder.path / 'records.jsonl'} lacks {rounds_in_words(missing)} of {reached} that were done"
+            )
+    return lines
+
+
 def counts(views: Sequence[View]) -> dict[str, int]:
     """How many runs are in each state, all states named."""
-    found = Counter(view.state for view in views)
-    return {state: found[state] for state in COLOURS}
+    by_state = Counter(view.state for view in views)
+    return {state: by_state[state] for state in COLOURS}
 
 
-def told(views: Sequence[View]) -> str:
+def summary(views: Sequence[View]) -> str:
     """Counts in a line: ``8 runs: 1 running, 7 done``."""
     parts = [f"{count} {state}" for state, count in counts(views).items() if count]
     return f"{len(views)} run{'' if len(views) == 1 else 's'}: {', '.join(parts) or 'none'}"
 
 
 def failed(views: Sequence[View]) -> list[str]:
-    """A line for each failed run, and one for each that goes on after a try that ended."""
+    """A line for each failed run, and one for each that goes on after a failed attempt."""
     lines = []
     for view in views:
         times = ", ".join(f"{kind} {count}" for kind, count in view.earlier.items())
         if view.state == "failed":
-            more = f"; tries that ended: {times}" if sum(view.earlier.values()) > 1 else ""
+            more = f"; failed attempts: {times}" if sum(view.earlier.values()) > 1 else ""
             lines.append(f"failed {view.name} ({view.kind}): {view.reason}{more} [log: {view.log}]")
         elif times and view.state != "done":
-            lines.append(f"{view.state} {view.name} again, tries that ended: {times}")
+            lines.append(f"{view.state} {view.name} again, failed attempts: {times}")
     return lines
 
 
 def used(views: Sequence[View]) -> str:
-    """Images per second now, and the hours so far: of GPUs, where any was used."""
+    """Images per second now, and the hours so far: of GPUs if any was used, else of processes."""
     rate = sum(view.images_per_second or 0.0 for view in views)
     hours = sum(view.hours for view in views)
     unit = "GPU" if any(view.gpu for view in views) else "process"
@@ -187,7 +215,7 @@ def used(views: Sequence[View]) -> str:
 
 
 def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lambda: False) -> None:
-    """Show the runs until none waits or runs, or `ended` says so: a live table on a terminal, else a line per change."""
+    """Show the runs until none waits or runs, or `ended()` holds: a live table on a terminal, else a line per change."""
     seen: dict[str, Status] = {}
     begun: tuple[float, int] | None = None  # when, and how many rounds were over then
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -204,16 +232,16 @@ def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lamb
                 eta = (rounds - over) * (start - begun[0]) / more if more > 0 else None
                 live.update(table(views, max(3, console.height - 7), eta), refresh=True)
             else:
-                _tell_changes(views, seen, console)
+                _print_changes(views, seen, console)
             if last or not any(view.state in ("pending", "running") for view in views):
                 return
-            time.sleep(max(1.0, time.monotonic() - start))  # at most half the time of a slow file server is ours
+            time.sleep(max(1.0, time.monotonic() - start))  # we use at most half the time of a slow file server
     finally:
         if live:
             live.stop()
 
 
-def _tell_changes(views: Sequence[View], seen: dict[str, Status], console: Console) -> None:
+def _print_changes(views: Sequence[View], seen: dict[str, Status], console: Console) -> None:
     for view in views:
         before = seen.get(view.name)
         seen[view.name] = view.state
@@ -224,7 +252,7 @@ def _tell_changes(views: Sequence[View], seen: dict[str, Status], console: Conso
 
 
 def table(views: Sequence[View], rows: int = ROWS, eta: float | None = None) -> Group:
-    """A live table: what all runs do in two lines and a bar, then `rows` of them, those at work and failed ones first."""
+    """A live table: two lines and a bar on all runs, then `rows` of them, the running and failed ones first."""
     order = {"running": 0, "failed": 1, "pending": 2, "missing": 3, "done": 4}
     ranked = sorted(views, key=lambda view: order[view.state])
     made = Table(box=None, pad_edge=False)
@@ -238,7 +266,7 @@ def table(views: Sequence[View], rows: int = ROWS, eta: float | None = None) -> 
     over = sum(_over(view) for view in views)
     bar = Padding(ProgressBar(total=max(1, sum(view.rounds for view in views)), completed=over), 0)  # ends its line
     last = f"{used(views)}{'' if eta is None else f', ETA {_clock(eta)}'}"
-    return Group(Text(told(views)), Text(last), bar, made, Text(hidden, style="dim"))
+    return Group(Text(summary(views)), Text(last), bar, made, Text(hidden, style="dim"))
 
 
 def _over(view: View) -> int:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedbench.data import Dataset
 from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
-from fedbench.plan.content import by_content
+from fedbench.plan.content import FileLister, by_content
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.paths import expanded, problem_with
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
@@ -52,6 +53,7 @@ class Checker:
         self.plugins = plugins
         self.mistakes = Mistakes()
         self.drafts: list[Draft] = []
+        self.data: Path | None = None  # the data folder, which keeps hashes of files
         self._memo: dict[str, Checked] = {}
 
     def block(self, model: type[Block], value: Any, where: str) -> Checked:
@@ -108,11 +110,17 @@ class Checker:
         if memo not in self._memo:
             block = self._plugin(kind, value)
             try:
-                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, by_content(block))
+                identity = by_content(block, self._files_read(kind, block), self.data)
+                self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, identity)
             except (OSError, ValueError) as error:
                 self.mistakes.add("", _reason(error))
                 self._memo[memo] = Checked(None, UNKNOWN)
         return self._memo[memo]
+
+    def _files_read(self, kind: Kind, block: dict[str, Any] | None) -> FileLister | None:
+        """The hook of a dataset that lists the files of a folder which it reads."""
+        dataset = self.plugins.make(kind, block) if kind == "dataset" and block else None
+        return dataset.files_read if isinstance(dataset, Dataset) else None
 
     def _plugin(self, kind: Kind, value: Any) -> dict[str, Any] | None:
         value = {"name": value} if isinstance(value, str) else value

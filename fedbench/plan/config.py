@@ -124,7 +124,6 @@ class Machine(Block):
     chunk_images: int = Field(
         0, ge=0, description="images per pass of the backbone; 0: chosen by device and image size"
     )
-    halvings: int = Field(0, ge=0, description="how often chunk_images is halved; jobs raise it when memory runs out")
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Tracker, ...] = Field(
         (), description="experiment trackers that receive the records too; none needs a network"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedbench.base.home import HOME, sweep_file
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, PlannedRun, RunConfig, Sweep, Tune
-from fedbench.plan.content import content_hash
+from fedbench.plan.content import forget
 from fedbench.plan.expansion import SECTIONS, apply_settings, checked_grid, expand, set_path
 from fedbench.plan.mistakes import Mistakes, shown
-from fedbench.plan.plugins import PluginError, Plugins, plugins
+from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
+from fedbench.plan.search_space import check_range
 from fedbench.plan.task_checks import Where, check_tasks
 from fedbench.plan.yaml_reader import read_yaml
 
@@ -24,8 +25,11 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
     found = plugins(config.get("plugins", ()))
     checker = Checker(found)
+    # Versions up to 0.1 wrote a key `halvings` into run.yaml.
+    known = {key: value for key, value in config["machine"].items() if key != "halvings"}
+    machine = checker.block(Machine, known, "machine").value
+    checker.data = machine.data
     planned = checker.run(dict(config["run"]), label=config["label"])
-    machine = checker.block(Machine, config["machine"], "machine").value
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
@@ -73,7 +77,7 @@ def check_sweep(
     """The checked sweep of a parsed file; see `read_sweep`. Raises ConfigError."""
     checker = Checker(found)
     mistakes = checker.mistakes
-    content_hash.cache_clear()  # files may have changed since the last sweep of this process
+    forget()  # files may have changed since the last sweep of this process
     sections = _sections(content, mistakes)
     for_all_runs = apply_settings(sections, settings, mistakes)
     base, grid = sections["base"], sections["grid"]
@@ -82,6 +86,7 @@ def check_sweep(
     # Unknown keys are left out from here on, so that mistakes in the others are found as well.
     base, grid = ({k: v for k, v in part.items() if str(k).split(".")[0] in legal} for part in (base, grid))
     machine: Machine = checker.block(Machine, sections["machine"], "machine").value
+    checker.data = machine.data.resolve()
     for problem in missing_trackers(machine.track):
         mistakes.add("machine.track", problem)
     cluster: Cluster = checker.block(Cluster, sections["cluster"], "cluster").value
@@ -91,6 +96,8 @@ def check_sweep(
         planned = checker.run(run)
         if planned is not None:
             runs.setdefault(planned.key, planned)
+    if tune is not None:
+        _check_tune(tune, list(runs.values()), found, mistakes)
     if where is not None:
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
@@ -110,6 +117,26 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     if not isinstance(sections["name"], str | None):
         mistakes.add("name", f"expected text, found {shown(sections['name'])}; put text in quotes")
     return sections
+
+
+def _check_tune(tune: Tune, runs: Sequence[PlannedRun], found: Plugins, mistakes: Mistakes) -> None:
+    """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
+    if any(planned.run.clients.validation == 0 for planned in runs):
+        mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
+    for path, range_ in tune.search.items():
+        kind, _, name = path.partition(".")
+        if kind in ("method", "aggregation"):
+            fields = {field.name for cls in found.classes[kind].values() for field in dataclasses.fields(cls)}  # type: ignore[index]
+            mistakes.unknown_names([name], sorted(fields), f"tune.search, {kind}")
+        elif kind in PLUGIN_KINDS:
+            mistakes.add("tune.search", f"{path} is part of the setting, and is not searched")
+        else:
+            mistakes.unknown_names([kind], RunConfig.model_fields, "tune.search")
+        if range_ is not None:
+            try:
+                check_range(path, {str(law): values for law, values in range_.items()})
+            except ConfigError as error:
+                mistakes.add("", str(error))
 
 
 def with_values(

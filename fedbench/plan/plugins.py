@@ -1,7 +1,7 @@
-"""Finds plug-ins - methods, aggregations, datasets, partitioners - by path, so that a user's own needs no fork.
+"""Loads plug-ins (methods, aggregations, datasets, partitioners) by path, so that users can add theirs without a fork.
 
-The folders have no ``__init__.py`` and are never on ``sys.path``: the repository's ``datasets/`` cannot shadow the
-package of that name, and a plug-in sees `fedbench.method` or `fedbench.data` and torch, not its neighbours.
+The folders have no ``__init__.py`` and are never on ``sys.path``. So the repository's ``datasets/`` cannot shadow the package
+of that name, and plug-ins cannot import each other.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ PLUGIN_KINDS: dict[Kind, tuple[str, str, type]] = {
 
 
 class PluginError(ValueError):
-    """A plug-in file that cannot be used; names the file and what it lacks."""
+    """A plug-in file that cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plug-ins of the project and of `folders`, each laid out like the project: methods/, datasets/, ..."""
+    """The plug-ins of the project and of `folders`, which are laid out like the project: methods/, datasets/, ..."""
 
     folders: tuple[Path, ...] = ()
 
     @cached_property
     def classes(self) -> dict[Kind, dict[str, type]]:
-        """{kind: {name: class}}; a file's name is the plug-in's name. Raises PluginError."""
-        found: dict[Kind, dict[str, type]] = {}
+        """{kind: {name: class}}, where the name is that of the file. Raises PluginError."""
+        classes: dict[Kind, dict[str, type]] = {}
         for kind, (subfolder, class_name, base) in PLUGIN_KINDS.items():
-            found[kind] = {}
+            classes[kind] = {}
             for home in (HOME, *self.folders):
                 for path in sorted((home / subfolder).glob("*.py")):
-                    if path.stem in found[kind]:
+                    if path.stem in classes[kind]:
                         raise PluginError(f"{path}: there is already a {kind} called {path.stem!r}; rename the file")
-                    found[kind][path.stem] = load(path, class_name, base)
-        return found
+                    classes[kind][path.stem] = load(path, class_name, base)
+        return classes
 
     def files(self, blocks: Mapping[str, Any]) -> tuple[Path, ...]:
-        """The source files of the plug-ins that a run's blocks name."""
+        """The source files of the plug-ins in a run's blocks."""
         modules = [self.classes[kind][blocks[kind]["name"]].__module__ for kind in PLUGIN_KINDS]
         return tuple(Path(str(sys.modules[module].__file__)) for module in modules)
 
@@ -63,7 +63,7 @@ class Plugins:
 
 
 def plugins(folders: Sequence[Path | str] = ()) -> Plugins:
-    """The project's plug-ins and those below `folders`. Raises PluginError where a folder does not exist."""
+    """The project's plug-ins and those below `folders`. Raises PluginError if a folder does not exist."""
     paths = tuple(Path(folder).resolve() for folder in folders)
     for path in paths:
         if not path.is_dir():
@@ -71,11 +71,11 @@ def plugins(folders: Sequence[Path | str] = ()) -> Plugins:
     return Plugins(paths)
 
 
-_loaded: dict[Path, type] = {}  # importing a file twice would make two classes of one plug-in
+_loaded: dict[Path, type] = {}  # each file is loaded once, since loading it again would make another class
 
 
 def load(path: Path, class_name: str, base: type) -> type:
-    """The class `class_name` of the file `path`. Raises PluginError where it is missing or not what it should be."""
+    """The class `class_name` of the file `path`. Raises PluginError if it is missing or not a dataclass derived from `base`."""
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
@@ -88,14 +88,14 @@ def load(path: Path, class_name: str, base: type) -> type:
 
 
 def execute(path: Path, name: str) -> ModuleType:
-    """The file `path` run as a new module called `name`. Raises PluginError with whatever the file raises."""
+    """Run the file `path` as a new module called `name`. Raises PluginError with the exception that the file raises."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before exec: dataclasses look their module up there
+    sys.modules[name] = module  # before running it: dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is the file's fault, and is named
+    except Exception as error:  # a user's file may raise anything
         raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
     return module

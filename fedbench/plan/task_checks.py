@@ -16,7 +16,7 @@ import torch
 
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
-from fedbench.method import Method, Task
+from fedbench.method import Aggregation, Method, Task
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -118,8 +118,17 @@ class _TaskChecks:
             if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
                 continue
             if kind == "method" and all(self._passes(kind, name, _blocks_exist, m, vit.depth) for m in moments(plugin)):
-                sizes = [fields["method"], fields["backbone"], task.num_clients, task.num_classes]
-                fit = partial(self._passes, kind, name, _parameters_fit, plugin, _task(run, vit, extent))
+                aggregation = (
+                    self.plugins.make("aggregation", fields["aggregation"]) if "aggregation" in kinds else None
+                )
+                sizes = [
+                    fields["method"],
+                    fields["aggregation"],
+                    fields["backbone"],
+                    task.num_clients,
+                    task.num_classes,
+                ]
+                fit = partial(self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent))
                 self._once(["parameters", sizes], fit)
 
     def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
@@ -151,14 +160,16 @@ def _blocks_exist(method: Method, depth: int) -> None:
             raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
 
 
-def _parameters_fit(method: Method, task: Task) -> None:
+def _parameters_fit(method: Method, aggregation: Aggregation | None, task: Task) -> None:
     """Raise ValueError for parameters that do not go with the method's options."""
     spec = method.params(task)
-    local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.centralized and local:
-        raise ValueError(f"a method without clients cannot have local values: {', '.join(local)}")
     if method.finetune_epochs and not any(param.trains for param in spec.values()):
         raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")
+    if aggregation is not None:
+        spec = {**spec, **aggregation.params(spec, task)}
+    local = sorted(name for name, param in spec.items() if param.home == "local")
+    if method.centralized and local:
+        raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
 
 
 def _held_out(run: RunConfig) -> int:

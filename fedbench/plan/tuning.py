@@ -122,7 +122,7 @@ def chosen_runs(sweep: Sweep, group: Group) -> list[PlannedRun]:
 def tuning_groups(sweep: Sweep, results: Path) -> Iterator[Group]:
     """Every method in every setting of a sweep with `tune:`, and how its trials stand below `results`.
 
-    Raises ConfigError if there are no validation data to choose by, or for a range that is none.
+    Raises ConfigError if a range does not make legal runs.
     """
     tune = sweep.tune
     if tune is None:
@@ -134,8 +134,6 @@ def tuning_groups(sweep: Sweep, results: Path) -> Iterator[Group]:
         members.setdefault(json.dumps([planned.label, setting], sort_keys=True), []).append(planned)
     legal: set[tuple[Any, ...]] = set()
     for runs in members.values():
-        if runs[0].run.clients.validation == 0:
-            raise ConfigError("tune: clients.validation is 0, and values are chosen by validation accuracy alone")
         yield _Search(sweep, tune, tuple(runs), results, legal).group()
 
 

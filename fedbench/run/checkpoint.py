@@ -1,61 +1,109 @@
-"""The state of a run after a round, in one safetensors file written aside and moved; the previous one is kept."""
+"""The state of a run after a round, in one safetensors file that replaces the last atomically; the previous one is kept.
+
+The file's metadata holds the round, a checksum of everything in the file, and the checksums that the run's other files had
+at that moment. So a damaged checkpoint, and one that no longer fits the run's records, are recognised.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedbench.base.record_schema import TotalCosts
-from fedbench.base.storage import aside, errors_at, is_away
+from fedbench.base.storage import atomic_write, errors_at, is_away
+
+log = logging.getLogger("fedbench")
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: the server's state after `round` rounds, their costs, and the seconds they took."""
+    """The server's state after `round` rounds, their costs, and the seconds they took.
+
+    `files`: SHA-256 of records.jsonl, and of clients.parquet after the last round, as the run had written them; empty in
+    checkpoints of versions up to 0.1.
+    """
 
     state: dict[str, Tensor]
     round: int
     totals: TotalCosts
     seconds: float
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(folder: Path, state: dict[str, Tensor], round_: int, totals: TotalCosts, seconds: float) -> None:
-    """Keep `state` as it is after `round_` rounds, with their `totals` and `seconds`."""
+def save(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    round_: int,
+    totals: TotalCosts,
+    seconds: float,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Keep `state` as it is after `round_` rounds, with the rounds' costs and seconds. Raises OSError."""
     values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     numbers = {name.removeprefix("total_"): value for name, value in vars(totals).items()} | {"seconds": seconds}
     scalars = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-    with aside(folder / CURRENT, previous=folder / PREVIOUS) as file, errors_at(file):
+    metadata = {"round": str(round_), "files": json.dumps(files or {}, sort_keys=True)}
+    metadata["checksum"] = _checksum(values | scalars, metadata)
+    with atomic_write(folder / CURRENT, previous=folder / PREVIOUS) as file, errors_at(file):
         # Written from where the values lie, since a copy may be gigabytes.
-        save_file(values | scalars, file, metadata={"round": str(round_)})
+        save_file(values | scalars, file, metadata=metadata)
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None if there is none.
+    """The newest undamaged checkpoint, or None if there is none. Raises OSError if the disk is away."""
+    return next(undamaged(folder), None)
+
+
+def undamaged(folder: Path) -> Iterator[Checkpoint]:
+    """The undamaged checkpoints, newest first. A damaged one is logged.
 
     Raises OSError if the disk is away: a run that took that for "no checkpoint" would begin anew.
     """
-    there = {path.name for path in folder.iterdir()}  # raises where exists() only returns False
+    names = {path.name for path in folder.iterdir()}  # raises where exists() only returns False
     for name in (CURRENT, PREVIOUS):
-        if name not in there:
+        if name not in names:
             continue
         try:
-            with errors_at(folder / name), safe_open(folder / name, "pt") as file:
-                values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-                round_ = int(file.metadata()["round"])
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            saved = _read(folder / name)
+        except Exception as error:  # a damaged header makes the parser raise many kinds
             if is_away(error, folder):
                 raise
-            continue  # cut in half: the previous one is whole
-        state = {key: value for key, value in values.items() if not key.startswith("total.")}
-        numbers = {k.removeprefix("total."): v.item() for k, v in values.items() if k.startswith("total.")}
-        seconds = numbers.pop("seconds")
-        totals = TotalCosts(**{f"total_{key}": int(value) for key, value in numbers.items()})
-        return Checkpoint(state, round_, totals, seconds)
-    return None
+            log.warning("%s is damaged (%s) and is not used", folder / name, " ".join(str(error).split()))
+        else:
+            yield saved
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint in a file. Raises ValueError and more if it is damaged."""
+    with errors_at(path), safe_open(path, "pt") as file:
+        values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = dict(file.metadata())
+    checksum = metadata.pop("checksum", None)  # absent in checkpoints of versions up to 0.1
+    if checksum is not None and checksum != _checksum(values, metadata):
+        raise ValueError("its checksum does not match its content")
+    state = {key: value for key, value in values.items() if not key.startswith("total.")}
+    numbers = {k.removeprefix("total."): v.item() for k, v in values.items() if k.startswith("total.")}
+    seconds = numbers.pop("seconds")
+    totals = TotalCosts(**{f"total_{key}": int(value) for key, value in numbers.items()})
+    files = json.loads(metadata.get("files", "{}"))
+    return Checkpoint(state, int(metadata["round"]), totals, seconds, files)
+
+
+def _checksum(values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of all tensors with their names, types and shapes, and of the metadata."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, value in sorted(values.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -140,8 +140,11 @@ class Frozen:
     cache_name: str  # of files that hold what the backbone makes of the images
 
 
-def build(planned: PlannedRun, machine: Machine, plugins: Plugins) -> Experiment:
-    """Load the data, split it, and assemble the run. Raises DataError, BackboneError and whatever a plug-in raises."""
+def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int = 0) -> Experiment:
+    """Load the data, split it, and assemble the run; `halvings`: how often the images in a pass are halved.
+
+    Raises DataError, BackboneError and whatever a plug-in raises.
+    """
     run = planned.run
     device, dtype = choose_device(machine.device), choose_dtype(run.precision)
     set_tf32(run.precision == "tf32")
@@ -149,7 +152,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins) -> Experiment
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     spec = _parameters(run, frozen, split, method, aggregation)
-    chunk = _images_in_a_pass(method, spec, frozen.vit, machine, device)
+    chunk = _images_in_a_pass(method, spec, frozen.vit, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
     return Experiment(
@@ -189,7 +192,8 @@ def load_frozen(
         data_hash=contents,
         weights_hash=weights,
         key=key,
-        cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}",
+        # Without shortcuts nothing may be read that was computed with them, or the comparison would compare nothing.
+        cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}" + ("" if machine.shortcuts else "-plain"),
     )
 
 
@@ -215,11 +219,11 @@ def _parameters(
 
 
 def _images_in_a_pass(
-    method: Method, spec: Mapping[str, Param], vit: Backbone, machine: Machine, device: torch.device
+    method: Method, spec: Mapping[str, Param], vit: Backbone, machine: Machine, device: torch.device, halvings: int
 ) -> int:
     """Images in one pass of the backbone: as configured or chosen, halved for each time that memory ran out."""
     chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device)
-    return max(1, chosen >> machine.halvings)
+    return max(1, chosen >> halvings)
 
 
 def _chunk_of_clients(chunk: int, batch_size: int) -> tuple[int, int]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyarrow import parquet
 from torch import Tensor
 
 from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
-from fedbench.base.records import RunFolder
-from fedbench.base.storage import write_aside
+from fedbench.base.records import RunFolder, record_line
+from fedbench.base.run_files import checksum
+from fedbench.base.storage import write_atomically
 from fedbench.data import Ints
 from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
-from fedbench.run import checkpoint, evaluation
+from fedbench.run import checkpoint, evaluation, resume
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
@@ -41,15 +44,18 @@ def run_rounds(
     plugins: Plugins,
     folder: RunFolder,
     must_leave: Callable[[], bool] = lambda: False,
-) -> None:
+    halvings: int = 0,
+) -> dict[str, str]:
     """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
 
-    `must_leave` is called after each round, before anything of it is written, and may raise. Raises Stopped if it returned
+    `must_leave` is called after each round, before anything of it is written, and may raise. `halvings`: how often the
+    images in a pass are halved. Returns the checksums of what was written, by file. Raises Stopped if `must_leave` returned
     True, Diverged, DataError, BackboneError, and whatever a plug-in raises.
     """
-    state = begin(planned, machine, plugins, folder)
+    state = begin(planned, machine, plugins, folder, halvings=halvings)
     while not state.over:
         state.close(one_round(state.experiment, state.rounds_done + 1), must_leave)
+    return state.written()
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,13 @@ class RunState:
     checkpoint_seconds: float
     rounds_done: int
     totals: TotalCosts
+    records_checksum: Any = field(default_factory=hashlib.sha256)  # of all lines of records.jsonl so far
+    clients_checksum: str = ""  # of clients.parquet, once it is written
+
+    def written(self) -> dict[str, str]:
+        """SHA-256 of the run's files as it wrote them, whatever became of them since."""
+        clients = {resume.CLIENTS: self.clients_checksum} if self.clients_checksum else {}
+        return {resume.RECORDS: self.records_checksum.hexdigest(), **clients}
 
     @property
     def over(self) -> bool:
@@ -88,7 +101,12 @@ class RunState:
             self._write(evaluated, result.costs)
         if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
             checkpoint.save(
-                self.folder.path, self.experiment.server.state(), self.rounds_done, self.totals, self.meter.seconds
+                self.folder.path,
+                self.experiment.server.state(),
+                self.rounds_done,
+                self.totals,
+                self.meter.seconds,
+                self.written(),
             )
             self.meter.mark()
         self._tell_progress()
@@ -107,14 +125,16 @@ class RunState:
             measured=self.meter.read(),
         )
         self.folder.append(record.as_json())
+        self.records_checksum.update(record_line(record.as_json()))
         if self.over:
             content = io.BytesIO()
             parquet.write_table(evaluated.clients, content)
-            write_aside(self.folder.path / "clients.parquet", content.getvalue())
+            write_atomically(self.folder.path / resume.CLIENTS, content.getvalue())
+            self.clients_checksum = hashlib.sha256(content.getvalue()).hexdigest()
 
     def _tell_progress(self) -> None:
         with suppress(OSError):  # progress is only for display
-            self.folder.say(
+            self.folder.report_progress(
                 round=self.rounds_done,
                 rounds=self.experiment.run.rounds,
                 time=time.time(),
@@ -130,16 +150,20 @@ def begin(
     plugins: Plugins,
     folder: RunFolder,
     clock: Callable[[], float] = time.monotonic,
+    halvings: int = 0,
 ) -> RunState:
-    """The run as its last checkpoint left it; `clock` counts its seconds. Raises DataError, BackboneError, and more."""
-    experiment = build(planned, machine, plugins)
+    """The run as its newest fitting checkpoint left it; `clock` counts its seconds. Raises what `build` raises."""
+    experiment = build(planned, machine, plugins, halvings)
     totals, rounds_done, seconds = TotalCosts(0, 0, 0), 0, 0.0
-    if (saved := checkpoint.load(folder.path)) is not None:
+    if (saved := resume.fitting_checkpoint(folder, planned.run)) is not None:
         experiment.server.restore(saved.state)
         rounds_done, totals, seconds = saved.round, saved.totals, saved.seconds
-    folder.cut_records(rounds_done)
+    records = hashlib.sha256(b"".join(folder.cut_records(rounds_done)))
     meter = Meter(experiment.model.labels.device, seconds, clock)
-    return RunState(experiment, folder, meter, machine.checkpoint_seconds, rounds_done, totals)
+    state = RunState(experiment, folder, meter, machine.checkpoint_seconds, rounds_done, totals, records)
+    if state.over:  # the checkpoint fits, so the file is whole
+        state.clients_checksum = checksum(folder.path / resume.CLIENTS)
+    return state
 
 
 def one_round(experiment: Experiment, round_: int) -> RoundResult:

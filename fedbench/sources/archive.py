@@ -1,13 +1,12 @@
-"""Reads the files of an archive, of a folder, or a single file in the same way, and unpacks nothing.
+"""Reads archives, folders and single files in the same way, without unpacking anything.
 
-Members are read in place, under the names they have in the archive, and no name in it ever becomes a path on disk: so a
-hostile archive can write nothing. It is refused all the same, by name, if it holds links, devices or names that lead
-outside, and if it would grow far beyond its size.
+Members are read in place under their names in the archive. No such name ever becomes a path on disk, so a hostile archive
+can write nothing. An archive is refused, with the name of the member, if it holds links, devices or names that lead outside,
+or if it would grow far beyond its size. Hidden files (``.DS_Store``, ``._photo.jpg``, ``__MACOSX/``) are ignored.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 import tarfile
 import threading
@@ -20,56 +19,59 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fedbench.base.files import check_regular, files_below, hidden, open_file
 from fedbench.data import DataError
 
-MOST_MEMBER_BYTES = 1 << 29  # one member, unpacked; the largest of any official archive is a CIFAR batch of 155 MB
-GROWTH, SLACK_BYTES = 100, 1 << 30  # most bytes of all members: so many times the archive's own size, and these
+MOST_MEMBER_BYTES = 1 << 29  # of one unpacked member; the largest of any official archive is a CIFAR batch of 155 MB
+GROWTH, SLACK_BYTES = 100, 1 << 30  # all members together: at most GROWTH times the archive's size plus SLACK_BYTES
+SUFFIXES = (".zip", ".gz", ".tgz", ".tar")
 
 Read = Callable[[], bytes]
-# What reading a damaged or strange archive raises: RuntimeError is zipfile's of passwords and unknown compression, OSError
-# gzip's and bz2's of damage.
+# What reading a damaged archive raises. zipfile raises RuntimeError for passwords and unknown compression; gzip and bz2 raise
+# OSError for damage.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
 
 class Source(ABC):
-    """Files by name, / between the parts of it."""
+    """Files by name, with ``/`` between folders."""
 
     path: Path
 
     @property
     @abstractmethod
     def names(self) -> Collection[str]:
-        """All files; for a tar archive this reads through all of it. Raises DataError."""
+        """The names of all files but hidden ones. A tar archive is read through for this. Raises DataError."""
 
     def read(self, name: str) -> bytes:
-        """One file. Raises DataError where it is missing, damaged or too large."""
-        for _, content in self.stream(lambda found: found == name):
-            return content()
+        """The bytes of one file. Raises DataError if it is missing, damaged or too large."""
+        for _, read in self.stream(lambda member: member == name):
+            return read()
         raise DataError(f"{self.path}: expected {name} in it, found {_some(self.names)}")
 
     @abstractmethod
     def stream(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Read]]:
-        """All files that are `wanted`, each with a function to read it, which any thread may call. Raises DataError."""
+        """All `wanted` files, each with a function that reads it and that any thread may call. Raises DataError."""
 
     def base(self, inside: str) -> str:
-        """What stands before `inside` in the names, such as ``PACS/`` before ``photo/``: archives differ there.
+        """The shortest prefix of `inside` in the names, such as ``PACS/`` of ``photo/``; packings differ there.
 
-        Raises DataError if it stands nowhere.
+        Raises DataError if no name contains `inside`.
         """
-        found = {name[:at] for name in self.names if (at := f"/{name}".find(f"/{inside}")) >= 0}
-        if not found:
+        prefixes = {name[:at] for name in self.names if (at := f"/{name}".find(f"/{inside}")) >= 0}
+        if not prefixes:
             raise DataError(f"{self.path}: expected {inside} in it, found {_some(self.names)}")
-        return min(found, key=len)
+        return min(prefixes, key=len)
 
 
 def open_source(path: Path, folder: str = "") -> Source:
-    """The files of an archive or a single file; of a directory those in its subfolder `folder`. Raises DataError."""
+    """The files of an archive, of the subfolder `folder` of a directory, or a single file. Raises DataError."""
     if path.is_dir():
         return _Folder(path, folder)
     try:
-        if not path.is_file():
-            raise DataError(f"{path}: expected a file or folder, found {'nothing' if not path.exists() else 'neither'}")
-        if path.suffix not in (".zip", ".gz", ".tgz", ".tar"):
+        if not path.exists():
+            raise DataError(f"{path}: expected a file or folder, found nothing")
+        check_regular(path)
+        if path.suffix not in SUFFIXES:
             return _File(path)
         if zipfile.is_zipfile(path):
             return _Zip(path)
@@ -77,11 +79,18 @@ def open_source(path: Path, folder: str = "") -> Source:
             return _Tar(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with open(path, "rb") as file:
-        start = file.read(16)
-    raise DataError(
-        f"{path}: expected a zip or tar archive, found {path.stat().st_size} bytes that begin with {start!r}"
-    )
+    raise DataError(f"{path}: expected a zip or tar archive, found {beginning(path)}")
+
+
+def beginning(path: Path) -> str:
+    """The size and first bytes of a file, for messages about a file that is no archive."""
+    with open_file(path) as file:
+        return f"{path.stat().st_size} bytes that begin with {file.read(16)!r}"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive, whatever its name. Raises OSError where it cannot be read."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def _some(names: Collection[str]) -> str:
@@ -103,7 +112,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 class _Limits:
-    """Counts what comes out of one archive."""
+    """Refuses members of one archive by name, kind, size and total size."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.total = path, 0
@@ -125,7 +134,7 @@ class _Limits:
 
 
 def _content(file: IO[bytes], name: str, path: Path) -> bytes:
-    """All of a member, whatever size it claims to have."""
+    """All bytes of a member, whatever size its header claims."""
     content = file.read(MOST_MEMBER_BYTES + 1)
     if len(content) > MOST_MEMBER_BYTES:
         raise DataError(f"{path}: refused, since {name!r:.200} in it is larger than {MOST_MEMBER_BYTES:,} bytes")
@@ -133,7 +142,7 @@ def _content(file: IO[bytes], name: str, path: Path) -> bytes:
 
 
 class _Zip(Source):
-    """Random access; every thread has a file handle of its own, so that members are read in parallel."""
+    """Random access. Every thread has a file handle of its own, so members are read in parallel."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.local = path, threading.local()
@@ -149,7 +158,7 @@ class _Zip(Source):
                     limits.refuse(member.filename, "a link or a device")
                 if member.flag_bits & 1:
                     limits.refuse(member.filename, "encrypted")
-                if not member.is_dir():
+                if not member.is_dir() and not hidden(member.filename):
                     names.append(member.filename)
         return dict.fromkeys(names)
 
@@ -167,7 +176,7 @@ class _Zip(Source):
 
 
 class _Tar(Source):
-    """One pass from begin to end; what is wanted is read as it comes by."""
+    """One pass from beginning to end; wanted members are read as they come by."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -176,11 +185,11 @@ class _Tar(Source):
     def names(self) -> Collection[str]:
         names: list[str] = []
 
-        def note(name: str) -> bool:
+        def collect(name: str) -> bool:
             names.append(name)
             return False
 
-        for _ in self._members(note):
+        for _ in self._members(collect):
             pass
         return dict.fromkeys(names)
 
@@ -192,38 +201,32 @@ class _Tar(Source):
         limits = _Limits(self.path)
         with _named(self.path), tarfile.open(self.path) as archive:
             for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of a million
+                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all of a million members
                 limits.member(member.name, member.size)
                 if not (member.isreg() or member.isdir()):
                     limits.refuse(member.name, "a link or a device")
-                if member.isreg() and wanted(member.name):
+                if member.isreg() and not hidden(member.name) and wanted(member.name):
                     file = archive.extractfile(member)
                     if file is None:
                         raise DataError(f"{self.path}: expected {member.name} to be a file")
                     yield member.name, _content(file, member.name, self.path)
-            while archive.fileobj and (rest := archive.fileobj.read(1 << 16)):  # its checksum stands at the very end
+            while archive.fileobj and (rest := archive.fileobj.read(1 << 16)):  # the checksum is at the very end
                 limits.member("the end", len(rest))
 
 
 class _Folder(Source):
-    """What a user has unpacked; links in it are the user's own and are followed."""
+    """A folder that the user unpacked. Links in it are the user's own and are followed."""
 
     def __init__(self, path: Path, folder: str) -> None:
-        self.path, self.folder = path, folder
+        self.path, self.folder = path, PurePosixPath(folder)
 
     @cached_property
     def names(self) -> Collection[str]:
-        def stop(error: OSError) -> None:
-            raise DataError(f"{error.filename}: expected a folder that can be read ({error.strerror})")
-
-        names = []
-        for here, folders, files in os.walk(self.path / self.folder, onerror=stop, followlinks=True):
-            place = Path(here).relative_to(self.path)
-            if len(place.parts) > 16:
-                raise DataError(f"{self.path}: refused, since {place} lies too deep; a link may lead in circles")
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            names += [(place / name).as_posix() for name in files]
-        return dict.fromkeys(sorted(names))
+        try:
+            below = [file for file in files_below(self.path / self.folder) if not hidden(file.name)]
+        except OSError as error:
+            raise DataError(f"{error.filename}: expected a folder that can be read ({error.strerror})") from error
+        return dict.fromkeys(sorted((self.folder / file).as_posix() for file in below))
 
     def stream(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Read]]:
         for name in self.names:
@@ -232,14 +235,14 @@ class _Folder(Source):
 
     def _read(self, name: str) -> bytes:
         try:
-            with open(self.path / name, "rb") as file:
+            with open_file(self.path / name) as file:
                 return _content(file, name, self.path)
         except OSError as error:
             raise DataError(f"{self.path / name}: cannot be read ({error.strerror or error})") from error
 
 
 class _File(Source):
-    """A single list, under its own name."""
+    """A single file under its own name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

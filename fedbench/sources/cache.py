@@ -1,9 +1,10 @@
-"""Arrays that are made once and then mapped from disk, however many jobs want them at the same time."""
+"""Arrays that are computed once and then mapped from disk, however many jobs want them at the same time."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 import uuid
@@ -16,80 +17,71 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench.base.lease import alive, owner_in, process
+from fedbench.base.checksums import checksum, stamp_of
+from fedbench.base.lease import owner_of
 from fedbench.base.lock import one_at_a_time
+from fedbench.base.processes import alive, process
 from fedbench.data import DataError
 
-FORMAT = 2  # raise it whenever what is in a folder changes: caches of another format are made again
-CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256]}, notes}, written last
-TRIES = 3  # somebody may break a cache between its writing and its reading
-OWNER = "owner.json"  # whose unfinished work a folder is
+log = logging.getLogger("fedbench")
+
+FORMAT = 2  # raise it whenever the content of a folder changes: caches of another format are computed again
+CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256, stamp]}, notes}, written last
+TRIES = 3  # another process may break a cache between its writing and its reading
+OWNER = "owner.json"  # the process that works on an unfinished folder
+TRUSTED_BYTES = (
+    8 << 30
+)  # a larger file is not read by every job as long as size, time and inode are as they were written
+SHOWN = 20  # skipped images that a description names
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
 
 def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str, NDArray[Any]]:
-    """The arrays in `folder`, {file name without .npy: read-only memory map}; made by `build` if they are not there.
+    """The arrays in `folder`, {file name without .npy: read-only memory map}; `build` computes them if they are missing.
 
-    `build` gets a folder of its own, saves .npy files in it (`numpy.lib.format.open_memmap` for what is larger than
-    memory) and may return notes about them (see `notes`). That folder is then renamed to `folder`, so nobody ever sees
-    half of it; a `folder` that was damaged later or is of another format is replaced. Jobs that come meanwhile wait for
-    the first. `folder` must be named after everything that changes the arrays. A build that fails leaves nothing; with
-    `resumes`, one that was killed or interrupted leaves its folder to the next, who finds in it what was there. Raises
-    DataError where nothing can be written; what `build` raises goes through.
+    `build` gets an empty folder, saves .npy files in it (`numpy.lib.format.open_memmap` for arrays larger than memory)
+    and may return notes about them (see `notes`). That folder is then renamed to `folder`, so `folder` is always whole.
+    `folder` must be named after everything that changes the arrays.
+
+    Each process compares each file with its checksum once, a file of more than `TRUSTED_BYTES` only if it was touched. A
+    folder that is damaged or of another format is replaced.
+    Jobs that come meanwhile wait for the first. A build that fails leaves nothing behind; with `resumes`, a build that was
+    killed or interrupted leaves its folder to the next build, which finds the files there.
+
+    Raises DataError where nothing can be written; what `build` raises goes through.
     """
-    found: list[dict[str, NDArray[Any]]] = []  # what was mapped stays whole, whatever becomes of the folder
+    warned = set[str]()
+    intact: list[dict[str, NDArray[Any]]] = []  # what is mapped stays whole, whatever becomes of the folder
 
     def done() -> bool:
-        if not found and (arrays := read(folder)) is not None:
-            found.append(arrays)
-        return bool(found)
+        if not intact and (arrays := read(folder)) is not None:
+            if damage := _wrong_checksums(folder, TRUSTED_BYTES):
+                for line in set(damage) - warned:
+                    log.warning("%s; the cache is computed again", line)
+                warned.update(damage)
+            else:
+                intact.append(arrays)
+        return bool(intact)
 
     try:
         for _ in range(TRIES):
             if done():
-                return found[0]
+                return intact[0]
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(folder, done) as mine:
-                if mine:
+            with one_at_a_time(folder, done) as is_ours:
+                if is_ours:
                     _make(folder, build, resumes)
                     done()
     except OSError as error:
         raise DataError(f"{folder}: this cache cannot be written ({error})") from error
     if not done():
-        raise DataError(f"{folder}: this cache was made, but cannot be read back, {TRIES} times in a row")
-    return found[0]
-
-
-def notes(folder: Path) -> dict[str, Any]:
-    """What the build said about the arrays of a cache ({} where there is none)."""
-    contents = _contents(folder)
-    return dict(contents["notes"]) if contents else {}
-
-
-def damages(folder: Path) -> list[str]:
-    """What is wrong with a cache, a line each, by reading every byte of it; [] if it is as it was written."""
-    contents = _contents(folder)
-    if contents is None or read(folder) is None:
-        return [f"{folder}: expected a cache, found none or a part of one"]
-    wrong = []
-    for name, (_, _, digest) in contents["arrays"].items():
-        found = _sha256(folder / f"{name}.npy")
-        if found != digest:
-            wrong.append(f"{folder / name}.npy: expected sha256 {digest}, found {found}")
-    return wrong
-
-
-def _contents(folder: Path) -> dict[str, Any] | None:
-    try:
-        contents = json.loads((folder / CONTENTS).read_text())
-        return contents if contents["format"] == FORMAT else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        raise DataError(f"{folder}: this cache was written, but cannot be read back, {TRIES} times in a row")
+    return intact[0]
 
 
 def read(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays, or None where they are missing or, as far as their sizes tell, not what was written."""
+    """The arrays, or None if there are none or their types, shapes or file sizes are not what was written."""
     contents = _contents(folder)
     if contents is None:
         return None
@@ -98,16 +90,72 @@ def read(folder: Path) -> dict[str, NDArray[Any]] | None:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in listed}
         whole = all([array.dtype.str, list(array.shape)] == listed[name][:2] for name, array in arrays.items())
     except (OSError, ValueError, AttributeError, TypeError, KeyError, EOFError):
-        return None  # the length of each file is checked by mapping it
+        return None  # mapping a file checks its length
     return arrays if whole else None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def notes(folder: Path) -> dict[str, Any]:
+    """What the build returned about the arrays of a cache; {} without a cache."""
+    contents = _contents(folder)
+    return dict(contents["notes"]) if contents else {}
+
+
+def verify_cache(folder: Path) -> list[str]:
+    """Damage to a cache, one line each; empty if every byte is as it was written."""
+    if read(folder) is None:
+        return [f"{folder}: expected a cache, found none or a part of one"]
+    return _wrong_checksums(folder)
+
+
+def describe_cache(folder: Path) -> list[str]:
+    """Where a cache is, its size, what it was made from and which images it leaves out, one line each."""
+    if read(folder) is None:
+        return [f"cache: {folder} (not there)"]
+    size = sum(path.stat().st_size for path in folder.glob("*"))
+    lines = [f"cache: {folder} ({size / 1e6:,.1f} MB)"]
+    about = notes(folder)
+    lines += [f"  from {line}" for line in about.get("sources", [])]
+    lines += [f"  {line}" for line in about.get("remarks", [])]
+    if skipped := about.get("skipped"):
+        lines.append(f"  {len(skipped)} images left out:")
+        lines += [f"    {line}" for line in skipped[:SHOWN]]
+        if len(skipped) > SHOWN:
+            lines.append(f"    and {len(skipped) - SHOWN} more, all in {folder / CONTENTS}")
+    return lines
+
+
+def _contents(folder: Path) -> dict[str, Any] | None:
+    try:
+        contents = json.loads((folder / CONTENTS).read_text())
+        return contents if contents["format"] == FORMAT and isinstance(contents["notes"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _wrong_checksums(folder: Path, trusted_bytes: float = math.inf) -> list[str]:
+    """The arrays of a whole cache whose bytes changed.
+
+    A file is read once per process, unless it changes on disk. One of more than `trusted_bytes` that has the size, time
+    and inode with which it was written is not read.
+    """
+    contents = _contents(folder)
+    wrong = []
+    for name, (_, _, expected, *stamp) in (contents or {"arrays": {}})["arrays"].items():
+        path = folder / f"{name}.npy"
+        try:
+            status = path.stat()
+            if status.st_size > trusted_bytes and stamp == [list(stamp_of(status))]:
+                continue
+            digest = checksum(path)
+        except OSError as error:  # replaced at this moment by another process
+            digest = str(error)
+        if digest != expected:
+            wrong.append(f"{path}: expected sha256 {expected}, found {digest}")
+    return wrong
 
 
 def _make(folder: Path, build: Build, resumes: bool) -> None:
+    """Build the arrays in a folder beside `folder`, then rename it."""
     # Not tempfile.mkdtemp: its folders are for one user only, and data folders are often shared by a group.
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     keep = False
@@ -116,29 +164,11 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
         _take_over(folder, fresh if resumes else None)
         fresh.mkdir(exist_ok=True)
         (fresh / OWNER).write_text(json.dumps(asdict(process())))
-        fresh.rename(aside)  # from now on others see it, and see whose it is
-        told = build(aside)
-        arrays = {}
-        for path in sorted(aside.glob("*.npy")):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            arrays[path.stem] = [array.dtype.str, list(array.shape), _sha256(path)]
-        for path in aside.iterdir():
-            if path.suffix != ".npy" and path.name != OWNER:  # what a build needs to go on after an interruption
-                path.unlink()
-        (aside / CONTENTS).write_text(json.dumps({"format": FORMAT, "arrays": arrays, "notes": dict(told or {})}))
-        for path in aside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())  # else a power cut after the rename could leave a whole name on half a file
-        if read(folder) is None:  # without a lock another job may have been faster: then its arrays stay
-            damaged = aside.with_suffix(".old")
-            with suppress(OSError):  # a folder cannot be renamed onto another that has files
-                os.replace(folder, damaged)
-            with suppress(OSError):
-                os.replace(aside, folder)
-                (folder / OWNER).unlink()  # not before: what has no owner is anybody's
-            shutil.rmtree(damaged, ignore_errors=True)
+        fresh.rename(aside)  # from now on others see it, and see its owner
+        _seal(aside, build(aside))
+        _put_in_place(aside, folder)
     except BaseException as error:
-        keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next goes on
+        keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next build goes on
         if keep:
             (aside / OWNER).unlink(missing_ok=True)
         raise
@@ -148,14 +178,42 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _seal(aside: Path, about: Mapping[str, Any] | None) -> None:
+    """Write down the arrays in `aside` with their checksums, and make sure that all is on disk."""
+    arrays = {}
+    for path in sorted(aside.glob("*.npy")):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays[path.stem] = [array.dtype.str, list(array.shape), checksum(path), stamp_of(path.stat())]
+    for path in aside.iterdir():
+        if path.suffix != ".npy" and path.name != OWNER:  # what a build needs to go on after an interruption
+            path.unlink()
+    (aside / CONTENTS).write_text(json.dumps({"format": FORMAT, "arrays": arrays, "notes": dict(about or {})}))
+    for path in aside.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut after the rename could leave a whole name on half a file
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`, unless another job was faster and its arrays are whole."""
+    if read(folder) is not None and not _wrong_checksums(folder):
+        return
+    damaged = aside.with_suffix(".old")
+    with suppress(OSError):  # a folder cannot be renamed onto another that has files
+        os.replace(folder, damaged)
+    with suppress(OSError):
+        os.replace(aside, folder)
+        (folder / OWNER).unlink()  # last: a folder without an owner may be removed by anybody
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
 def _take_over(folder: Path, fresh: Path | None) -> None:
-    """Rename an unfinished folder that a dead process left to `fresh`, and remove all others of the dead."""
-    for left in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
-        owner = owner_in(left / OWNER)
+    """Rename an unfinished folder of a dead process to `fresh`, and remove all others of dead processes."""
+    for unfinished in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
+        owner = owner_of(unfinished / OWNER)
         if owner is not None and owner.host == process().host and alive(owner):
-            continue  # works without a lock beside us
+            continue  # it works without a lock beside us
         if fresh is not None and not fresh.exists():
-            with suppress(OSError):  # somebody else was faster
-                left.rename(fresh)
+            with suppress(OSError):  # another process was faster
+                unfinished.rename(fresh)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)

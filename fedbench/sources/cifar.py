@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fedbench.data import DataError, Ints, Samples
 from fedbench.sources.archive import Source
-from fedbench.sources.prepared import ArchiveDataset
-from fedbench.sources.safe_pickle import loads
+from fedbench.sources.archive_dataset import ArchiveDataset
+from fedbench.sources.safe_pickle import load_pickle
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CifarDataset(ArchiveDataset):
         (archive,), (source,) = self.archives, sources.values()
         files = {f"{archive.unpacked}/{name}": name for name in (*self.train, *self.test, self.meta)}
         read = {
-            files[name]: loads(content(), f"{source.path}: {name}")
+            files[name]: load_pickle(content(), f"{source.path}: {name}")
             for name, content in source.stream(files.__contains__)
         }
         if missing := [name for name in files.values() if name not in read]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from fedbench.data import Archive, DataError
 from fedbench.sources.archive import Source
-from fedbench.sources.prepared import Table
-from fedbench.sources.safe_pickle import loads
+from fedbench.sources.image_dataset import Table
+from fedbench.sources.safe_pickle import load_pickle
 
 _SITE = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _IMAGES = {  # domain: (folder of the site, md5, size in words)
@@ -41,11 +41,11 @@ _LISTS = {  # md5 of the lists of the cleaned version, which are also offered by
 }
 DOMAINNET = tuple(_IMAGES)
 DOMAINNET_IMAGES = tuple(
-    Archive(f"{domain}.zip", f"{_SITE}/{folder}{domain}.zip", 0, md5, official=False, unpacked=domain, told=size)
+    Archive(f"{domain}.zip", f"{_SITE}/{folder}{domain}.zip", 0, md5, official=False, unpacked=domain, remark=size)
     for domain, (folder, md5, size) in _IMAGES.items()
 )
 DOMAINNET_LISTS = tuple(
-    Archive(name, f"{_SITE}/domainnet/txt/{name}", 0, md5, official=False, told="a list")
+    Archive(name, f"{_SITE}/domainnet/txt/{name}", 0, md5, official=False, remark="a list")
     for name, md5 in _LISTS.items()
 )
 
@@ -64,7 +64,7 @@ def fedbn_table(
         for part in ("train", "test"):
             name = f"{site}_{part}.pkl"
             name = lists.base(name) + name
-            pair = loads(lists.read(name), f"{lists.path}: {name}")
+            pair = load_pickle(lists.read(name), f"{lists.path}: {name}")
             columns = (list, tuple, np.ndarray)
             whole = isinstance(pair, columns) and len(pair) == 2 and all(isinstance(part, columns) for part in pair)
             if not whole or len(pair[0]) != len(pair[1]):

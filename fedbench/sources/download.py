@@ -1,8 +1,7 @@
-"""Fetches a file over HTTP: goes on where it stopped, says how far it is, and gives it its name only when it is right."""
+"""Downloads a file over HTTP: resumes, shows progress, and gives the file its name only after checking it."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -15,28 +14,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedbench.base.checksums import checksum
 from fedbench.base.lock import one_at_a_time
 from fedbench.base.progress import progress
 from fedbench.base.storage import write_aside
 from fedbench.data import DataError
+from fedbench.sources.archive import SUFFIXES, beginning, is_archive
 
-PIECE = 1 << 20
-ATTEMPTS = 6  # in a row without a byte gained
+PIECE_BYTES = 1 << 20
+ATTEMPTS = 6  # in a row that gain no byte
 PAUSE_SECONDS = 1.0  # doubled after each attempt that gained nothing
 TIMEOUT_SECONDS = 60.0
 AGENT = "fedbench"
 
 
 def download(url: str, path: Path, size: int = 0, md5: str = "") -> None:
-    """Fetch `url` to `path`. `size` in bytes and `md5` are what the file must have (0 and "": not known).
+    """Download `url` to `path`. The file must have `size` bytes and the checksum `md5` (0 and "": not known).
 
-    What has come so far waits in ``<name>.part`` for the next attempt, also after the process was killed, and is only
-    gone on with if the server says that the file is still the same. Raises DataError, with what went wrong.
+    A partial download is kept in ``<name>.part``, also when the process is killed. The next attempt resumes it if the server
+    says that the file is still the same. What is called an archive must be one. Raises DataError.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path, path.exists) as mine:
-            if mine:
+        with one_at_a_time(path, path.exists) as is_ours:
+            if is_ours:
                 _Transfer(url, path, size).run()
                 _check(path.with_name(path.name + ".part"), url, md5)
                 os.replace(path.with_name(path.name + ".part"), path)
@@ -45,46 +46,34 @@ def download(url: str, path: Path, size: int = 0, md5: str = "") -> None:
         raise DataError(f"{url}: cannot be written to {path} ({error})") from error
 
 
-_md5: dict[tuple[int, ...], str] = {}  # a file's identity, as far as a file system tells: read 186 GB once
-
-
-def md5_of(path: Path) -> str:
-    """The MD5 of a file, with a bar: official checksums are given so; it guards against accidents, not attacks."""
-    status = path.stat()
-    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-    if identity not in _md5:
-        _md5[identity] = _read_md5(path)
-    return _md5[identity]
-
-
-def _read_md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file, progress(f"checksum of {path.name}", path.stat().st_size, unit="bytes") as advance:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
-
-
 def _check(part: Path, url: str, md5: str) -> None:
-    if md5 and (found := md5_of(part)) != md5:
-        part.unlink()
-        raise DataError(f"{url}: expected a file with md5 {md5}, found {found}; what came was thrown away")
+    """Raises DataError, and removes the file, if it is another one than was asked for."""
+    name = part.name.removesuffix(".part")
+    if md5 and (digest := checksum(part, "md5")) != md5:
+        problem = f"expected a file with md5 {md5}, found {digest}"
+    elif name.endswith(SUFFIXES) and not is_archive(part):  # many a server answers with a page and the code 200
+        problem = f"expected a zip or tar archive, found {beginning(part)}"
+    else:
+        return
+    part.unlink()
+    raise DataError(f"{url}: {problem}; the download was thrown away")
 
 
 class _Transfer:
-    """One download, over as many connections as it takes."""
+    """One download, over as many connections as necessary."""
 
     def __init__(self, url: str, path: Path, size: int) -> None:
         self.url, self.size = url, size
         self.part = path.with_name(path.name + ".part")
-        self.facts = path.with_name(path.name + ".part.json")  # which file of the server the part belongs to
+        self.facts = path.with_name(path.name + ".part.json")  # the version of the file that the part belongs to
 
     @property
     def have(self) -> int:
+        """Bytes downloaded so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> None:
+        """Download until the file is whole. Raises DataError."""
         failures = 0
         while True:
             before = self.have
@@ -94,7 +83,7 @@ class _Transfer:
                 reason = "the connection was cut"
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code == 416:  # the part is longer than the file: it is another one now
+                if error.code == 416:  # the part is longer than the file, which has changed
                     self._restart()
                     reason = str(error)
                 elif error.code in (408, 425, 429) or error.code >= 500:
@@ -113,7 +102,7 @@ class _Transfer:
             if failures >= ATTEMPTS:
                 raise DataError(
                     f"{self.url}: could not be fetched ({reason}); {self.have:,} bytes are in {self.part}, and the same "
-                    f"command goes on from there"
+                    f"command resumes from there"
                 )
             time.sleep(PAUSE_SECONDS * 2**failures)
 
@@ -121,7 +110,7 @@ class _Transfer:
         self.part.unlink(missing_ok=True)
 
     def _connection(self) -> bool:
-        """Fetch over one connection; whether the file is whole."""
+        """Download over one connection. Returns whether the file is whole."""
         have, headers = self.have, {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         known = self._known() if have else {}
         if have and known.get("validator"):
@@ -154,7 +143,7 @@ class _Transfer:
                 progress(self.part.stem, total, have, "bytes") as advance,
             ):
                 try:
-                    while piece := answer.read(PIECE):
+                    while piece := answer.read(PIECE_BYTES):
                         file.write(piece)
                         advance(len(piece))
                 finally:

@@ -1,8 +1,7 @@
-"""Decodes a list of image files into one array on disk, on all cores, and goes on where it was interrupted.
+"""Decodes a list of image files into one array on disk, on all cores, and resumes after an interruption.
 
-Memory holds the images in work and nothing else. Pixels are written through a file handle into space that was set aside
-before, so that a full disk is an error message and not a crash; which rows are done is noted only after their pixels are
-safe on disk.
+Memory holds only the images being decoded. Pixels are written through a file handle into space that was allocated before,
+so a full disk is an error message and not a crash. A row is noted as done only after its pixels are safe on disk.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,12 +25,14 @@ from fedbench.data import DataError
 from fedbench.sources.archive import Read, Source
 from fedbench.sources.decode import square
 
-SAFE_EVERY = 2048  # images between two moments after which an interruption loses nothing
+log = logging.getLogger("fedbench")
+
+SAFE_EVERY = 2048  # an interruption loses at most so many decoded images
 SHOWN = 20  # unreadable images that a message names
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -42,22 +44,25 @@ def write(
     skip: float,
     aside: Path,
 ) -> list[str]:
-    """Write images.npy uint8 [n, size, size, 3] and kept.npy [n], the place in `files` of each; gives what is left out.
+    """Write images.npy uint8 [n, size, size, 3] and kept.npy [n], the place of each image in `files`, to the folder `aside`.
 
-    `files` are (number of the source, key of the name in it). Images that are missing or cannot be read are left out up
-    to the share `skip` of all; the last images then take their places. Raises DataError with the list where there are
-    more, OSError where the disk is full.
+    `files` are (number of the source, key of the name in it); a file may be listed more than once. Images that are missing or
+    cannot be read are left out up to the share `skip` of all; the last images then take their places. Returns a line on each
+    image left out. Raises DataError with the list if there are more, OSError if the disk is full.
     """
     work = _Work(files, size, aside)
     for number, source in enumerate(sources):
-        todo = {name: row for row, (at, name) in enumerate(files) if at == number and not work.done[row]}
+        todo: dict[str, list[int]] = {}
+        for row, (at, name) in enumerate(files):
+            if at == number and not work.done[row]:
+                todo.setdefault(name, []).append(row)
         work.decode(source, todo, key)
     skipped = [f"{files[row][1]}: {reason}" for row, reason in sorted(work.wrong.items())]
     if len(skipped) > skip * len(files):
         more = ""
         if len(skipped) > SHOWN:
             whole = aside.with_name(f"{aside.name.strip('.')}.unreadable.txt")
-            write_aside(whole, ("\n".join(skipped) + "\n").encode())
+            write_aside(whole, ("\n".join(skipped) + "\n").encode(errors="surrogateescape"))
             more = f"\n  and {len(skipped) - SHOWN} more, all in {whole}"
         where = ", ".join(str(source.path) for source in sources)
         raise DataError(
@@ -65,11 +70,13 @@ def write(
             f"left out (skip):\n  " + "\n  ".join(skipped[:SHOWN]) + more
         )
     work.close()
+    if skipped:
+        log.warning("%d of %d images are left out (skip), for example %s", len(skipped), len(files), skipped[0])
     return skipped
 
 
 class _Work:
-    """The half-made array in `aside`, with what an earlier attempt has done."""
+    """The unfinished array in `aside`, with the rows that an earlier attempt decoded."""
 
     def __init__(self, files: Sequence[tuple[int, str]], size: int, aside: Path) -> None:
         self.size, self.aside = size, aside
@@ -85,7 +92,7 @@ class _Work:
         shape = (len(files), size, size, 3)
         np.lib.format.open_memmap(self.images, mode="w+", dtype=np.uint8, shape=shape)
         self._open()
-        if hasattr(os, "posix_fallocate"):  # says now, and not after hours, that there is no room
+        if hasattr(os, "posix_fallocate"):  # a full disk shows now and not after hours
             os.posix_fallocate(self.file, 0, self.images.stat().st_size)
         self._note()
         self.plan.write_text(plan)
@@ -95,13 +102,13 @@ class _Work:
         self.file = os.open(self.images, os.O_RDWR)
 
     def _note(self) -> None:
-        """Make sure of the pixels first, then say that they are there."""
+        """Write the pixels to disk, then the list of rows that are done."""
         done = self.done.tobytes()
         os.fsync(self.file)
         write_aside(self.notes, done)
 
-    def decode(self, source: Source, todo: dict[str, int], key: Callable[[str], str]) -> None:
-        """Decode the files of one source, `todo` {key: row}."""
+    def decode(self, source: Source, todo: dict[str, list[int]], key: Callable[[str], str]) -> None:
+        """Decode the files of one source, `todo` {key: rows}."""
         waiting: set[Future[None]] = set()
         missing, workers = dict(todo), cores()
         with (
@@ -109,23 +116,23 @@ class _Work:
             ThreadPoolExecutor(workers) as pool,  # Pillow decodes and resizes without holding the interpreter
         ):
             try:
-                since = 0
+                unsafe = 0
                 for name, read in source.stream(lambda name: key(name) in missing) if todo else ():
-                    waiting.add(pool.submit(self._one, missing.pop(key(name)), name, read))
+                    waiting.add(pool.submit(self._decode_file, missing.pop(key(name)), name, read))
                     while len(waiting) >= 4 * workers:
                         over, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                        since += self._finish(over, advance)
-                        if since >= SAFE_EVERY:
+                        unsafe += self._finish(over, advance)
+                        if unsafe >= SAFE_EVERY:
                             self._note()
-                            since = 0
+                            unsafe = 0
                     if not missing:
                         break  # the rest of a large archive need not be read
                 self._finish(wait(waiting).done, advance)
             finally:
                 for future in waiting:
                     future.cancel()
-        for row in missing.values():
-            self.wrong[row] = f"not in {source.path}"
+        for rows in missing.values():
+            self.wrong.update(dict.fromkeys(rows, f"not in {source.path}"))
         self._note()
 
     def _finish(self, over: set[Future[None]], advance: Callable[[int], None]) -> int:
@@ -134,17 +141,18 @@ class _Work:
         advance(len(over))
         return len(over)
 
-    def _one(self, row: int, name: str, read: Read) -> None:
+    def _decode_file(self, rows: list[int], name: str, read: Read) -> None:
         try:
             pixels = square(read(), self.size, name)
         except DataError as error:
-            self.wrong[row] = str(error).removeprefix(f"{name}: ")
+            self.wrong.update(dict.fromkeys(rows, str(error).removeprefix(f"{name}: ")))
             return
-        _write(self.file, pixels.tobytes(), self.offset + row * pixels.nbytes)
-        self.done[row] = True
+        for row in rows:
+            _write(self.file, pixels.tobytes(), self.offset + row * pixels.nbytes)
+            self.done[row] = True
 
     def close(self) -> None:
-        """Close the gaps, and write kept.npy. What is needed to go on stays unless rows have to be moved."""
+        """Close the gaps and write kept.npy. What is needed to resume stays, unless rows have to be moved."""
         kept = _close_gaps(self.done)
         if len(kept) < len(self.done):
             self.plan.unlink()
@@ -165,13 +173,13 @@ class _Work:
 
 
 def _write(file: int, content: bytes, at: int) -> None:
-    while content:  # a write may be cut short by a limit or a signal
+    while content:  # a limit or a signal may cut a write short
         written = os.pwrite(file, content, at)
         content, at = content[written:], at + written
 
 
 def _close_gaps(done: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Which row comes to each place, [number done]: rows stay where they are, and the last ones fill the gaps."""
+    """The row at each place, [number done]: rows stay where they are, and the last ones fill the gaps."""
     kept = np.arange(int(done.sum()))
     gaps = np.flatnonzero(~done[: len(kept)])
     kept[gaps] = np.flatnonzero(done[len(kept) :]) + len(kept)

@@ -20,7 +20,7 @@ PLAIN_DTYPE = re.compile(r"[<>|=]?([biuf][1248]|b1|[SU][1-9][0-9]{0,4})")
 OBJECT_DTYPE = re.compile(r"\|?O[48]?")  # admitted for text alone: what pandas columns of names are
 
 
-def loads(content: bytes, source: str) -> Any:
+def load_pickle(content: bytes, source: str) -> Any:
     """The object in a pickle, its byte strings as text in Latin-1 (one character a byte).
 
     Files written by Python 2 load too. Raises DataError, naming `source`, where the pickle is broken or asks for

@@ -1,4 +1,4 @@
-"""Blocks of the frozen backbone by torch.compile, in passes padded to one size, so that nothing is compiled again later."""
+"""Blocks of the frozen backbone under torch.compile, in passes padded to one size so that nothing is recompiled."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from fedbench.vit.backbone import BackboneError
 
 BACKEND = "inductor"
-# For each function; past it torch silently goes on without compiling. A process may do runs of many methods, each of which
-# has its own number of tokens, with and without gradients.
+# Compiled forms per function. Beyond the limit torch silently stops compiling. A process may run many methods, each with its
+# own number of tokens, with and without gradients.
 FORMS = 256
 
 
 class CompiledBlocks:
-    """Calls a function ``part(block, x [N, T, D], ...) -> [N, ...]`` by its compiled form, N padded to a multiple of `images`.
+    """Calls ``part(block, x [N, T, D], ...) -> [N, ...]`` in compiled form, with N padded to a multiple of `images`.
 
-    The images of a pass are as many as fit; only the last pass of a batch has fewer, and its size would be another form. All
-    blocks of a backbone share a form, since weights are inputs of it.
+    Without padding, the last pass of a batch, which is smaller, would need another compiled form. All blocks of a backbone
+    share a form, since weights are inputs.
     """
 
     def __init__(self, images: int) -> None:

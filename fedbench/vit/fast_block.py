@@ -1,9 +1,9 @@
-"""A block of a frozen ViT on a CPU: the numbers of timm's block, with a backward pass that is of activations alone.
+"""A block of a frozen ViT on a CPU: timm's results, with a hand-written backward pass for activations only.
 
-Written out by hand, since what autograd does in general is here too much: it keeps nothing for weights that get no gradient,
-makes no view that has to be padded with zeros on the way back, and in the first block that prompts enter it goes back to the
-prompts only, for nothing below needs the gradient of the other tokens. Attention is two matrix products and a softmax, which
-for some hundred tokens is faster on a CPU than a kernel that saves memory.
+It saves work that autograd would do. It keeps nothing for weights, which get no gradient. It makes no views that have to be
+padded with zeros in the backward pass. In the first prompted block it computes the gradient of the prompts only, since nothing
+below needs that of the other tokens. Attention is two matrix products and a softmax: for a few hundred tokens this is faster on
+a CPU than a kernel that saves memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ aten: Any = torch.ops.aten
 
 
 def fits(block: nn.Module) -> bool:
-    """Whether a block is of the plain form: pre-norm, one attention, an MLP with exact GELU, no scales, norms or gates."""
+    """Whether a block has the plain form: pre-norm, one attention, an MLP with exact GELU; no scale, inner norm or gate."""
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
     attn, mlp = block.attn, block.mlp
@@ -38,7 +38,7 @@ def fits(block: nn.Module) -> bool:
 
 
 def serves(block: nn.Module, x: Tensor) -> bool:
-    """Whether `through` is of use for a block that `fits`: for a gradient, on a CPU, in the precision of frozen weights."""
+    """Whether `through` can run a block that `fits`: with gradients, on a CPU, without autocast, with frozen weights."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
     cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
@@ -46,31 +46,31 @@ def serves(block: nn.Module, x: Tensor) -> bool:
 
 
 def through(block: nn.Module, x: Tensor, slots: Tensor | None = None) -> Tensor:
-    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], the tokens 1 to P of `x`, the gradient goes to them alone."""
+    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], the tokens 1 to P of `x`, only they get a gradient."""
     result: Tensor = _Through.apply(x, slots, block)  # type: ignore[no-untyped-call]
     return result
 
 
 def _forward(block: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The block's output, and what its backward pass needs."""
+    """The block's output, and the tensors for its backward pass."""
     n, t, d = x.shape
     attn, mlp, heads = block.attn, block.mlp, block.attn.num_heads
-    seen, mean1, rstd1 = _norm(block.norm1, x)
-    qkv = F.linear(seen, attn.qkv.weight, attn.qkv.bias).view(n, t, 3, heads, d // heads)
+    normed, mean1, rstd1 = _norm(block.norm1, x)
+    qkv = F.linear(normed, attn.qkv.weight, attn.qkv.bias).view(n, t, 3, heads, d // heads)
     qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, d // heads)
     q, k, v = qkv.unbind(0)
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=attn.scale)
     shares = torch.softmax(scores, -1)  # [N * heads, T, T]
     mixed = torch.bmm(shares, v).view(n, heads, t, d // heads).transpose(1, 2).reshape(n, t, d)
     y = F.linear(mixed, attn.proj.weight, attn.proj.bias).add_(x)
-    seen, mean2, rstd2 = _norm(block.norm2, y)
-    hidden = F.linear(seen, mlp.fc1.weight, mlp.fc1.bias)
+    normed, mean2, rstd2 = _norm(block.norm2, y)
+    hidden = F.linear(normed, mlp.fc1.weight, mlp.fc1.bias)
     out = F.linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias).add_(y)
     return out, (x, mean1, rstd1, qkv, shares, y, mean2, rstd2, hidden)
 
 
 class _Through(torch.autograd.Function):
-    """`_forward` with the gradient of x, or of the slots in it."""
+    """`_forward` with the gradient of x, or of the slots in x only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor | None, block: Any) -> Tensor:
@@ -85,7 +85,7 @@ class _Through(torch.autograd.Function):
         x, mean1, rstd1, qkv, shares, y, mean2, rstd2, hidden = ctx.saved_tensors
         n, t, d = x.shape
         block, heads, scale = ctx.block, ctx.block.attn.num_heads, ctx.block.attn.scale
-        at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens whose gradient is wanted
+        at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens that get a gradient
         q, k, v = qkv.unbind(0)
         back = aten.gelu_backward(grad @ block.mlp.fc2.weight, hidden) @ block.mlp.fc1.weight
         grad_y = _norm_back(block.norm2, back, y, mean2, rstd2).add_(grad)
@@ -102,7 +102,7 @@ class _Through(torch.autograd.Function):
 
 
 def _norm(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised x [..., D], and mean and reciprocal deviation [..., 1]."""
+    """The normalised x [..., D], its mean and its reciprocal standard deviation [..., 1]."""
     out, mean, rstd = torch.native_layer_norm(x, list(norm.normalized_shape), norm.weight, norm.bias, norm.eps)
     return out, mean, rstd
 

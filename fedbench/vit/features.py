@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedbench.data import Samples
+from fedbench.data import DataError, Samples
+from fedbench.sources.cache import cached_arrays
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.images import Images
 from fedbench.vit.thread_map import thread_map
@@ -21,7 +20,7 @@ log = logging.getLogger("fedbench")
 
 
 def data_hash(samples: Samples) -> str:
-    """16 hex digits of the labels and the images (of 4,096 evenly spaced images where there are more than 100,000)."""
+    """16 hex digits of the labels and the images (of 4,096 evenly spaced images if there are more than 100,000)."""
     count = len(samples.labels)
     step = 1 if count <= 100_000 else count // 4096
     digest = hashlib.sha256(repr(samples.images.shape).encode() + samples.labels.tobytes() + samples.is_test.tobytes())
@@ -31,40 +30,29 @@ def data_hash(samples: Samples) -> str:
 
 
 def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tensor:
-    """The features [N, D] of all images, from the cache below `root` or computed and put there under `name`.
+    """The features [N, D] of all images, from the cache `name` below the data folder `root`, or computed and put there.
 
-    A file is written aside and moved, so that jobs that want it at once at worst compute it twice.
+    Where nothing can be written, the features are computed anew and a warning is logged: a full disk costs the next run some
+    time and does not end this one.
     """
-    path = root / "features" / f"{name}.npy"
-    if path.exists():
-        try:
-            cached = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError):
-            cached = None  # cut off by a full disk or a copy: make it again
-        if cached is not None and cached.shape == (len(images), backbone.width):
-            return torch.from_numpy(cached).to(images.device, images.dtype)
+    computed: list[Tensor] = []
 
-    @torch.inference_mode()
+    def build(aside: Path) -> None:
+        computed.append(_compute(backbone, images))
+        np.save(aside / "features.npy", computed[0].cpu().numpy(), allow_pickle=False)
+
+    try:
+        arrays = cached_arrays(root / "features" / name, build)
+    except DataError as error:
+        log.warning("features cannot be kept: %s", error)
+        return computed[0] if computed else _compute(backbone, images)
+    return torch.from_numpy(np.array(arrays["features"])).to(images.device, images.dtype)
+
+
+@torch.inference_mode()
+def _compute(backbone: Backbone, images: Images) -> Tensor:
     def part(index: Tensor) -> Tensor:
         result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
         return result
 
-    parts = thread_map(part, images.passes(), images.device)
-    result = torch.cat(parts).clone()
-    _keep(path, result)
-    return result
-
-
-def _keep(path: Path, result: Tensor) -> None:
-    """Put features into the cache. A full or read-only disk costs the next run some time, and not this one its life."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, result.cpu().numpy(), allow_pickle=False)
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s: features cannot be kept (%s)", path, error)
+    return torch.cat(thread_map(part, images.passes(), images.device)).clone()

@@ -1,4 +1,4 @@
-"""Images on the device: held as uint8, then resized, augmented and normalised in batches; no image is touched in Python."""
+"""Images on the device: kept as uint8, and resized, augmented and normalised in batches, without Python code per image."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as tvf
 
 Augment = Literal["none", "flip", "crop_flip"]
 
-PASS = 64  # images in a pass whose result all runs share; fixed, since another size would change its last bits
-RESIDENT_BYTES = 4 << 30  # resized images up to this size are kept on the device; larger sets are resized by batch
+PASS = 64  # images per pass of results that runs share; fixed, since another size would change the last bits
+RESIDENT_BYTES = 4 << 30  # resized images up to this size stay on the device; larger sets are resized batch by batch
 
 
 class Images:
-    """N images at the backbone's size, normalised with its mean and std.
+    """N images at the backbone's size, normalised with its mean and standard deviation.
 
-    Resizing (bicubic, antialiased) always rounds to uint8 first, so keeping the resized images changes no number.
+    Resizing (bicubic, antialiased) always rounds to uint8, so keeping resized images changes no result.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Images:
         return len(self.source)
 
     def passes(self) -> list[Tensor]:
-        """All images once, as the indices [n] of passes of a fixed size."""
+        """The indices [n] of passes of a fixed size that cover all images once."""
         return list(torch.arange(len(self), device=self.device).split(PASS))
 
     def batch(
         self, index: Tensor, augment: Augment = "none", flip: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """Images `index` [n] as [n, 3, S, S], augmented by the draws `flip` [n] bool and `shift` [n, 2] in [-1, 1)."""
+        """The images `index` [n] as [n, 3, S, S], augmented with the random `flip` [n] (bool) and `shift` [n, 2] in [-1, 1)."""
         pixels = self.pixels[index] if self.resident else self._resized(index.cpu().numpy())
         if augment == "crop_flip" and shift is not None:
             pixels = translate(pixels, torch.round(shift * (self.size / 8)).long())
@@ -67,15 +67,15 @@ class Images:
 
 
 def sent_to(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """`array` on `device`: to a GPU by pinned memory, so that the host need not wait for the copy."""
+    """`array` on `device`; through pinned memory to a GPU, so that the host does not wait for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def translate(pixels: Tensor, offset: Tensor) -> Tensor:
-    """Each image of `pixels` [n, 3, S, S] moved by its `offset` [n, 2] in pixels; the border repeats.
+    """Each image of `pixels` [n, 3, S, S] shifted by its `offset` [n, 2] in pixels; border pixels repeat.
 
-    As random cropping with a padding of S/8 (4 px at 32 px), the usual CIFAR augmentation.
+    Equivalent to random cropping after padding by S/8 (4 px at 32 px), the usual CIFAR augmentation.
     """
     n, channels, size, _ = pixels.shape
     grid = torch.arange(size, device=pixels.device)

@@ -1,7 +1,7 @@
-"""Independent pieces of work on all cores of a CPU, each on one thread of its own.
+"""Runs independent pieces of work on all cores of a CPU, one thread per piece.
 
-Faster than all threads at each operation in turn (by a sixth on a small ViT, for nothing waits for the slowest thread), and
-a piece's numbers do not depend on how many threads there are.
+This is faster than giving all threads to each operation (by a sixth on a small ViT), because no operation waits for the slowest
+thread. The results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 
 
 def thread_map(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
-    """``[work(item) for item in items]``, on as many threads as torch may use; on a GPU, or for one item, just that.
+    """``[work(item) for item in items]``, on as many threads as torch may use. On a GPU, or for one item, without threads.
 
-    Modes of torch (`inference_mode`, `autocast`) belong to a thread, so `work` has to enter them itself. Raises what the
-    first item that fails raises.
+    Torch's modes (`inference_mode`, `autocast`) belong to a thread, so `work` has to enter them itself. Raises the exception of
+    the first item that fails.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or len(items) < 2:
@@ -29,4 +29,4 @@ def thread_map(work: Callable[[Item], Result], items: Sequence[Item], device: to
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, items))
     finally:
-        torch.set_num_threads(threads)  # the workers' setting is also that of threads to come
+        torch.set_num_threads(threads)  # the workers' setting would apply to later threads too

@@ -1,4 +1,4 @@
-"""Tokens that enter a method's first prompted block: with nothing of a run before it, they are computed once for all runs."""
+"""Cached activations: the tokens that enter a method's first prompted block depend on no run and are computed once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedbench.vit.thread_map import thread_map
 
 log = logging.getLogger("fedbench")
 
-AT_ONCE = 8  # passes whose tokens are in memory before they are written
+AT_ONCE = 8  # passes whose tokens are in memory before they are written to disk
 GB = 1e9
 
 
@@ -35,14 +35,14 @@ class CachedTokens:
     device: torch.device
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Those of the images `index` [n]: [n, 1+T, D]."""
+        """The tokens of the images `index` [n]: [n, 1+T, D]."""
         return sent_to(self.device, np.asarray(self.tokens[index.cpu().numpy()]))
 
 
 def first_block(method: Method, depth: int) -> int:
-    """The first block that a prompt enters or a tap reads, in any phase or view; 0 where all depends on the run.
+    """The first block that a prompt enters or a tap reads, in any phase or view.
 
-    A method that changes pixels or backbone weights, or that nothing of enters the backbone, has no such block.
+    0 if there is none, or if the method changes pixels or backbone weights: then no block can be cached.
     """
     if method.pixels is not None or method.backbone_weights is not None:
         return 0
@@ -54,10 +54,10 @@ def first_block(method: Method, depth: int) -> int:
 def cached_tokens(
     backbone: Backbone, images: Images, layer: int, autocast: bool, folder: Path, most_gb: float
 ) -> CachedTokens | None:
-    """The tokens from the cache `folder`, or computed and put there.
+    """The tokens entering block `layer`, from the cache `folder`, or computed and put there.
 
-    None, and a word in the log, where they would take more than `most_gb` or nothing can be written: a run then computes
-    them each time that it needs them.
+    None, with a line in the log, if they would take more than `most_gb` gigabytes or nothing can be written; a run then
+    computes them whenever it needs them.
     """
     shape = (len(images), backbone.tokens, backbone.width)
     kind = torch.empty(0, dtype=images.dtype).numpy().dtype
@@ -70,11 +70,11 @@ def cached_tokens(
     def part(index: Tensor) -> NDArray[Any]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             tokens = backbone.entering(images.batch(index), layer)
-        found: NDArray[Any] = tokens.to(images.dtype).cpu().contiguous().numpy()
-        return found
+        array: NDArray[Any] = tokens.to(images.dtype).cpu().contiguous().numpy()
+        return array
 
     def build(place: Path) -> None:
-        with open(place / "tokens.npy", "wb") as file:  # not mapped: a disk that fills up would kill the process
+        with open(place / "tokens.npy", "wb") as file:  # not a memory map: a full disk would kill the process
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             passes = images.passes()

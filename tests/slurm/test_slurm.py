@@ -19,7 +19,6 @@ from slurm_cluster import Cluster
 from fedbench.base import lease
 from fedbench.base.records import MEASURED, RunFolder, run_folders
 from fedbench.cli import sweep
-from fedbench.jobs import launch
 from fedbench.jobs import slurm as slurm_words
 
 pytestmark = pytest.mark.slurm
@@ -93,13 +92,13 @@ def test_arrays_are_cut_at_the_limit_of_the_cluster(slurm: Cluster, data: Path, 
     command = [str(file), "--cluster", "slurm", "--results", str(results)]
 
     assert sweep.main([*command, "--no-watch"]) == 0
-    jobs = {launch.job_of(folder)["id"] for folder in run_folders(results)}
+    jobs = {folder.job()["id"] for folder in run_folders(results)}
     # 8 runs, two a job, MaxArraySize=3: an array of three jobs and a job alone
     assert len(jobs) == 4
     assert sorted("_" in job for job in jobs) == [False, True, True, True]
 
     assert sweep.main([*command, "--no-watch"]) == 0  # what is queued is not submitted again
-    assert {launch.job_of(folder)["id"] for folder in run_folders(results)} == jobs
+    assert {folder.job()["id"] for folder in run_folders(results)} == jobs
 
     assert sweep.main([*command, "--watch"]) == 0
     assert [folder.status for folder in run_folders(results)] == ["done"] * 8
@@ -124,7 +123,7 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
     )
     try:
         folders = {folder.config()["run"]["seed"]: folder for folder in until(lambda: all_of(results, 3))}
-        ids = {seed: launch.job_of(folder)["id"] for seed, folder in folders.items()}
+        ids = {seed: folder.job()["id"] for seed, folder in folders.items()}
 
         under_way(folders[0])
         run("scancel", ids[0])  # for ever
@@ -144,7 +143,7 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
     assert [folders[seed].status for seed in (1, 2)] == ["done", "done"]
     assert [note["kind"] for note in folders[2].notes()] == ["timeout"]
     assert [folder.log.read_text().count("start of") for folder in folders.values()] == [1, 2, 2]
-    log = launch.job_of(folders[0])["log"]
+    log = folders[0].job()["log"]
     assert f"failed {folders[0].path.name} (cancelled): Slurm job {ids[0]} ended because it was cancelled" in said
     assert f"[log: {log}]" in said
     assert "CANCELLED" in Path(log).read_text()
@@ -163,7 +162,7 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
 
 
 def all_of(results: Path, count: int) -> list[RunFolder]:
-    found = [folder for folder in run_folders(results) if launch.job_of(folder)]
+    found = [folder for folder in run_folders(results) if folder.job()]
     return found if len(found) == count else []
 
 
@@ -199,7 +198,7 @@ def test_a_time_limit_and_preemption_stop_at_a_round(
         settings = ["--set", f"seed={seed}", "--set", "machine.checkpoint_seconds=100000"]
         assert sweep.main([str(file), *plugins, *settings, "--results", str(results), "--no-watch"]) == 0
         (folder,) = [f for f in run_folders(results) if f.config()["run"]["seed"] == seed]
-        jobs[seed] = (folder, launch.job_of(folder)["id"])
+        jobs[seed] = (folder, folder.job()["id"])
     limited, pushed = jobs[0][0], jobs[1][0]
     under_way(pushed)
     run("sbatch", "--partition=first", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
@@ -208,7 +207,7 @@ def test_a_time_limit_and_preemption_stop_at_a_round(
     )
     for folder, rounds in ((limited, 160), (pushed, 60)):
         log = folder.log.read_text()
-        assert log.count("start of") == log.count("leaving it to a later life") + 1 > 1
+        assert log.count("start of") == log.count("stopping; a later process goes on") + 1 > 1
         assert [record["round"] for record in folder.records()] == [rounds]
     # Neither job was killed with work undone: each life ended by its own will, with a checkpoint.
     assert not [note for note in pushed.notes() if note["kind"] != "preempted"]
@@ -227,10 +226,10 @@ def test_a_lost_node_gives_its_run_to_another(
     assert sweep.main([*command, "--no-watch"]) == 0
     (folder,) = run_folders(results)
     under_way(folder)
-    id_ = launch.job_of(folder)["id"]
+    id_ = folder.job()["id"]
     node = run("squeue", "--noheader", "--format=%N", f"--jobs={id_}").strip()
     slurm.node("kill", node)
-    owner = lease.owner_in(lease.claims(folder.path)[-1])
+    owner = lease.owner_of(lease.claim_files(folder.path)[-1])
     assert owner is not None
     keeper = int(Path(f"/proc/{owner.pid}/stat").read_text().rpartition(")")[2].split()[1])
     for pid in (keeper, owner.pid):  # with slurmd alone gone they would go on, and the next life would leave them to it
@@ -254,13 +253,13 @@ def test_cancel_ends_the_jobs_of_this_sweep_alone(
     file = sweep_file(tmp_path, data, "fedvpt", seeds=4, rounds=400)
     command = [str(file), "--results", str(results)]
     assert sweep.main([*command, "--no-watch"]) == 0
-    own = {launch.job_of(folder)["id"] for folder in run_folders(results)}
+    own = {folder.job()["id"] for folder in run_folders(results)}
     stranger = run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
     try:
         assert sweep.main([*command, "--cancel"]) == 0
         until(lambda: not own & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
         assert stranger in run("squeue", "--noheader", "--format=%i").split()
-        assert not any(launch.job_of(folder) for folder in run_folders(results))
+        assert not any(folder.job() for folder in run_folders(results))
     finally:
         run("scancel", stranger)
 
@@ -286,7 +285,7 @@ def test_a_controller_that_is_busy_or_has_limits_is_asked_again(
     results = tmp_path / "results"
     file = sweep_file(tmp_path, data, "head_only", seeds=3, rounds=1)
     assert sweep.main([str(file), "--results", str(results), "--no-watch"]) == 0
-    jobs = [launch.job_of(folder)["id"] for folder in run_folders(results)]
+    jobs = [folder.job()["id"] for folder in run_folders(results)]
     assert (tmp_path / "asked").exists()
     # MaxArraySize=3 gives one array of three; refused, it becomes one job and an array of two
     assert sorted("_" in job for job in jobs) == [False, True, True]

@@ -1,4 +1,4 @@
-"""nano: a Vision Transformer of 1.2 million parameters with its weights: every method runs on a laptop in minutes."""
+"""nano: an embedded Vision Transformer with 1.2 million parameters, on which every method runs on a laptop in minutes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RECIPE = Path(__file__).with_name("nano.json")
 
 
 def build() -> VisionTransformer:
-    """The pretrained backbone in float32, evaluating. Raises ValueError where weights and recipe do not match."""
+    """The pretrained backbone in float32, in evaluation mode. Raises ValueError if the weights are not those of the recipe."""
     content = WEIGHTS.read_bytes()
     expected = json.loads(RECIPE.read_text(encoding="utf-8"))["sha256"]
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ValueError(f"{WEIGHTS.name} is not the file of {RECIPE.name}: its SHA-256 is {found}, not {expected}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise ValueError(f"{WEIGHTS.name} is not the file of {RECIPE.name}: its SHA-256 is {digest}, not {expected}")
     model = VisionTransformer(**ARCHITECTURE)
     model.load_state_dict({name: value.float() for name, value in load(content).items()}, strict=True)
     return model.eval()

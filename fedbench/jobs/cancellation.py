@@ -1,0 +1,62 @@
+"""Ends the jobs and local workers that a sweep started, and nothing else, whatever job.json files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbench.base.records import RunFolder
+from fedbench.jobs import launch, slurm, watch
+from fedbench.plan.config import Sweep
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """How many runs were cancelled, sentences about those that go on, and whether all that could be ended has ended."""
+
+    count: int
+    problems: list[str]
+    complete: bool
+
+
+def cancel(sweep: Sweep, results: Path) -> Cancelled:
+    """End the jobs and local workers that this sweep started; its runs keep what they have.
+
+    A job must have the sweep's job name and this user on this cluster, a process must be a supervisor or a command of
+    fedbench: an id or a process number may belong to somebody else by now.
+    """
+    views = watch.Observer(results, sweep.runs).look()
+    live = {view.name for view in views if view.state in ("pending", "running")}
+    jobs = {name: RunFolder(results / name).job() for name in live}
+    own = {name: job for name, job in jobs.items() if job.get("sweep") == sweep.name}
+    strangers, refused = slurm.cancel([job for job in own.values() if "id" in job], sweep.name)
+
+    owners = {json.dumps(owner): owner for job in own.values() for owner in job.get("owners", ())}
+    here = {key: owner for key, owner in owners.items() if launch.is_alive(owner)}
+    ours = {key: owner for key, owner in here.items() if launch.is_ours(owner, results, sweep.name)}
+    ended = launch.stop(list(ours.values()))
+
+    def is_gone(job: Mapping[str, Any]) -> bool:
+        if "id" in job:
+            return job["id"] not in strangers
+        return all(json.dumps(owner) in ours for owner in job["owners"])
+
+    gone = [name for name, job in own.items() if is_gone(job)]
+    if not refused and ended:
+        launch.forget(results, gone)
+    away = sorted({str(owner["host"]).split("/")[0] for key, owner in owners.items() if key not in here})
+    others = sorted(str(owner["pid"]) for key, owner in here.items() if key not in ours)
+    count = len(live) - len(own)
+    problems = [
+        refused,
+        "" if ended else "Some local processes have not ended yet; ask again in a minute.",
+        f"Some run on {', '.join(away)}; cancel them there." if away else "",
+        f"Left alone, since they are not jobs of this sweep: Slurm jobs {', '.join(strangers)}." if strangers else "",
+        f"Left alone, since they are not processes of this sweep: {', '.join(others)}." if others else "",
+        f"{count} run{' was' if count == 1 else 's were'} started by another sweep and go on." if count else "",
+    ]
+    complete = not refused and ended and not away and not strangers and not others
+    return Cancelled(len(gone), [problem for problem in problems if problem], complete)
