@@ -252,9 +252,9 @@ def test_a_file_that_is_no_checkpoint_is_named(content, suffix, tmp_path):
 @pytest.mark.parametrize("lean", [True, False])
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """torch counts two operations a multiply-add, and also those of heads, priors and mixtures, which are small."""
-    small = tiny.tiny(tiny.plugins().classes["method"][name]())
+    small = tiny.mini_run(tiny.plugins().classes["method"][name]())
     vit, spec = small.model.backbone, small.server.spec
-    vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
+    vit.trims_last_block, vit.uses_fast_blocks = lean, False  # what a method costs, not what this machine saves of it
     counted = cost.one_pass(small.model.method, spec, vit)
     index = torch.arange(8).view(2, 4)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([0, 2])).items()}

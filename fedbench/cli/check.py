@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
-from fedbench.contract import Check, form, isolation, rounds, samples, verdict
+from fedbench.contract import Check, form, isolation, rounds, samples, violation
 from fedbench.contract.world import Case, variants
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
@@ -137,13 +137,13 @@ def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, 
     if kind in ("dataset", "partition"):
         subjects = {"": samples.OnDisk(next(iter(made.values())), root)} if kind == "dataset" else made
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
-        yield from ((check, subjects) for check in samples.CHECKS if check.of == kind)
+        yield from ((check, subjects) for check in samples.CHECKS if check.subject_kind == kind)
         return
     cases = dict(_cases(kind, made))
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
     for check in (*isolation.CHECKS, *rounds.CHECKS[1:]):
-        yield check, cases if check.of == "run" else trained
+        yield check, cases if check.subject_kind == "run" else trained
 
 
 def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
@@ -164,6 +164,6 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
     """What is wrong with the first subject that breaks the check, or None."""
     for name, subject in subjects.items():
-        if says := verdict(check, subject):
+        if says := violation(check, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None

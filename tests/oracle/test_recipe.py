@@ -126,7 +126,7 @@ def test_each_client_is_clipped_by_itself() -> None:
 def test_a_client_with_factors_and_clipping_is_a_plain_training_loop(name: str, largest: float | None) -> None:
     method = tiny.plugins().classes["method"]["fedvpt"](prompt_length=2, prompt_lr_scale=5.0)
     recipe = local(name, clip=largest).model_dump(exclude={"epochs", "batch_size", "lr"})
-    small = tiny.tiny(method, lr=0.05, **recipe)
+    small = tiny.mini_run(method, lr=0.05, **recipe)
     updates = small.round((2, 4))
     for row, k in enumerate(updates.clients.tolist()):
         p = {n: v[row].clone().requires_grad_() for n, v in updates.received.items()}
