@@ -62,6 +62,15 @@ def test_a_stale_page_is_seen(tmp_path):
         docs_generator.stale(tmp_path)
 
 
+def test_only_keys_of_a_run_are_documented_as_plug_ins():
+    page = Page("docs/sweep_file.md").text
+    parts = dict(re.findall(r"^### ([\w ]+)\n(.*?)(?=^###|\Z)", page, re.DOTALL | re.MULTILINE))
+    assert "[`{name: ...}` or a name](partitioners.md)" in parts["base and grid"]
+    assert "| `partition` | `int ≥ 0` \\| `null` | `null` |" in parts["seeds"]
+    assert "| `partition` | `text` \\| `null` | `null` |" in parts["cluster"]
+    assert all("](partitioners.md)" not in text for name, text in parts.items() if name != "base and grid")
+
+
 def test_every_key_says_what_it_means():
     blocks = Block.__subclasses__()
     assert len(blocks) > 7

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from damage import FILES, WAYS
 from slurm_cluster import NoSlurm, cluster
 from storm import storm
 
@@ -13,6 +14,16 @@ def test_local_workers_in_a_storm(tmp_path: Path) -> None:
     assert figures["faults"] == 12
     assert figures["runs"] == 8
     assert figures["records"] == 80
+    assert not figures["differences"], figures
+
+
+@pytest.mark.slow
+def test_two_hundred_faults_that_also_damage_every_file_lose_nothing_silently(tmp_path: Path) -> None:
+    """40 faults of processes and disks, each followed by four damaged files."""
+    figures = storm(tmp_path / "storm", "local", faults=200, seeds=2, seconds=360, seed=2, damages=4, stuck_seconds=3)
+    assert figures["faults"] >= 200
+    assert {kind.split()[1] for kind in figures["by_kind"] if " " in kind} == set(FILES)
+    assert {kind.split()[0] for kind in figures["by_kind"] if " " in kind} == set(WAYS)
     assert not figures["differences"], figures
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def test_a_failed_run_stops_no_other_and_is_listed_with_its_log(
     broken, fine = place.folders
     assert (broken.status, fine.status) == ("failed", "done")
     plugin = place.path / "mine" / "methods" / "breaks.py"
-    reason = f"HookError: {plugin}: merge(): RuntimeError: broken on purpose"
+    reason = broken.failure()["reason"]
+    assert re.fullmatch(rf"HookError: {plugin}: merge\(\) in line \d+: RuntimeError: broken on purpose", reason)
     line = f"failed {broken.path.name} (error): {reason} [log: {broken.log}]"
     assert line in capsys.readouterr().out
     log = broken.log.read_text()

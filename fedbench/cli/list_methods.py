@@ -58,12 +58,12 @@ class Entry:
     about: str
 
 
-def listing(found: Plugins) -> list[Entry]:
+def listing(available: Plugins) -> list[Entry]:
     """All methods by family, references last in each family, then all aggregations."""
-    methods = [entry("method", name, cls) for name, cls in found.classes["method"].items()]
+    methods = [entry("method", name, cls) for name, cls in available.classes["method"].items()]
     families = list(dict.fromkeys(["global", *sorted(method.family for method in methods)]))
     methods.sort(key=lambda method: (families.index(method.family), method.reference, method.name))
-    return methods + [entry("aggregation", name, cls) for name, cls in found.classes["aggregation"].items()]
+    return methods + [entry("aggregation", name, cls) for name, cls in available.classes["aggregation"].items()]
 
 
 def entry(kind: Kind, name: str, cls: Any) -> Entry:

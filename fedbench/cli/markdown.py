@@ -25,7 +25,7 @@ def prose(text: str) -> str:
 
 def linked(text: str) -> str:
     """`text` with its addresses and arXiv numbers as links."""
-    text = re.sub(r"https?://[^\s,;)|]+", lambda found: f"<{found[0]}>", text)
+    text = re.sub(r"https?://[^\s,;)|]+", lambda match: f"<{match[0]}>", text)
     return re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 

@@ -138,12 +138,12 @@ def _backbone_part(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         prefixes = preferred if len(preferred) == 1 else prefixes
     if len(prefixes) != 1:
         groups = sorted({name.split(".")[0] for name in state})
-        found = (
+        content = (
             f"several models, with the prefixes {', '.join(map(repr, prefixes))}; keep one of them in the file"
             if prefixes
             else f"no cls_token; its {len(state)} keys begin with {', '.join(groups[:8])}"
         )
-        raise WeightsError(f"{path}: expected the weights of one ViT with a CLS token, found {found}")
+        raise WeightsError(f"{path}: expected the weights of one ViT with a CLS token, found {content}")
     return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
