@@ -32,10 +32,13 @@ Clients = dict[str, NDArray[Any]]
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:
     """The records of a run, one a round. Raises RecordsError for a record that the schema does not allow."""
     path = folder.path / "records.jsonl"
+    problems: list[str] = []
     try:
-        records = folder.records()
-    except (OSError, RecursionError, UnicodeDecodeError) as error:
+        records = folder.records(problems)
+    except (OSError, RecursionError, ValueError) as error:
         raise RecordsError(f"{path}: cannot be read ({error})") from error
+    if problems:
+        raise RecordsError(problems[0])
     for record in records:
         for name, value in record.items():
             if value is not None and (fault := _fault(name, value)):

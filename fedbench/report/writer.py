@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 from fedbench.report import page
 from fedbench.report.content import Content, ReportOptions, files
 from fedbench.report.evidence import Evidence
@@ -49,12 +49,12 @@ def write(evidence: Evidence, out: Path, options: ReportOptions = DEFAULTS) -> W
         for name in SOMETIMES:
             (out / name).unlink(missing_ok=True)
         for name, text in tables.items():
-            write_aside(out / name, text.encode())
+            write_atomically(out / name, text.encode())
         drawings = drawn()
         paths = _write_figures(out / "figures", drawings)
         results = os.path.relpath(evidence.results, out).replace(os.sep, "/")
         html = page.render(content, drawings, results, _files_of_runs(evidence))
-        write_aside(out / "index.html", html.encode())
+        write_atomically(out / "index.html", html.encode())
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror or error}); name a folder") from error
     return Written(
@@ -71,7 +71,7 @@ def _write_figures(folder: Path, drawings: list[Drawing]) -> tuple[Path, ...]:
     for drawing in drawings:
         for kind, data in drawing.files.items():
             paths.append(folder / f"{drawing.name}.{kind}")
-            write_aside(paths[-1], data)
+            write_atomically(paths[-1], data)
     return tuple(paths)
 
 
