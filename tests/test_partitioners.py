@@ -224,7 +224,7 @@ def test_too_few_samples_are_told_with_the_numbers(partitioner: Any) -> None:
 def test_a_split_needs_both_parts() -> None:
     with pytest.raises(DataError, match="found 6 and 0"):
         split(samples([2] * 3, [0] * 3), PARTITIONERS["iid"](), 2)
-    with pytest.raises(DataError, match="5 of 5 clients held out"):
+    with pytest.raises(DataError, match="5 of 5 clients are held out"):
         split(samples([20] * 3, [20] * 3), PARTITIONERS["iid"](), 5, held_out=5)
 
 
