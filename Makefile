@@ -4,13 +4,14 @@
 # make check        lint and types; coverage: the fast tests and the lines they miss
 # make paper        every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores)
 # make docs         what the pages take from the code, and the pages as a site in site/
+# make mutants      one small fault after another in FILES (or what differs from main): which ones does no test see?
 # make pin          the numbers of every method in tests/pinned.csv anew, after a change that is meant
 # make lock         requirements.lock anew; audit: known holes in what it pins (asks a service on the net)
 # make bench-peers  fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo paper test test-all coverage audit pin check docs lock bench-peers
+.PHONY: help env demo paper test test-all coverage mutants audit pin check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,9 @@ test-all: env
 
 coverage: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" --cov --cov-report term-missing:skip-covered
+
+mutants: env
+	$(BIN)/python tests/mutants.py --files $(FILES) --tests $(TESTS) --count $(or $(COUNT),30) --seed $(or $(SEED),0)
 
 audit: env
 	$(BIN)/python -m uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock

@@ -1,8 +1,8 @@
-"""What a population costs: the same cohort drawn from few and from 9,275 clients with local prompts and heads.
+"""The cost of a population: the same cohort size from few and from 9,275 clients with local prompts and heads.
 
 `python -m benchmarks.population [CLIENTS ...]` deals a synthetic set (natural users, 12 training and 4 test images each, 1,203
 classes: the shape of iNaturalist-User-120k) and trains fedvpt with local prompts and heads on the embedded backbone. Each
-population runs in a process of its own, for its peak memory. A round should cost the same in both.
+population runs in its own process, to measure its peak memory. A round should cost the same in both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def synthetic(path: Path, clients: int) -> None:
 
 
 def measure(clients: int) -> None:
-    """Build, train and evaluate in this process; print what each took."""
+    """Build, train and evaluate in this process; print the time and memory."""
     from fedbench.base.record_schema import TotalCosts
     from fedbench.jobs import malloc_tuning
     from fedbench.plan.planning import check_sweep
@@ -43,7 +43,7 @@ def measure(clients: int) -> None:
         spent, clock.last = now - clock.last, now  # type: ignore[attr-defined]
         return float(spent)
 
-    malloc_tuning.keep_freed_memory()  # as a job does, for what it keeps counts
+    malloc_tuning.keep_freed_memory()  # as a job does, since kept memory counts
     clock.last = time.monotonic()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         synthetic(Path(name) / "population.npz", clients)
@@ -79,7 +79,7 @@ def measure(clients: int) -> None:
 
 
 def main() -> None:
-    """Each population in a process of its own."""
+    """Measure each population in its own process."""
     if sys.argv[1:2] == ["--one"]:
         return measure(int(sys.argv[2]))
     for clients in sys.argv[1:] or ["100", "9275"]:

@@ -2,7 +2,7 @@
 
 The plain loop opens a file, resizes its short side, cuts the middle and puts it into an array in memory, on one core. The
 images are drawn here, as large as photographs of iNaturalist (800 x 600) or of another size. Both alternate, and the
-median of the ratios is told. Usage: ``python -m benchmarks.prepare [--images N] [--side PX] [--size PX] [--out FILE]``
+median of the ratios is printed. Usage: ``python -m benchmarks.prepare [--images N] [--side PX] [--size PX] [--out FILE]``
 
 ``--memory`` shows instead that memory does not grow with the number of images: peak memory of preparing an iNaturalist of
 2,000 and of 20,000 small images, from its own archives, each in a process of its own.
@@ -38,7 +38,7 @@ from fedbench.sources.archive import open_source
 
 
 def draw(folder: Path, count: int, side: int) -> Path:
-    """`count` JPEGs of side x 3/4 side pixels as files and in images.zip; a few pictures, again and again."""
+    """`count` JPEGs of side x 3/4 side pixels as files and in images.zip; a few pictures, repeated."""
     stream, pictures = np.random.default_rng(0), []
     for _ in range(min(count, 32)):
         coarse = stream.integers(0, 256, (side * 3 // 40, side // 10, 3)).astype(np.uint8)
@@ -63,7 +63,7 @@ def plain(folder: Path, count: int, size: int) -> float:
 
 
 def prepared(archive: Path, count: int, size: int) -> float:
-    """Seconds of what `prepare` does, to the last byte on disk."""
+    """Seconds of `prepare`, until everything is on disk."""
     with tempfile.TemporaryDirectory(dir=archive.parent) as aside:
         begin = time.perf_counter()
         files = [(0, f"{number}.jpg") for number in range(count)]
@@ -90,7 +90,7 @@ def draw_inaturalist(folder: Path, count: int) -> None:
 
 
 def peak(root: Path, size: int) -> tuple[int, int]:
-    """Images that were prepared in this process, and the most memory [bytes] that it took on top of its imports (Linux)."""
+    """The number of images prepared in this process, and the peak memory [bytes] above that of its imports (Linux)."""
     made = plugins().classes["dataset"]["inaturalist"]
     made.archives = tuple(dataclasses.replace(archive, md5="") for archive in made.archives)  # type: ignore[attr-defined]
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
@@ -105,8 +105,8 @@ def _status(name: str) -> int:
 
 
 def memory(counts: Sequence[int], size: int) -> dict[str, dict[str, int]]:
-    """Peak memory of preparing so many images, without imports [MiB], beside what their pixels would take."""
-    found = {}
+    """Peak memory of preparing that many images, without imports, and the size of their pixels, in MiB."""
+    peaks = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "inaturalist").mkdir()
@@ -116,8 +116,8 @@ def memory(counts: Sequence[int], size: int) -> dict[str, dict[str, int]]:
             if done.returncode:
                 raise RuntimeError(done.stderr)
             images, most = json.loads(done.stdout)
-        found[f"{images:,} images"] = {"peak_mib": most >> 20, "pixels_mib": images * 3 * size**2 >> 20}
-    return found
+        peaks[f"{images:,} images"] = {"peak_mib": most >> 20, "pixels_mib": images * 3 * size**2 >> 20}
+    return peaks
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What a sweep costs beside its training: planning ten thousand runs, and one run from its process to its first step.
+"""The overhead of a sweep: planning ten thousand runs, and a run from its process start to its first training step.
 
 ``python benchmarks/sweeps.py plan``, ``... run`` and ``... report`` (every table and figure of ten thousand runs), on an idle
-machine; processor time is told beside the clock's, for other programs make the clock late.
+machine; processor time is printed too, since other programs slow down the wall clock.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ PLAN = {
     "grid": {
         "partition": [{"name": "dirichlet", "alpha": alpha / 10} for alpha in range(1, 11)],
         "method": [{"name": "fedvpt", "prompt_length": k} for k in range(1, 26)]
-        # the last two are given twice, and dropped
+        # the last two are duplicates, and dropped
         + [{"name": "pep_fedpt", "inject": k} for k in range(5)] + [{"name": "pep_fedpt", "inject": k} for k in (3, 4)],
         "seed": list(range(34)),
     },
 }  # fmt: skip
 
-# A run as a scheduler starts it, which tells when its first training step begins and what its rounds take.
+# A run as a scheduler starts it; it prints when its first training step starts and how long its rounds take.
 RUN = """
 import json, os, sys, time
 from pathlib import Path
-from fedbench import job, local, simulation
+from fedbench.jobs import job
+from fedbench.run import local, simulation
 
 def now():
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
-told = {"imports": now(), "imports_cpu": time.process_time(), "training": 0.0}
-train, one_round = local.Trainer._loss, simulation.one_round
+times = {"imports": now(), "imports_cpu": time.process_time(), "training": 0.0}
+train, one_round = local._ChunkTraining._loss, simulation.one_round
 def first(*args, **more):
-    told.setdefault("first_step", now())
-    told.setdefault("first_step_cpu", time.process_time())
+    times.setdefault("first_step", now())
+    times.setdefault("first_step_cpu", time.process_time())
     return train(*args, **more)
 def timed(*args):
     start = time.monotonic()
     try:
         return one_round(*args)
     finally:
-        told["training"] += time.monotonic() - start
-local.Trainer._loss, simulation.one_round = first, timed
+        times["training"] += time.monotonic() - start
+local._ChunkTraining._loss, simulation.one_round = first, timed
 job.main(sys.argv[1:])
-print(json.dumps({**told, "all": now(), "all_cpu": time.process_time()}))
+print(json.dumps({**times, "all": now(), "all_cpu": time.process_time()}))
 """
 
 
@@ -123,17 +124,17 @@ def run(folder: Path) -> None:
     for planned, what in zip(made.runs, ("cold", "warm"), strict=True):
         RunFolder(folder / "results" / planned.name).plan(made.on_disk(planned))
         _, _, said = clocked([sys.executable, "-c", RUN, str(folder / "results"), planned.name])
-        told = json.loads(said.splitlines()[-1])
-        share = 1 - told["training"] / told["all"]
+        times = json.loads(said.splitlines()[-1])
+        share = 1 - times["training"] / times["all"]
         parts = (("imports", "imports"), ("first training step", "first_step"), ("all", "all"))
-        words = [f"{word} after {told[key]:.2f} s ({told[key + '_cpu']:.2f} of processor)" for word, key in parts]
+        words = [f"{word} after {times[key]:.2f} s ({times[key + '_cpu']:.2f} of processor)" for word, key in parts]
         print(
             f"{what}, {planned.run.rounds} rounds: {', '.join(words)}; {100 * share:.0f} % is not training", flush=True
         )
 
 
 def report(folder: Path) -> None:
-    """All tables and figures of 10,200 runs: one real run, written down for every other with numbers of its own."""
+    """All tables and figures of 10,200 runs: one real run, copied for the others with different numbers."""
     sys.path.insert(0, str(HOME))
     from fedbench.base.records import RunFolder
     from fedbench.plan.config import Sweep

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -195,6 +197,26 @@ def test_the_names_of_hugging_face_are_known(prefix, vit, tmp_path):
     assert same(loaded(tmp_path / "model.safetensors"), vit.state_dict())
 
 
+def test_the_names_of_dinov2_at_hugging_face_are_known(tmp_path):
+    """With layer scale and register tokens."""
+    torch.manual_seed(2)
+    options = {**SMALL, "init_values": 0.1, "reg_tokens": 4}
+    state = VisionTransformer(**options).state_dict()
+    theirs = {"embeddings.register_tokens": state["reg_token"], "embeddings.mask_token": torch.ones(1, 16)}
+    changes = {"layernorm_before": "norm1", "layernorm_after": "norm2", r"intermediate\.dense": "mlp.fc1"}
+    for name, value in hugging_face(state).items():
+        for pattern, replacement in (changes | {r"(layer\.\d+)\.output\.dense": r"\1.mlp.fc2"}).items():
+            name = re.sub(pattern, replacement, name)
+        theirs[name] = value
+    for block in range(2):
+        for scale in (1, 2):
+            theirs[f"encoder.layer.{block}.layer_scale{scale}.lambda1"] = state[f"blocks.{block}.ls{scale}.gamma"]
+    save_file(theirs, tmp_path / "model.safetensors")
+    fresh = VisionTransformer(**options)
+    load_weights(tmp_path / "model.safetensors", fresh)
+    assert same(fresh.state_dict(), state)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -252,9 +274,9 @@ def test_a_file_that_is_no_checkpoint_is_named(content, suffix, tmp_path):
 @pytest.mark.parametrize("lean", [True, False])
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """torch counts two operations a multiply-add, and also those of heads, priors and mixtures, which are small."""
-    small = tiny.tiny(tiny.plugins().classes["method"][name]())
+    small = tiny.mini_run(tiny.plugins().classes["method"][name]())
     vit, spec = small.model.backbone, small.server.spec
-    vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
+    vit.trims_last_block, vit.uses_fast_blocks = lean, False  # what a method costs, not what this machine saves of it
     counted = cost.one_pass(small.model.method, spec, vit)
     index = torch.arange(8).view(2, 4)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([0, 2])).items()}

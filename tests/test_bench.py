@@ -1,4 +1,4 @@
-"""The benchmark on its smallest case: what it says, that a round's parts are its parts, that contenders do the same."""
+"""The benchmark on its smallest case: its results, the parts of a round, and baselines that do the same work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fedbench import bench, data
-from fedbench.bench import breakdown, clock, contenders
+from fedbench.bench import baselines, breakdown, clock
 from fedbench.bench.cases import CASES, METHODS, World
 from fedbench.plan.plugins import HOME, plugins
 from fedbench.run import checkpoint, evaluation
@@ -36,16 +36,16 @@ def experiment(world):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What the GPU's command writes, here of the smallest case on the CPU."""
+    """The files of the GPU suite's command, here for the smallest case on the CPU."""
     folder = tmp_path_factory.mktemp("bench")
-    found = {name: folder / f"bench.{name}" for name in ("json", "png", "txt")}
+    paths = {name: folder / f"bench.{name}" for name in ("json", "png", "txt")}
     options = ["--suite", "gpu", "--device", "cpu", "--cases", "smoke@16", "--repeat", "2"]
-    options += ["--methods", "fedvpt", "head_only", "fedncm", "--json", str(found["json"])]
-    assert bench.main([*options, "--figure", str(found["png"]), "--profile", str(found["txt"])]) == 0
-    return found
+    options += ["--methods", "fedvpt", "head_only", "fedncm", "--json", str(paths["json"])]
+    assert bench.main([*options, "--figure", str(paths["png"]), "--profile", str(paths["txt"])]) == 0
+    return paths
 
 
-def test_the_result_says_what_was_measured_where(files):
+def test_the_result_holds_measurements_and_conditions(files):
     result = json.loads(files["json"].read_text())
     assert result["precision"] == "bfloat16"
     assert result["torch"] == torch.__version__
@@ -53,15 +53,15 @@ def test_the_result_says_what_was_measured_where(files):
     assert {"commit", "device", "python"} <= result.keys()
     (case,) = result["cases"]
     assert (case["clients"], case["batch_size"], case["images"]) == (3, 4, 24)
-    assert set(case["contenders"]) == {"bare loop", "published loop", "one by one"}
+    assert set(case["baselines"]) == {"bare loop", "published loop", "one by one"}
     fedvpt, head, ncm = (case["methods"][name] for name in ("fedvpt", "head_only", "fedncm"))
     for what in ("training", "evaluation"):
-        one = fedvpt[what]
-        assert one["images_per_second"] == pytest.approx(24 / one["seconds"])
-        assert one["peak_memory_bytes"] > 1 << 20
-        done = one["multiply_adds_per_image"] * one["images_per_second"]
-        assert one["fraction"] == pytest.approx(done / case["matrix_multiply_adds_per_second"])
-        assert one["times_bare_loop"] > 0
+        measured = fedvpt[what]
+        assert measured["images_per_second"] == pytest.approx(24 / measured["seconds"])
+        assert measured["peak_memory_bytes"] > 1 << 20
+        done = measured["multiply_adds_per_image"] * measured["images_per_second"]
+        assert measured["fraction"] == pytest.approx(done / case["matrix_multiply_adds_per_second"])
+        assert measured["times_bare_loop"] > 0
     assert fedvpt["training"]["times_published_loop"] > 0
     assert "fraction" not in head["training"], "its features are cached: it never enters the backbone"
     assert "training" not in ncm, "it trains nothing"
@@ -74,7 +74,7 @@ def test_figure_and_profile_are_written(files):
 
 
 def test_watched_work_is_done_by_one_thread(experiment):
-    """Two at once would have no parts of one round."""
+    """The parts of a round must not overlap."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -86,7 +86,7 @@ def test_watched_work_is_done_by_one_thread(experiment):
         torch.set_num_threads(before)
 
 
-def test_the_profile_sees_what_threads_do(world, tmp_path):
+def test_the_profile_includes_threads(world, tmp_path):
     experiment = world.experiment({"name": "fedvpt"}, plugins(), "cpu", "float32", chunk_images=4)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -94,13 +94,13 @@ def test_the_profile_sees_what_threads_do(world, tmp_path):
         breakdown.profile(experiment, tmp_path, tmp_path / "table.txt")
     finally:
         torch.set_num_threads(before)
-    assert "_ThroughBackward" in (tmp_path / "table.txt").read_text()
+    assert "_FrozenBlockBackward" in (tmp_path / "table.txt").read_text()
 
 
 def test_the_parts_sum_to_the_round(experiment, tmp_path):
-    found = breakdown.seconds(experiment, tmp_path, rounds=3)
-    assert sum(found[part] for part in breakdown.PARTS) == pytest.approx(found["whole"], rel=0.03)
-    assert all(found[part] > 0 for part in breakdown.PARTS)
+    parts = breakdown.seconds(experiment, tmp_path, rounds=3)
+    assert sum(parts[part] for part in breakdown.PARTS) == pytest.approx(parts["whole"], rel=0.03)
+    assert all(parts[part] > 0 for part in breakdown.PARTS)
 
 
 PLANTED = {
@@ -115,8 +115,8 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("part", breakdown.PARTS)
-def test_seconds_are_found_where_they_were_spent(part, experiment, tmp_path, monkeypatch):
-    """On a clock that moves only inside one function of the round."""
+def test_time_counts_for_the_part_that_spent_it(part, experiment, tmp_path, monkeypatch):
+    """The clock moves only inside one function of the round."""
     now = [0.0]
     owner, name = PLANTED[part]
     function = getattr(owner, name)
@@ -133,7 +133,7 @@ def test_seconds_are_found_where_they_were_spent(part, experiment, tmp_path, mon
     assert stopwatch.parts == {**dict.fromkeys(breakdown.PARTS, 0.0), part: now[0]}
 
 
-def test_every_function_that_is_timed_is_there_and_comes_back():
+def test_every_timed_function_exists_and_is_restored():
     def functions():
         found = []
         for _, module, path in breakdown.TIMED:
@@ -149,11 +149,11 @@ def test_every_function_that_is_timed_is_there_and_comes_back():
     assert functions() == before
 
 
-def test_contenders_have_the_same_model_and_images(world, experiment):
+def test_baselines_have_the_same_model_and_images(world, experiment):
     """fedbench's logits are the plain timm model's, and its images those of the Pillow transforms."""
     part = torch.from_numpy(world.parts[1])
     values = experiment.server.send(torch.tensor([1]))
-    model = contenders.Prompted(world.vit())
+    model = baselines.Prompted(world.vit())
     with torch.no_grad():
         for theirs, name in (
             (model.prompt, "prompt"),
@@ -174,14 +174,14 @@ def test_contenders_have_the_same_model_and_images(world, experiment):
 
 def test_the_published_loop_trains_every_client_from_the_server(world, monkeypatch):
     seen, starts = [], []
-    step, load = torch.optim.SGD.step, contenders.Prompted.load_state_dict
+    step, load = torch.optim.SGD.step, baselines.Prompted.load_state_dict
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (seen.append(1), step(self, *a))[1])
     monkeypatch.setattr(
-        contenders.Prompted,
+        baselines.Prompted,
         "load_state_dict",
         lambda self, state: (starts.append(state["prompt"].clone()), load(self, state)),
     )
-    epoch = contenders.published(world, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+    epoch = baselines.published(world, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     assert epoch() == SMOKE.images
     epoch()
     assert len(seen) == 2 * SMOKE.clients * (SMOKE.each // SMOKE.batch_size)
@@ -191,7 +191,7 @@ def test_the_published_loop_trains_every_client_from_the_server(world, monkeypat
     assert not torch.equal(first[0], second[0])
 
 
-def test_contenders_take_turns_and_ratios_are_medians():
+def test_workloads_take_turns_and_ratios_are_medians():
     order = []
     seconds = clock.alternate({name: lambda name=name: order.append(name) for name in "ab"}, 3, torch.device("cpu"))
     assert order == list("abbaab")
@@ -209,14 +209,14 @@ def test_peak_memory_is_that_of_the_work():
 
 
 def test_training_calls_python_as_often_for_many_images_as_for_few(tmp_path):
-    """No image is touched alone: with one batch a client, the batch's size changes nothing but the tensors."""
+    """No Python code runs per image: with one batch a client, the batch size changes the tensors only."""
 
     def calls(each):
         folder = tmp_path / str(each)
         folder.mkdir()
         case = dataclasses.replace(SMOKE, each=each, batch_size=each)
-        one = World.make(case, folder).experiment({"name": "fedvpt"}, plugins(), "cpu", "float32")
-        one.train(one.cohort_of(1), 0.01, 1)
+        experiment = World.make(case, folder).experiment({"name": "fedvpt"}, plugins(), "cpu", "float32")
+        experiment.train(experiment.cohort_of(1), 0.01, 1)
         count = [0]
 
         def count_calls(frame, event, argument):
@@ -224,7 +224,7 @@ def test_training_calls_python_as_often_for_many_images_as_for_few(tmp_path):
 
         sys.setprofile(count_calls)
         try:
-            one.train(one.cohort_of(1), 0.01, 1)
+            experiment.train(experiment.cohort_of(1), 0.01, 1)
         finally:
             sys.setprofile(None)
         return count[0]
@@ -242,10 +242,10 @@ def test_two_results_are_compared(tmp_path, capsys):
         (tmp_path / name).write_text(json.dumps(made))
     old, new, other = (str(tmp_path / name) for name in ("old", "new", "other"))
     assert bench.main(["--compare", old, new]) == 0
-    told = capsys.readouterr().out
-    assert "| nano@32 | fedvpt | training | 10 images/s | 25 images/s | 2.50 |" in told
-    assert "| nano@32 | fedvpt | round | 0.5 1/s | 1 1/s | 2.00 |" in told
-    assert "not the same threads: None and 4" in told
+    table = capsys.readouterr().out
+    assert "| nano@32 | fedvpt | training | 10 images/s | 25 images/s | 2.50 |" in table
+    assert "| nano@32 | fedvpt | round | 0.5 1/s | 1 1/s | 2.00 |" in table
+    assert "different threads: None and 4" in table
     assert bench.main(["--compare", old, other]) == 2
     assert "nothing" not in capsys.readouterr().out
     assert bench.main(["--compare", old, str(tmp_path / "absent")]) == 2
@@ -254,26 +254,26 @@ def test_two_results_are_compared(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cases", "nano@33"], "no case nano@33; there are smoke@16, nano@32"),
-        (["--methods", "fedvtp"], "no method fedvtp; there are "),
+        (["--cases", "nano@33"], "no case nano@33; legal: smoke@16, nano@32"),
+        (["--methods", "fedvtp"], "no method fedvtp; legal: "),
         (["--figure", "x.gif"], "expected .png or .pdf"),
-        (["--repeat", "0"], "start at 1"),
+        (["--repeat", "0"], "expected 1 or more"),
         (["--device", "cuda:99x"], "expected auto, cpu, cuda or cuda:N"),
         (["--against", "no-such-commit"], "no-such-commit"),
     ],
 )
-def test_mistakes_are_told(options, words, capsys):
+def test_mistakes_on_the_command_line_are_reported(options, words, capsys):
     assert bench.main(options) == 2
     assert words in capsys.readouterr().err
 
 
-def test_the_short_list_is_of_the_roster():
+def test_the_default_methods_exist():
     assert set(METHODS) <= set(plugins().classes["method"])
 
 
 @pytest.mark.slow
 def test_two_commits_are_measured_in_turn(tmp_path):
-    """HEAD in a worktree, beside this tree, by the command."""
+    """HEAD in a worktree and this tree, by the command."""
     command = [sys.executable, "-m", "fedbench.bench", "--cases", "smoke@16", "--methods", "fedvpt", "--repeat", "1"]
     command += ["--against", "HEAD", "--json", str(tmp_path / "new.json")]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The command line of the contract: each kind of mistake in a plug-in is told with its hook, what was expected and found."""
+"""The contract checks on plug-ins with one mistake each: the message names the hook, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedbench.method import Param, class_sums, linear_head, option, tokens
 SEEN = []
 
 '''
-PROMPTED = {  # a sound method: a shared prompt and a client's own
+PROMPTED = {  # a correct method: a shared prompt and a local one
     "layers": "def layers(self, depth): return (0,)",
     "params": """
         def params(self, task):
@@ -48,22 +48,24 @@ CLASSES = {"method": "Method", "aggregation": "Aggregation", "dataset": "Dataset
 
 
 def write(folder: Path, kind: str = "method", decorator: str = "@dataclass(frozen=True)", **members: str) -> Path:
-    """A plug-in file whose class has the given members; a method also those of `PROMPTED` that are not set to ''."""
+    """Write a plug-in file whose class has `members`; a method also has those of `PROMPTED` that are not set to ''."""
     name = CLASSES[kind]
     module = "data" if kind in ("dataset", "partition") else "method"
-    found = {**(PROMPTED if kind == "method" else {}), **members}
-    body = "\n\n".join(indent(dedent(text).strip(), "    ") for text in found.values() if text)
+    bodies = {**(PROMPTED if kind == "method" else {}), **members}
+    body = "\n\n".join(indent(dedent(text).strip(), "    ") for text in bodies.values() if text)
     path = folder / f"{kind}_{len(list(folder.iterdir()))}.py"
-    path.write_text(f'{HEAD}\n{decorator}\nclass {name}({module}.{name}):\n    """One."""\n\n{body or "    pass"}\n')
+    path.write_text(
+        f'{HEAD}\n{decorator}\nclass {name}({module}.{name}):\n    """A plug-in."""\n\n{body or "    pass"}\n'
+    )
     return path
 
 
 def first_wrong(path: Path) -> tuple[str, str]:
-    """The first check that a file breaks, with its defaults, and what it says."""
+    """The name of the first check that a file breaks, with its defaults, and the message."""
     kind, cls = check.find(path)
-    for one, subjects in check.plan(kind, {path.stem: cls()}, path.parent):
-        if wrong := check.first_wrong(one, subjects):
-            return one.name, wrong
+    for contract_check, subjects in check.plan(kind, {path.stem: cls()}, path.parent):
+        if wrong := check.first_wrong(contract_check, subjects):
+            return contract_check.name, wrong
     return "", ""
 
 
@@ -111,7 +113,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             'p["head.bias"]',
         },
         "what_trains_moves_and_nothing_else",
-        r"^params\(\) 'spare': expected a value that moves, .*; found no change",
+        r"^params\(\) 'spare': expected a change in training, .*; found no change",
     ),
     "initial values without a stream": (
         {"params": 'def params(self, task): return {"prompt": Param(torch.randn(2, task.width))} | linear_head(task)'},
@@ -136,12 +138,12 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "merge() that reads what stays with the client": (
         {"merge": 'def merge(self, server, updates): return {"prompt": updates.updated["own"].mean(0)}'},
         "what_is_local_stays_with_the_client",
-        r"^merge\(\), 'prompt': expected no trace of what clients keep to themselves \(own\)",
+        r"^merge\(\), 'prompt': expected no trace of the clients' local values \(own\)",
     ),
     "state on the object": (
         {"logits": "def logits(self, p, out): object.__setattr__(self, 'last', 1); return super().logits(p, out)"},
         "nothing_is_remembered_outside_params",
-        r"expected values that last in params\(\), .*; found self.last set by a hook",
+        r"expected state in params\(\) only, .*; found self.last set by a hook",
     ),
     "state in the module": (
         {"logits": "def logits(self, p, out): SEEN.append(1); return super().logits(p, out)"},
@@ -168,12 +170,57 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             """
         },
         "samples_do_not_see_each_other",
-        r"^prompts\(\), slot 'prompt': expected what it gives for a sample to depend on that sample alone",
+        r"^prompts\(\), slot 'prompt': expected a result for each sample that depends on that sample alone",
+    ),
+    "a conditional hook that sees other samples": (
+        {
+            "phases": 'phases = (("prompt", "own"), ("head.weight", "head.bias"))',
+            "extra_loss": """
+                @method.only_if(lambda self: self.phase == 1)
+                def extra_loss(self, p, received, out, query):
+                    return out["cls"].sum(-1) * 0.01 + out["cls"].mean()
+            """,
+        },
+        "samples_do_not_see_each_other",
+        r"^extra_loss\(\): expected a result for each sample that depends on that sample alone",
+    ),
+    "conditional sums that count padding": (
+        {
+            "phases": 'phases = (("prompt", "own"), ("head.weight", "head.bias"))',
+            "taps": "def taps(self, depth): return (1,)",
+            "observe": """
+                @method.only_if(lambda self: self.phase == 1)
+                def observe(self, p, taps, query, y, weight):
+                    return {"sum": taps[1].sum(0)}
+            """,
+        },
+        "",
+        r"^observe\(\), 'sum': expected sums without padding",
+    ),
+    "a conditional hook with other arguments": (
+        {
+            "phases": 'phases = (("prompt", "own"), ("head.weight", "head.bias"))',
+            "extra_loss": """
+                @method.only_if(lambda self: self.phase == 1)
+                def extra_loss(self, p, out):
+                    return out["cls"].sum(-1)
+            """,
+        },
+        "hooks_have_the_right_arguments",
+        r"^extra_loss\(\): expected extra_loss\(p, received, out, query\); found extra_loss\(p, out\)",
+    ),
+    "a helper that raises": (
+        {
+            "_helper": "def _helper(self): return self.nothing",
+            "merge": "def merge(self, server, updates): return self._helper()",
+        },
+        "",
+        r"merge\(\) in line \d+: AttributeError",
     ),
     "a loss that counts padding": (
         {"extra_loss": 'def extra_loss(self, p, received, out, query): return out["cls"].square().mean()'},
         "samples_do_not_see_each_other",
-        r"^extra_loss\(\): expected \[B\] where it is about samples .*; found a scalar that depends on samples",
+        r"^extra_loss\(\): expected \[B\] for a term about samples .*; found a scalar that depends on samples",
     ),
     "sums that count padding": (
         {
@@ -206,21 +253,25 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "fields_are_options",
         r"^family: expected one of global, personalised, .*; found 'best'",
     ),
-    "no source": ({"citation": "citation = ''"}, "fields_are_options", r"^citation: expected .*; found nothing"),
+    "no source": (
+        {"citation": "citation = ''"},
+        "fields_are_options",
+        r"^citation: expected .*; found an empty string",
+    ),
     "no statistics()": (
         {"absorb": "def absorb(self, server, stats): return {}"},
         "hooks_are_complete",
-        r"^statistics\(\): expected a hook statistics\(.*\), that makes what absorb\(\) takes in; found none",
+        r"^statistics\(\): expected a hook statistics\(.*\), whose results absorb\(\) reads; found none",
     ),
     "taps that nothing sees": (
         {"taps": "def taps(self, depth): return (1,)"},
         "hooks_are_complete",
-        r"^observe\(\): expected a hook observe\(.*\), the only one that sees taps\(\); found none",
+        r"^observe\(\): expected a hook observe\(.*\), the only hook that reads the taps; found none",
     ),
     "views that nothing reads": (
         {"views": "views = ('other',)"},
         "hooks_are_complete",
-        r"^extra_loss\(\): expected a hook extra_loss\(.*\), the only one that reads the views; found none",
+        r"^extra_loss\(\): expected a hook extra_loss\(.*\), the only hook that reads the views; found none",
     ),
     "a value kept on a frozen object": (
         {"logits": "def logits(self, p, out): self.last = out; return super().logits(p, out)"},
@@ -240,12 +291,12 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a fact that is a method": (
         {"uses_query": "def uses_query(self): return False"},
         "hooks_have_the_right_arguments",
-        r"^uses_query: expected True, False or a @property",
+        r"^uses_query: expected True, False, or a @property",
     ),
     "a misspelt hook": (
         {"merges": "def merges(self, server, updates): return {}"},
         "public_names_are_hooks",
-        r"^merges: expected a hook \(did you mean 'merge'\?\); found a name that nothing calls or reads",
+        r"^merges: expected a hook \(did you mean 'merge'\?\); found a name that nothing uses",
     ),
     "a hook that raises": (
         {"merge": "def merge(self, server, updates): return updates.nothing"},
@@ -256,14 +307,14 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_a_mistake_in_a_method_is_told(mistake, tmp_path):
+def test_a_mistake_in_a_method_is_reported(mistake, tmp_path):
     members, name, says = WRONG[mistake]
-    found, wrong = first_wrong(write(tmp_path, **members))
+    check_name, wrong = first_wrong(write(tmp_path, **members))
     assert re.search(says, wrong), wrong
-    assert found == name or not name
+    assert check_name == name or not name
 
 
-def test_the_method_without_the_mistakes_is_sound(tmp_path):
+def test_the_method_without_mistakes_keeps_the_contract(tmp_path):
     assert first_wrong(write(tmp_path)) == ("", "")
 
 
@@ -299,7 +350,7 @@ OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
                     return data.Samples(images, np.array([0, 1, 0, 1]), np.arange(4) < 2)
             """
         },
-        r"^load\(\), images: expected the same each time",
+        r"^load\(\), images: expected the same at each call",
     ),
     "a partitioner without shares": ("partition", {}, r"^shares\(\): expected a hook shares\(.*\), or assign\(\)"),
     "shares of a wrong shape": (
@@ -316,7 +367,7 @@ OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", OTHERS)
-def test_a_mistake_in_another_plug_in_is_told(mistake, tmp_path):
+def test_a_mistake_in_another_plug_in_is_reported(mistake, tmp_path):
     kind, members, says = OTHERS[mistake]
     members = {"citation": "citation = 'ours'"} | members
     _, wrong = first_wrong(write(tmp_path, kind, **members))

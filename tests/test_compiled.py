@@ -104,8 +104,8 @@ def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: 
     options = ["--cases", "smoke@16", "--methods", "fedvpt", "--repeat", "1", "--compile", "--json"]
     assert command.main([*options, str(tmp_path / "found.json")]) == 0
     (case,) = json.loads((tmp_path / "found.json").read_text())["cases"]
-    assert case["contenders"]["compiled"]["training"]["images_per_second"] > 0
-    assert case["contenders"]["compiled"]["evaluation"]["times_bare_loop"] > 0
+    assert case["baselines"]["compiled"]["training"]["images_per_second"] > 0
+    assert case["baselines"]["compiled"]["evaluation"]["times_bare_loop"] > 0
 
 
 def test_a_machine_without_a_compiler_is_told_so(

@@ -1,4 +1,4 @@
-"""The method contract over every plug-in in the folder and every choice of its fields; broken on purpose, it is seen."""
+"""The method contract for every shipped plug-in and every choice of its fields; the checks fail when the core is broken."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import pytest
 import tiny
 import torch
 
-from fedbench.contract import Check, ContractError, form, isolation, rounds, verdict
+from fedbench.contract import Check, ContractError, form, isolation, rounds, violation
 from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import Case
-from fedbench.method import Aggregation
+from fedbench.method import Aggregation, Method
 from fedbench.run import local as local_module
 from fedbench.run.server import bytes_of_sums
 
 CASES = {name: (method, Aggregation()) for name, method in tiny.METHODS.items()} | tiny.PAIRS
 CHECKS = [*rounds.CHECKS, *isolation.CHECKS]
 MERGED = [name for name, pair in CASES.items() if Case(*pair).trains]
-# What the server does with what came back is no matter of the clients: here every aggregation that has a part in their loss.
+# Clients train the same whatever the server does with their updates, so only aggregations with a loss term are tested here.
 TRAINED = [name for name in MERGED if name not in tiny.PAIRS or tiny.PAIRS[name][1].extra_loss is not None]
-CONCERNS = {"run": list(CASES), "merge": MERGED, "round": TRAINED}
+NAMES = {"run": list(CASES), "merge": MERGED, "round": TRAINED}
 
 
 def test_plug_ins_are_found():
@@ -30,10 +30,41 @@ def test_plug_ins_are_found():
 
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name: str):
-    """All checks on one case, which warms its worlds up once."""
+    """All checks on one case, whose runs are warmed up once."""
     case = Case(*CASES[name])
-    broken = {check.name: says for check in CHECKS if name in CONCERNS[check.of] and (says := verdict(check, case))}
-    assert not broken
+    checks = [check for check in CHECKS if name in NAMES[check.subject_kind]]
+    violations = {check.name: text for check in checks if (text := violation(check, case))}
+    assert not violations
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name in tiny.METHODS])
+def test_every_hook_of_a_method_that_sees_samples_is_probed(name, monkeypatch):
+    method, depth = tiny.METHODS[name], form.DEPTH
+    probed = set()
+    perturbed, each = isolation.PerturbingModel._perturbed, isolation.PerturbingModel.each
+
+    def record(self, args, positions):
+        probed.add(self.current)
+        return perturbed(self, args, positions)
+
+    def named(self, hook, args, dims, call=None):
+        object.__setattr__(self, "current", hook.__name__)
+        return each(self, hook, args, dims, call)
+
+    monkeypatch.setattr(isolation.PerturbingModel, "_perturbed", record)
+    monkeypatch.setattr(isolation.PerturbingModel, "each", named)
+    isolation.samples_do_not_see_each_other.run(Case(method, Aggregation()))
+    forms = [method.at(phase, view) for phase in range(len(method.phases or (0,))) for view in (None, *method.views)]
+    expected = {hook for hook in ("pixels", "extra_loss", "observe") if any(getattr(form_, hook) for form_ in forms)}
+    expected |= {"logits"} | {"prompts" for form_ in forms if form_.layers(depth)}
+    assert probed == expected
+
+
+def test_hooks_that_see_samples_are_those_that_are_probed():
+    """A new hook with samples among its arguments must be added to the isolation checks."""
+    samples = {"cls", "query", "images", "out", "taps", "y"}
+    hooks = {name for name, arguments in form.HOOKS[Method].items() if samples & set(arguments)}
+    assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, "observe"}
 
 
 @pytest.mark.parametrize("check", form.CHECKS, ids=lambda check: check.name)
@@ -43,20 +74,20 @@ def test_form(check: Check):
 
 
 def test_statistics_are_sent_for_classes_that_a_client_has():
-    small = tiny.tiny(tiny.METHODS["fedncm"], dtype=torch.float32)
+    small = tiny.mini_run(tiny.METHODS["fedncm"], dtype=torch.float32)
     each = small.statistics(range(tiny.CLIENTS))
     counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
-    # float32 [32] sums, counts and the class's number with each, of every (client, class) pair
+    # for each (client, class) pair: float32 [32] sums, a count, and the class's number with each
     pairs = [len(set(small.labels[part])) for part in small.train]
     assert counted == sum(4 * min(33 * n, 32 * 5) + 4 * min(2 * n, 5) for n in pairs)
     assert min(pairs) == 1
 
 
-# -- the contract can fail: break the core on purpose and see each break caught --------------------------------------
+# -- the checks can fail: each test breaks the core and expects a violation --------------------------------------
 
 
 def broken() -> Case:
-    """FedVPT in a world that no other test has warmed up."""
+    """FedVPT in a run that no other test has warmed up."""
     return Case(tiny.METHODS["fedvpt"], Aggregation())
 
 
@@ -67,7 +98,7 @@ def test_a_mean_over_clients_instead_of_a_sum_is_caught(monkeypatch):
         return [g / len(g) for g in real(loss, leaves, **options)]
 
     monkeypatch.setattr(torch.autograd, "grad", mean_over_clients)
-    with pytest.raises(ContractError, match="same together with other clients as alone"):
+    with pytest.raises(ContractError, match="same result with other clients as alone"):
         rounds.together_equals_alone.run(broken())
 
 
@@ -78,17 +109,17 @@ def test_moving_finished_clients_is_caught(monkeypatch):
         self.optimizer.step()
 
     monkeypatch.setattr(local_module.ClientOptimizer, "step", moves_all)
-    with pytest.raises(ContractError, match="same together with other clients as alone"):
+    with pytest.raises(ContractError, match="same result with other clients as alone"):
         rounds.together_equals_alone.run(broken())
 
 
 def test_counted_padding_is_caught(monkeypatch):
     monkeypatch.setattr(local_module, "masked_sum", lambda values, weight: values.sum(1))
-    with pytest.raises(ContractError, match="no trace of padding"):
+    with pytest.raises(ContractError, match="no effect of padding"):
         rounds.padding_is_nothing.run(broken())
 
 
-def test_the_breaks_are_what_is_caught():
+def test_the_unbroken_core_passes():
     rounds.together_equals_alone.run(broken())
     rounds.padding_is_nothing.run(broken())
     assert COHORT == (4, 0, 5, 2)

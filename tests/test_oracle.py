@@ -35,7 +35,7 @@ def plain_forward(vit, images, prompts_of_block):
 
 @pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep"])
 def test_a_plain_pytorch_client_agrees(name):
-    small = tiny.tiny(METHOD[name](prompt_length=3), clip=None)
+    small = tiny.mini_run(METHOD[name](prompt_length=3), clip=None)
     clients = (4, 0, 5, 2)
     report = small.round(clients)
     vit, recipe = small.model.backbone, small.trainer.local
@@ -68,7 +68,7 @@ def test_pep_fedpt_forward_from_the_formula(query, prior, similarity):
     method = METHOD["pep_fedpt"](
         prompt_length=3, class_prompt_length=2, temperature=tau, query=query, prior=prior, similarity=similarity
     )
-    small = tiny.tiny(method)
+    small = tiny.mini_run(method)
     cohort, server = small.model, small.server
     torch.manual_seed(0)
     mu = torch.randn(tiny.CLASSES, 32, dtype=torch.float64)
@@ -107,9 +107,9 @@ def test_pep_fedpt_forward_from_the_formula(query, prior, similarity):
 
 
 def test_prototypes_are_the_pooled_class_means():
-    small = tiny.tiny(METHOD["pep_fedpt"]())
-    small.introduce([0, 2])
-    small.introduce([3])
+    small = tiny.mini_run(METHOD["pep_fedpt"]())
+    small.report_statistics([0, 2])
+    small.report_statistics([3])
     mine = torch.tensor([i for k in (0, 2, 3) for i in small.train[k]])
     for c in range(tiny.CLASSES):
         members = small.model.features[mine][small.model.labels[mine] == c]
@@ -118,8 +118,8 @@ def test_prototypes_are_the_pooled_class_means():
 
 
 def test_class_counts_average_weighs_each_class_by_who_has_it():
-    small = tiny.tiny(METHOD["pep_fedpt"](average="class_counts"), clip=None)
-    small.introduce(range(tiny.CLIENTS))
+    small = tiny.mini_run(METHOD["pep_fedpt"](average="class_counts"), clip=None)
+    small.report_statistics(range(tiny.CLIENTS))
     before = small.server.values["class_prompt"].clone()
     report = small.round((0, 2))
     small.server.merge(report)
@@ -134,7 +134,7 @@ def test_class_counts_average_weighs_each_class_by_who_has_it():
 
 
 def test_fedavg_is_the_weighted_mean_and_fedprox_pulls_back():
-    small = tiny.tiny(METHOD["fedvpt"](), clip=None)
+    small = tiny.mini_run(METHOD["fedvpt"](), clip=None)
     report = small.round((0, 1, 2))
     small.server.merge(report)
     sizes = [tiny.SIZES[k] for k in report.clients.tolist()]
@@ -142,6 +142,6 @@ def test_fedavg_is_the_weighted_mean_and_fedprox_pulls_back():
     assert (small.server.values["prompt"] - expected).abs().max() < 1e-12
 
     prox = tiny.plugins().classes["aggregation"]["fedprox"]
-    near = tiny.tiny(METHOD["fedvpt"](), prox(mu=5.0), clip=None).round((0, 1, 2))
+    near = tiny.mini_run(METHOD["fedvpt"](), prox(mu=5.0), clip=None).round((0, 1, 2))
     distance = lambda r: sum((r.updated[n] - r.received[n]).square().sum() for n in ("prompt", "head.weight"))  # noqa: E731
     assert distance(near) < 0.9 * distance(report)

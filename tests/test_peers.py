@@ -25,13 +25,13 @@ def folder(tmp_path_factory):
 
 def test_all_end_with_the_same_values(folder):
     ends = {}
-    for contender in (bare, published, ours):
+    for system in (bare, published, ours):
         log = Log()
-        ends[contender] = contender.run(folder, log)
+        ends[system] = system.run(folder, log)
         assert log.first_step is not None
         assert len(log.rounds) == 4
         assert len(log.evaluations) == len(log.right) == 2
-        ends[contender]["right"] = np.array(log.right)
+        ends[system]["right"] = np.array(log.right)
     start = Task.load(folder).start
     for name in VALUES:
         assert np.abs(ends[bare][name] - start[name]).max() > 1e-3, name  # else agreement says nothing

@@ -281,6 +281,10 @@ def test_every_method_gets_the_announced_budget(tmp_path: Path, trials: int, rou
     assert set(spent.values()) == {budget_rounds(rungs(made.tune, 100))}  # type: ignore[arg-type]
     assert f"({next(iter(spent.values()))} rounds)" in budget_text(made)
     assert all(group.decided for group in groups)
+    for group in groups:  # the choice is never worse than the values of the file, at the reported number of rounds
+        (default,) = (trial for trial in group.last if trial.number == 0)
+        assert default.planned.run.rounds == group.best.planned.run.rounds == 100
+        assert (group.best.validation or 0) >= (default.validation or 0)
 
 
 def test_a_best_value_at_the_edge_widens_the_range_once_and_the_alarm_stays_if_it_is_still_there(

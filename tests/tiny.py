@@ -6,32 +6,43 @@ import dataclasses
 import itertools
 from typing import Any
 
-from fedbench.contract.world import CLASSES, CLIENTS, SIZES, Tiny, backbone, tiny, variants
+from fedbench.contract.world import CLASSES, CLIENTS, SIZES, MiniRun, backbone, mini_run, variants
 from fedbench.method import Method
 from fedbench.plan.plugins import Kind, plugins
 
-__all__ = ["AGGREGATIONS", "CLASSES", "CLIENTS", "METHODS", "PAIRS", "SIZES", "Tiny", "backbone", "plugins", "tiny"]
+__all__ = [
+    "AGGREGATIONS",
+    "CLASSES",
+    "CLIENTS",
+    "METHODS",
+    "PAIRS",
+    "SIZES",
+    "MiniRun",
+    "backbone",
+    "mini_run",
+    "plugins",
+]
 
 
 def every(kind: Kind) -> dict[str, Any]:
-    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a switch.
+    """Every plug-in with its defaults, and once with each other value of each field that is a choice or a bool.
 
     Fields that every method has are varied where the core has different things to do: trained, mixed, without training.
     """
     common = tuple(f"-{field.name}=" for field in dataclasses.fields(Method))
     return {
-        key: made
+        key: plugin
         for name, cls in plugins().classes[kind].items()
-        for key, made in variants(name, cls).items()
+        for key, plugin in variants(name, cls).items()
         if name in ("fedvpt", "pep_fedpt", "fedncm") or not key.removeprefix(name).startswith(common)
     }
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")
-# Of another structure: nothing enters the first block.
+# Without prompts, so that nothing enters the first block.
 METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(METHODS["pep_fedpt"], prompt_length=0)
-# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some at the client
-# and trained in phases, some merged by the method itself.
+# Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some local and
+# trained in phases, some merged by the method itself.
 STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")
 PAIRS = {
     f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"

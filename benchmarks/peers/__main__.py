@@ -1,8 +1,8 @@
-"""fedbench beside the frameworks and loops that others use, on the same tensors and the same frozen ViT.
+"""fedbench compared with other frameworks and plain loops, on the same tensors and the same frozen ViT.
 
-`make bench-peers` makes the peers' environment and runs it. Each contender trains and evaluates the same task in a process of
-its own, one after the other, in the other order in every second repeat. Nothing is told unless all end with the same prompts
-and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only CONTENDER ...] [case ...]``
+`make bench-peers` makes the peers' environment and runs this. Each system trains and evaluates the same task in its own
+process, one after the other, in reverse order in every second repeat. Results are reported only if all systems end with the
+same prompts and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only SYSTEM ...] [case ...]``
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedbench.base import provenance
 
 HOME = Path(__file__).resolve().parents[2]
 APART = HOME / ".peers" / "bin" / "python"
-CONTENDERS = {  # name in the table: module, python, whether it lives in the peers' environment
+SYSTEMS = {  # name in the table: module, python, whether it lives in the peers' environment
     "bare PyTorch loop": ("bare", False),
     "published-style loop": ("published", False),
     "pfl-research": ("pfl_research", True),
@@ -38,7 +38,7 @@ TOLERANCE = 2e-5  # largest difference of a final value from the bare loop's
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, from /proc/cpuinfo if it exists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,18 +46,18 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def one(name: str, folder: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """One run of a contender in a process of its own: its log, and what is seen from outside."""
-    module, apart = CONTENDERS[name]
+def run_system(name: str, folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run a system in its own process. Returns its log, and the time and memory measured from outside."""
+    module, apart = SYSTEMS[name]
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr")}
-    env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(given.threads))
-    env |= {"PYTHONPATH": str(HOME), "PEERS_FLOWER_ACTORS": str(given.flower_actors)}
+    env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
+    env |= {"PYTHONPATH": str(HOME), "PEERS_FLOWER_ACTORS": str(args.flower_actors)}
     shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir()
     command = [
         str(APART) if apart else sys.executable,
         "-m",
-        "benchmarks.peers.contender",
+        "benchmarks.peers.run_system",
         module,
         str(folder),
         str(out),
@@ -82,40 +82,42 @@ def difference(out: Path, reference: Path) -> float:
 
 
 def moved(out: Path, folder: Path) -> float:
-    """How far training has come from the initial values, so that an agreement says something."""
+    """The smallest change of a value by training; if it were zero, agreement would prove nothing."""
     with np.load(out.with_suffix(".npz")) as a, np.load(folder / "task.npz") as b:
         return min(float(np.abs(a[name] - b[name]).max()) for name in a.files)
 
 
 def rounds_of(rounds: int) -> dict[str, int]:
-    """A run of so many rounds, with an evaluation in the middle and one at the end."""
+    """The config keys of a run of `rounds`, with an evaluation in the middle and one at the end."""
     return {"rounds": rounds, "evaluate_every": rounds // 2}
 
 
-def compare(case: str, names: list[str], given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All contenders on one case. Raises RuntimeError where one of them ends elsewhere."""
+def compare(case: str, names: list[str], args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Run all systems on one case. Raises RuntimeError if one ends with other values than the first."""
     folder = work / case
-    prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(given.rounds))
+    prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(args.rounds))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     reference: Path | None = None
     far = 0.0
-    for repeat in range(given.repeat):
+    for repeat in range(args.repeat):
         for name in names if repeat % 2 == 0 else names[::-1]:
-            out = work / f"{case}-{CONTENDERS[name][0]}-{repeat}"
-            found = one(name, folder, out, given)
-            runs[name].append(found)
+            out = work / f"{case}-{SYSTEMS[name][0]}-{repeat}"
+            result = run_system(name, folder, out, args)
+            runs[name].append(result)
             if reference is None:
                 reference, far = out, moved(out, folder)
-            found["difference"] = difference(out, reference)
+            result["difference"] = difference(out, reference)
             print(
-                f"{case}: {name}: {found['whole']:.1f} s, difference {found['difference']:.1e}, {found['right']}",
+                f"{case}: {name}: {result['whole']:.1f} s, difference {result['difference']:.1e}, {result['right']}",
                 file=sys.stderr,
             )
-            if not found["difference"] < TOLERANCE:
-                raise RuntimeError(f"{case}: {name} ends {found['difference']:g} away from {names[0]}: nothing is told")
+            if not result["difference"] < TOLERANCE:
+                raise RuntimeError(
+                    f"{case}: {name} ends {result['difference']:g} away from {names[0]}, so there is no comparison"
+                )
     if far < 10 * TOLERANCE:
-        raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so that they agree says nothing")
-    return {"case": case, "moved": far, "contenders": runs}
+        raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so agreement proves nothing")
+    return {"case": case, "moved": far, "systems": runs}
 
 
 def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
@@ -148,11 +150,14 @@ def table(result: dict[str, Any]) -> str:
         f"{versions}; commit {result['commit']}."
     ]
     for case in result["cases"]:
-        runs = case["contenders"]
+        runs = case["systems"]
         pace = statistics.median(s for run in next(iter(runs.values())) for s in run["rounds"][1:])
         lines += ["", f"**{case['case']}**", ""]
         lines += ["| | cold start | round | speed | evaluation | whole run | peak memory | difference |"]
-        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|", *(row(name, found, pace) for name, found in runs.items())]
+        lines += [
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            *(row(name, repeats, pace) for name, repeats in runs.items()),
+        ]
     return "\n".join(lines)
 
 
@@ -160,39 +165,37 @@ def main() -> None:
     """Measure, check, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each contender")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each system")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of a run, an even number")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--flower-actors", type=int, default=2, help="Flower's actors, which share the threads evenly")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CONTENDER", help=f"modules of {[m for m, _ in CONTENDERS.values()]}"
-    )
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", help=f"modules of {[m for m, _ in SYSTEMS.values()]}")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    given = parser.parse_args()
-    names = [name for name, (module, _) in CONTENDERS.items() if not given.only or module in given.only]
-    if wrong := set(given.cases) - set(CASES):
+    args = parser.parse_args()
+    names = [name for name, (module, _) in SYSTEMS.items() if not args.only or module in args.only]
+    if wrong := set(args.cases) - set(CASES):
         parser.error(f"unknown case {', '.join(sorted(wrong))}; legal: {', '.join(CASES)}")
-    if given.rounds < 2 or given.rounds % 2:
-        parser.error(f"--rounds {given.rounds}: expected 2, 4, ...")
-    if any(CONTENDERS[name][1] for name in names) and not APART.exists():
+    if args.rounds < 2 or args.rounds % 2:
+        parser.error(f"--rounds {args.rounds}: expected 2, 4, ...")
+    if any(SYSTEMS[name][1] for name in names) and not APART.exists():
         parser.error(f"no {APART.relative_to(HOME)}: `make bench-peers` makes the peers' environment")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contender at work is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running system ends as well
     with tempfile.TemporaryDirectory() as work:
-        cases = [compare(case, names, given, Path(work)) for case in given.cases]
+        cases = [compare(case, names, args, Path(work)) for case in args.cases]
     versions: dict[str, str] = {}
     for case in cases:
-        for runs in case["contenders"].values():
+        for runs in case["systems"].values():
             for run in runs:
                 versions |= run.pop("versions")
     machine = {
-        "processor": processor(), "cores": os.cpu_count(), "threads": given.threads, "python": platform.python_version(),
-        "flower_actors": given.flower_actors,
+        "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "python": platform.python_version(),
+        "flower_actors": args.flower_actors,
     }  # fmt: skip
-    task = COMMON | SIZES | rounds_of(given.rounds)
+    task = COMMON | SIZES | rounds_of(args.rounds)
     result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
     print(table(result))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

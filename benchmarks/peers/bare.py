@@ -1,4 +1,4 @@
-"""Contender: the bare PyTorch loop, with nothing around the arithmetic."""
+"""System: the bare PyTorch loop, with nothing around the arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contender: Flower's simulation on Ray, its own FedAvg; the model stays in the actors, evaluation is the server's."""
+"""System: Flower's simulation on Ray, its own FedAvg; the model stays in the actors, the server evaluates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACTORS = int(os.environ.get("PEERS_FLOWER_ACTORS", "2"))  # each has its share o
 
 @cache
 def loaded(folder: str, threads: int) -> tuple[Task, Prompted, torch.Tensor, torch.Tensor]:
-    """What a process keeps from one message to the next."""
+    """The state that a process keeps between messages."""
     torch.set_num_threads(threads)
     task = Task.load(Path(folder))
     return task, make(task), *tensors(task)
@@ -39,7 +39,7 @@ def values_of(arrays: Any) -> Values:
 
 
 def record_of(values: Values) -> Any:
-    """The other way."""
+    """A message's record of arrays by name."""
     return ArrayRecord({name: torch.from_numpy(value) for name, value in values.items()})
 
 
@@ -66,7 +66,7 @@ def train(message: Any, context: Any) -> Any:
 
 
 class Drawn(FedAvg):  # type: ignore[misc]
-    """FedAvg whose messages name the clients that the task has drawn, and which times its rounds."""
+    """FedAvg with the task's cohorts, and with a timer around its rounds."""
 
     def __init__(self, task: Task, folder: Path, log: Log) -> None:
         super().__init__(fraction_evaluate=0.0, train_metrics_aggr_fn=lambda records, key: MetricRecord())
@@ -82,7 +82,7 @@ class Drawn(FedAvg):  # type: ignore[misc]
             yield Message(content=content, message_type="train", dst_node_id=nodes[client])
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> Any:
-        """FedAvg's own."""
+        """FedAvg's aggregation, with the round's time logged."""
         replies = list(replies)
         self.log.step(min(reply.content["metrics"]["begun"] for reply in replies))
         result = super().aggregate_train(server_round, replies)

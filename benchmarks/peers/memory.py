@@ -1,4 +1,4 @@
-"""Peak memory of a process and everything below it, as /proc tells it while it runs."""
+"""Peak memory of a process and everything below it, read from /proc while it runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resident(pid: int) -> int:
 
 
 def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) -> tuple[float, float, int]:
-    """Run `command` to its end: when it began, when it ended, and its peak bytes. Raises RuntimeError where it fails."""
+    """Run `command` to its end: returns its start time, end time and peak bytes. Raises RuntimeError if it fails."""
     peak = 0
     with output.open("w") as log:
         start = time.monotonic()

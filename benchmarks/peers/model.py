@@ -1,4 +1,4 @@
-"""FedVPT on a frozen ViT as plain PyTorch writes it: the model that all contenders but fedbench train."""
+"""FedVPT on a frozen ViT in plain PyTorch: the model that all systems except fedbench train."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ class Prompted(nn.Module):
 
     @torch.no_grad()
     def set(self, values: Mapping[str, NDArray[np.float32]]) -> None:
-        """Take over values by name."""
+        """Set the values by name."""
         mine = dict(self.named_parameters())
         for name in VALUES:
             mine[name].copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
 
     def values(self) -> Values:
-        """A copy of what is trained."""
+        """A copy of the trained values."""
         mine = dict(self.named_parameters())
         return {name: mine[name].detach().numpy().copy() for name in VALUES}
 
     def trained(self) -> list[nn.Parameter]:
-        """What an optimiser is given."""
+        """The parameters for the optimiser."""
         return [p for p in self.parameters() if p.requires_grad]
 
 
@@ -81,6 +81,6 @@ def tensors(task: Task) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def count_right(model: Prompted, pixels: Tensor, labels: Tensor, test: NDArray[np.int64]) -> int:
-    """Right answers on the samples `test`, in batches that pay no heed to whose they are: all clients have one model."""
+    """Correct answers on the samples `test`, in batches across clients, since all clients have one model."""
     parts = torch.from_numpy(test).split(EVALUATION_BATCH)
     return sum(int((model(pixels[part]).argmax(-1) == labels[part]).sum()) for part in parts)

@@ -1,4 +1,4 @@
-"""Contender: fedbench as a job runs it, records, checkpoint and all; what it draws is what the others are given."""
+"""System: fedbench as a job runs it, with records and checkpoints; the other systems get its cohorts and batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run import checkpoint, evaluation, simulation
 
-ARCHITECTURE: dict[str, Any] = {}  # of the task at hand: fedbench asks timm for a backbone by its name alone
+ARCHITECTURE: dict[str, Any] = {}  # of the current task: fedbench names a backbone only, and timm makes it
 
 
 @register_model
@@ -31,7 +31,7 @@ def peers_vit(**_: Any) -> Any:
 
 
 def sweep(folder: Path) -> Sweep:
-    """The sweep of one run that `folder` describes; its backbone is what timm now makes as `peers_vit`."""
+    """The sweep of one run that `folder` describes; its backbone is registered with timm as `peers_vit`."""
     case: Mapping[str, Any] = json.loads((folder / "case.json").read_text())
     ARCHITECTURE.clear()
     ARCHITECTURE.update(case["architecture"])
@@ -54,9 +54,10 @@ def sweep(folder: Path) -> Sweep:
 
 def run(folder: Path, log: Log) -> Values:
     """Train and evaluate; returns the final values, read from the run's checkpoint."""
-    planned = (found := sweep(folder)).runs[0]
+    plan = sweep(folder)
+    planned = plan.runs[0]
     results = RunFolder(folder / "results" / planned.name)
-    results.plan(found.on_disk(planned))
+    results.plan(plan.on_disk(planned))
 
     def timed(work: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -72,7 +73,7 @@ def run(folder: Path, log: Log) -> Values:
     ):
         job.run_job(results.path.parent, [planned.name])
     if results.status != "done":
-        raise RuntimeError(f"fedbench's run has not ended well:\n{results.log.read_text()[-3000:]}")
+        raise RuntimeError(f"fedbench's run failed:\n{results.log.read_text()[-3000:]}")
     tests = json.loads((folder / "case.json").read_text())["tests"]
     log.right = [round(record["pooled_accuracy"] * tests) for record in results.records()]
     saved = checkpoint.load(results.path)

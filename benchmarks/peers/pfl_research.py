@@ -1,4 +1,4 @@
-"""Contender: pfl-research, one process, its own FedAvg and simulated backend on tensors that lie in memory."""
+"""System: pfl-research, one process, its own FedAvg and simulated backend on tensors in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from benchmarks.peers.task import EVALUATION_BATCH, Log, Task, Values
 
 
 class Measured(Prompted):
-    """The model with the two methods that pfl asks for."""
+    """The model with the two methods that pfl calls."""
 
     log: Log
 
@@ -38,15 +38,15 @@ class Measured(Prompted):
 
     @torch.inference_mode()
     def metrics(self, pixels: Tensor, y: Tensor) -> dict[str, Any]:
-        """Right answers of a batch."""
+        """Correct answers of a batch."""
         return {"accuracy": Weighted(int((self(pixels).argmax(-1) == y).sum()), len(y))}
 
 
 class TrainOnly(FederatedAveraging):  # type: ignore[misc]
-    """FedAvg that leaves out the evaluation of the cohort before and after its local training in the first round."""
+    """FedAvg without the evaluation of the cohort before and after its local training in the first round."""
 
     def get_next_central_contexts(self, *args: Any, **kwargs: Any) -> Any:
-        """What to run next."""
+        """The next round's work."""
         contexts, model, metrics = super().get_next_central_contexts(*args, **kwargs)
         if contexts is not None:
             contexts = tuple(dataclasses.replace(context, do_evaluation=False) for context in contexts)
@@ -54,7 +54,7 @@ class TrainOnly(FederatedAveraging):  # type: ignore[misc]
 
 
 class After(TrainingProcessCallback):  # type: ignore[misc]
-    """Times each round, and evaluates centrally after those that the task names, as pfl's own callback does on a beat."""
+    """Times each round, and evaluates centrally after the rounds that the task names."""
 
     def __init__(self, task: Task, log: Log, tests: Any) -> None:
         self.task, self.log, self.tests, self.start = task, log, tests, 0.0

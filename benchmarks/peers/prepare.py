@@ -1,4 +1,4 @@
-"""Draws a task in advance: synthetic images dealt to clients, and every cohort and batch as fedbench itself will draw them."""
+"""Draws a task in advance: synthetic images of clients, and the cohorts and batches that fedbench will draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def pictures(labels: NDArray[np.int64], classes: int, size: int) -> NDArray[np.uint8]:
-    """Noise over coarse colours of each class [C, 4, 4, 3], so that there is something to learn: [N, size, size, 3]."""
+    """Noise over coarse colours of each class [C, 4, 4, 3], so that the classes can be learned: [N, size, size, 3]."""
     draw = np.random.default_rng(0)
     coarse = draw.integers(64, 192, (classes, 4, 4, 3))[labels].astype(np.int16)
     noise = draw.integers(-48, 49, (len(labels), size, size, 3), dtype=np.int16)

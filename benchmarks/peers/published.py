@@ -1,4 +1,4 @@
-"""Contender: one client at a time as published codes do it: PIL transforms in a DataLoader, the model reloaded per client."""
+"""System: one client at a time as in published code: PIL transforms in a DataLoader, the model reloaded per client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.peers.task import Log, Task, Values
 
 
 class Client(Dataset[tuple[Tensor, int]]):
-    """The samples `index` of a client as images, each transformed when it is asked for."""
+    """The samples `index` of a client as images, each transformed on access."""
 
     def __init__(self, task: Task, index: NDArray[np.int64]) -> None:
         self.task, self.index = task, index
@@ -37,7 +37,7 @@ class Client(Dataset[tuple[Tensor, int]]):
 
 
 def averaged(states: Sequence[dict[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
-    """FedAvg over what was trained, the rest as the first has it."""
+    """FedAvg over the trained values; the rest comes from the first client."""
     shares = [n / sum(sizes) for n in sizes]
     return {
         name: sum((state[name] * share for state, share in zip(states, shares, strict=True)), torch.tensor(0.0))
@@ -56,7 +56,7 @@ def run(folder: Path, log: Log) -> Values:
         with log.round():
             states, sizes = [], []
             for row in range(task.cohort.shape[1]):
-                samples = task.samples(round_, row)  # already shuffled, so that all contenders see the same batches
+                samples = task.samples(round_, row)  # already shuffled, so that all systems see the same batches
                 model.load_state_dict(server)
                 optimizer = torch.optim.SGD(model.trained(), lr=task.case["lr"])
                 for x, y in DataLoader(Client(task, samples), batch_size=batch):

@@ -1,4 +1,4 @@
-"""What every contender is given, and what each must hand back; no fedbench here, so that the peers' environment can read it.
+"""The inputs and outputs of every system. Imports nothing of fedbench, so that it runs in the peers' environment.
 
 A task is a folder: `case.json` (architecture and numbers), `data.npz` (images, labels, is_test, user, as fedbench's `npz`
 dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `vit.safetensors`.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VALUES = ("prompt", "head.weight", "head.bias")  # what is trained, as every contender names it
-EVALUATION_BATCH = 64  # images in one pass of an evaluation, where a contender can choose
+VALUES = ("prompt", "head.weight", "head.bias")  # the trained values, as every system names them
+EVALUATION_BATCH = 64  # images in one pass of an evaluation, where a system can choose
 
 Values = dict[str, NDArray[np.float32]]
 
@@ -68,7 +68,7 @@ class Task:
         return (round_ + 1) % int(self.case["evaluate_every"]) == 0
 
     def samples(self, round_: int, row: int) -> NDArray[np.int64]:
-        """What the client in `row` of the cohort trains on, in order."""
+        """The training samples of the client in `row` of the cohort, in order."""
         found: NDArray[np.int64] = self.order[round_, row]
         taken: NDArray[np.int64] = found[found >= 0]
         return taken
@@ -86,7 +86,7 @@ class Task:
 
 @dataclass
 class Log:
-    """What a contender says of its run: seconds, by a clock that all processes of the machine share."""
+    """A system's log of its run, in seconds of a clock that all processes of the machine share."""
 
     first_step: float | None = None  # when the first batch of all was begun
     rounds: list[float] = field(default_factory=list)
@@ -101,27 +101,27 @@ class Log:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Around sending, local training and aggregation."""
+        """Times sending, local training and aggregation."""
         start = time.monotonic()
         yield
         self.rounds.append(time.monotonic() - start)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Around an evaluation."""
+        """Times an evaluation."""
         start = time.monotonic()
         yield
         self.evaluations.append(time.monotonic() - start)
 
     def write(self, out: Path, values: Mapping[str, NDArray[np.float32]]) -> None:
-        """Leave the log and the final `values` beside each other: OUT.json and OUT.npz."""
+        """Write the log to OUT.json and the final `values` to OUT.npz."""
         out.with_suffix(".json").write_text(json.dumps(asdict(self)))
         arrays: dict[str, Any] = {name: values[name] for name in VALUES}
         np.savez(out.with_suffix(".npz"), **arrays)
 
 
 def mean_of(got: list[tuple[int, Values]]) -> Values:
-    """FedAvg: the mean of what clients send, weighted by their number of samples, summed in float64."""
+    """FedAvg: the mean of the clients' values, weighted by their number of samples, summed in float64."""
     total = sum(n for n, _ in got)
     return {
         name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in got], axis=0).astype(np.float32)

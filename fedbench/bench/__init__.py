@@ -1,4 +1,4 @@
-"""How fast fedbench is here: `command` is the program, `cases` what runs, `contenders` beside it, `breakdown` the parts."""
+"""The speed benchmark: `command` is the program, `cases` the workloads, `baselines` plain loops, `breakdown` times a round."""
 
 from fedbench.bench.command import main, parser
 

@@ -1,4 +1,4 @@
-"""Lets `python -m fedbench.bench` do what `fedbench bench` does."""
+"""Entry point of `python -m fedbench.bench`, the same as `fedbench bench`."""
 
 from fedbench.bench import main
 

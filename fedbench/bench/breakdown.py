@@ -1,4 +1,4 @@
-"""Where the seconds of a round go: the functions it is made of are timed from outside, and none of them holds a clock."""
+"""Time of each part of a round: its functions are wrapped with timers from outside and contain no timing code themselves."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedbench.run.experiment import Experiment
 
 PARTS = ("data", "forward", "backward", "optimiser", "aggregation", "evaluation", "checkpoint")
 
-# (part, module, name in it): the part has the function's own time, without that of the functions it calls that are named
-# here. What the trainer does around its passes is the optimiser's, what a round does around training the server's.
+# (part, module, name in it). A part counts a function's time without that of the listed functions that it calls. So the
+# time of `Trainer.train` around its passes counts as the optimiser's, and that of `one_round` around training as aggregation.
 TIMED: tuple[tuple[str, str, str], ...] = (
     ("data", "fedbench.run.experiment", "Experiment.train"),
     ("data", "fedbench.data", "batches"),
@@ -38,11 +38,11 @@ TIMED: tuple[tuple[str, str, str], ...] = (
     ("evaluation", "fedbench.run.evaluation", "evaluate"),
     ("checkpoint", "fedbench.run.checkpoint", "save"),
 )
-WHOLE = ("evaluation", "checkpoint")  # all that happens inside is theirs
+WHOLE = ("evaluation", "checkpoint")  # all time inside them counts as theirs
 
 
 class Stopwatch:
-    """Seconds of each part, of which one at a time runs: the innermost timed function's."""
+    """Seconds of each part. One part runs at a time: that of the innermost timed function."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.parts = device, dict.fromkeys(PARTS, 0.0)
@@ -50,7 +50,7 @@ class Stopwatch:
         self._since = 0.0
 
     def turn(self, to: str | None) -> None:
-        """Begin the part `to` inside the running one, or end the running one (None)."""
+        """Start the part `to` inside the running part, or end the running part if `to` is None."""
         wait(self.device)
         now = time.perf_counter()
         if self._running:
@@ -62,7 +62,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, whose own time is the part's."""
+        """A wrapper of `function` that adds its time to `part`."""
 
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
@@ -76,15 +76,15 @@ class Stopwatch:
 
 
 def _in_turn(work: Callable[[Any], Any], items: Sequence[Any], device: torch.device) -> list[Any]:
-    """Like `fedbench.vit.thread_map.thread_map`, but one item after another, so that the parts of a round do not overlap."""
+    """`fedbench.vit.thread_map.thread_map` without threads, so that the parts of a round do not overlap."""
     return [work(item) for item in items]
 
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Stopwatch]:
-    """All functions of `TIMED` timed; a name that another commit lacks leaves its time to the caller's part.
+    """Time all functions of `TIMED`. If another commit lacks a name, its time counts for the caller's part.
 
-    Pieces of clients' work are done one after another meanwhile, so a watched round takes longer than one that is not.
+    Chunks of clients run one after another inside, so a watched round takes longer than an unwatched one.
     """
     stopwatch = Stopwatch(device)
     with ExitStack() as stack:
@@ -102,16 +102,16 @@ def watched(device: torch.device) -> Iterator[Stopwatch]:
 
 
 def whole_round(experiment: Experiment, folder: Path, round_: int = 1) -> None:
-    """A round with its evaluation and its checkpoint in `folder`, as a run has it where it evaluates each round."""
+    """A round with its evaluation and its checkpoint in `folder`, as in a run that evaluates after each round."""
     simulation.one_round(experiment, round_)
     evaluation.evaluate(experiment)
     checkpoint.save(folder, experiment.server.state(), round_, TotalCosts(0, 0, 0), 0.0)
 
 
 def seconds(experiment: Experiment, folder: Path, rounds: int) -> dict[str, float]:
-    """Seconds of each of `PARTS`, their round as a ``whole``, and ``unwatched``: the median round without any clock in it.
+    """Seconds of each of `PARTS`, of the ``whole`` watched round, and ``unwatched``, of the median round without timers.
 
-    Of several watched rounds the median one is told, so that its parts belong together.
+    The parts are those of the median watched round, so they add up to ``whole``.
     """
     device = experiment.model.labels.device
 
@@ -119,22 +119,22 @@ def seconds(experiment: Experiment, folder: Path, rounds: int) -> dict[str, floa
         whole_round(experiment, folder)
 
     work()  # statistics are reported once, files are opened for the first time
-    found, plain = [], []
+    watched_rounds, plain = [], []
     for _ in range(rounds):
         plain.append(timed(work, device))
         with watched(device) as stopwatch:
-            found.append({"whole": timed(work, device), **stopwatch.parts})
-    found.sort(key=lambda one: one["whole"])
-    return found[len(found) // 2] | {"unwatched": sorted(plain)[len(plain) // 2]}
+            watched_rounds.append({"whole": timed(work, device), **stopwatch.parts})
+    watched_rounds.sort(key=lambda parts: parts["whole"])
+    return watched_rounds[len(watched_rounds) // 2] | {"unwatched": sorted(plain)[len(plain) // 2]}
 
 
 def profile(experiment: Experiment, folder: Path, file: Path) -> None:
-    """One round under torch's profiler: a Chrome trace where `file` ends in .json, else a table of operators."""
+    """Profile one round with torch's profiler: a Chrome trace if `file` ends in .json, else a table of operators."""
     whole_round(experiment, folder)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if experiment.model.labels.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    # Clients are spread over threads, which begin and end inside the round.
+    # Clients are trained in threads that start and end inside the round.
     threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
     with torch.profiler.profile(activities=activities, experimental_config=threads) as profiler:
         whole_round(experiment, folder)

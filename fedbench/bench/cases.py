@@ -1,4 +1,4 @@
-"""What the benchmark runs: frozen ViTs of random weights, clients with noise images, and a real run of any method on them."""
+"""The benchmark's workloads: frozen ViTs with random weights, clients with noise images, and real runs of methods on them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fedbench.plan.plugins import Plugins
 from fedbench.run.experiment import Experiment, build
 from fedbench.vit import nano
 
-CLASSES, LR = 100, 0.001  # a step so small that noise does not diverge, however long it is trained on
-SOURCE = 32  # images come at 32 px, as CIFAR's do, and are resized by whoever trains on them
+CLASSES, LR = 100, 0.001  # LR is so small that training on noise does not diverge
+SOURCE_SIZE = 32  # pixels, as in CIFAR; each trainer resizes the images itself
 
-# ViTs that timm does not know, by the name under which it is told of them.
-OWN: dict[str, dict[str, Any]] = {
+# ViTs that timm does not have, by the names under which they are registered with it.
+REGISTERED_VITS: dict[str, dict[str, Any]] = {
     "fedbench_smoke": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
     "fedbench_small": {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4},
 }
@@ -31,23 +31,23 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone at a size, and the clients of one round: each trains on `each` images and is evaluated on as many."""
+    """A backbone at an image size, and the clients of one round: each has `each` training images and as many test images."""
 
     backbone: str
     image_size: int  # pixels
     clients: int = 10
     each: int = 32
     batch_size: int = 32
-    matrix: int = 2048  # rows of the square matrices whose product says what the machine can do
+    matrix: int = 2048  # rows of the square matrices whose product gives the machine's rate
 
     @property
     def images(self) -> int:
-        """Images of a round's training."""
+        """Training images of a round."""
         return self.clients * self.each
 
 
 CASES = {
-    "smoke@16": Case("fedbench_smoke", 16, clients=3, each=8, batch_size=4, matrix=256),  # seconds: does all work?
+    "smoke@16": Case("fedbench_smoke", 16, clients=3, each=8, batch_size=4, matrix=256),  # takes seconds: a smoke test
     "nano@32": Case("nano", 32, each=96),
     "small@32": Case("fedbench_small", 32, each=64),
     "vit_tiny@96": Case("vit_tiny_patch16_224", 96),
@@ -59,7 +59,7 @@ METHODS = ("fedvpt", "fedvpt_deep", "pep_fedpt", "head_only")
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured where nothing else is asked for."""
+    """What is measured by default."""
 
     cases: tuple[str, ...]
     device: str
@@ -74,20 +74,20 @@ SUITES = {
 
 @dataclass(frozen=True)
 class World:
-    """A case on disk below `root`: the same images, labels, clients and frozen weights for every contender."""
+    """A case on disk below `root`: images, labels, clients and frozen weights, the same for fedbench and the baselines."""
 
     case: Case
     root: Path
     images: NDArray[
         np.uint8
-    ]  # [2 clients x each, S, S, 3], S at most 32; a client's training images, then its test images
+    ]  # [2 clients x each, S, S, 3], S at most 32; of each client training images, then test images
     labels: NDArray[np.int64]
 
     @classmethod
     def make(cls, case: Case, root: Path) -> World:
-        """Draw images and weights, always the same ones, and write them below `root`."""
+        """Draw images and weights with fixed seeds and write them below `root`."""
         draw = np.random.default_rng(0)
-        count, size = 2 * case.images, min(SOURCE, case.image_size)
+        count, size = 2 * case.images, min(SOURCE_SIZE, case.image_size)
         world = cls(
             case, root, draw.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) % CLASSES
         )
@@ -105,11 +105,11 @@ class World:
 
     @property
     def parts(self) -> list[NDArray[np.int64]]:
-        """The training images of each client."""
+        """The numbers of each client's training images."""
         return [2 * self.case.each * k + np.arange(self.case.each) for k in range(self.case.clients)]
 
     def vit(self) -> VisionTransformer:
-        """The frozen ViT as timm has it, without anything of fedbench around it."""
+        """The frozen ViT as a plain timm model."""
         if self.case.backbone == "nano":
             vit = nano.build()
         else:
@@ -119,16 +119,16 @@ class World:
         return vit
 
     def experiment(
-        self, method: Mapping[str, Any], found: Plugins, device: str, precision: str, **how: Any
+        self, method: Mapping[str, Any], plugins: Plugins, device: str, precision: str, **machine: Any
     ) -> Experiment:
-        """A run of `method` ({"name": ..., fields}), built as a job builds it; `how` are further words to ``machine:``.
+        """A run of `method` ({"name": ..., fields}), built as a job builds it; `machine` holds further keys of ``machine:``.
 
-        Raises ConfigError, and what `build` raises.
+        Raises ConfigError, and whatever `build` raises.
         """
         case = self.case
         frozen: dict[str, Any] = {"name": "nano"}
         if case.backbone != "nano":
-            _tell_timm()
+            _register_vits()
             frozen = {"name": case.backbone, "weights": str(self.root / "vit.safetensors")}
         base = {
             "backbone": {**frozen, "image_size": case.image_size},
@@ -140,22 +140,22 @@ class World:
             "rounds": 1,
             "precision": precision,
         }
-        machine = {"data": str(self.root), "device": device, **how}
-        sweep = check_sweep({"base": base, "machine": machine}, found)
-        return build(sweep.runs[0], sweep.machine, found)
+        content = {"base": base, "machine": {"data": str(self.root), "device": device, **machine}}
+        sweep = check_sweep(content, plugins)
+        return build(sweep.runs[0], sweep.machine, plugins)
 
 
 def _architecture(case: Case) -> VisionTransformer:
-    _tell_timm()
+    _register_vits()
     return cast(VisionTransformer, timm.create_model(case.backbone, num_classes=0, img_size=case.image_size))
 
 
-def _tell_timm() -> None:
-    """Make the ViTs of `OWN` known to timm, as anyone may: they are then backbones like all others."""
-    for name, shape in OWN.items():
+def _register_vits() -> None:
+    """Register `REGISTERED_VITS` with timm, so that they can be used like its own models."""
+    for name, shape in REGISTERED_VITS.items():
         if not timm.is_model(name):
 
-            def entry(img_size: int = SOURCE, shape: dict[str, Any] = shape, **_: Any) -> VisionTransformer:
+            def entry(img_size: int = SOURCE_SIZE, shape: dict[str, Any] = shape, **_: Any) -> VisionTransformer:
                 vit: Any = VisionTransformer(img_size=img_size, num_classes=0, **shape)
                 vit.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
                 return cast(VisionTransformer, vit)

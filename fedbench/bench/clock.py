@@ -1,4 +1,4 @@
-"""How the benchmark measures: seconds, the rate of a matrix product, peak memory, and contenders in turn."""
+"""Measurements: seconds, the rate of a matrix product, peak memory, and several workloads in alternation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedbench.run.meter import Meter
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, until the device has done it."""
+    """Seconds of one call, until the device has finished it."""
     wait(device)
     start = time.perf_counter()
     work()
@@ -24,21 +24,21 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Return when the device is idle."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int, times: int = 3) -> float:
-    """Multiply-adds per second of a product of square matrices of `size` rows, the best of several."""
+    """Multiply-adds per second of a product of square matrices of `size` rows, the best of `times`."""
     a = torch.randn(size, size, device=device).to(dtype)
     return max(size**3 / timed(lambda: a @ a, device) for _ in range(times))
 
 
 def peak(work: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes in use while `work` runs: of the GPU's memory, else of memory resident in the whole process.
+    """Peak bytes while `work` runs: of the GPU's memory, or on a CPU of the process's resident memory.
 
-    Where the kernel does not let a process forget its peak (any but Linux), it is the process's highest so far.
+    Only Linux lets a process reset its peak; on other systems it is the highest value since the process started.
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -48,18 +48,18 @@ def peak(work: Callable[[], Any], device: torch.device) -> int:
     return meter.read().peak_memory_bytes
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], repeat: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each contender, `repeat` times all of them in turn, every other time backwards.
+def alternate(workloads: Mapping[str, Callable[[], Any]], repeat: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each workload, `repeat` times all of them in turn, every second time in reverse order.
 
-    What changes the machine's mood then hits all of them alike.
+    Changes of the machine's speed then affect all of them alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in workloads}
     for turn in range(repeat):
-        for name in list(contenders)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(timed(contenders[name], device))
+        for name in list(workloads)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(timed(workloads[name], device))
     return seconds
 
 
 def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median, over turns, of their seconds by ours."""
+    """The median over turns of their seconds divided by ours."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))

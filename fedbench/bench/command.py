@@ -1,4 +1,4 @@
-"""``python -m fedbench.bench``: measure, print, write, compare."""
+"""The command ``fedbench bench``: measure, print, write and compare."""
 
 from __future__ import annotations
 
@@ -29,85 +29,98 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.bench") -> int:
-    """The program; 0: measured, 2: a mistake on the command line."""
-    given = parser(program).parse_args(arguments)
+    """Run the program. Returns 0, or 2 after a mistake on the command line."""
+    args = parser(program).parse_args(arguments)
     try:
-        return _do(given)
+        return _run(args)
     except (compare.BenchError, ConfigError, PluginError, BackboneError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
 
 
 def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser:
-    """The options."""
+    """The command line."""
     options = argparse.ArgumentParser(
         prog=program,
-        description="Images per second, memory, share of the matrix product rate and the seconds of a round, per method.",
+        description="Measure images per second, memory, share of the matrix product rate and the parts of a round, per method.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--suite", choices=SUITES, default="cpu", help="what is measured if not said (default: cpu)")
-    options.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(CASES)}")
     options.add_argument(
-        "--methods", nargs="+", metavar="METHOD", default=METHODS, help=f"names, or all (default: {' '.join(METHODS)})"
+        "--suite", choices=SUITES, default="cpu", help="the default cases, device and precision (default: cpu)"
+    )
+    options.add_argument("--cases", nargs="+", metavar="CASE", help=f"some of {', '.join(CASES)}")
+    options.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        default=METHODS,
+        help=f"their names, or all (default: {' '.join(METHODS)})",
     )
     options.add_argument(
         "--plugins", nargs="+", type=Path, default=(), metavar="DIR", help="folders of your own plug-ins"
     )
-    options.add_argument("--repeat", type=int, default=5, help="turns of all contenders (default: 5)")
+    options.add_argument("--repeat", type=int, default=5, help="how often everything is measured in turn (default: 5)")
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
     options.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="the first method by torch.compile too (default: on a GPU)",
+        help="also measure the first method with torch.compile (default: on a GPU)",
     )
-    options.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    options.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png or .pdf")
-    options.add_argument("--profile", type=Path, metavar="FILE", help="profile a round of the first case and method too: "
+    options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    options.add_argument("--figure", type=Path, metavar="FILE", help="draw them, as .png or .pdf")
+    options.add_argument("--profile", type=Path, metavar="FILE", help="also profile a round of the first case and method: "
                         "a Chrome trace if FILE ends in .json, else a table")  # fmt: skip
     options.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="two JSON files; measures nothing"
+        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two JSON files and measure nothing"
     )
     options.add_argument(
-        "--against", metavar="COMMIT", help="measure COMMIT, in a worktree, and this tree; tell ratios"
+        "--against", metavar="COMMIT", help="measure COMMIT, in a worktree, and this tree, and print the ratios"
     )
     return options
 
 
-def _do(given: argparse.Namespace) -> int:
-    if given.compare:
-        sys.stdout.write(compare.told(*map(compare.read, given.compare)))
+def _run(args: argparse.Namespace) -> int:
+    if args.compare:
+        sys.stdout.write(compare.comparison_table(*map(compare.read, args.compare)))
         return 0
-    suite = SUITES[given.suite]
-    cases = given.cases or list(suite.cases)
-    device_name, precision = given.device or suite.device, given.precision or suite.precision
-    found = plugins(given.plugins)
-    known = found.classes["method"]
-    methods = list(known) if list(given.methods) == ["all"] else list(dict.fromkeys(given.methods))
-    _legal("case", cases, CASES)
-    _legal("method", methods, known)
-    if given.repeat < 1 or (given.threads or 1) < 1:
-        raise compare.BenchError("--repeat and --threads start at 1")
-    if given.figure and given.figure.suffix not in (".png", ".pdf"):
-        raise compare.BenchError(f"--figure {given.figure}: expected .png or .pdf")
-    if given.against:
-        options = ["--methods", *methods, "--repeat", str(given.repeat), "--device", device_name]
-        options += ["--precision", precision, "--no-compile"]  # of methods alone
-        options += ["--plugins", *(str(path.resolve()) for path in given.plugins)] if given.plugins else []
-        options += ["--threads", str(given.threads)] if given.threads else []
-        old, new = compare.against(given.against, cases, options)
-        sys.stdout.write(compare.told(old, new))
-        return _write(given, new)
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    suite = SUITES[args.suite]
+    cases = args.cases or list(suite.cases)
+    device_name, precision = args.device or suite.device, args.precision or suite.precision
+    loaded = plugins(args.plugins)
+    known = loaded.classes["method"]
+    methods = list(known) if list(args.methods) == ["all"] else list(dict.fromkeys(args.methods))
+    _check_names("case", cases, CASES)
+    _check_names("method", methods, known)
+    if args.repeat < 1 or (args.threads or 1) < 1:
+        raise compare.BenchError("--repeat and --threads: expected 1 or more")
+    if args.figure and args.figure.suffix not in (".png", ".pdf"):
+        raise compare.BenchError(f"--figure {args.figure}: expected .png or .pdf")
+    if args.against:
+        flags = ["--methods", *methods, "--repeat", str(args.repeat), "--device", device_name]
+        flags += ["--precision", precision, "--no-compile"]
+        flags += ["--plugins", *(str(path.resolve()) for path in args.plugins)] if args.plugins else []
+        flags += ["--threads", str(args.threads)] if args.threads else []
+        old, new = compare.against(args.against, cases, flags)
+        sys.stdout.write(compare.comparison_table(old, new))
+        return _write(args, new)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     try:
         device = choose_device(device_name)
     except ValueError as error:
         raise compare.BenchError(str(error)) from error
-    compile = device.type == "cuda" if given.compile is None else given.compile
-    asked = measuring.Asked([{"name": name} for name in methods], device, precision, given.repeat, found, compile)
+    compile = device.type == "cuda" if args.compile is None else args.compile
+    options = measuring.MeasureOptions(
+        methods=[{"name": name} for name in methods],
+        device=device,
+        precision=precision,
+        repeat=args.repeat,
+        plugins=loaded,
+        compile=compile,
+    )
     result: dict[str, Any] = {
         "commit": provenance.commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -115,29 +128,29 @@ def _do(given: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "precision": precision,
-        "repeat": given.repeat,
+        "repeat": args.repeat,
         "cases": [],
     }
     for number, name in enumerate(cases):
-        result["cases"].append(measuring.case(name, asked, None if number else given.profile))
-        sys.stdout.write(told(result["cases"][-1]))
+        result["cases"].append(measuring.case(name, options, None if number else args.profile))
+        sys.stdout.write(case_tables(result["cases"][-1]))
         sys.stdout.flush()
-        _write(given, result)  # what is there, in case that the rest does not come
+        _write(args, result)  # after each case, in case a later one fails
     return 0
 
 
-def _write(given: argparse.Namespace, result: Mapping[str, Any]) -> int:
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=2) + "\n")
-    if given.figure:
-        from fedbench.bench.picture import draw  # matplotlib is slow to import, and rarely asked for
+def _write(args: argparse.Namespace, result: Mapping[str, Any]) -> int:
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.figure:
+        from fedbench.bench.picture import draw  # matplotlib is slow to import
 
-        draw(result, given.figure)
+        draw(result, args.figure)
     return 0
 
 
-def told(case: Mapping[str, Any]) -> str:
-    """A case's figures as two Markdown tables: speed, and the parts of a round."""
+def case_tables(case: Mapping[str, Any]) -> str:
+    """The measurements of a case as two Markdown tables: speed, and the parts of a round."""
     limit = int(case["memory_limit_bytes"])
     lines = [
         f"## {case['case']}: {case['clients']} clients, batches of {case['batch_size']}, {case['images']} images, "
@@ -146,33 +159,33 @@ def told(case: Mapping[str, Any]) -> str:
         f"| | | images/s | x bare loop | x published | of matrix rate | peak memory, of {limit >> 30} GiB |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for who, figures in {**case["contenders"], **case["methods"]}.items():
+    for who, figures in {**case["baselines"], **case["methods"]}.items():
         for what in ("training", "evaluation"):
             if what not in figures:
                 continue
-            one = figures[what]
+            measured = figures[what]
             more = [
-                f"{one[key]:.2f}" if key in one else ""
+                f"{measured[key]:.2f}" if key in measured else ""
                 for key in ("times_bare_loop", "times_published_loop", "fraction")
             ]
-            memory = f"{one['peak_memory_bytes'] / 2**20:,.0f} MiB, {one['peak_memory_bytes'] / limit:.0%}"
-            lines.append("| " + " | ".join([who, what, f"{one['images_per_second']:,.1f}", *more, memory]) + " |")
+            memory = f"{measured['peak_memory_bytes'] / 2**20:,.0f} MiB, {measured['peak_memory_bytes'] / limit:.0%}"
+            lines.append("| " + " | ".join([who, what, f"{measured['images_per_second']:,.1f}", *more, memory]) + " |")
     rounds = {method: figures["round"] for method, figures in case["methods"].items()}
     names = list(next(iter(rounds.values())))
     lines += ["", "| seconds of a round | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     lines += [
-        f"| {method} | " + " | ".join(f"{one[name]:.4f}" for name in names) + " |" for method, one in rounds.items()
+        f"| {method} | " + " | ".join(f"{parts[name]:.4f}" for name in names) + " |" for method, parts in rounds.items()
     ]
     return "\n".join([*lines, "", ""])
 
 
-def _legal(kind: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+def _check_names(kind: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
     if unknown := [name for name in names if name not in known]:
-        raise compare.BenchError(f"no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
+        raise compare.BenchError(f"no {kind} {', '.join(unknown)}; legal: {', '.join(known)}")
 
 
 def _processor() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's name, from /proc/cpuinfo if it exists."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The same benchmark at two commits: ratios of two results, and the run that makes the other one in a worktree."""
+"""Comparison of two commits: ratios of two results, and runs of the benchmark in a worktree of another commit."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from typing import Any
 
 from fedbench.base.home import ROOT
 
-# Two runs on different ground are no comparison of commits.
-GROUND = ("device", "threads", "torch", "python", "precision")
+# Results are comparable only if these agree.
+CONDITIONS = ("device", "threads", "torch", "python", "precision")
 
 
 class BenchError(ValueError):
-    """A benchmark that cannot be run or compared; says why."""
+    """A benchmark that cannot be run or compared, with the reason."""
 
 
 def rates(result: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
-    """What is compared, larger being better: {(case, method, training | evaluation | round): images or rounds per second}."""
-    found = {}
+    """{(case, method, training | evaluation | round): images or rounds per second}; larger is better."""
+    per_second = {}
     for case in result["cases"]:
         for method, figures in case["methods"].items():
             for what in ("training", "evaluation"):
                 if what in figures:
-                    found[case["case"], method, what] = float(figures[what]["images_per_second"])
-            found[case["case"], method, "round"] = 1 / float(figures["round"]["unwatched"])
-    return found
+                    per_second[case["case"], method, what] = float(figures[what]["images_per_second"])
+            per_second[case["case"], method, "round"] = 1 / float(figures["round"]["unwatched"])
+    return per_second
 
 
-def told(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """A Markdown table of what both results hold, and a line for each thing of their ground that differs.
+def comparison_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """A Markdown table of the ratios, and a line for each of `CONDITIONS` that differs.
 
-    Raises BenchError where they have nothing in common.
+    Raises BenchError if the results have no case and method in common.
     """
     before, after = rates(old), rates(new)
     both = [key for key in after if key in before]
@@ -48,26 +48,26 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         unit = "1/s" if key[2] == "round" else "images/s"
         columns = (*key, f"{before[key]:.4g} {unit}", f"{after[key]:.4g} {unit}", f"{after[key] / before[key]:.2f}")
         lines.append("| " + " | ".join(columns) + " |")
-    differ = [f"{name}: {old.get(name)} and {new.get(name)}" for name in GROUND if old.get(name) != new.get(name)]
-    return "\n".join([*lines, *(f"not the same {line}" for line in differ)]) + "\n"
+    differ = [f"{name}: {old.get(name)} and {new.get(name)}" for name in CONDITIONS if old.get(name) != new.get(name)]
+    return "\n".join([*lines, *(f"different {line}" for line in differ)]) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result as ``--json`` wrote it. Raises BenchError."""
+    """A result that ``--json`` wrote. Raises BenchError if the file is not one."""
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: no result of this benchmark ({error})") from error
+        raise BenchError(f"{path} is not a result of this benchmark ({error})") from error
     if not isinstance(result, dict) or "cases" not in result:
-        raise BenchError(f"{path}: no result of this benchmark (no `cases` in it)")
+        raise BenchError(f"{path} is not a result of this benchmark (it has no `cases`)")
     return result
 
 
 @contextmanager
 def worktree(commit: str) -> Iterator[tuple[Path, str]]:
-    """A checkout of `commit` with this benchmark in it, whatever benchmark the commit has; and the commit's short name.
+    """A checkout of `commit` with this version of the benchmark in it, and the commit's short hash.
 
-    Raises BenchError where git knows no such commit.
+    Raises BenchError if git does not know the commit.
     """
     short = _git("rev-parse", "--short=12", f"{commit}^{{commit}}").strip()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,19 +83,21 @@ def worktree(commit: str) -> Iterator[tuple[Path, str]]:
 
 
 def against(commit: str, cases: Sequence[str], options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results of `commit` and of this tree, case by case in turn, each in a process of its own. Raises BenchError."""
+    """The results of `commit` and of this tree: the cases alternate, each in a new process. Raises BenchError if one fails."""
     with worktree(commit) as (tree, short), tempfile.TemporaryDirectory() as folder:
         parts: dict[Path, list[dict[str, Any]]] = {tree: [], ROOT: []}
         for number, case in enumerate(cases):
             for place in (tree, ROOT)[:: -1 if number % 2 else 1]:
-                file = Path(folder) / "one.json"
+                file = Path(folder) / "result.json"
                 command = [sys.executable, "-m", "fedbench.bench", "--cases", case, "--json", str(file), *options]
                 if subprocess.run(command, cwd=place, stdout=subprocess.DEVNULL).returncode:
                     raise BenchError(
                         f"{case} cannot be measured at {short if place == tree else 'this tree'}; see above"
                     )
                 parts[place].append(read(file))
-    old, new = ({**results[0], "cases": [c for one in results for c in one["cases"]]} for results in parts.values())
+    old, new = (
+        {**results[0], "cases": [case for result in results for case in result["cases"]]} for results in parts.values()
+    )
     return old | {"commit": short}, new
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's figure: speed beside the contenders', and where the seconds of a round go."""
+"""The benchmark's figure: training speed of methods and baselines, and the time of each part of a round."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from fedbench.bench.breakdown import PARTS
 from fedbench.report.figures.style import COLOURS, WIDTH, style
 
-OTHERS = "#9a9a9a"
+BASELINE_COLOUR = "#9a9a9a"
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Write the figure of `result` to `file`; its ending says the format (.png, .pdf). Raises ValueError for another."""
+    """Write the figure of `result` to `file`; its suffix selects the format (.png, .pdf). Raises ValueError for another."""
     cases = result["cases"]
-    rows = [len(case["methods"]) + len(case["contenders"]) for case in cases]
+    rows = [len(case["methods"]) + len(case["baselines"]) for case in cases]
     with style():
         figure = Figure(figsize=(WIDTH, 0.75 * len(cases) + 0.19 * sum(rows)), layout="constrained")
         grid = figure.subplots(len(cases), 2, squeeze=False, gridspec_kw={"height_ratios": rows})
@@ -30,17 +30,17 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 
 
 def _speed(axes: Any, case: Mapping[str, Any]) -> None:
-    """Images per second of training, a bar each; grey is who is no method of fedbench's."""
-    trained = {n: f for n, f in (case["contenders"] | case["methods"]).items() if "training" in f}
+    """A bar for each training speed in images per second; baselines are grey."""
+    trained = {n: f for n, f in (case["baselines"] | case["methods"]).items() if "training" in f}
     values = [figures["training"]["images_per_second"] for figures in trained.values()]
-    colours = [OTHERS if name in case["contenders"] else COLOURS[0] for name in trained]
+    colours = [BASELINE_COLOUR if name in case["baselines"] else COLOURS[0] for name in trained]
     bars = axes.barh(range(len(trained)), values, color=colours, height=0.7)
     axes.bar_label(bars, [f" {value:,.0f}" for value in values], fontsize=6)
     axes.set_yticks(range(len(trained)), list(trained))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.15)
-    if max(values) > 30 * min(values):  # cached features beside passes through the backbone
+    if max(values) > 30 * min(values):  # methods on cached features next to methods that run the backbone
         axes.set_xscale("log")
     axes.set_title(case["case"], loc="left")
     axes.set_xlabel("images per second, local training")

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
-from fedbench.contract import Check, form, isolation, rounds, samples, verdict
+from fedbench.contract import Check, form, isolation, rounds, samples, violation
 from fedbench.contract.world import Case, variants
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
@@ -103,31 +103,33 @@ def find(file: Path) -> tuple[Kind, type]:
     except (SyntaxError, ValueError) as error:
         raise PluginError(f"{file}: not Python: {error}") from error
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = [(kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names]
-    if len(found) != 1:
+    candidates = [
+        (kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names
+    ]
+    if len(candidates) != 1:
         wanted = ", ".join(class_name for _, class_name, _ in PLUGIN_KINDS.values())
         raise PluginError(f"{file}: expected one class called {wanted}; found {', '.join(sorted(names)) or 'no class'}")
-    kind, class_name, base = found[0]
+    kind, class_name, base = candidates[0]
     return kind, load(file, class_name, base)
 
 
 def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     """The values of ``--set``, read as in a sweep file. Raises PluginError."""
     try:
-        given = {name: parse_yaml(text) for name, _, text in (field.partition("=") for field in fields)}
+        values = {name: parse_yaml(text) for name, _, text in (field.partition("=") for field in fields)}
     except YamlError as error:
         raise PluginError(f"--set: not a YAML value: {' '.join(str(error).split())}") from error
     legal = [field.name for field in dataclasses.fields(cls)]
-    if wrong := [name for name in given if name not in legal]:
+    if wrong := [name for name in values if name not in legal]:
         raise PluginError(f"{file}: no field {wrong[0]!r}; legal: {', '.join(legal)}")
     try:
-        made: Any = TypeAdapter(cls).validate_python(given)
+        made: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PluginError(f"{file}: {mistakes} (give it with --set FIELD=VALUE)") from error
     except Exception as error:
         raise PluginError(f"{file}: {type(error).__name__}: {error}") from error
-    return {name: getattr(made, name) for name in given}
+    return {name: getattr(made, name) for name in values}
 
 
 def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, dict[str, Any]]]:
@@ -137,13 +139,13 @@ def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, 
     if kind in ("dataset", "partition"):
         subjects = {"": samples.OnDisk(next(iter(made.values())), root)} if kind == "dataset" else made
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
-        yield from ((check, subjects) for check in samples.CHECKS if check.of == kind)
+        yield from ((check, subjects) for check in samples.CHECKS if check.subject_kind == kind)
         return
     cases = dict(_cases(kind, made))
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
     for check in (*isolation.CHECKS, *rounds.CHECKS[1:]):
-        yield check, cases if check.of == "run" else trained
+        yield check, cases if check.subject_kind == "run" else trained
 
 
 def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
@@ -164,6 +166,6 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
     """What is wrong with the first subject that breaks the check, or None."""
     for name, subject in subjects.items():
-        if says := verdict(check, subject):
+        if says := violation(check, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")
     return None

@@ -1,4 +1,4 @@
-"""The contract of a plug-in as checks that run on any file: what the tests run over the folders, and a user on a file."""
+"""Contract checks: each promise of a plug-in as a check that runs on any plug-in file, shipped or a user's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbench.data import DataError
-from fedbench.method import HookError
+from fedbench.method import Aggregation, HookError, Method
+from fedbench.method.hooks import hooks_of
 
 
 class ContractError(ValueError):
-    """A plug-in that breaks the contract: which hook, parameter or field, what was expected and what was found."""
+    """A plug-in breaks the contract. The message names the hook, parameter or field, what was expected and what was found."""
 
     def __init__(self, where: str, expected: str, found: str) -> None:
         super().__init__(f"{where}: expected {expected}; found {found}")
@@ -23,19 +24,22 @@ class ContractError(ValueError):
 class Check:
     """One promise of a plug-in, with a name and a sentence.
 
-    ``of``: what it is about - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that trains), "merge" (the
-    same: what the server does with what comes back), "dataset" or "partition". ``warns``: what it finds may be meant.
+    ``subject_kind``: what `body` takes - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that trains),
+    "merge" (a `Case` that trains, to check what the server does with the updates), "dataset" or "partition".
+    ``warns``: a violation may be intended, so it is reported as a warning.
     """
 
     name: str
     sentence: str
-    of: str
+    subject_kind: str
     warns: bool
     body: Callable[[Any], None]
 
     def run(self, subject: Any) -> None:
-        """Run the check. Raises ContractError, HookError or DataError; whatever else a plug-in raises is told with its
-        place."""
+        """Run the check. Raises ContractError, HookError or DataError.
+
+        Any other exception of a plug-in becomes a ContractError that names the hook and the line.
+        """
         try:
             self.body(subject)
         except (ContractError, HookError, DataError):
@@ -44,33 +48,38 @@ class Check:
             raise ContractError(_place(error, subject), "no exception", f"{type(error).__name__}: {error}") from error
 
 
-def check(of: str, warns: bool = False) -> Callable[[Callable[[Any], None]], Check]:
+def check(subject_kind: str, warns: bool = False) -> Callable[[Callable[[Any], None]], Check]:
     """Decorator: the function's name names the check, the first line of its docstring is its sentence."""
 
-    def made(body: Callable[[Any], None]) -> Check:
+    def make_check(body: Callable[[Any], None]) -> Check:
         sentence = (body.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        return Check(body.__name__, sentence, of, warns, body)
+        return Check(body.__name__, sentence, subject_kind, warns, body)
 
-    return made
-
-
-def hook_name(hook: Any) -> str:
-    """The contract's name of a bound hook: one that a property gives may be kept under an underscore."""
-    return str(getattr(hook, "__name__", "?")).lstrip("_")
+    return make_check
 
 
 def _place(error: Exception, subject: Any) -> str:
-    """``hook() in line N`` of the deepest call inside a plug-in's file; without one, the file."""
-    parts = [getattr(subject, name) for name in ("method", "aggregation", "dataset") if hasattr(subject, name)]
-    files = [inspect.getfile(type(part)) for part in parts or [subject]]
+    """``hook() in line N`` for an exception raised in a plug-in's file, else the file.
+
+    The name is that of the hook that the core called, even if a helper function in the file raised the exception; the line
+    is where it was raised.
+    """
+    parts = [getattr(subject, name) for name in ("method", "aggregation", "dataset") if hasattr(subject, name)] or [
+        subject
+    ]
+    files = [inspect.getfile(type(part)) for part in parts]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return f"{frames[-1].name.lstrip('_')}() in line {frames[-1].lineno}" if frames else files[0]
+    if not frames:
+        return files[0]
+    hooks = {name for base in (Method, Aggregation) for name in hooks_of(base)}
+    called = next((frame.name for frame in frames if frame.name in hooks), frames[-1].name)
+    return f"{called}() in line {frames[-1].lineno}"
 
 
-def verdict(one: Check, subject: Any) -> str | None:
-    """What is wrong with `subject`, or None."""
+def violation(check_: Check, subject: Any) -> str | None:
+    """How `subject` breaks the check, or None if it keeps it."""
     try:
-        one.run(subject)
+        check_.run(subject)
     except (ContractError, HookError, DataError) as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""What a plug-in's class must look like, before anything is run: its fields, the names and signatures of its hooks."""
+"""Static checks of a plug-in's class: its fields, and the names and signatures of its hooks. Nothing is run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
     base: {name: tuple(signature.parameters) for name, signature in hooks_of(base).items()} for base in BASES
 }
 FAMILIES = ("global", "personalised", "grouped", "training-free", "reference")
-DEPTH = 4  # of the miniature backbone
+DEPTH = 4  # blocks of the miniature backbone
 
 
 def base_of(plugin: Any) -> type:
-    """Method, Aggregation, Dataset, Partitioner or SplitSource: of which the object `plugin` is one."""
+    """The base class of the object `plugin`: Method, Aggregation, Dataset, Partitioner or SplitSource."""
     return next(base for base in BASES if isinstance(plugin, base))
 
 
@@ -35,13 +35,13 @@ def fields_are_options(plugin: Any) -> None:
     cls, base = type(plugin), base_of(plugin)
     if "__dataclass_params__" not in vars(cls):
         raise ContractError(f"class {cls.__name__}", "@dataclass(frozen=True) above it", "no decorator")
-    own = {field.name for field in dataclasses.fields(base)}
+    base_fields = {field.name for field in dataclasses.fields(base)}
     for field in dataclasses.fields(cls):
-        if field.name not in own and hasattr(base, field.name):
+        if field.name not in base_fields and hasattr(base, field.name):
             raise ContractError(
                 f"field {field.name!r}",
-                f"no field of this name, since {base.__name__} has a fact or hook called so: leave its annotation out, or "
-                "say ClassVar[...]",
+                f"no field of this name, since {base.__name__} has a hook or class attribute of this name: remove the "
+                "annotation, or write ClassVar[...]",
                 f"{field.name}: {field.type}",
             )
         if not field.metadata.get("meaning"):
@@ -49,68 +49,74 @@ def fields_are_options(plugin: Any) -> None:
     if isinstance(plugin, Method) and plugin.family not in FAMILIES:
         raise ContractError("family", f"one of {', '.join(FAMILIES)}", repr(plugin.family))
     if not plugin.citation:
-        raise ContractError("citation", "where it comes from ('ours' will do)", "nothing")
+        raise ContractError("citation", "the publication it comes from, or 'ours'", "an empty string")
 
 
 @check("plugin")
 def hooks_have_the_right_arguments(plugin: Any) -> None:
-    """Each hook takes the arguments that the core gives it, by position."""
+    """Each hook takes the arguments that the core passes, by position."""
     for name, arguments in HOOKS[base_of(plugin)].items():
-        hook = getattr(plugin, name)
-        told = f"{name}({', '.join(arguments)})"
+        hook = _hook(plugin, name)
+        expected = f"{name}({', '.join(arguments)})"
         if hook is None:
             continue
         if not callable(hook):
-            raise ContractError(f"{name}()", f"a method {told}", f"{name} = {hook!r}")
+            raise ContractError(f"{name}()", f"a method {expected}", f"{name} = {hook!r}")
         signature = inspect.signature(hook)
         try:
             signature.bind(*arguments)
         except TypeError as error:
-            raise ContractError(f"{name}()", told, f"{name}{signature} ({error})") from error
+            raise ContractError(f"{name}()", expected, f"{name}{signature} ({error})") from error
     for name in ("uses_query", "uses_prior") if isinstance(plugin, Method) else ():
         if not isinstance(value := getattr(plugin, name), bool):
-            raise ContractError(name, "True, False or a @property that says which", f"{value!r}")
+            raise ContractError(name, "True, False, or a @property that returns one of them", f"{value!r}")
 
 
 @check("plugin")
 def hooks_are_complete(plugin: Any) -> None:
-    """Hooks that need each other are there together."""
+    """Hooks that need each other are defined together."""
     base = base_of(plugin)
 
-    def own(name: str) -> bool:
-        return getattr(type(plugin), name) is not getattr(base, name) and getattr(plugin, name) is not None
+    def defines(name: str) -> bool:
+        return declares(plugin, name) and _hook(plugin, name) is not None
 
     def need(hook: str, why: str) -> None:
         raise ContractError(f"{hook}()", f"a hook {hook}({', '.join(HOOKS[base][hook])}), {why}", "none")
 
     if isinstance(plugin, Method):
-        if not own("prompts") and any(one.layers(DEPTH) for one in _moments(plugin)):
+        if not defines("prompts") and any(method.layers(DEPTH) for method in _phases_and_views(plugin)):
             need("prompts", f"since layers({DEPTH}) names blocks that prompts enter")
-        if own("prompts") and not any(one.layers(DEPTH) for one in _moments(plugin)):
-            need("layers", "that names blocks: without one, prompts() is never called")
-        if own("statistics") and not own("absorb"):
-            need("absorb", "by which the server takes in what statistics() gives")
-        # With only_if, statistics may be absent for some fields, so the class is asked and not the object.
-        if own("absorb") and not declares(plugin, "statistics"):
-            need("statistics", "that makes what absorb() takes in")
-        if plugin.taps(DEPTH) and not own("observe"):
-            need("observe", "the only one that sees taps()")
-        if plugin.views and not own("extra_loss"):
-            need("extra_loss", "the only one that reads the views")
-    elif isinstance(plugin, Dataset) and not own("load"):
+        if defines("prompts") and not any(method.layers(DEPTH) for method in _phases_and_views(plugin)):
+            need("layers", "that names the blocks where prompts() is called")
+        if defines("statistics") and not defines("absorb"):
+            need("absorb", "by which the server uses what statistics() returns")
+        # With only_if, an object may lack statistics although its class defines it.
+        if defines("absorb") and not declares(plugin, "statistics"):
+            need("statistics", "whose results absorb() reads")
+        if plugin.taps(DEPTH) and not defines("observe"):
+            need("observe", "the only hook that reads the taps")
+        if plugin.views and not defines("extra_loss"):
+            need("extra_loss", "the only hook that reads the views")
+    elif isinstance(plugin, Dataset) and not defines("load"):
         need("load", "that reads the samples")
-    elif isinstance(plugin, Partitioner) and not (own("shares") or own("assign") or own("deal")):
+    elif isinstance(plugin, Partitioner) and not (defines("shares") or defines("assign") or defines("deal")):
         need("shares", "or assign()")
-    elif base is SplitSource and not own("deal"):
-        need("deal", "that says whose each sample is")
+    elif base is SplitSource and not defines("deal"):
+        need("deal", "that assigns each sample to a client")
 
 
 def declares(plugin: Any, name: str) -> bool:
-    """Whether the class of `plugin` has a hook `name` of its own, even if some of its objects lack it."""
+    """Whether the class of `plugin` overrides the hook `name`, even if some of its objects lack it (`only_if`)."""
     return getattr(type(plugin), name) is not getattr(base_of(plugin), name)
 
 
-def _moments(method: Method) -> Iterator[Method]:
+def _hook(plugin: Any, name: str) -> Any:
+    """The hook of the object, in evaluation or the first phase or view that has it (`only_if`); None if none has."""
+    objects = _phases_and_views(plugin) if isinstance(plugin, Method) else [plugin]
+    return next((hook for part in objects if (hook := getattr(part, name)) is not None), None)
+
+
+def _phases_and_views(method: Method) -> Iterator[Method]:
     """The method as it is in evaluation, and in each phase and view."""
     yield method
     for phase in range(len(method.phases or ())):
@@ -122,22 +128,25 @@ def _moments(method: Method) -> Iterator[Method]:
 
 @check("plugin", warns=True)
 def public_names_are_hooks(plugin: Any) -> None:
-    """Each public name of the class is one of the contract, or is used in the file."""
+    """Each public name of the class belongs to the contract or is used in the file."""
     cls, base = type(plugin), base_of(plugin)
     tree = ast.parse(Path(inspect.getfile(cls)).read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     fields = {field.name for field in dataclasses.fields(cls)}
-    own = [one for one in cls.__mro__ if one.__module__ == cls.__module__]
-    known = {
-        name for one in cls.__mro__ if one not in own for name in [*vars(one), *getattr(one, "__annotations__", {})]
+    in_file = [part for part in cls.__mro__ if part.__module__ == cls.__module__]
+    inherited = {
+        name
+        for part in cls.__mro__
+        if part not in in_file
+        for name in [*vars(part), *getattr(part, "__annotations__", {})]
     }
-    for owner in own:
+    for owner in in_file:
         for name in vars(owner):
-            if name.startswith("_") or name in known | fields | used:
+            if name.startswith("_") or name in inherited | fields | used:
                 continue
             near = difflib.get_close_matches(name, [n for n in dir(base) if not n.startswith("_")], n=1, cutoff=0.5)
             raise ContractError(
-                name, f"a hook{f' (did you mean {near[0]!r}?)' if near else ''}", "a name that nothing calls or reads"
+                name, f"a hook{f' (did you mean {near[0]!r}?)' if near else ''}", "a name that nothing uses"
             )
 
 

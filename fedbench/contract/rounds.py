@@ -1,6 +1,6 @@
-"""Rounds of a method in the miniature world: clients are independent rows, padding is nothing, bytes are what is sent.
+"""Checks of whole rounds in the miniature run: clients are independent, padding has no effect, bytes are counted exactly.
 
-Every check works on a `Case`; the cohort is uneven, so that clients end at different steps.
+Every check takes a `Case`. The clients of the cohort have different numbers of samples, so they end at different steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, Tiny, task, tiny
+from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, mini_run, task
 from fedbench.method import ClientUpdates, Param
 from fedbench.method.hooks import describe
 from fedbench.run.evaluation import accuracies
@@ -28,30 +28,30 @@ TOLERANCE = 1e-10  # float64, a few dozen steps
 RECIPES: tuple[dict[str, Any], ...] = ({}, {"optimizer": "adam", "clip": None})
 
 
-def agree(made_by: str, expected: str, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    """Raise ContractError where two sets of values differ by more than rounding; `made_by` says whose they are."""
+def agree(source: str, expected: str, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Raise ContractError if two sets of values differ by more than rounding; `source` is named in the message."""
     if a.keys() != b.keys():
-        raise ContractError(made_by, expected, f"{sorted(a)} against {sorted(b)}")
+        raise ContractError(source, expected, f"{sorted(a)} against {sorted(b)}")
     for name in a:
         if a[name].shape != b[name].shape:
             raise ContractError(
-                f"{made_by}, {name!r}", expected, f"shape {list(a[name].shape)} against {list(b[name].shape)}"
+                f"{source}, {name!r}", expected, f"shape {list(a[name].shape)} against {list(b[name].shape)}"
             )
         if not a[name].is_floating_point():
             continue
-        far = float((a[name] - b[name]).abs().max()) if a[name].numel() else 0.0
-        if not far < TOLERANCE * max(1.0, float(a[name].abs().max()) if a[name].numel() else 0.0):
-            raise ContractError(f"{made_by}, {name!r}", expected, f"a difference of {far:.2g}")
+        difference = float((a[name] - b[name]).abs().max()) if a[name].numel() else 0.0
+        if not difference < TOLERANCE * max(1.0, float(a[name].abs().max()) if a[name].numel() else 0.0):
+            raise ContractError(f"{source}, {name!r}", expected, f"a difference of {difference:.2g}")
 
 
 def updates_agree(expected: str, a: ClientUpdates, b: ClientUpdates) -> None:
-    """Raise ContractError where what two runs of local training give is not the same."""
+    """Raise ContractError if two runs of local training give different values or sums."""
     agree("local training", expected, a.updated, b.updated)
     agree("observe()", expected, a.sums, b.sums)
 
 
-def row(updates: ClientUpdates, k: int) -> ClientUpdates:
-    """What the k-th client of a updates brings back, alone."""
+def client_updates(updates: ClientUpdates, k: int) -> ClientUpdates:
+    """The updates of the k-th client alone."""
     here = slice(k, k + 1)
     parts: dict[str, Any] = {
         name: rows(getattr(updates, name), here) for name in ("received", "updated", "sums", "gradient")
@@ -62,13 +62,13 @@ def row(updates: ClientUpdates, k: int) -> ClientUpdates:
 
 @check("run")
 def params_are_declared(case: Case) -> None:
-    """params() gives {name: Param}, the same in every process, with a row per client where it says so."""
+    """params() returns {name: Param}, the same in every process; `rows` returns a row for each client."""
     hook = describe(case.method.params).rpartition(": ")[2]
-    asked = task()
+    task_ = task()
     torch.manual_seed(1)
-    first = case.method.params(asked)
+    first = case.method.params(task_)
     torch.manual_seed(2)
-    again = case.method.params(asked)
+    again = case.method.params(task_)
     if not isinstance(first, dict) or not first:
         raise ContractError(hook, "a dict {name: Param(...)}", repr(first))
     for name, param in first.items():
@@ -80,123 +80,125 @@ def params_are_declared(case: Case) -> None:
         if param.rows and param.home != "local":
             raise ContractError(where, "rows with home local only", f"home {param.home}")
         if param.rows is not None:
-            mine = param.rows(torch.arange(CLIENTS))
-            if mine.shape != (CLIENTS, *param.init.shape) or not torch.equal(mine[3:4], param.rows(torch.tensor([3]))):
+            values = param.rows(torch.arange(CLIENTS))
+            right_shape = values.shape == (CLIENTS, *param.init.shape)
+            if not right_shape or not torch.equal(values[3:4], param.rows(torch.tensor([3]))):
                 raise ContractError(
                     f"{where}, rows",
-                    f"clients [K] -> [K, {', '.join(map(str, param.init.shape))}], a row a function of its client alone",
-                    f"{list(mine.shape)} for {CLIENTS} clients, client 3's row another one alone"
-                    if mine.shape == (CLIENTS, *param.init.shape)
-                    else f"{list(mine.shape)} for {CLIENTS} clients",
+                    f"clients [K] -> [K, {', '.join(map(str, param.init.shape))}], each row a function of its client alone",
+                    f"{list(values.shape)} for {CLIENTS} clients"
+                    + (", but another row for client 3 alone" if right_shape else ""),
                 )
         if not torch.equal(param.init, again[name].init):
             raise ContractError(
                 where,
                 "the same initial value in every process (draw it with task.normal, task.uniform or task.prompt_init)",
-                "another one each time",
+                "another value at each call",
             )
 
 
 @check("round")
 def loop_equals_stacked(case: Case) -> None:
-    """One client at a time ends where all clients in one graph end."""
-    small = case.warmed()
-    loop = small.round(COHORT, model=dataclasses.replace(small.model, mode="loop"))
-    updates_agree("the same one client at a time as stacked", small.round(COHORT), loop)
+    """Training one client at a time gives the same as training all clients in one graph."""
+    world = case.warmed_up()
+    loop = world.round(COHORT, model=dataclasses.replace(world.model, mode="loop"))
+    updates_agree("the same result one client at a time as stacked", world.round(COHORT), loop)
 
 
 @check("round")
 def together_equals_alone(case: Case) -> None:
-    """Each client ends where it would have ended by itself: uneven data, momentum, weight decay, clipping, Adam."""
+    """Each client gets the same result with others as alone: uneven data, momentum, weight decay, clipping, Adam."""
     for recipe in RECIPES:
-        small = case.warmed(**recipe)
-        together = small.round(COHORT)
+        world = case.warmed_up(**recipe)
+        together = world.round(COHORT)
         for k, client in enumerate(together.clients.tolist()):
-            alone, mine = small.round([client]), row(together, k)
-            updates_agree("the same together with other clients as alone", mine, alone)
-            for name, other in (("num_samples", float(SIZES[client])), ("steps", float(alone.steps[0]))):
-                if float(getattr(mine, name)[0]) != other:
-                    raise ContractError(f"local training, {name}", str(other), str(float(getattr(mine, name)[0])))
-            agree("local training", "the same together as alone", {"loss": mine.loss}, {"loss": alone.loss})
+            alone, with_others = world.round([client]), client_updates(together, k)
+            updates_agree("the same result with other clients as alone", with_others, alone)
+            for name, expected in (("num_samples", float(SIZES[client])), ("steps", float(alone.steps[0]))):
+                if (value := float(getattr(with_others, name)[0])) != expected:
+                    raise ContractError(f"local training, {name}", str(expected), str(value))
+            agree(
+                "local training", "the same loss with others as alone", {"loss": with_others.loss}, {"loss": alone.loss}
+            )
 
 
 @check("round")
 def chunks_change_nothing(case: Case) -> None:
-    """Clients in several chunks, or a client's batch in several pieces, give the same."""
-    small = case.warmed()
-    whole = small.round(COHORT)
+    """Splitting clients into chunks, or a client's batch into pieces, changes nothing."""
+    world = case.warmed_up()
+    whole = world.round(COHORT)
     changes: tuple[dict[str, Any], ...] = ({"chunk": 3}, {"piece": 3})
     for change in changes:
-        part = small.round(COHORT, **change)
-        updates_agree(f"the same in chunks ({change})", whole, part)
+        part = world.round(COHORT, **change)
+        updates_agree(f"the same result in chunks ({change})", whole, part)
         if part.clients.tolist() != whole.clients.tolist():
             raise ContractError("local training", "clients in the same order", "another order")
-        agree("local training", f"the same in chunks ({change})", {"loss": whole.loss}, {"loss": part.loss})
+        agree("local training", f"the same result in chunks ({change})", {"loss": whole.loss}, {"loss": part.loss})
 
 
 @check("round")
 def padding_is_nothing(case: Case) -> None:
-    """Other images in the padding of a batch change nothing."""
-    small = case.warmed()
-    clean = small.batches(COHORT)
-    stranger = len(small.labels) - 1  # an image that is nobody's
-    dirty = [dataclasses.replace(b, index=np.where(b.weight > 0, b.index, stranger)) for b in clean]
+    """The images in the padding of a batch have no effect."""
+    world = case.warmed_up()
+    zero_padded = world.batches(COHORT)
+    unused = len(world.labels) - 1  # an image of no client
+    image_padded = [dataclasses.replace(b, index=np.where(b.weight > 0, b.index, unused)) for b in zero_padded]
     updates_agree(
-        "no trace of padding (samples of weight 0)",
-        small.round(COHORT, batches=clean),
-        small.round(COHORT, batches=dirty),
+        "no effect of padding (samples of weight 0)",
+        world.round(COHORT, batches=zero_padded),
+        world.round(COHORT, batches=image_padded),
     )
 
 
 @check("round")
 def what_trains_moves_and_nothing_else(case: Case) -> None:
-    """Each value that is declared as trained moves in local training, and no other does."""
-    small = case.warmed(weight_decay=0.0)
-    updates = small.round(COHORT)
+    """Local training changes each value that is declared as trained, and no other."""
+    world = case.warmed_up(weight_decay=0.0)
+    updates = world.round(COHORT)
     for name, value in updates.updated.items():
-        moved, trains = bool((value != updates.received[name]).any()), small.server.spec[name].trains
+        moved, trains = bool((value != updates.received[name]).any()), world.server.spec[name].trains
         if moved != trains:
             raise ContractError(
                 f"params() {name!r}",
-                "a value that moves, since it is declared as trained" if trains else "a value that nothing moves",
+                "a change in training, since it is declared as trained" if trains else "no change in training",
                 "no change: its gradient is zero" if trains else "a change",
             )
 
 
 @check("merge")
 def absent_clients_are_untouched(case: Case) -> None:
-    """A round leaves what it holds of other clients, and finite numbers."""
-    small = case.warmed().copy()
+    """A round leaves the values of absent clients as they were, and all values finite."""
+    world = case.warmed_up().copy()
     absent = torch.tensor([k for k in range(CLIENTS) if k not in COHORT])
-    before = kept(small, absent)
-    small.server.merge(small.round(COHORT))
-    after = kept(small, absent)
+    before = local_values(world, absent)
+    world.server.merge(world.round(COHORT))
+    after = local_values(world, absent)
     for name, value in before.items():
         if not torch.equal(after[name], value):
             raise ContractError(f"merge(), {name!r}", "no change for clients that did not take part", "a change")
-    for name, value in [*small.server.values.items(), *kept(small, torch.arange(CLIENTS)).items()]:
+    for name, value in [*world.server.values.items(), *local_values(world, torch.arange(CLIENTS)).items()]:
         if not value.isfinite().all():
             raise ContractError(f"{name!r} after two rounds", "finite numbers", "infinite or not a number")
 
 
-def kept(small: Tiny, clients: Tensor) -> dict[str, Tensor]:
-    """What the clients hold themselves, {name: [K, ...]}."""
-    return small.server.memory.read(clients)
+def local_values(world: MiniRun, clients: Tensor) -> dict[str, Tensor]:
+    """The local values of the clients [K], {name: [K, ...]}."""
+    return world.server.memory.read(clients)
 
 
 @check("run")
 def bytes_are_those_of_what_is_serialised(case: Case) -> None:
-    """One client's round, written as safetensors: the bytes behind the header are the bytes that are counted."""
-    small = case.warmed(dtype=torch.float32)
-    server = small.server
+    """The bytes of a client's round are the bytes of its tensors in safetensors files, without headers."""
+    world = case.warmed_up(dtype=torch.float32)
+    server = world.server
     up, down = server.bytes_per_client()
-    sent = server.send(torch.tensor([2]))
-    shared = {name: sent[name] for name, param in server.spec.items() if param.home == "shared"}
+    received = server.send(torch.tensor([2]))
+    shared = {name: received[name] for name, param in server.spec.items() if param.home == "shared"}
     shared |= server.generated(torch.tensor([2]))
     _count("down", payload(shared | server.read()), down)
-    if not small.trainer.phases:
+    if not world.trainer.phases:
         return _count("up", 0, up)
-    updates = small.round([2])
+    updates = world.round([2])
     back = {name: updates.updated[name] for name in shared if server.spec[name].trains}
     _count("up", payload(back | {f"gradient.{name}": value for name, value in updates.gradient.items()}), up)
     _count("observed", cheapest(updates.sums), sum(bytes_of_sums(value) for value in updates.sums.values()))
@@ -209,7 +211,7 @@ def _count(what: str, written: int, counted: int) -> None:
 
 
 def payload(tensors: dict[str, Tensor]) -> int:
-    """Bytes of the tensors in a safetensors file, behind its header."""
+    """Bytes of the tensors in a safetensors file, without its header."""
     if not tensors:
         return 0
     blob: bytes = save({name: value.contiguous().clone() for name, value in tensors.items()})
@@ -220,22 +222,22 @@ def payload(tensors: dict[str, Tensor]) -> int:
 
 @check("run")
 def bytes_of_statistics_are_those_of_what_is_serialised(case: Case) -> None:
-    """Statistics, written as safetensors: rows of classes that a client has, or all, whichever is less."""
+    """The bytes of statistics are those of a client's non-zero rows or of all rows in safetensors files, whichever is less."""
     if case.method.statistics is None:
         return
-    small = tiny(case.method, case.aggregation, dtype=torch.float32)
-    each = small.statistics(range(CLIENTS))
+    world = mini_run(case.method, case.aggregation, dtype=torch.float32)
+    each = world.statistics(range(CLIENTS))
     counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
     written = sum(cheapest({name: value[None]}) for stats in each for name, value in stats.items())
     _count("of statistics", written, counted)
 
 
 def cheapest(sums: Mapping[str, Tensor]) -> int:
-    """Each client's sums as safetensors: whole, or the rows that are not zero with their numbers, whichever is less."""
+    """Bytes of each client's sums as safetensors: all rows, or the non-zero rows with their numbers, whichever is less."""
     total = 0
     for stacked in sums.values():
         for value in stacked:
-            filled = [i for i, one in enumerate(value) if one.count_nonzero()] if value.dim() else []
+            filled = [i for i, part in enumerate(value) if part.count_nonzero()] if value.dim() else []
             sparse = {"rows": value[filled], "at": torch.tensor(filled, dtype=torch.int32)} if value.dim() else None
             whole = payload({"all": value})
             total += whole if sparse is None else min(whole, payload(sparse))
@@ -244,24 +246,24 @@ def cheapest(sums: Mapping[str, Tensor]) -> int:
 
 @check("run")
 def evaluation_equals_the_loop_over_samples(case: Case) -> None:
-    """Accuracy in batches over all clients is that of one sample at a time."""
-    small = case.warmed()
+    """Accuracy from batches over all clients equals accuracy from one sample at a time."""
+    world = case.warmed_up()
     edges = ((42, 50), (0, 0), (37, 42), (50, 57), (38, 39), (40, 46))
     parts = [np.arange(*edge) for edge in edges]
-    values = small.server.send(torch.arange(CLIENTS))
-    found = accuracies(small.model, values, small.server.read(), parts, chunk=10)
-    prior = small.model.method.logit_prior in ("eval", "both")
+    values = world.server.send(torch.arange(CLIENTS))
+    batched = accuracies(world.model, values, world.server.read(), parts, chunk=10)
+    prior = world.model.method.logit_prior in ("eval", "both")
     for k, part in enumerate(parts):
-        mine = rows(values, slice(k, k + 1)) | small.server.read()
+        client_values = rows(values, slice(k, k + 1)) | world.server.read()
         right = 0
         for i in part:
-            logits = small.model.forward(mine, torch.tensor([[i]]), prior).logits
-            right += int(logits[0, 0].argmax() == small.model.labels[i])
-        if (found.right[k], found.count[k]) != (right, len(part)):
+            logits = world.model.forward(client_values, torch.tensor([[i]]), prior).logits
+            right += int(logits[0, 0].argmax() == world.model.labels[i])
+        if (batched.right[k], batched.count[k]) != (right, len(part)):
             raise ContractError(
                 f"evaluation of client {k}",
-                f"{right} of {len(part)} right, as one sample at a time",
-                f"{found.right[k]} of {found.count[k]}",
+                f"{right} of {len(part)} correct, as one sample at a time",
+                f"{batched.right[k]} of {batched.count[k]}",
             )
 
 

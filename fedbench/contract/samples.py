@@ -1,4 +1,4 @@
-"""What a dataset gives and how a partitioner deals: the promises that every run relies on."""
+"""Checks of datasets and partitioners."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CLIENTS, CLASSES, DOMAINS, USERS = 6, 5, 3, 30
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A dataset with the folder that its downloads and caches lie in."""
+    """A dataset and the folder that holds its downloads and caches."""
 
     dataset: Dataset
     root: Path
 
     @cached_property
     def samples(self) -> Samples:
-        """Loaded once for all checks."""
+        """The samples, loaded once for all checks."""
         return self.dataset.load(self.root)
 
 
 @check("dataset")
 def samples_are_whole(case: OnDisk) -> None:
-    """load() gives training and test images, domains from 0 and users from -1 (nobody's) on, and names that differ."""
+    """load() returns training and test images, domains from 0, users from -1 (no user), and distinct names."""
     samples = case.samples
     if not isinstance(samples, Samples):
         raise ContractError("load()", "Samples(images, labels, is_test, ...)", type(samples).__name__)
@@ -45,7 +45,7 @@ def samples_are_whole(case: OnDisk) -> None:
             )
     for label, names in (("class_names", samples.class_names), ("domain_names", samples.domain_names)):
         if len(set(names)) != len(names):
-            raise ContractError(f"load(), {label}", "names that differ", "a name twice")
+            raise ContractError(f"load(), {label}", "distinct names", "a name twice")
     missing = set(range(samples.num_classes)) - set(np.unique(samples.labels[~samples.is_test]).tolist())
     if not samples.class_names and missing:
         raise ContractError("load(), labels", "training samples of every class", f"none of class {min(missing)}")
@@ -53,25 +53,25 @@ def samples_are_whole(case: OnDisk) -> None:
 
 @check("dataset")
 def loading_again_gives_the_same(case: OnDisk) -> None:
-    """load() gives the same samples in the same order each time."""
+    """load() returns the same samples in the same order at each call."""
     again = case.dataset.load(case.root)
     for column in dataclasses.fields(Samples):
-        one, other = getattr(case.samples, column.name), getattr(again, column.name)
-        if not (np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other):
-            raise ContractError(f"load(), {column.name}", "the same each time", "another one")
+        first, second = getattr(case.samples, column.name), getattr(again, column.name)
+        if not (np.array_equal(first, second) if isinstance(first, np.ndarray) else first == second):
+            raise ContractError(f"load(), {column.name}", "the same at each call", "a difference")
 
 
 @check("dataset")
 def the_extent_is_what_is_loaded(case: OnDisk) -> None:
-    """extent(), where there is one, counts what load() gives."""
+    """extent(), if the dataset defines it, counts what load() returns."""
     if type(case.dataset).extent is not Dataset.extent:
         loaded = Extent.of(case.samples)
-        if (describe := case.dataset.extent(case.root)) != loaded:
-            raise ContractError("extent()", repr(loaded), repr(describe))
+        if (extent := case.dataset.extent(case.root)) != loaded:
+            raise ContractError("extent()", repr(loaded), repr(extent))
 
 
-def some() -> Samples:
-    """Samples to deal: 40 for training and 20 for testing of each of five classes, of three domains and 30 users, mixed."""
+def example_samples() -> Samples:
+    """Samples to partition: 40 for training and 20 for testing of each of five classes, of three domains and 30 users."""
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES), 60)[draw.permutation(60 * CLASSES)]
     is_test = np.zeros(len(labels), dtype=bool)
@@ -83,42 +83,43 @@ def some() -> Samples:
     return Samples(images, labels, is_test, user % DOMAINS, user, *names)
 
 
-def dealt(partitioner: Partitioner, seed: int = 0) -> Split:
-    """`some` samples dealt to six clients. Raises DataError."""
-    return split(some(), partitioner, CLIENTS, held_out=1, validation=0.1, seed=seed)
+def partitioned(partitioner: Partitioner, seed: int = 0) -> Split:
+    """`example_samples` dealt to six clients. Raises DataError."""
+    return split(example_samples(), partitioner, CLIENTS, held_out=1, validation=0.1, seed=seed)
 
 
 @check("partition")
 def a_split_is_sound(partitioner: Partitioner) -> None:
     """Every client has training, validation and test samples, and no sample is dealt twice."""
-    made = dealt(partitioner)
-    used = np.concatenate([part.indices for part in (made.train, made.validation, made.test)])
+    result = partitioned(partitioner)
+    used = np.concatenate([part.indices for part in (result.train, result.validation, result.test)])
     if len(np.unique(used)) != len(used):
         raise ContractError("deal()", "each sample at one client", f"{len(used) - len(np.unique(used))} dealt twice")
     for k in range(CLIENTS):
         for name in ("train", "validation", "test"):
-            mine = getattr(made, name)[k]
-            if not len(mine):
+            if not len(getattr(result, name)[k]):
                 raise ContractError("deal()", f"{name} samples for client {k}", "none")
 
 
 @check("partition")
 def a_split_is_its_seed(partitioner: Partitioner) -> None:
-    """The same seed deals the same, whatever was dealt before: draws come from `stream` alone."""
-    first = dealt(partitioner).hash
-    dealt(partitioner, seed=1)
-    if dealt(partitioner).hash != first:
+    """The same seed gives the same split, whatever was dealt before: draws come from `stream` alone."""
+    first = partitioned(partitioner).hash
+    partitioned(partitioner, seed=1)
+    if partitioned(partitioner).hash != first:
         raise ContractError("shares()", "the same split for the same seed: draw from `stream` alone", "another split")
 
 
 @check("partition")
 def images_are_not_read(partitioner: Partitioner) -> None:
     """A split depends on labels, domains and users alone."""
-    samples = some()
+    samples = example_samples()
     other = dataclasses.replace(samples, images=samples.images + 9)
     hashes = {split(s, partitioner, CLIENTS, 1, 0.1).hash for s in (samples, other)}
     if len(hashes) != 1:
-        raise ContractError("shares()", "a split of labels, domains and users alone", "one that images change")
+        raise ContractError(
+            "shares()", "a split that depends on labels, domains and users alone", "other splits for other images"
+        )
 
 
 CHECKS = (

@@ -1,4 +1,4 @@
-"""A run in miniature for the contract checks: a random ViT of 4 blocks, 16 px noise images, uneven clients, float64."""
+"""The miniature run of the contract checks: a random ViT of 4 blocks, 16 px noise images, uneven clients, float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedbench.run.stacked_model import StackedModel
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.images import Images
 
-CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # training samples of each client: none fills its last batch alike
+CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # SIZES: training samples of each client
 
 
 def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
@@ -34,8 +34,8 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
 
 
 @dataclasses.dataclass
-class Tiny:
-    """What a check needs to train and merge: like fedbench.run.experiment.Experiment, without a dataset or a folder."""
+class MiniRun:
+    """A run that trains and merges like `fedbench.run.experiment.Experiment`, without a dataset or a folder."""
 
     trainer: Trainer
     server: Server
@@ -44,11 +44,11 @@ class Tiny:
 
     @property
     def model(self) -> StackedModel:
-        """The method on the backbone."""
+        """The method on the backbone, stacked over clients."""
         return self.trainer.model
 
     def batches(self, clients: Any, batch_size: int | None = None, round_: int = 1) -> list[data.Batches]:
-        """The batches of `clients` in a round, one a local phase."""
+        """The batches of `clients` in a round, one `Batches` for each local phase."""
         local = self.trainer.local
         return [
             data.batches(
@@ -60,33 +60,33 @@ class Tiny:
     def round(
         self, clients: Any, round_: int = 1, batches: list[data.Batches] | None = None, **change: Any
     ) -> ClientUpdates:
-        """Train `clients`; `change` replaces fields of the trainer."""
+        """The updates of `clients` after local training; `change` replaces fields of the trainer."""
         trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
         received = self.server.send(torch.from_numpy(batches[0].clients))
         return trainer.train(received, self.server.read(), batches, Recipe(trainer.local.lr, trainer.local.clip))
 
-    def copy(self) -> Tiny:
-        """The same, with a server of its own that may change."""
+    def copy(self) -> MiniRun:
+        """A copy whose server may change without changing this run's."""
         server = copy.copy(self.server)
         server.values, server.memory = copy.deepcopy((server.values, server.memory))
         return dataclasses.replace(self, server=server)
 
     def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
-        """What each of `clients` reports once; nothing for a method that asks for nothing."""
+        """The statistics that each of `clients` reports once; [] for a method without `statistics`."""
         hook, features, labels = self.model.method.statistics, self.model.features, self.model.labels
         if hook is None or features is None:
             return []
-        return [hook(self.server.read(), features[mine], labels[mine]) for mine in (self.train[k] for k in clients)]
+        return [hook(self.server.read(), features[part], labels[part]) for part in (self.train[k] for k in clients)]
 
-    def introduce(self, clients: Any) -> None:
-        """Let the server have the statistics of `clients`."""
+    def report_statistics(self, clients: Any) -> None:
+        """The server absorbs the statistics of `clients`."""
         if stats := self.statistics(clients):
             self.server.absorb({name: torch.stack([s[name] for s in stats]) for name in stats[0]})
 
 
 def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-    """The clients' samples, all images, and their labels; 20 images are nobody's."""
+    """Each client's sample numbers, all images [N, 16, 16, 3] and their labels [N]; 20 images belong to no client."""
     draw = np.random.default_rng(0)
     train = tuple(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
     count = sum(SIZES) + 20
@@ -94,16 +94,16 @@ def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
 
 
 def task(vit: Backbone | None = None) -> Task:
-    """What a method may know of this world."""
+    """The `Task` of the miniature run, which `Method.params` receives."""
     train, _, labels = _samples()
     counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
     return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0)
 
 
-def tiny(
+def mini_run(
     method: Method, aggregation: Aggregation | None = None, dtype: torch.dtype = torch.float64, **local: Any
-) -> Tiny:
-    """A run of `method` before its first round; `local` are fields of the recipe."""
+) -> MiniRun:
+    """A run of `method` before its first round; `local` sets fields of the local training."""
     vit = backbone(dtype)
     train, pixels, labels = _samples()
     images = Images(pixels, 16, vit.mean, vit.std, torch.device("cpu"), dtype)
@@ -121,42 +121,43 @@ def tiny(
     )
     recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
-    return Tiny(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
+    return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
 
 
-def variants(name: str, cls: type, **given: Any) -> dict[str, Any]:
-    """A plug-in with its defaults and `given`, and once with each other value of each field that is a choice or a switch."""
-    found: dict[str, Any] = {name: (first := cls(**given))}
+def variants(name: str, cls: type, **fields: Any) -> dict[str, Any]:
+    """{name: plug-in}: with its defaults and `fields`, and with each other value of each field that is a choice or a bool."""
+    first = cls(**fields)
+    plugins: dict[str, Any] = {name: first}
     hints = get_type_hints(cls)
     for field in dataclasses.fields(first):
         hint = hints[field.name]
         values = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
         for value in values:
             if value != getattr(first, field.name):
-                found[f"{name}-{field.name}={value}"] = cls(**{**given, field.name: value})
-    return found
+                plugins[f"{name}-{field.name}={value}"] = cls(**{**fields, field.name: value})
+    return plugins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A method with an aggregation, to be checked; worlds that have been warmed up are kept, and must not be changed."""
+    """A method with an aggregation, to be checked. Its warmed-up runs are cached and must not be changed."""
 
     method: Method
     aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)
-    _worlds: dict[str, Tiny] = dataclasses.field(default_factory=dict, repr=False)
+    _runs: dict[str, MiniRun] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def trains(self) -> bool:
         """Whether clients train anything."""
         return any(param.trains for param in self.method.params(task()).values())
 
-    def warmed(self, **options: Any) -> Tiny:
-        """A world after one merged round, so that no value is still at zero; `options` as in `tiny`."""
+    def warmed_up(self, **options: Any) -> MiniRun:
+        """A run after one merged round, so that no value is still zero; `options` as in `mini_run`."""
         key = repr(sorted(options.items(), key=str))
-        if key not in self._worlds:
-            small = tiny(self.method, self.aggregation, **options)
-            small.introduce(range(CLIENTS))
-            if small.trainer.phases:
-                small.server.merge(small.round((1, 2, 3), round_=0))
-            self._worlds[key] = small
-        return self._worlds[key]
+        if key not in self._runs:
+            run = mini_run(self.method, self.aggregation, **options)
+            run.report_statistics(range(CLIENTS))
+            if run.trainer.phases:
+                run.server.merge(run.round((1, 2, 3), round_=0))
+            self._runs[key] = run
+        return self._runs[key]

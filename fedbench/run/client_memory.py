@@ -1,4 +1,4 @@
-"""What clients keep to themselves: rows of local values by client, of which only clients that changed them have one."""
+"""The clients' local values: one row per client that has changed them, on the host."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedbench.run.stacked import Stacked
 class ClientMemory:
     """The local values of `spec`, read and written by client.
 
-    Rows lie on the host, one tensor a client and name, so memory and checkpoints grow with the clients that took part, not
-    with the population. A client without a row has the initial value, which is made when it is read.
+    Rows are on the host, one tensor for each client and name, so memory and checkpoints grow with the clients that took
+    part, not with the population. A client without a row has the initial value, which is computed when it is read.
     """
 
     def __init__(self, spec: Mapping[str, Param], device: torch.device, dtype: torch.dtype) -> None:
@@ -54,20 +54,20 @@ class ClientMemory:
         return torch.tensor([k in self.rows[name] for k in clients.tolist()], device=self.device)
 
     def write(self, clients: Tensor, name: str, values: Tensor) -> None:
-        """Keep the rows `values` [K, ...] of the clients [K]."""
+        """Store the rows `values` [K, ...] of the clients [K]."""
         host = values.detach().cpu()
         for k, row in zip(clients.tolist(), host, strict=True):
-            self.rows[name][k] = row.clone()  # a view would keep the whole cohort's tensor
+            self.rows[name][k] = row.clone()  # a view would keep the whole cohort's tensor alive
 
     def state(self) -> Stacked:
-        """The rows that there are, for a checkpoint: ``client.<name>.<client>``."""
+        """All rows, for a checkpoint: ``{client.<name>.<client>: row}``."""
         return {f"client.{name}.{k}": row for name, rows in self.rows.items() for k, row in rows.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`. Raises ValueError where a checkpoint is of another method."""
+        """The inverse of `state`. Raises ValueError if the checkpoint is from another method."""
         self.rows = {name: {} for name in self.spec}
         for key, row in state.items():
             name, _, client = key.removeprefix("client.").rpartition(".")
             if name not in self.rows:
-                raise ValueError(f"the checkpoint holds {name!r} of clients, which this run has not")
+                raise ValueError(f"the checkpoint holds local values {name!r}, which this run does not have")
             self.rows[name][int(client)] = row

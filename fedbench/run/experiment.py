@@ -192,7 +192,8 @@ def load_frozen(
         data_hash=contents,
         weights_hash=weights,
         key=key,
-        cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}",
+        # Without shortcuts nothing may be read that was computed with them, or the comparison would compare nothing.
+        cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}" + ("" if machine.shortcuts else "-plain"),
     )
 
 

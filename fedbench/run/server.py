@@ -169,9 +169,9 @@ class Server:
     def unseen_client(self) -> Stacked | None:
         """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.
 
-        None if clients train values of their own, for then there is no global model.
+        None if clients train values of their own or `send` makes values for each client: then there is no global model.
         """
-        if any(param.trains and param.home == "local" for param in self.spec.values()):
+        if self.method.send is not None or any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
         values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
         for name, param in self.spec.items():

@@ -30,8 +30,8 @@ class BackboneError(ValueError):
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
-    ``lean``: the last block computes only the tokens that are read. ``plain``: frozen blocks use a hand-written backward
-    pass (`fedbench.vit.fast_block`). Both change results by rounding only, and may be set to False.
+    ``trims_last_block``: the last block computes only the tokens that are read. ``uses_fast_blocks``: frozen blocks use a
+    hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only, and may be set to False.
     ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those
     that the checkpoint was trained with.
     """
@@ -42,8 +42,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
         plain_attention = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
-        self.lean = shortcuts and plain_attention
-        self.plain = shortcuts and all(fast_block.fits(block) for block in vit.blocks)
+        self.trims_last_block = shortcuts and plain_attention
+        self.uses_fast_blocks = shortcuts and all(fast_block.is_supported(block) for block in vit.blocks)
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.patch_size, self.image_size = int(vit.patch_embed.patch_size[0]), int(vit.patch_embed.img_size[0])
@@ -86,14 +86,14 @@ class Backbone(nn.Module):
                 break
             if run is not None:
                 x = run(whole, block, x)
-            elif self.plain and fast_block.serves(block, x):
-                x = fast_block.through(block, x if first is None else x.detach(), first)
+            elif self.uses_fast_blocks and fast_block.is_applicable(block, x):
+                x = fast_block.run_block(block, x if first is None else x.detach(), first)
             else:
                 x = block(x)
         if not slots_read:
             lengths = {}
         count = 1 + sum(lengths.values())
-        last = leading if self.lean else whole
+        last = leading if self.trims_last_block else whole
         x = last(vit.blocks[-1], x, count) if run is None else run(last, vit.blocks[-1], x, count)
         cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
         return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped

@@ -1,9 +1,9 @@
-"""A block of a frozen ViT on a CPU: timm's results, with a hand-written backward pass for activations only.
+"""A frozen ViT block with a hand-written backward pass on a CPU, of activations alone; the numbers are those of timm's block.
 
-It saves work that autograd would do. It keeps nothing for weights, which get no gradient. It makes no views that have to be
-padded with zeros in the backward pass. In the first prompted block it computes the gradient of the prompts only, since nothing
-below needs that of the other tokens. Attention is two matrix products and a softmax: for a few hundred tokens this is faster on
-a CPU than a kernel that saves memory.
+It is faster than autograd for three reasons: it keeps nothing for the gradients of weights, it makes no view that must be
+padded with zeros on the way back, and in the first prompted block it computes the gradients of the prompts only, because
+nothing below needs those of the other tokens. Attention is two matrix products and a softmax, which on a CPU is faster for
+some hundred tokens than a kernel that saves memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.autograd.function import once_differentiable
 aten: Any = torch.ops.aten
 
 
-def fits(block: nn.Module) -> bool:
-    """Whether a block has the plain form: pre-norm, one attention, an MLP with exact GELU; no scale, inner norm or gate."""
+def is_supported(block: nn.Module) -> bool:
+    """Whether a block has the plain form: pre-norm, one attention, an MLP with exact GELU, no scales, norms or gates."""
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
     attn, mlp = block.attn, block.mlp
-    bare = (block.ls1, block.ls2, attn.q_norm, attn.k_norm, attn.norm, mlp.norm)
+    optional_parts = (block.ls1, block.ls2, attn.q_norm, attn.k_norm, attn.norm, mlp.norm)
     norms = (block.norm1, block.norm2)
     return (
-        all(type(part) is nn.Identity for part in bare)
+        all(type(part) is nn.Identity for part in optional_parts)
         and all(isinstance(norm, nn.LayerNorm) and norm.weight is not None for norm in norms)
         and isinstance(mlp.act, nn.GELU)
         and mlp.act.approximate == "none"
@@ -37,22 +37,22 @@ def fits(block: nn.Module) -> bool:
     )
 
 
-def serves(block: nn.Module, x: Tensor) -> bool:
-    """Whether `through` can run a block that `fits`: with gradients, on a CPU, without autocast, with frozen weights."""
+def is_applicable(block: nn.Module, x: Tensor) -> bool:
+    """Whether `run_block` may replace a supported block: a gradient is needed, on a CPU, without autocast, weights frozen."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
     cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return cpu and not any(value.requires_grad for value in block.parameters())
 
 
-def through(block: nn.Module, x: Tensor, slots: Tensor | None = None) -> Tensor:
-    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], the tokens 1 to P of `x`, only they get a gradient."""
-    result: Tensor = _Through.apply(x, slots, block)  # type: ignore[no-untyped-call]
+def run_block(block: nn.Module, x: Tensor, slots: Tensor | None = None) -> Tensor:
+    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], tokens 1 to P of `x`, only they receive a gradient."""
+    result: Tensor = _FrozenBlock.apply(x, slots, block)  # type: ignore[no-untyped-call]
     return result
 
 
 def _forward(block: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The block's output, and the tensors for its backward pass."""
+    """The block's output [N, T, D], and the tensors that its backward pass needs."""
     n, t, d = x.shape
     attn, mlp, heads = block.attn, block.mlp, block.attn.num_heads
     normed, mean1, rstd1 = _norm(block.norm1, x)
@@ -60,17 +60,17 @@ def _forward(block: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, d // heads)
     q, k, v = qkv.unbind(0)
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=attn.scale)
-    shares = torch.softmax(scores, -1)  # [N * heads, T, T]
-    mixed = torch.bmm(shares, v).view(n, heads, t, d // heads).transpose(1, 2).reshape(n, t, d)
+    attention = torch.softmax(scores, -1)  # [N * heads, T, T]
+    mixed = torch.bmm(attention, v).view(n, heads, t, d // heads).transpose(1, 2).reshape(n, t, d)
     y = F.linear(mixed, attn.proj.weight, attn.proj.bias).add_(x)
     normed, mean2, rstd2 = _norm(block.norm2, y)
     hidden = F.linear(normed, mlp.fc1.weight, mlp.fc1.bias)
     out = F.linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias).add_(y)
-    return out, (x, mean1, rstd1, qkv, shares, y, mean2, rstd2, hidden)
+    return out, (x, mean1, rstd1, qkv, attention, y, mean2, rstd2, hidden)
 
 
-class _Through(torch.autograd.Function):
-    """`_forward` with the gradient of x, or of the slots in x only."""
+class _FrozenBlock(torch.autograd.Function):
+    """The block with the gradient of x, or of the slots in it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor | None, block: Any) -> Tensor:
@@ -82,7 +82,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, mean1, rstd1, qkv, shares, y, mean2, rstd2, hidden = ctx.saved_tensors
+        x, mean1, rstd1, qkv, attention, y, mean2, rstd2, hidden = ctx.saved_tensors
         n, t, d = x.shape
         block, heads, scale = ctx.block, ctx.block.attn.num_heads, ctx.block.attn.scale
         at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens that get a gradient
@@ -90,11 +90,11 @@ class _Through(torch.autograd.Function):
         back = aten.gelu_backward(grad @ block.mlp.fc2.weight, hidden) @ block.mlp.fc1.weight
         grad_y = _norm_back(block.norm2, back, y, mean2, rstd2).add_(grad)
         mixed = (grad_y @ block.attn.proj.weight).view(n, t, heads, d // heads).transpose(1, 2).reshape(q.shape)
-        scores = aten._softmax_backward_data(torch.bmm(mixed, v.transpose(1, 2)), shares, -1, shares.dtype)
+        scores = aten._softmax_backward_data(torch.bmm(mixed, v.transpose(1, 2)), attention, -1, attention.dtype)
         parts = q.new_empty(3, len(q), len(range(t)[at]), d // heads)
         torch.baddbmm(parts[0], scores[:, at], k, beta=0, alpha=scale, out=parts[0])
         torch.baddbmm(parts[1], scores[:, :, at].transpose(1, 2), q, beta=0, alpha=scale, out=parts[1])
-        torch.bmm(shares[:, :, at].transpose(1, 2), mixed, out=parts[2])
+        torch.bmm(attention[:, :, at].transpose(1, 2), mixed, out=parts[2])
         parts = parts.view(3, n, heads, -1, d // heads).permute(1, 3, 0, 2, 4).reshape(n, -1, 3 * d)
         back = parts @ block.attn.qkv.weight
         result = _norm_back(block.norm1, back, x[:, at], mean1[:, at], rstd1[:, at]).add_(grad_y[:, at])
@@ -102,7 +102,7 @@ class _Through(torch.autograd.Function):
 
 
 def _norm(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised x [..., D], its mean and its reciprocal standard deviation [..., 1]."""
+    """The normalised x [..., D], and mean and reciprocal deviation [..., 1]."""
     out, mean, rstd = torch.native_layer_norm(x, list(norm.normalized_shape), norm.weight, norm.bias, norm.eps)
     return out, mean, rstd
 

@@ -22,7 +22,7 @@ from fedbench.vit.thread_map import thread_map
 
 log = logging.getLogger("fedbench")
 
-AT_ONCE = 8  # passes whose tokens are in memory before they are written to disk
+PASSES_PER_WRITE = 8  # passes whose tokens are in memory before they are written to disk
 GB = 1e9
 
 
@@ -78,12 +78,12 @@ def cached_tokens(
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             passes = images.passes()
-            for start in range(0, len(passes), AT_ONCE):
-                for tokens in thread_map(part, passes[start : start + AT_ONCE], images.device):
+            for start in range(0, len(passes), PASSES_PER_WRITE):
+                for tokens in thread_map(part, passes[start : start + PASSES_PER_WRITE], images.device):
                     file.write(tokens.data)
 
     try:
         return CachedTokens(layer, cached_arrays(folder, build)["tokens"], images.device)
     except DataError as error:
-        log.warning("tokens entering block %d are computed anew each time: %s", layer, error)
+        log.warning("tokens entering block %d are not cached: %s", layer, error)
         return None

@@ -88,17 +88,17 @@ def test_fedyogi_in_numbers():
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
 def test_a_server_optimiser_costs_no_byte(name):
-    plain = tiny.tiny(tiny.METHODS["fedvpt"]).server
-    server = tiny.tiny(tiny.METHODS["fedvpt"], AGGREGATION[name]()).server
+    plain = tiny.mini_run(tiny.METHODS["fedvpt"]).server
+    server = tiny.mini_run(tiny.METHODS["fedvpt"], AGGREGATION[name]()).server
     assert server.bytes_per_client() == plain.bytes_per_client()
 
 
 def test_a_server_optimiser_steps_towards_what_the_method_merged():
     """pep_fedpt with class_counts merges the class prompts itself: FedAvgM with lr 1 and beta 0 must keep that."""
     method = tiny.METHODS["pep_fedpt-average=class_counts"]
-    plain, stepped = (tiny.tiny(method, a) for a in (None, AGGREGATION["fedavgm"](lr=1.0, beta=0.0)))
+    plain, stepped = (tiny.mini_run(method, a) for a in (None, AGGREGATION["fedavgm"](lr=1.0, beta=0.0)))
     for small in (plain, stepped):
-        small.introduce(range(tiny.CLIENTS))
+        small.report_statistics(range(tiny.CLIENTS))
         small.server.merge(small.round((0, 2, 4)))
     for name, value in plain.server.values.items():
         assert (value - stepped.server.values[name]).abs().max() < 1e-12, name
@@ -124,7 +124,7 @@ def test_control_variates_in_numbers():
 
 def test_the_clients_steps_are_corrected_and_option_two_follows():
     """Plain SGD: each client takes its own gradient - c_k + c, and (x - y)/(K lr) is the gradient that it reports."""
-    small = tiny.tiny(
+    small = tiny.mini_run(
         tiny.METHODS["fedvpt"], AGGREGATION["scaffold"](), momentum=0.0, weight_decay=0.0, clip=None, lr=0.05
     )
     clients = (4, 0, 5, 2)
@@ -137,7 +137,7 @@ def test_the_clients_steps_are_corrected_and_option_two_follows():
             assert (report.gradient[name][row] - (x - y) / (steps * 0.05)).abs().max() < 1e-12
 
     # One step of the client with one sample, from its gradient without SCAFFOLD: y = x - lr (g - c_k + c).
-    plain = tiny.tiny(tiny.METHODS["fedvpt"], momentum=0.0, weight_decay=0.0, clip=None, lr=0.05, epochs=1)
+    plain = tiny.mini_run(tiny.METHODS["fedvpt"], momentum=0.0, weight_decay=0.0, clip=None, lr=0.05, epochs=1)
     one = small.trainer.local.model_copy(update={"epochs": 1})
     small.trainer = dataclasses.replace(small.trainer, local=one)
     for name in ("prompt", "head.weight", "head.bias"):
@@ -172,7 +172,7 @@ def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
     (w+1) + 8 (w-1) = 0: w = 7/9. After K steps of rate lr client k is at b_k + (1 - lr a_k)^K (w - b_k), so FedAvg stands
     still where s_0 (w + 1) + s_1 (w - 1) = 0 with s_k = 1 - (1 - lr a_k)^K; for K = 10, lr = .1: w = .2112.
     """
-    small = tiny.tiny(
+    small = tiny.mini_run(
         Quadratic(), AGGREGATION[name](), momentum=0.0, weight_decay=0.0, clip=None, batch_size=12, epochs=10
     )
     server = small.server
@@ -190,8 +190,8 @@ def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
 
 
 def test_scaffold_sends_gradients_up_and_the_servers_variate_down():
-    plain = tiny.tiny(tiny.METHODS["fedvpt"]).server.bytes_per_client()
-    up, down = tiny.tiny(tiny.METHODS["fedvpt"], AGGREGATION["scaffold"]()).server.bytes_per_client()
+    plain = tiny.mini_run(tiny.METHODS["fedvpt"]).server.bytes_per_client()
+    up, down = tiny.mini_run(tiny.METHODS["fedvpt"], AGGREGATION["scaffold"]()).server.bytes_per_client()
     assert (up, down) == (2 * plain[0], 2 * plain[1])
 
 
@@ -209,7 +209,7 @@ class Phased(Quadratic):
 
 
 def test_mean_gradients_are_over_the_steps_of_all_phases():
-    small = tiny.tiny(Phased(), AGGREGATION["scaffold"](), clip=None)
+    small = tiny.mini_run(Phased(), AGGREGATION["scaffold"](), clip=None)
     report = small.round((0, 2, 5))
     assert report.gradient["w"].flatten().tolist() == pytest.approx([2.5] * 3)  # 1 and 4, as many steps of each
     assert report.gradient["v"].flatten().tolist() == pytest.approx([7.0] * 3)
@@ -223,7 +223,7 @@ def test_mean_gradients_are_over_the_steps_of_all_phases():
 @pytest.mark.parametrize("name", [n for n in AGGREGATION if n != "fedavg"])
 def test_clients_that_share_nothing_are_as_under_fedavg(name):
     method = tiny.plugins().classes["method"]["fedvpt"](prompt="local", head="local")
-    plain, other = tiny.tiny(method), tiny.tiny(method, AGGREGATION[name]())
+    plain, other = tiny.mini_run(method), tiny.mini_run(method, AGGREGATION[name]())
     for small in (plain, other):
         small.server.merge(small.round((1, 4, 2)))
     for key in plain.server.memory.spec:
@@ -235,8 +235,8 @@ def test_clients_that_share_nothing_are_as_under_fedavg(name):
 def test_a_method_without_training_runs_with_every_aggregation(name):
     from fedbench.run.local import without_training
 
-    small = tiny.tiny(tiny.METHODS["fedncm"], AGGREGATION[name]())
-    small.introduce(range(tiny.CLIENTS))
+    small = tiny.mini_run(tiny.METHODS["fedncm"], AGGREGATION[name]())
+    small.report_statistics(range(tiny.CLIENTS))
     who = torch.tensor([1, 2])
     before = small.server.values["prototype"].clone()
     small.server.merge(without_training(who, small.server.send(who), [3, 12], 0.1))

@@ -75,7 +75,7 @@ def test_sgpt_averages_keys_by_choice_and_groups_by_samples_and_moves_half_way()
 def test_sgpt_tokens_accumulate_and_the_first_phase_has_no_groups():
     """2 shared blocks of 2 tokens and 2 group blocks of 3: behind 5 tokens of CLS and patches stand 2, 4, 7 and 10."""
     method = SGPT(prompt_length=2, group_length=3, groups=4, shared_blocks=2, group_blocks=2)
-    small = tiny.tiny(method)
+    small = tiny.mini_run(method)
     spec, vit = small.server.spec, tiny.backbone(torch.float32)
     assert cost.one_pass(method, spec, vit).tokens == (7, 9, 12, 15)
     assert cost.one_pass(method.at(phase=1), spec, vit).tokens == (7, 9, 12, 15)
@@ -121,7 +121,7 @@ def test_sgpt_names_blocks_that_the_backbone_lacks():
 
 def test_sgpt_keys_start_orthonormal():
     for groups in (20, 40):  # of 32 dimensions
-        spec = tiny.tiny(SGPT(groups=groups)).server.spec
+        spec = tiny.mini_run(SGPT(groups=groups)).server.spec
         key = spec["key"].init.double()
         gram = key @ key.T if groups <= 32 else key.T @ key
         assert (gram - torch.eye(len(gram))).abs().max() < 1e-6
@@ -184,7 +184,7 @@ def test_pfpt_prompts_that_nobody_used_are_gone():
 
 
 def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbers(tmp_path):
-    straight, killed = tiny.tiny(PFPT()), tiny.tiny(PFPT())
+    straight, killed = tiny.mini_run(PFPT()), tiny.mini_run(PFPT())
     sizes = []
     for round_ in (1, 2, 3):
         straight.server.merge(straight.round((0, 2, 4), round_))
@@ -195,7 +195,7 @@ def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbe
     down = straight.server.bytes_per_client()[1]
     assert down == 4 * (32 * (sizes[-1] + 32) + 33 * tiny.CLASSES)  # the pool as it is now, the map, the head
     checkpoint.save(tmp_path, killed.server.state(), 2, TotalCosts(0, 0, 0), 0.0)
-    restored = tiny.tiny(PFPT())
+    restored = tiny.mini_run(PFPT())
     restored.server.restore(checkpoint.load(tmp_path).state)
     restored.server.merge(restored.round((0, 2, 4), 3))
     for name, value in straight.server.values.items():
@@ -205,7 +205,7 @@ def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbe
 @pytest.mark.parametrize("name", ["fedadam", "scaffold"])
 def test_pfpt_pool_is_the_matchings_alone(name):
     """An aggregation with state of its own steps on map and head, and neither knows nor moves the pool."""
-    plain, other = tiny.tiny(PFPT()), tiny.tiny(PFPT(), AGGREGATION[name](lr=0.5))
+    plain, other = tiny.mini_run(PFPT()), tiny.mini_run(PFPT(), AGGREGATION[name](lr=0.5))
     reports = {}
     for small in (plain, other):
         reports[small is other] = small.round((0, 2, 4), 1)
@@ -235,7 +235,7 @@ def test_pfpt_chooses_per_sample():
 
 def test_pfpt_takes_no_more_prompts_than_there_are():
     with pytest.raises(ValueError, match="prompt_length 5 is more than pool_size 4"):
-        tiny.tiny(PFPT(pool_size=4, prompt_length=5))
+        tiny.mini_run(PFPT(pool_size=4, prompt_length=5))
 
 
 # -- FedPR -----------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_fedpr_drops_the_leading_directions_first():
 
 def test_fedpr_clients_leave_the_global_directions_alone():
     """Momentum, weight decay and all: a client's whole move is orthogonal to the prompts that it was sent."""
-    small = tiny.tiny(FEDPR(prompt_length=3))
+    small = tiny.mini_run(FEDPR(prompt_length=3))
     first = small.round((0, 2, 4), 1)  # nothing to leave alone yet
     small.server.merge(first)
     second = small.round((1, 3), 2)

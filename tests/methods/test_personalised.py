@@ -23,22 +23,22 @@ HEAD = ("head.weight", "head.bias")
 MODEL = ("prompt", *HEAD)
 
 
-def one_step(name: str, **fields: Any) -> tiny.Tiny:
+def one_step(name: str, **fields: Any) -> tiny.MiniRun:
     """A client's whole data in one batch, one epoch: each phase is one step of plain gradient descent with `LR`."""
     method = METHOD[name](**fields)
-    return tiny.tiny(method, epochs=1, batch_size=16, lr=LR, momentum=0.0, weight_decay=0.0, clip=None)
+    return tiny.mini_run(method, epochs=1, batch_size=16, lr=LR, momentum=0.0, weight_decay=0.0, clip=None)
 
 
 def mine(values: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return {name: value[row].clone() for name, value in values.items()}
 
 
-def data(small: tiny.Tiny, k: int) -> tuple[Tensor, Tensor]:
+def data(small: tiny.MiniRun, k: int) -> tuple[Tensor, Tensor]:
     index = torch.from_numpy(small.train[k])
     return small.model.images.batch(index), small.model.labels[index]
 
 
-def feature(small: tiny.Tiny, images: Tensor, prompt: Tensor | None) -> Tensor:
+def feature(small: tiny.MiniRun, images: Tensor, prompt: Tensor | None) -> Tensor:
     """CLS feature [B, D] with `prompt` [P, D] at block 0."""
 
     def at(layer: int, cls: Tensor) -> Any:
@@ -47,13 +47,13 @@ def feature(small: tiny.Tiny, images: Tensor, prompt: Tensor | None) -> Tensor:
     return plain_forward(small.model.backbone, images, at)[0]
 
 
-def loss(small: tiny.Tiny, k: int, prompt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def loss(small: tiny.MiniRun, k: int, prompt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """f of client k: the mean cross-entropy over its data."""
     images, y = data(small, k)
     return F.cross_entropy(feature(small, images, prompt) @ weight.T + bias, y)
 
 
-def gradient(small: tiny.Tiny, k: int, *values: Tensor) -> tuple[Tensor, ...]:
+def gradient(small: tiny.MiniRun, k: int, *values: Tensor) -> tuple[Tensor, ...]:
     """Gradient of f of client k at (prompt, head.weight, head.bias)."""
     leaves = [value.detach().clone().requires_grad_() for value in values]
     return torch.autograd.grad(loss(small, k, *leaves), leaves)
@@ -63,7 +63,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() < 1e-10)
 
 
-def finetune(small: tiny.Tiny, clients: Any) -> Any:
+def finetune(small: tiny.MiniRun, clients: Any) -> Any:
     """What clients are evaluated with: fine-tuned from what the server sends."""
     trainer = dataclasses.replace(small.trainer, finetuning=True)
     batches = small.batches(clients)[: len(trainer.phases)]
@@ -125,7 +125,7 @@ def test_fedbabu_sends_prompts_alone():
 # -- Ditto and APFL --------------------------------------------------------------------------------------------------
 
 
-def second_round(name: str, **fields: Any) -> tuple[tiny.Tiny, Any]:
+def second_round(name: str, **fields: Any) -> tuple[tiny.MiniRun, Any]:
     """Own and shared values have parted in the first round; client 2 is new in the second."""
     small = one_step(name, **fields)
     small.server.merge(small.round((4, 0)))
@@ -222,7 +222,7 @@ def test_a_newcomer_hook_that_gives_something_else_is_named(given):
             return given
 
     with pytest.raises(HookError, match=r"newcomer\(\): '(own\.)?prompt' of shape \[3\], expected"):
-        tiny.tiny(Wrong()).server.send(torch.tensor([0]))
+        tiny.mini_run(Wrong()).server.send(torch.tensor([0]))
 
 
 def test_there_is_no_global_model_where_clients_train_values_of_their_own():

@@ -21,7 +21,7 @@ F64 = torch.float64
 
 
 def test_full_finetuning_is_a_plain_pytorch_client():
-    small = tiny.tiny(METHOD["full_finetune"](backbone_lr_scale=0.5), clip=None)
+    small = tiny.mini_run(METHOD["full_finetune"](backbone_lr_scale=0.5), clip=None)
     recipe, prefix = small.trainer.local, "vit."
     clients = (0, 5)
     report = small.round(clients)
@@ -51,7 +51,7 @@ def test_full_finetuning_is_a_plain_pytorch_client():
 
 
 def test_full_finetuning_sends_the_whole_network():
-    small = tiny.tiny(METHOD["full_finetune"]())
+    small = tiny.mini_run(METHOD["full_finetune"]())
     count = sum(v.numel() for v in small.model.backbone.vit.parameters()) + tiny.CLASSES * 33
     assert small.server.bytes_per_client() == (4 * count, 4 * count)
 
@@ -59,7 +59,7 @@ def test_full_finetuning_sends_the_whole_network():
 @pytest.mark.parametrize("target", ["qv", "qkv"])
 def test_lora_is_the_backbone_with_w_plus_ba(target):
     """Each client's logits are those of a timm ViT whose qkv rows are W + (alpha/r) B A, block by block."""
-    small = tiny.tiny(METHOD["lora"](rank=2, alpha=3.0, target=target))
+    small = tiny.mini_run(METHOD["lora"](rank=2, alpha=3.0, target=target))
     sent = small.server.send(torch.tensor([0, 4]))
     assert sent["B"].abs().max() == 0  # it starts as the frozen backbone
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_lora_is_the_backbone_with_w_plus_ba(target):
 
 def test_lora_trains_a_few_parameters():
     """2 projections x 4 blocks x r (D + D), and the head."""
-    spec = tiny.tiny(METHOD["lora"](rank=3)).server.spec
+    spec = tiny.mini_run(METHOD["lora"](rank=3)).server.spec
     assert sum(p.init.numel() for p in spec.values() if p.trains) == 2 * 4 * 3 * (32 + 32) + tiny.CLASSES * 33
 
 
@@ -92,9 +92,9 @@ def test_lora_trains_a_few_parameters():
 @pytest.mark.parametrize("lean", [True, False])
 def test_multiply_adds_are_those_that_torch_counts(name, lean):
     """As in tests/test_backbone.py, for clients with a pass of their own."""
-    small = tiny.tiny(METHOD[name]())
+    small = tiny.mini_run(METHOD[name]())
     vit, spec = small.model.backbone, small.server.spec
-    vit.lean, vit.plain = lean, False  # what a method costs, not what this machine saves of it
+    vit.trims_last_block, vit.uses_fast_blocks = lean, False  # what a method costs, not what this machine saves of it
     counted = cost.one_pass(small.model.method, spec, vit)
     index = torch.arange(16).view(1, 16)
     values = {n: v.requires_grad_(spec[n].trains) for n, v in small.server.send(torch.tensor([2])).items()}
@@ -108,7 +108,7 @@ def test_multiply_adds_are_those_that_torch_counts(name, lean):
 
 def test_central_vpt_is_one_client_with_everyones_data():
     """The pooled round of the core, with the images of a cohort's size, is the round of a FedVPT client that holds them."""
-    central, vpt = tiny.tiny(METHOD["central_vpt"]()), tiny.tiny(METHOD["fedvpt"]())
+    central, vpt = tiny.mini_run(METHOD["central_vpt"]()), tiny.mini_run(METHOD["fedvpt"]())
     pool = (np.arange(12),)  # as many samples as clients 0 and 3 hold
     parts = [dataclasses.replace(small, train=pool) for small in (central, vpt)]
     one, other = (small.round([0]) for small in parts)

@@ -14,22 +14,22 @@ METHOD = tiny.plugins().classes["method"]
 F64 = torch.float64
 
 
-def pooled(small: tiny.Tiny, clients: range | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def pooled(small: tiny.MiniRun, clients: range | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The features [n, D] and labels [n] of some clients' training parts."""
     mine = torch.tensor([i for k in clients for i in small.train[k]])
     return small.model.features[mine], small.model.labels[mine]
 
 
-def score(small: tiny.Tiny, clients: tuple[int, ...], index: torch.Tensor) -> torch.Tensor:
+def score(small: tiny.MiniRun, clients: tuple[int, ...], index: torch.Tensor) -> torch.Tensor:
     sent = small.server.send(torch.tensor(clients))
     prior = small.model.method.logit_prior == "eval"
     return small.model.forward(sent | small.server.read(), index, prior).logits
 
 
 def test_fedncm_is_the_pooled_class_means_in_whatever_order():
-    small = tiny.tiny(METHOD["fedncm"](temperature=0.5))
-    small.introduce((3, 0))
-    small.introduce((4,))
+    small = tiny.mini_run(METHOD["fedncm"](temperature=0.5))
+    small.report_statistics((3, 0))
+    small.report_statistics((4,))
     z, y = pooled(small, (0, 3, 4))
     for c in range(tiny.CLASSES):
         expected = z[y == c].mean(0) if (y == c).any() else torch.zeros(32, dtype=F64)
@@ -42,17 +42,17 @@ def test_fedncm_is_the_pooled_class_means_in_whatever_order():
 @pytest.mark.parametrize("ridge", [0.01, 3.0])
 def test_fed3r_is_ridge_regression_on_the_pooled_features(ridge):
     """scikit-learn's Ridge on the features with a constant 1 beside them, whose weight is penalised like the others."""
-    small = tiny.tiny(METHOD["fed3r"](ridge=ridge, normalize=False))
-    small.introduce((5, 1))
-    small.introduce((0, 2, 3, 4))
+    small = tiny.mini_run(METHOD["fed3r"](ridge=ridge, normalize=False))
+    small.report_statistics((5, 1))
+    small.report_statistics((0, 2, 3, 4))
     z, y = pooled(small, range(tiny.CLIENTS))
     z1 = np.hstack([z.numpy(), np.ones((len(z), 1))])
     hot = np.eye(tiny.CLASSES)[y.numpy()]
     fitted = Ridge(alpha=ridge, fit_intercept=False, solver="svd").fit(z1, hot).coef_  # [C, D+1]
     found = torch.cat([small.server.values["weight"], small.server.values["bias"][:, None]], 1)
     assert np.abs(found.numpy() - fitted).max() < 1e-8
-    normal = tiny.tiny(METHOD["fed3r"](ridge=ridge))
-    normal.introduce(range(tiny.CLIENTS))
+    normal = tiny.mini_run(METHOD["fed3r"](ridge=ridge))
+    normal.report_statistics(range(tiny.CLIENTS))
     norm = np.linalg.norm(fitted[:, :-1], axis=1, keepdims=True)
     found = torch.cat([normal.server.values["weight"], normal.server.values["bias"][:, None]], 1)
     assert np.abs(found.numpy() - fitted / norm).max() < 1e-8
@@ -104,10 +104,10 @@ def test_fedcof_covariance_is_unbiased():
 
 
 def test_fedcof_needs_no_order_and_no_matrix_per_class():
-    small, other = tiny.tiny(METHOD["fedcof"]()), tiny.tiny(METHOD["fedcof"]())
-    small.introduce((5, 1))
-    small.introduce((0, 2, 3, 4))
-    other.introduce(range(tiny.CLIENTS))
+    small, other = tiny.mini_run(METHOD["fedcof"]()), tiny.mini_run(METHOD["fedcof"]())
+    small.report_statistics((5, 1))
+    small.report_statistics((0, 2, 3, 4))
+    other.report_statistics(range(tiny.CLIENTS))
     assert (small.server.values["weight"] - other.server.values["weight"]).abs().max() < 1e-9
     pairs = sum(len(set(small.labels[part])) for part in small.train)
     assert small.server.values["means"].shape == (pairs, 32)
@@ -117,10 +117,10 @@ def test_fedcof_needs_no_order_and_no_matrix_per_class():
 
 @pytest.mark.parametrize("name", ["fedncm", "fed3r", "fedcof"])
 def test_the_log_prior_is_added_to_scores_of_unit_spread(name):
-    plain = tiny.tiny(METHOD[name](temperature=0.5), dtype=F64)
-    prior = tiny.tiny(METHOD[name](temperature=0.5, logit_prior="eval"), dtype=F64)
+    plain = tiny.mini_run(METHOD[name](temperature=0.5), dtype=F64)
+    prior = tiny.mini_run(METHOD[name](temperature=0.5, logit_prior="eval"), dtype=F64)
     for small in (plain, prior):
-        small.introduce(range(tiny.CLIENTS))
+        small.report_statistics(range(tiny.CLIENTS))
     index = torch.tensor([[40, 41, 50]])
     a, b = score(plain, (4,), index), score(prior, (4,), index)
     counts = np.bincount(plain.labels[plain.train[4]], minlength=tiny.CLASSES)
@@ -133,9 +133,9 @@ def test_the_log_prior_is_added_to_scores_of_unit_spread(name):
 
 @pytest.mark.parametrize("name", ["fedncm", "fed3r", "fedcof"])
 def test_nothing_runs_through_the_backbone(name, monkeypatch):
-    small = tiny.tiny(METHOD[name]())
+    small = tiny.mini_run(METHOD[name]())
     monkeypatch.setattr(type(small.model.backbone), "forward", None)  # any call would fail
-    small.introduce(range(tiny.CLIENTS))
+    small.report_statistics(range(tiny.CLIENTS))
     assert small.trainer.phases == []
     _, y = pooled(small, range(tiny.CLIENTS))
     index = torch.tensor([i for part in small.train for i in part])[None]

@@ -1,4 +1,4 @@
-"""Who runs beside fedbench: a bare PyTorch loop at its best batch size, and one client at a time, as published codes do.
+"""Baselines without fedbench: a bare PyTorch loop at its best batch size, and a loop over clients as in published code.
 
 Both train VPT-shallow with SGD and momentum on the same images, labels and frozen ViT.
 """
@@ -24,7 +24,7 @@ from fedbench.bench.clock import timed
 PROMPTS, MOMENTUM = 8, 0.9
 BARE_BATCHES = (16, 32, 64, 128, 256)
 
-Epoch = Callable[[], int]  # one pass over the training images; says how many there were
+Epoch = Callable[[], int]  # one pass over the training images; returns their number
 
 
 class Prompted(nn.Module):
@@ -37,7 +37,7 @@ class Prompted(nn.Module):
         self.head = nn.Linear(vit.embed_dim, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Prompts stand between CLS and the patches."""
+        """Logits; the prompts are inserted between CLS and the patches."""
         vit = self.vit
         x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
         x = torch.cat([x[:, :1], self.prompt.expand(len(x), -1, -1), x[:, 1:]], 1)
@@ -45,12 +45,12 @@ class Prompted(nn.Module):
         return logits
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD of what trains."""
+        """SGD with momentum on the trained parameters."""
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=LR, momentum=MOMENTUM)
 
 
 def bare_training(model: Prompted, pixels: Tensor, labels: Tensor, batch: int, bfloat16: bool) -> Epoch:
-    """A plain loop over `pixels` [N, 3, S, S], which are decoded, resized and normalised already, for one model."""
+    """A plain training loop for one model over `pixels` [N, 3, S, S] that are already resized and normalised."""
     optimizer = model.optimizer()
 
     def epoch() -> int:
@@ -67,7 +67,7 @@ def bare_training(model: Prompted, pixels: Tensor, labels: Tensor, batch: int, b
 
 
 def bare_evaluation(model: Prompted, pixels: Tensor, batch: int, bfloat16: bool) -> Epoch:
-    """The same model's forward passes over `pixels` alone."""
+    """Forward passes of the same model over `pixels`."""
 
     @torch.inference_mode()
     def epoch() -> int:
@@ -80,7 +80,7 @@ def bare_evaluation(model: Prompted, pixels: Tensor, batch: int, bfloat16: bool)
 
 
 def fastest(make: Callable[[int], Epoch], count: int, device: torch.device) -> tuple[int, Epoch]:
-    """The batch size, of `BARE_BATCHES` up to `count` images, at which a bare loop is fastest; and the loop."""
+    """The fastest batch size of `BARE_BATCHES` up to `count` images, and the bare loop with it."""
     sizes = [size for size in BARE_BATCHES if size <= count]
     epochs = {size: make(size) for size in sizes}
     for epoch in epochs.values():
@@ -90,7 +90,7 @@ def fastest(make: Callable[[int], Epoch], count: int, device: torch.device) -> t
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images [N, H, W, 3] as Pillow hands them over, one at a time, each through the transforms."""
+    """Images [N, H, W, 3] as Pillow images, transformed one at a time."""
 
     def __init__(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: Callable[[Image.Image], Tensor]
@@ -105,8 +105,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def published(world: World, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Epoch:
-    """A round as published codes have it, float32: for one client after another a loader of its own over Pillow images,
-    the whole model loaded from the server's, an optimiser, batches; then the mean of what was trained."""
+    """A round as in published code, in float32: clients train one after another, then the server averages.
+
+    Each client loads the server's whole model and has its own optimiser and its own loader over Pillow images.
+    """
     case = world.case
     transform = transforms.Compose(
         [
@@ -119,16 +121,16 @@ def published(world: World, mean: Sequence[float], std: Sequence[float], device:
     model = Prompted(world.vit()).to(device)
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     server = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # cores that the model leaves idle
+    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a GPU the CPU cores are free
 
     def epoch() -> int:
         returned = []
         for part in world.parts:
             model.load_state_dict(server)
             optimizer = model.optimizer()
-            mine = Subset(pictures, part.tolist())
+            client_images = Subset(pictures, part.tolist())
             loader = DataLoader(
-                mine, case.batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda"
+                client_images, case.batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda"
             )
             for images, labels in loader:
                 loss = F.cross_entropy(model(images.to(device)), labels.to(device))

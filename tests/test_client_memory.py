@@ -1,4 +1,4 @@
-"""Per-client memory: rows of those that took part and of nobody else, made on first use, the same in any cohort."""
+"""Per-client memory: only clients that took part have rows; initial values are the same in any cohort."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def spec() -> dict[str, Param]:
     }
 
 
-def test_only_who_wrote_has_a_row():
+def test_only_clients_that_were_written_have_a_row():
     memory = ClientMemory(spec(), DEVICE, torch.float32)
     assert memory.state() == {}
     before = memory.read(torch.tensor([4, 9]))
@@ -37,11 +37,11 @@ def test_only_who_wrote_has_a_row():
     assert torch.equal(before["same"], torch.arange(3.0).expand(2, 3))
     written = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     memory.write(torch.tensor([9, 2]), "same", written)
-    written += 100  # what was given is copied
+    written += 100  # the memory copies what it stores
     assert set(memory.state()) == {"client.same.9", "client.same.2"}
     after = memory.read(torch.tensor([2, 4, 9]))["same"]
     assert after.tolist() == [[4, 5, 6], [0, 1, 2], [1, 2, 3]]
-    after += 100  # and what is read as well
+    after += 100  # and what it returns
     assert memory.read(torch.tensor([2, 4, 9]))["same"].tolist() == [[4, 5, 6], [0, 1, 2], [1, 2, 3]]
     assert torch.equal(memory.read(torch.tensor([4, 9]))["own"], before["own"])
 
@@ -59,12 +59,12 @@ def test_state_and_restore_are_inverse():
     memory, other = (ClientMemory(spec(), DEVICE, torch.float32) for _ in range(2))
     memory.write(torch.tensor([1, 8]), "own", torch.randn(2, 2))
     memory.write(torch.tensor([8]), "same", torch.randn(1, 3))
-    other.write(torch.tensor([0]), "same", torch.randn(1, 3))  # is forgotten
+    other.write(torch.tensor([0]), "same", torch.randn(1, 3))  # is replaced by restore
     other.restore(memory.state())
     everyone = torch.arange(10)
     for name, value in memory.read(everyone).items():
         assert torch.equal(value, other.read(everyone)[name])
-    with pytest.raises(ValueError, match="'prompt' of clients, which this run has not"):
+    with pytest.raises(ValueError, match="local values 'prompt', which this run does not have"):
         memory.restore({"client.prompt.3": torch.zeros(2)})
 
 
@@ -74,16 +74,16 @@ def test_state_and_restore_are_inverse():
 def test_blocks_of_clients_change_no_number(data: Path, tmp_path: Path, monkeypatch: Any, method: Any) -> None:  # noqa: F811
     plan = sweep(data, [method], precision="float64")
     whole = run(plan.runs[0], plan, tmp_path / "whole")
-    monkeypatch.setattr(evaluation, "BLOCK_BYTES", 1)  # every client alone
+    monkeypatch.setattr(evaluation, "BLOCK_BYTES", 1)  # each block holds one client
     blocks = run(plan.runs[0], plan, tmp_path / "blocks")
     for a, b in zip(numbers(whole), numbers(blocks), strict=True):
         assert a == pytest.approx(b, abs=1e-9)
-    one, other = (pd.read_parquet(folder.path / "clients.parquet") for folder in (whole, blocks))
-    pd.testing.assert_frame_equal(one, other)
+    first, second = (pd.read_parquet(folder.path / "clients.parquet") for folder in (whole, blocks))
+    pd.testing.assert_frame_equal(first, second)
 
 
 def test_a_population_costs_what_its_cohorts_cost(tmp_path: Path) -> None:
-    """3,000 users of four images: two rounds of three clients leave rows of at most six clients, whoever else there is."""
+    """3,000 users of four images: two rounds of three clients leave rows of at most six clients."""
     count = 3000
     user = np.repeat(np.arange(count), 4)
     images = np.random.default_rng(0).integers(0, 256, (len(user), 1, 1, 3), dtype=np.uint8)
@@ -104,4 +104,4 @@ def test_a_population_costs_what_its_cohorts_cost(tmp_path: Path) -> None:
     expected = set.union(*cohorts)
     assert rows == {f"client.{n}.{k}" for n in ("prompt", "head.weight", "head.bias") for k in expected}
     size = sum(value.numel() for value in state.values())
-    assert size == len(expected) * (8 * 128 + 5 * 128 + 5) + count  # and who has been introduced
+    assert size == len(expected) * (8 * 128 + 5 * 128 + 5) + count  # and which clients have reported statistics

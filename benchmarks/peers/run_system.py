@@ -1,4 +1,4 @@
-"""One contender in this process: `python -m benchmarks.peers.contender NAME FOLDER OUT` leaves OUT.json and OUT.npz."""
+"""Run one system in this process: `python -m benchmarks.peers.run_system NAME FOLDER OUT` writes OUT.json and OUT.npz."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray")
 
 
 def main() -> None:
-    """Run it. It is imported by name, so that what it hands to other processes can be found there."""
+    """Run the system. It is imported by name so that other processes can unpickle its objects."""
     name, folder, out = sys.argv[1:4]
     log = Log()
     values = importlib.import_module(f"benchmarks.peers.{name}").run(Path(folder), log)

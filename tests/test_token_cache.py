@@ -1,4 +1,4 @@
-"""Cached tokens that enter the first prompted block: no number changes, and no run computes them again."""
+"""Cached tokens that enter the first prompted block change no number, and no later run computes them again."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from fedbench.vit import token_cache
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.token_cache import first_block
 
-LATE = {"name": "pep_fedpt", "prompt_length": 0}  # nothing enters the first half of the blocks
+LATE = {"name": "pep_fedpt", "prompt_length": 0}  # prompts enter from the middle block on
 TAPPED = LATE | {"query": "inject"}
 IMAGES, DEPTH = 160, 6  # of the fixture `data`, of nano
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """{block: images whose tokens entering it were computed}."""
-    found: dict[int, int] = {}
+    """{block: number of images whose tokens entering it were computed}."""
+    counts: dict[int, int] = {}
     before = Backbone.entering
 
     def counted(self, images, layer):
-        found[layer] = found.get(layer, 0) + len(images)
+        counts[layer] = counts.get(layer, 0) + len(images)
         return before(self, images, layer)
 
     monkeypatch.setattr(Backbone, "entering", counted)
     process_cache.clear()
-    yield found
+    yield counts
     process_cache.clear()
 
 
@@ -41,7 +41,7 @@ def computed(monkeypatch):
 def test_no_number_changes(data, tmp_path, method, precision):  # noqa: F811
     plan = sweep(data, [method], precision=precision, local={"lr": 0.01, "batch_size": 8})
     places = {"cached": {}, "no room": {"token_cache_gb": 0.0}, "plain": {"shortcuts": False}}
-    found = {
+    records = {
         name: numbers(run(plan.runs[0], plan, tmp_path / name, data=tmp_path / name, **machine))
         for name, machine in places.items()
     }
@@ -49,10 +49,10 @@ def test_no_number_changes(data, tmp_path, method, precision):  # noqa: F811
     assert not list((tmp_path / "no room").rglob("tokens.npy"))
     near = {"rel": 1e-9} if precision == "float64" else {"rel": 1e-4}
     for name in ("no room", "plain"):
-        for one, other in zip(found["cached"], found[name], strict=True):
-            assert one["train_loss"] == pytest.approx(other["train_loss"], **near)
+        for cached, other in zip(records["cached"], records[name], strict=True):
+            assert cached["train_loss"] == pytest.approx(other["train_loss"], **near)
             if precision == "float64":
-                assert one["mean_accuracy"] == other["mean_accuracy"]
+                assert cached["mean_accuracy"] == other["mean_accuracy"]
 
 
 def test_tokens_are_computed_once_for_all_runs(data, tmp_path, computed):  # noqa: F811
@@ -64,14 +64,14 @@ def test_tokens_are_computed_once_for_all_runs(data, tmp_path, computed):  # noq
     assert computed == {0: IMAGES, 3: IMAGES}
 
 
-def test_augmented_images_are_not_those_in_the_cache(data, tmp_path, computed):  # noqa: F811
+def test_augmented_images_do_not_use_the_cache(data, tmp_path, computed):  # noqa: F811
     plan = sweep(data, [LATE], local={"lr": 0.01, "batch_size": 8, "augment": "crop_flip"})
     run(plan.runs[0], plan, tmp_path, data=tmp_path)
     assert set(computed) == {0}
     assert not list(tmp_path.rglob("tokens.npy"))
 
 
-def test_the_file_depends_on_no_number_of_threads(data, tmp_path, computed):  # noqa: F811
+def test_the_file_does_not_depend_on_the_number_of_threads(data, tmp_path, computed):  # noqa: F811
     plan, before = sweep(data, [LATE]), torch.get_num_threads()
     files = []
     for threads in (1, 2):
@@ -86,7 +86,7 @@ def test_the_file_depends_on_no_number_of_threads(data, tmp_path, computed):  # 
     assert files[0] == files[1]
 
 
-def test_where_nothing_can_be_written_a_run_goes_on_without(data, tmp_path, computed, monkeypatch, caplog):  # noqa: F811
+def test_a_run_goes_on_without_a_cache_that_cannot_be_written(data, tmp_path, computed, monkeypatch, caplog):  # noqa: F811
     def full(*_):
         raise DataError("planted: no space left")
 
@@ -94,7 +94,7 @@ def test_where_nothing_can_be_written_a_run_goes_on_without(data, tmp_path, comp
     plan = sweep(data, [LATE])
     with caplog.at_level(logging.WARNING, "fedbench"):
         assert run(plan.runs[0], plan, tmp_path, data=tmp_path).records()
-    assert "tokens entering block 3 are computed anew each time: planted" in caplog.text
+    assert "tokens entering block 3 are not cached: planted" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -113,5 +113,5 @@ def test_where_nothing_can_be_written_a_run_goes_on_without(data, tmp_path, comp
     ids=str,
 )
 def test_the_first_block_that_depends_on_a_run(method, block):
-    given = {"name": method} if isinstance(method, str) else method
-    assert first_block(plugins().make("method", given), DEPTH) == block
+    block_of_method = {"name": method} if isinstance(method, str) else method
+    assert first_block(plugins().make("method", block_of_method), DEPTH) == block

@@ -1,0 +1,339 @@
+"""Mutation testing: change one expression of a file at a time, run the tests that cover its line, and print what survives.
+
+    make mutants                                             # files that differ from main
+    make mutants FILES="fedbench/run/server.py" COUNT=40 SEED=7 TESTS="tests/oracle tests/test_simulation.py"
+
+The tree is copied, so nothing here changes. TESTS (by default the fast tests) run once with coverage, which says which test
+covers which line; that is kept in .mutants/ until a file changes. COUNT mutants are drawn with SEED; 0 takes all. Each is
+killed by a test that fails or takes far longer than usual, survives, or is uncovered, which is as bad. A survivor calls for a
+test, unless it changes nothing that can be observed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import coverage
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / ".mutants"
+FOLDERS = ("fedbench", "methods", "datasets", "reports", "benchmarks", "tests", "sweeps", "docs")
+CODE = ("fedbench/", "methods/", "datasets/", "reports/")
+FAST = "not slow and not slurm"
+BINARY = {
+    ast.Add: ast.Sub(),
+    ast.Sub: ast.Add(),
+    ast.Mult: ast.Div(),
+    ast.Div: ast.Mult(),
+    ast.FloorDiv: ast.Mult(),
+    ast.Mod: ast.Mult(),
+    ast.Pow: ast.Mult(),
+    ast.BitAnd: ast.BitOr(),
+    ast.BitOr: ast.BitAnd(),
+    ast.MatMult: ast.Mult(),
+}
+COMPARE = {
+    ast.Lt: ast.LtE(),
+    ast.LtE: ast.Lt(),
+    ast.Gt: ast.GtE(),
+    ast.GtE: ast.Gt(),
+    ast.Eq: ast.NotEq(),
+    ast.NotEq: ast.Eq(),
+    ast.Is: ast.IsNot(),
+    ast.IsNot: ast.Is(),
+    ast.In: ast.NotIn(),
+    ast.NotIn: ast.In(),
+}
+CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sum": "mean", "mean": "sum", "ceil": "floor"}
+CALLS |= {"argmax": "argmin", "argsort": "sort", "sqrt": "abs", "square": "abs", "cumsum": "sort"}
+WRAPPERS = ("detach", "abs", "sqrt", "square", "clamp", "float", "double", "sort", "sorted", "rint", "exp", "log")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed expression or statement of a file; lines count from 1, columns are bytes from 0."""
+
+    file: str
+    line: int
+    old: str
+    new: str
+    start: int  # place in the file's bytes
+    stop: int
+
+    def applied(self, source: bytes) -> bytes:
+        """The whole file with the change."""
+        return source[: self.start] + self.new.encode() + source[self.stop :]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {' '.join(self.old.split())}  ->  {self.new}"
+
+
+def mutants(file: str, source: bytes) -> Iterator[Mutant]:
+    """Every mutant of a file, in order."""
+    lines = source.splitlines(keepends=True)
+    starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
+    for node in code_nodes(ast.parse(source)):
+        for new in changes(node):
+            start = starts[node.lineno - 1] + node.col_offset
+            stop = starts[node.end_lineno - 1] + node.end_col_offset
+            old = source[start:stop].decode()
+            text = new if isinstance(new, str) else f"({ast.unparse(new)})" if isinstance(new, ast.expr) else "pass"
+            if text.strip("()") != old:
+                yield Mutant(file, node.lineno, old, text, start, stop)
+
+
+def code_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that do something: no annotations, docstrings, imports, messages of exceptions, or parts of f-strings."""
+    for name, value in ast.iter_fields(tree):
+        if isinstance(tree, ast.keyword) and tree.arg == "strict":
+            continue
+        if name in ("annotation", "returns", "ctx", "bases", "decorator_list"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            skipped = ast.Import | ast.ImportFrom | ast.JoinedStr | ast.Raise | ast.Assert
+            if not isinstance(child, ast.AST) or isinstance(child, skipped):
+                continue
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                continue
+            if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+                continue
+            yield child
+            yield from code_nodes(child)
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST | str]:
+    """What may stand in place of a node."""
+    if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
+        yield ast.BinOp(node.left, BINARY[type(node.op)], node.right)
+        yield from (node.left, node.right)
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield ast.Compare(node.left, [COMPARE[type(node.ops[0])]], node.comparators)
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+        yield from node.values
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.UAdd):
+        yield node.operand
+    elif isinstance(node, ast.IfExp):
+        yield from (node.body, node.orelse)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
+        yield repr(not node.value) if isinstance(node.value, bool) else repr(node.value + 1)
+    elif isinstance(node, ast.Call):
+        yield from changed_calls(node)
+    elif isinstance(node, ast.AugAssign | ast.Continue | ast.Break) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
+        yield ast.Pass()
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+        yield node.value
+
+
+def changed_calls(node: ast.Call) -> Iterator[ast.AST]:
+    """A call of another function, without its keyword arguments one at a time, or what it is called on."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if isinstance(node.func, ast.Attribute):
+        if name in CALLS:
+            yield ast.Call(ast.Attribute(node.func.value, CALLS[name], ast.Load()), node.args, node.keywords)
+        if name in WRAPPERS and not (isinstance(node.func.value, ast.Name) and node.func.value.id in ("np", "math")):
+            yield node.func.value
+    elif name in CALLS and CALLS[name] not in ("mean", "sort"):
+        yield ast.Call(ast.Name(CALLS[name], ast.Load()), node.args, node.keywords)
+    if name in WRAPPERS and len(node.args) == 1:
+        yield node.args[0]
+    for i, keyword in enumerate(node.keywords):
+        if keyword.arg not in (None, "description", "dtype", "device", "strict"):
+            yield ast.Call(node.func, node.args, node.keywords[:i] + node.keywords[i + 1 :])
+
+
+# -- running ---------------------------------------------------------------------------------------------------------------
+class Watcher:
+    """Remembers the first test that fails."""
+
+    def __init__(self) -> None:
+        self.failed = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest."""
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Called by pytest."""
+        if report.failed and not self.failed:
+            self.failed = f"{report.nodeid} (cannot be imported)"
+
+
+def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.connection.Connection) -> None:
+    """In a process of its own: run pytest in the copied tree and say which test failed first."""
+    os.chdir(tree)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    sys.path[:0] = [str(tree), str(tree / "tests")]
+    watcher = Watcher()
+    # What was loaded before the fork cannot have its assertions rewritten, and need not.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    code = pytest.main([*options, *arguments], plugins=[watcher])
+    answer.send(watcher.failed or ("" if code == 0 else f"pytest ended with {code!r}"))
+
+
+def killer(tree: Path, arguments: Sequence[str], seconds: float) -> str:
+    """The test that fails, "" if none does. The time is limited, since a mutant may never end."""
+    mine, its = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, its))
+    process.start()
+    its.close()
+    try:
+        return mine.recv() if mine.poll(seconds) else "the time limit"
+    except EOFError:
+        return "a process that died"
+    finally:
+        process.kill()
+        process.join()
+
+
+def copied_tree(place: Path) -> Path:
+    """The files that tests need, without what git does not know or ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if name.startswith("results/") or not (ROOT / name).is_file():
+            continue
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, place / name)
+    return place
+
+
+def covered(tree: Path, tests: Sequence[str]) -> coverage.CoverageData:
+    """Which test covers which line, measured in `tree` or kept from the last time that these files were measured."""
+    digest = hashlib.sha256(repr(sorted(tests)).encode())
+    for path in sorted(path for folder in FOLDERS for path in (tree / folder).rglob("*.py")):
+        digest.update(path.relative_to(tree).as_posix().encode() + path.read_bytes())
+    kept = KEPT / f"coverage-{digest.hexdigest()[:12]}"
+    if not kept.exists():
+        KEPT.mkdir(exist_ok=True)
+        print("measuring which test covers which line ...", flush=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", FAST, *tests]
+        command += ["--cov", "--cov-context=test", "--cov-report="]
+        env = {**os.environ, "COVERAGE_FILE": str(kept.with_suffix(".new"))}
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the tests must pass before anything is changed:\n{done.stdout[-3000:]}")
+        kept.with_suffix(".new").rename(kept)
+    data = coverage.CoverageData(str(kept))
+    data.read()
+    return data
+
+
+def tests_of(data: coverage.CoverageData, mutant: Mutant) -> list[str] | None:
+    """The tests that run a line of the mutant; [] for all, if it runs at import alone; None if nothing runs it."""
+    found: set[str] = set()
+    name = next((name for name in data.measured_files() if name.endswith("/" + mutant.file)), "")
+    by_line = data.contexts_by_lineno(name) if name else {}
+    for line in range(mutant.line, mutant.line + mutant.old.count("\n") + 1):
+        found |= set(by_line.get(line, ()))
+    return sorted({context.partition("|")[0] for context in found} - {""}) if found else None
+
+
+def changed_files() -> list[str]:
+    """The files that differ from main."""
+    found = subprocess.run(["git", "diff", "--name-only", "main"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in found.stdout.split() if name.endswith(".py") and name.startswith(CODE)]
+
+
+def drawn(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """`count` mutants of the files, or all."""
+    every = [mutant for file in files for mutant in mutants(file, (ROOT / file).read_bytes())]
+    if not count or count >= len(every):
+        return every
+    chosen = random.Random(seed).sample(range(len(every)), count)
+    return [every[i] for i in sorted(chosen)]
+
+
+def difference(mutant: Mutant) -> str:
+    """The change as a patch."""
+    source = (ROOT / mutant.file).read_bytes()
+    old, new = (text.decode().splitlines(keepends=True) for text in (source, mutant.applied(source)))
+    return "".join(difflib.unified_diff(old, new, f"a/{mutant.file}", f"b/{mutant.file}", n=1))
+
+
+def main() -> int:
+    """The command line; 1 if a mutant survives or is uncovered."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--files", nargs="*", default=[], help="files or folders to change; default: what differs from main"
+    )
+    parser.add_argument("--tests", nargs="*", default=[], help="test files or folders; default: all fast tests")
+    parser.add_argument("--count", type=int, default=30, help="mutants to draw; 0: all (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="time limit of a mutant's tests (default: 300)")
+    given = parser.parse_args()
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for name in given.files or changed_files()
+        for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name])
+    ]
+    if not files:
+        print("nothing differs from main; name files with --files")
+        return 0
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two mutants of one size within a second would share compiled code
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory() as place:
+        tree = copied_tree(Path(place).resolve())
+        os.environ["PYTHONPATH"] = str(tree)
+        data = covered(tree, given.tests)
+        return examine(tree, data, drawn(files, given.count, given.seed), given.tests, given.seconds)
+
+
+def examine(
+    tree: Path, data: coverage.CoverageData, chosen: Sequence[Mutant], tests: Sequence[str], seconds: float
+) -> int:
+    """Try all chosen mutants and print what became of each."""
+    import timm  # noqa: F401 - once here, so that the children need not load torch and its company again
+    import torch
+    import torchvision  # noqa: F401
+
+    torch.set_num_threads(1)
+    left: dict[str, list[Mutant]] = {"survived": [], "uncovered": []}
+    sets = [those for mutant in chosen if (those := tests_of(data, mutant))]
+    if sets and (fault := killer(tree, min(sets, key=len), seconds)):
+        raise SystemExit(f"without any change, {fault} fails")
+    for number, mutant in enumerate(chosen, 1):
+        start, source = time.monotonic(), (tree / mutant.file).read_bytes()
+        those = tests_of(data, mutant)
+        fate = "uncovered"
+        if those is not None:
+            (tree / mutant.file).write_bytes(mutant.applied(source))
+            by = killer(tree, those or ["-m", FAST, *tests], seconds)
+            (tree / mutant.file).write_bytes(source)
+            fate = f"killed by {by}" if by else "survived"
+        if fate in left:
+            left[fate].append(mutant)
+        print(f"{number}/{len(chosen)} {mutant}\n    {fate} ({time.monotonic() - start:.0f} s)", flush=True)
+    killed = len(chosen) - sum(map(len, left.values()))
+    for fate, those in left.items():
+        for mutant in those:
+            print(f"\n{fate}: {mutant}\n{difference(mutant)}", end="")
+    print(f"\n{killed} killed, {len(left['survived'])} survived, {len(left['uncovered'])} uncovered of {len(chosen)}")
+    return int(killed < len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
