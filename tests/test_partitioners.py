@@ -79,7 +79,7 @@ def test_partitioners_were_found() -> None:
 
 @every_partitioner
 def test_every_partitioner_keeps_the_contract(partitioner: Any) -> None:
-    for check in [*form.CHECKS, *(one for one in CHECKS if one.of == "partition")]:
+    for check in [*form.CHECKS, *(check for check in CHECKS if check.subject_kind == "partition")]:
         check.run(partitioner)
 
 
