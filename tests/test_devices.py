@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import CLIENTS
 from fedbench.method import Method, Param, linear_head, only_if, tokens
-from fedbench.run import evaluation, local
+from fedbench.run import evaluation, local, meter, pack
 from fedbench.run.client_optimizer import Recipe
+from fedbench.run.experiment import Training
+from fedbench.run.meter import SharedClock
 from fedbench.vit import images as images_module
 from fedbench.vit.images import Images
 
@@ -278,3 +281,34 @@ def test_an_evaluation_copies_no_backbone_weights(name, monkeypatch):
     whole = evaluation.accuracies(small.model, values, small.server.read(), small.train, chunk=8)
     assert found.right.tolist() == whole.right.tolist()
     assert found.count.tolist() == [len(part) for part in small.train]
+
+
+def test_a_pack_reads_its_clock_when_the_device_is_idle(monkeypatch):
+    """On a GPU, calls return before their work is done: 7 s of work in a queue belong to the runs that are trained."""
+    now, queued = [0.0], [5.0]  # 5 s of earlier work, which belongs to nobody here
+
+    def synchronise(device):
+        now[0], queued[0] = now[0] + queued[0], 0.0
+
+    class Queued(Training):
+        def train(self):
+            queued[0] += 7.0
+            return "updates"
+
+    monkeypatch.setattr(pack, "wait", synchronise)
+    monkeypatch.setattr(pack.time, "monotonic", lambda: now[0])
+    fields = {field.name: None for field in dataclasses.fields(Training)}
+    clock = SharedClock()
+    clock.seconds = 0.0
+    training = Queued(**fields | {"clients": torch.arange(3), "samples": [4, 4, 4], "batches": ()})
+    monkeypatch.setattr(pack, "_stackable", id)
+    assert pack.train_together([training], [clock]) == ["updates"]
+    assert clock.seconds == 7.0
+
+
+def test_waiting_for_a_device_synchronises_a_gpu_only(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    meter.wait(torch.device("cpu"))
+    meter.wait(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
