@@ -1,5 +1,7 @@
 """A fault storm: a sweep of short runs is hit by random faults until it is done, and every record is then compared.
 
+Faults hit processes, disks and the scheduler, and damage the files of runs.
+
 By hand, with 100 faults over 24 runs: ``python tests/storm.py --cluster local`` or ``--cluster slurm``.
 """
 
@@ -23,6 +25,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from damage import Damages
 
 HOME = Path(__file__).resolve().parents[1]
 ROUNDS, EVERY = 30, 3
@@ -101,6 +107,9 @@ class Storm:
     seeds: int
     seed: int = 0
     node: Callable[[str, str], None] | None = None  # kills ("kill") or starts ("start") the slurmd of a node
+    damages: int = 0  # files damaged after each other fault
+    stuck_seconds: float = 20  # without progress after which the next fault comes all the same
+    named: Counter[str] = field(default_factory=Counter)  # runs that were named as failed between two commands, by kind
     injected: Counter[str] = field(default_factory=Counter)
     sweep: subprocess.Popen[bytes] | None = None
     commands: int = 0
@@ -109,6 +118,7 @@ class Storm:
     def write(self) -> None:
         """The dataset, the plug-in and the sweep file: 4 methods, `seeds` seeds, 4 classes of 20 images."""
         self.random = random.Random(self.seed)
+        self.damaging = Damages(self.random)
         for part in ("mine/methods/aggregation", "site", "share", "quiet"):
             (self.folder / part).mkdir(parents=True)
         labels = np.arange(80) % 4
@@ -141,12 +151,16 @@ class Storm:
     def results(self) -> Path:
         return self.folder / "share" / "box" / "results"
 
-    def start(self, cluster: str, results: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
+    def command(self, cluster: str, results: Path, *more: str) -> tuple[list[str], str]:
+        """The command line of a sweep, and the PYTHONPATH that it needs."""
         command = [sys.executable, "-m", "fedbench.sweep", str(self.folder / "sweep.yaml"), "--cluster", cluster]
         command += ["--results", str(results), "--plugins", str(self.folder / "mine"), *more]
         own = "quiet" if results.is_relative_to(self.folder / "quiet") else "share"
         command += ["--set", f"machine.data={self.folder / own / 'data'}"]
-        path = os.pathsep.join([str(self.folder / "site"), str(HOME), os.environ.get("PYTHONPATH", "")])
+        return command, os.pathsep.join([str(self.folder / "site"), str(HOME), os.environ.get("PYTHONPATH", "")])
+
+    def start(self, cluster: str, results: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
+        command, path = self.command(cluster, results, *more)
         log = open(self.folder / "sweep.log", "ab")  # noqa: SIM115 - the child's
         try:
             return subprocess.Popen(
@@ -157,11 +171,22 @@ class Storm:
 
     # -- what it looks like ------------------------------------------------------------------------------------
     def folders(self) -> list[Any]:
-        from fedbench.base.records import run_folders
+        from fedbench.base.records import RunFolder
 
         with suppress(OSError):
-            return list(run_folders(self.results))
+            return [RunFolder(path) for path in sorted(self.results.iterdir()) if not path.name.startswith(".")]
         return []
+
+    def look(self) -> list[Any]:
+        """How `--status` sees every run; failures, by kind, and odd files are counted."""
+        from fedbench.jobs import watch
+        from fedbench.plan.planning import read_sweep
+
+        runs = read_sweep(self.folder / "sweep.yaml", [self.folder / "mine"]).runs
+        views = watch.Observer(self.results, runs).look()
+        self.named.update(view.kind for view in views if view.state == "failed")
+        self.named["odd files"] += len(watch.odd_files(self.results, runs, views))
+        return views
 
     def progress(self) -> int:
         """Rounds done over all runs."""
@@ -178,8 +203,8 @@ class Storm:
                 found.append((folder, owner.pid))
         return found
 
-    def keepers(self) -> list[int]:
-        """The processes that keep those workers."""
+    def supervisors(self) -> list[int]:
+        """The supervisors of those workers."""
         found = set()
         for _, pid in self.workers():
             with suppress(OSError):
@@ -203,11 +228,11 @@ class Storm:
     def stop_worker(self) -> bool:
         return self._signal([pid for _, pid in self.workers()], signal.SIGTERM)
 
-    def kill_keeper(self) -> bool:
-        return self._signal(self.keepers(), signal.SIGKILL)
+    def kill_supervisor(self) -> bool:
+        return self._signal(self.supervisors(), signal.SIGKILL)
 
-    def kill_keeper_and_workers(self) -> bool:
-        pids = [*self.keepers(), *(pid for _, pid in self.workers())]
+    def kill_supervisor_and_workers(self) -> bool:
+        pids = [*self.supervisors(), *(pid for _, pid in self.workers())]
         return bool(pids) and all(self._signal([pid], signal.SIGKILL) for pid in pids)
 
     def freeze_worker(self) -> bool:
@@ -253,6 +278,14 @@ class Storm:
             return False
         os.truncate(path, path.stat().st_size // 2)
         return True
+
+    def damage_file(self) -> bool:
+        """Damage a file of a random run, whatever its state, and count the fault under the file's name."""
+        folders = self.folders()
+        damage = self.damaging.do_next(self.random.choice(folders).path) if folders else None
+        if damage is not None:
+            self.injected[str(damage)] += 1
+        return damage is not None
 
     def full_disk(self) -> bool:
         fill = self.folder / "share" / "fill"
@@ -321,10 +354,10 @@ class Storm:
 
     def kinds(self) -> list[Callable[[], bool]]:
         both = [self.kill_worker, self.stop_worker, self.freeze_worker, self.kill_sweep, self.twin_sweep]
-        both += [self.cut_checkpoint, self.share_away, self.kill_keeper_and_workers]
+        both += [self.cut_checkpoint, self.share_away, self.kill_supervisor_and_workers]
         both += [self.full_disk] if os.path.ismount(self.folder / "share") else []
         if self.cluster == "local":
-            return [*both, self.kill_keeper, self.twin_sweep_of_another_host]
+            return [*both, self.kill_supervisor, self.twin_sweep_of_another_host]
         slurm = [self.requeue, self.cancel_job, self.time_limit_near, self.preempt, self.kill_slurmd, self.lose_node]
         return [*both, *slurm]
 
@@ -343,7 +376,9 @@ class Storm:
             if self.sweep is None or self.sweep.poll() is not None:
                 if self.sweep is not None and self.sweep.returncode == 0:
                     break
-                self.sweep = self.start(self.cluster, self.results, "--watch")
+                # A run whose run.yaml was damaged while its job began has failed, and says so; a person tries it again.
+                more = ["--retry-failed"] if self.damages and self.commands and self.look() else []
+                self.sweep = self.start(self.cluster, self.results, "--watch", *more)
                 self.commands += 1
             if self.cluster == "slurm":
                 waiting = self.jobs("PENDING", reason="BeginTime")
@@ -355,7 +390,7 @@ class Storm:
             count = sum(self.injected.values())
             ahead = count < self.faults and self.progress() > (count + 1) * total * 0.95 / self.faults
             hold.touch() if ahead else hold.unlink(missing_ok=True)
-            stuck = time.monotonic() - hit_at > 20
+            stuck = time.monotonic() - hit_at > self.stuck_seconds
             if count < self.faults and (self.progress() > count * total * 0.95 / self.faults or (stuck and count)):
                 order = order or self.random.sample(self.kinds(), len(self.kinds()))
                 fault = order.pop()
@@ -363,7 +398,24 @@ class Storm:
                     self.injected[fault.__name__] += 1
                     hit_at = time.monotonic()
                     say(f"{time.strftime('%H:%M:%S')} {count + 1:3} {fault.__name__} at {self.progress()} rounds")
+                    for _ in range(self.damages):
+                        with suppress(OSError):  # the file or the share is just moving
+                            self.damage_file()
             time.sleep(0.1)
+
+    def settle(self) -> None:
+        """Repeat the command until every run is done and whole. Damage to runs that were done is seen only now.
+
+        Raises AssertionError where a run that counts as done is not, or one that does not has no reason.
+        """
+        for _ in range(5):
+            views = self.look()
+            assert all(view.reason for view in views if view.state == "failed"), views
+            if all(view.state == "done" for view in views):
+                return
+            self.commands += 1
+            self.start(self.cluster, self.results, "--watch", "--retry-failed").wait()
+        raise AssertionError(f"not settled: {self.look()}")
 
     def compare(self) -> dict[str, Any]:
         """The figures; `differences` names every record that is not that of a quiet sweep in one process."""
@@ -384,11 +436,13 @@ class Storm:
         lives = 0
         for folder in self.folders():
             notes.update(note["kind"] for note in folder.notes())
-            lives += folder.log.read_text().count("start of ")
+            if folder.log.exists():
+                lives += folder.log.read_bytes().count(b"start of ")
         return {
             "cluster": self.cluster,
             "faults": sum(self.injected.values()),
             "by_kind": dict(self.injected.most_common()),
+            "named": dict(self.named),
             "sweep_commands": self.commands,
             "runs": len(want),
             "tries_of_runs": lives,
@@ -422,6 +476,7 @@ def storm(
         began = time.monotonic()
         try:
             made.blow(seconds)
+            made.settle()
             return made.compare() | {"seconds": round(time.monotonic() - began), "seed": seed}
         finally:
             if made.sweep is not None and made.sweep.poll() is None:
@@ -440,13 +495,14 @@ def main() -> None:
     options.add_argument("--faults", type=int, default=100)
     options.add_argument("--seeds", type=int, default=6, help="runs: four times as many")
     options.add_argument("--seconds", type=float, default=1800)
+    options.add_argument("--damages", type=int, default=0, help="files damaged after each fault; they count as faults")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", type=Path, default=Path("storm"))
     given = options.parse_args()
     folder = given.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     if given.cluster == "local":
-        figures = storm(folder, "local", given.faults, given.seeds, given.seconds, given.seed)
+        figures = storm(folder, "local", given.faults, given.seeds, given.seconds, given.seed, damages=given.damages)
     else:
         sys.path.insert(0, str(HOME / "tests"))
         from slurm_cluster import cluster

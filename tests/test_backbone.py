@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -193,6 +195,26 @@ def test_the_names_of_hugging_face_are_known(prefix, vit, tmp_path):
     state = {f"{prefix}{name}": value for name, value in hugging_face(vit.state_dict()).items()}
     save_file(state | {"classifier.weight": torch.ones(3, 16)}, tmp_path / "model.safetensors")
     assert same(loaded(tmp_path / "model.safetensors"), vit.state_dict())
+
+
+def test_the_names_of_dinov2_at_hugging_face_are_known(tmp_path):
+    """With layer scale and register tokens."""
+    torch.manual_seed(2)
+    options = {**SMALL, "init_values": 0.1, "reg_tokens": 4}
+    state = VisionTransformer(**options).state_dict()
+    theirs = {"embeddings.register_tokens": state["reg_token"], "embeddings.mask_token": torch.ones(1, 16)}
+    changes = {"layernorm_before": "norm1", "layernorm_after": "norm2", r"intermediate\.dense": "mlp.fc1"}
+    for name, value in hugging_face(state).items():
+        for pattern, replacement in (changes | {r"(layer\.\d+)\.output\.dense": r"\1.mlp.fc2"}).items():
+            name = re.sub(pattern, replacement, name)
+        theirs[name] = value
+    for block in range(2):
+        for scale in (1, 2):
+            theirs[f"encoder.layer.{block}.layer_scale{scale}.lambda1"] = state[f"blocks.{block}.ls{scale}.gamma"]
+    save_file(theirs, tmp_path / "model.safetensors")
+    fresh = VisionTransformer(**options)
+    load_weights(tmp_path / "model.safetensors", fresh)
+    assert same(fresh.state_dict(), state)
 
 
 @pytest.mark.parametrize(

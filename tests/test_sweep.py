@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def test_a_failed_run_stops_no_other_and_is_listed_with_its_log(
     broken, fine = place.folders
     assert (broken.status, fine.status) == ("failed", "done")
     plugin = place.path / "mine" / "methods" / "breaks.py"
-    reason = f"HookError: {plugin}: merge(): RuntimeError: broken on purpose"
+    reason = broken.failure()["reason"]
+    assert re.fullmatch(rf"HookError: {plugin}: merge\(\) in line \d+: RuntimeError: broken on purpose", reason)
     line = f"failed {broken.path.name} (error): {reason} [log: {broken.log}]"
     assert line in capsys.readouterr().out
     log = broken.log.read_text()
@@ -211,8 +213,8 @@ def test_results_of_another_config_are_not_touched(place: Workplace, capsys: pyt
     }
 
 
-# -- claims ----------------------------------------------------------------------------------------------------
-def test_a_claimed_run_is_passed_over_and_an_abandoned_one_taken(place: Workplace) -> None:
+# -- leases ----------------------------------------------------------------------------------------------------
+def test_a_held_run_is_passed_over_and_an_abandoned_one_taken_over(place: Workplace) -> None:
     place.write(seeds=[0])
     made = sweep.read_sweep(place.file)
     (planned,) = made.runs
@@ -296,7 +298,7 @@ def test_a_killed_worker_begins_again_and_the_numbers_are_the_same(place: Workpl
 
 
 @pytest.mark.slow  # starts several processes
-def test_a_killed_keeper_and_its_worker_show_as_lost_and_the_same_command_goes_on(place: Workplace) -> None:
+def test_a_killed_supervisor_and_its_worker_show_as_lost_and_the_same_command_resumes_the_run(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0], rounds=40, cluster={"workers": 1})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
     try:
@@ -320,7 +322,7 @@ def test_a_killed_keeper_and_its_worker_show_as_lost_and_the_same_command_goes_o
 
 @pytest.mark.slow  # starts several processes
 def test_ctrl_c_only_stops_watching(place: Workplace) -> None:
-    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
+    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=120, cluster={"workers": 2})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.1")
     try:
         busy = under_way(place, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import shtab
 
-from fedbench.base.broken_pipe import CLOSED
+from fedbench.base.broken_pipe import EXIT_PIPE_CLOSED
 from fedbench.base.home import sweep_file
 from fedbench.cli import completion, list_methods
 from fedbench.cli import main as verbs
@@ -123,4 +123,4 @@ def test_a_reader_who_leaves_early_hears_nothing(words):
     with subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         assert running.stderr.read() == b""
-    assert running.returncode == CLOSED
+    assert running.returncode == EXIT_PIPE_CLOSED

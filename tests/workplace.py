@@ -141,7 +141,7 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
 
 
-NOTES = (".submitit", "__pycache__")
+NOTES = (".submitit", "__pycache__", "content")  # the last: hashes of the user's files
 
 
 def files(folder: Path) -> dict[str, int]:

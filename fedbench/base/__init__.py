@@ -1,1 +1,1 @@
-"""What everything stands on: files, records, leases, random streams and words. Imports nothing above it."""
+"""The ground floor: files, records, leases, random streams, names. It imports no other folder and no torch."""

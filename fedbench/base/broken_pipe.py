@@ -1,4 +1,4 @@
-"""A reader who has seen enough (`... | head`) ends a command without a word."""
+"""Ends a command quietly when the reader of its output has seen enough (`... | head`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
-CLOSED = 141  # what a shell says of a program that SIGPIPE ended
+EXIT_PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
 P = ParamSpec("P")
 
 
 def exits_when_pipe_closes(main: Callable[P, int]) -> Callable[P, int]:
-    """A command's `main` that gives back 141 where nobody reads its output any more; runs that it has started go on."""
+    """Make a command's `main` return 141 once nobody reads its output; runs that it has started go on."""
 
     @wraps(main)
-    def quiet(*args: P.args, **kwargs: P.kwargs) -> int:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             code = main(*args, **kwargs)
-            sys.stdout.flush()  # here, and not when the interpreter ends and can only complain
+            sys.stdout.flush()  # here, since the interpreter would only print an error at its end
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return CLOSED
+            return EXIT_PIPE_CLOSED
         return code
 
-    return quiet
+    return wrapped

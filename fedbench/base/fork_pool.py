@@ -1,4 +1,4 @@
-"""Work in processes forked from this one: what they need is there already, so that nothing is sent to them."""
+"""Runs functions in forked processes, which share the memory of this one, so that no arguments have to be copied."""
 
 from __future__ import annotations
 
@@ -15,44 +15,48 @@ from threadpoolctl import threadpool_limits
 T = TypeVar("T")
 
 
-def able() -> int:
-    """How many forked processes may work beside each other, a core each; 0 where none may.
+def usable_cores() -> int:
+    """How many forked processes may work at once, one on each core; 0 if this process must not fork.
 
-    A fork beside torch's OpenMP threads would wait for ever at the child's first OpenMP loop (t-SNE has one).
+    After a fork beside torch's OpenMP threads, the child's first OpenMP loop (t-SNE has one) would wait for ever.
     """
     if sys.platform != "linux" or "torch" in sys.modules:
         return 0
     return len(os.sched_getaffinity(0))
 
 
-def pool(size: int) -> ProcessPoolExecutor:
-    """`size` processes, forked when the first work is given to `submit`."""
-    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("fork"), initializer=_one_thread)
+def make_pool(size: int) -> ProcessPoolExecutor:
+    """A pool of `size` processes, which are forked when `submit` gets its first work."""
+    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("fork"), initializer=_limit_to_one_thread)
 
 
-def submit(to: ProcessPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
-    """As `to.submit`, without the warning of forking beside the threads of numerical libraries: none is at work now."""
+def submit(pool: ProcessPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
+    """As `pool.submit`, without the warning about forking beside threads: those of numerical libraries are idle now."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        return to.submit(work, *arguments)
+        return pool.submit(work, *arguments)
 
 
-def beside(work: Callable[..., T], *arguments: object) -> Callable[[], T]:
-    """Start `work(*arguments)` in a process of its own: what it imports stays there. The function returned waits for it.
+def start_in_fork(work: Callable[..., T], *arguments: object) -> Callable[[], T]:
+    """Start `work(*arguments)` in a process of its own, and return a function that waits for its result.
 
-    What it returns or raises must be picklable. Where nothing may be forked, the work is done when it is waited for.
+    Whatever `work` imports stays in that process. Its result or exception must be picklable. If this process must not
+    fork, the work is done when its result is asked for.
     """
-    if not able():
+    if not usable_cores():
         return lambda: work(*arguments)
-    one = pool(1)
-    begun = submit(one, work, *arguments)
+    pool = make_pool(1)
+    future = submit(pool, work, *arguments)
 
-    def finish() -> T:
-        with one:
-            return begun.result()
+    def result() -> T:
+        with pool:
+            return future.result()
 
-    return finish
+    return result
 
 
-def _one_thread() -> None:
-    """A core each; and no OpenMP threads, which do not survive a fork."""
+def _limit_to_one_thread() -> None:
+    """One core for each process, and no OpenMP threads, which do not survive a fork."""
     threadpool_limits(1, user_api="openmp")
+
+
+beside, able, pool = start_in_fork, usable_cores, make_pool

@@ -1,6 +1,7 @@
-"""Says where the project's own plug-ins and sweeps lie: beside the package in a checkout, inside it once it is installed.
+"""Where the project's own plug-ins and sweeps are: beside the package in a checkout, inside it in an installation.
 
-Installed they are `fedbench/_home/`, for a top-level `datasets` in site-packages would shadow the package of that name.
+An installation has them in `fedbench/_home/`, since a top-level `datasets` in site-packages would shadow the package of that
+name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ HOME = PACKAGE / "_home" if INSTALLED else ROOT  # the folder that holds methods
 
 
 def sweep_file(path: Path) -> Path:
-    """`path` where it is a file, else the project's own sweep of that name: `quickstart` or `sweeps/quickstart.yaml`."""
-    own = HOME / "sweeps" / f"{path.stem}.yaml"
+    """`path` if it is a file, else the project's own sweep of that name: `quickstart` or `sweeps/quickstart.yaml`."""
+    shipped = HOME / "sweeps" / f"{path.stem}.yaml"
     named = path.parent in (Path(), Path("sweeps")) and path.suffix in ("", ".yaml")
-    return own if named and not path.is_file() and own.is_file() else path
+    return shipped if named and not path.is_file() and shipped.is_file() else path

@@ -1,4 +1,4 @@
-"""Words for runs: settings and methods that differ get names that differ, by the fields in which they do; no torch."""
+"""Names for runs in reports: settings and methods that differ get names that differ, by the fields in which they do."""
 
 from __future__ import annotations
 
@@ -12,54 +12,58 @@ if TYPE_CHECKING:
 
 
 def key(value: Any) -> str:
-    """`value` as text that is equal where the values are."""
+    """`value` as text; equal values give equal texts."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def words(block: Any) -> str:
     """A plug-in's block as ``name(field=value, ...)``, without fields that are not set."""
     if isinstance(block, dict) and "name" in block:
-        told = [f"{field}={value}" for field, value in block.items() if field != "name" and value is not None]
-        return str(block["name"]) + (f"({', '.join(told)})" if told else "")
+        fields = [f"{field}={value}" for field, value in block.items() if field != "name" and value is not None]
+        return str(block["name"]) + (f"({', '.join(fields)})" if fields else "")
     return "" if block is None else str(block)
 
 
 def together(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """The texts of `columns` in a row, joined."""
+    """The texts of `columns`, joined for each row."""
     return [" · ".join(texts) for texts in zip(*(frame[column] for column in columns), strict=True)]
 
 
 def told_apart(names: Iterable[str], configs: list[dict[str, Any]], places: list[str], joint: str) -> list[str]:
-    """`names`, made longer where one name stands for several configs in one place, by the fields in which they differ."""
+    """`names`, one for each config, extended where one name stands for several configs in one place.
+
+    The extension, after `joint`, lists the fields in which the configs of that name differ.
+    """
     names = list(names)
     keys = [key(config) for config in configs]
-    by_place: dict[tuple[str, str], set[str]] = {}
-    variants: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, own, config, place in zip(names, keys, configs, places, strict=True):
-        by_place.setdefault((name, place), set()).add(own)
-        variants.setdefault(name, {})[own] = config
-    unclear = {name for (name, _), found in by_place.items() if len(found) > 1}
-    longer: dict[tuple[str, str], str] = {}
-    for name in unclear:
-        fields = {own: flat(config) for own, config in variants[name].items()}
-        differ = differences(list(fields.values()))
-        for own, one in fields.items():
-            longer[name, own] = f"{name}{joint}[{', '.join(f'{field}={one.get(field)}' for field in differ)}]"
-    return [longer.get((name, own), name) for name, own in zip(names, keys, strict=True)]
+    keys_by_place: dict[tuple[str, str], set[str]] = {}
+    configs_by_name: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, config_key, config, place in zip(names, keys, configs, places, strict=True):
+        keys_by_place.setdefault((name, place), set()).add(config_key)
+        configs_by_name.setdefault(name, {})[config_key] = config
+    ambiguous = {name for (name, _), config_keys in keys_by_place.items() if len(config_keys) > 1}
+    extended: dict[tuple[str, str], str] = {}
+    for name in ambiguous:
+        flat_configs = {config_key: flat(config) for config_key, config in configs_by_name[name].items()}
+        fields = differences(list(flat_configs.values()))
+        for config_key, config in flat_configs.items():
+            values = ", ".join(f"{field}={config.get(field)}" for field in fields)
+            extended[name, config_key] = f"{name}{joint}[{values}]"
+    return [extended.get((name, config_key), name) for name, config_key in zip(names, keys, strict=True)]
 
 
 def flat(config: Any, path: str = "") -> dict[str, Any]:
     """{dotted path: value} of a nested mapping."""
     if not isinstance(config, dict):
         return {path: config}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{path}.{name}" if path else str(name))
-    return found
+        values |= flat(value, f"{path}.{name}" if path else str(name))
+    return values
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """The fields of flat `configs` that do not have the same value in all of them."""
+    """The fields whose values differ between flat `configs`."""
     fields = sorted({field for config in configs for field in config})
     return [field for field in fields if len({key(config.get(field)) for config in configs}) > 1]
 

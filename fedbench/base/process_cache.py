@@ -1,4 +1,4 @@
-"""What runs of one process have in common - samples, frozen backbone, images, features - is made once and kept."""
+"""Caches what the runs of one process share: samples, frozen backbone, images, features."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_kept: dict[str, tuple[Any, Any]] = {}  # {kind: (key, value)}: runs stand in the order of their sweep, so one is enough
+_cache: dict[
+    str, tuple[Any, Any]
+] = {}  # {kind: (key, value)}. Runs come in the order of their sweep, so one value is enough
 
 
 def cached(kind: str, key: Any, make: Callable[[], T]) -> T:
-    """What `make` gave for `key` the last time, or gives now; nobody may change it. Only the last of a kind is kept."""
-    if kind not in _kept or _kept[kind][0] != key:
-        _kept.pop(kind, None)  # before the new one is made, so that both need not fit
-        _kept[kind] = key, make()
-    value: T = _kept[kind][1]
+    """The result of `make()`, from the cache if the last value of this kind had the same key. Callers must not change it."""
+    if kind not in _cache or _cache[kind][0] != key:
+        _cache.pop(kind, None)  # before the new value is made, so that memory need not hold both
+        _cache[kind] = key, make()
+    value: T = _cache[kind][1]
     return value
 
 
 def clear() -> None:
-    """Keep nothing, as after memory ran out."""
-    _kept.clear()
+    """Empty the cache, for example after memory ran out."""
+    _cache.clear()

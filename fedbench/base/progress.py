@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, and elsewhere (a job's log) a line now and then."""
+"""Shows the progress of long work: a bar on a terminal, and elsewhere (a job's log) a line now and then."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Advance]:
-    """Gives a function that is told how much more is done, from any thread; `total` 0: not known; unit bytes or a noun."""
+    """Give a function to call, from any thread, with the amount that was just done.
+
+    `total`: the whole amount, 0 if it is not known; `unit`: "bytes" or a noun.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(what, total, done, unit)
@@ -35,14 +38,14 @@ def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iter
     middle: list[ProgressColumn] = (
         [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
     )
-    shown = Progress(TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn(), console=console)
-    with shown:
-        task = shown.add_task(what, total=total or None, completed=done)
-        yield lambda more: shown.advance(task, more)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn(), console=console)
+    with bar:
+        task = bar.add_task(what, total=total or None, completed=done)
+        yield lambda more: bar.advance(task, more)
 
 
 class _Lines:
-    """One line each LINE_SECONDS, none for what is quickly over."""
+    """Prints a line every LINE_SECONDS, and none for work that is soon done."""
 
     def __init__(self, what: str, total: int, done: int, unit: str) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit

@@ -1,4 +1,4 @@
-"""Which code made a run's numbers: the git commit, and hashes of the source."""
+"""Which code computes a run's numbers: the git commit, and hashes of the source."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fedbench.base.home import INSTALLED, PACKAGE, ROOT
 
-# The folders whose code can change a run's numbers. The others start, watch, check or report runs.
+# Folders whose code can change a run's numbers. The others start, watch, check or report runs.
 NUMERIC = ("base", "method", "data", "sources", "vit", "plan", "run")
 
 
 @cache
 def commit() -> str | None:
-    """The code's git commit, with ``+`` if files differ from it; None outside a checkout."""
+    """The code's git commit, 12 digits, with ``+`` if files differ from it; None outside a checkout."""
     if INSTALLED:
         return None  # the installation folder may lie in somebody else's repository
     # Without locks: many jobs ask at once and may be killed meanwhile, and the checkout belongs to the user.
@@ -34,9 +34,9 @@ def commit() -> str | None:
 
 @cache
 def code_hash(plugin_files: tuple[Path, ...] = ()) -> str:
-    """``<core>-<plug-ins>``, 8 hex digits each, of the source that makes a run's numbers.
+    """``<core>-<plug-ins>``, 8 hex digits each, of the source that computes a run's numbers.
 
-    A commit says nothing about uncommitted changes or about a user's own plug-ins.
+    A commit does not show uncommitted changes or a user's own plug-ins.
     """
     core = [path for folder in NUMERIC for path in (PACKAGE / folder).rglob("*.py")]
     return f"{_hash(core)}-{_hash(plugin_files)}"

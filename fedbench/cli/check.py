@@ -103,31 +103,33 @@ def find(file: Path) -> tuple[Kind, type]:
     except (SyntaxError, ValueError) as error:
         raise PluginError(f"{file}: not Python: {error}") from error
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = [(kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names]
-    if len(found) != 1:
+    candidates = [
+        (kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names
+    ]
+    if len(candidates) != 1:
         wanted = ", ".join(class_name for _, class_name, _ in PLUGIN_KINDS.values())
         raise PluginError(f"{file}: expected one class called {wanted}; found {', '.join(sorted(names)) or 'no class'}")
-    kind, class_name, base = found[0]
+    kind, class_name, base = candidates[0]
     return kind, load(file, class_name, base)
 
 
 def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     """The values of ``--set``, read as in a sweep file. Raises PluginError."""
     try:
-        given = {name: parse_yaml(text) for name, _, text in (field.partition("=") for field in fields)}
+        values = {name: parse_yaml(text) for name, _, text in (field.partition("=") for field in fields)}
     except YamlError as error:
         raise PluginError(f"--set: not a YAML value: {' '.join(str(error).split())}") from error
     legal = [field.name for field in dataclasses.fields(cls)]
-    if wrong := [name for name in given if name not in legal]:
+    if wrong := [name for name in values if name not in legal]:
         raise PluginError(f"{file}: no field {wrong[0]!r}; legal: {', '.join(legal)}")
     try:
-        made: Any = TypeAdapter(cls).validate_python(given)
+        made: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PluginError(f"{file}: {mistakes} (give it with --set FIELD=VALUE)") from error
     except Exception as error:
         raise PluginError(f"{file}: {type(error).__name__}: {error}") from error
-    return {name: getattr(made, name) for name in given}
+    return {name: getattr(made, name) for name in values}
 
 
 def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, dict[str, Any]]]:

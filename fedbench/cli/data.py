@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
@@ -23,6 +22,7 @@ from fedbench.data import DataError, Dataset
 from fedbench.plan import content
 from fedbench.plan.config import ConfigError
 from fedbench.plan.plugins import PluginError, Plugins, plugins
+from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -174,8 +174,8 @@ def _dataset(arguments: argparse.Namespace, registry: Plugins) -> Dataset:
                 f"{text!r}: expected FIELD=VALUE, and {arguments.name} has the fields: {', '.join(legal) or 'none'}"
             )
         try:
-            fields[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            fields[key] = parse_yaml(value)
+        except YamlError as error:
             raise CommandError(f"{text!r}: the value cannot be read") from error
     try:
         made: Dataset = TypeAdapter(cls).validate_python(fields)

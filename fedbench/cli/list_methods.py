@@ -17,6 +17,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.markdown import table
 from fedbench.method import Method
 from fedbench.plan.plugins import Kind, PluginError, Plugins, plugins
 
@@ -57,12 +58,12 @@ class Entry:
     about: str
 
 
-def listing(found: Plugins) -> list[Entry]:
+def listing(available: Plugins) -> list[Entry]:
     """All methods by family, references last in each family, then all aggregations."""
-    methods = [entry("method", name, cls) for name, cls in found.classes["method"].items()]
+    methods = [entry("method", name, cls) for name, cls in available.classes["method"].items()]
     families = list(dict.fromkeys(["global", *sorted(method.family for method in methods)]))
     methods.sort(key=lambda method: (families.index(method.family), method.reference, method.name))
-    return methods + [entry("aggregation", name, cls) for name, cls in found.classes["aggregation"].items()]
+    return methods + [entry("aggregation", name, cls) for name, cls in available.classes["aggregation"].items()]
 
 
 def entry(kind: Kind, name: str, cls: Any) -> Entry:
@@ -141,12 +142,6 @@ def as_markdown(entries: Iterable[Entry]) -> str:
     """A Markdown table; † marks references."""
     rows = [(f"`{p.name}`" + " †" * p.reference, p.family, p.sentence, p.citation) for p in entries]
     return table(("name", "family", "what", "source"), rows)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentParser:

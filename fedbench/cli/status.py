@@ -1,4 +1,4 @@
-"""The command line that looks and starts nothing: `fedbench status SWEEP` is `fedbench sweep SWEEP --status`."""
+"""The command line that shows the state of runs: `fedbench status SWEEP` is `fedbench sweep SWEEP --status`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ examples:
 
 
 def parser(program: str = "python -m fedbench.status") -> argparse.ArgumentParser:
-    """The options, which are some of the sweep's."""
-    made = argparse.ArgumentParser(
+    """The options, some of those of `fedbench sweep`."""
+    options = argparse.ArgumentParser(
         prog=program,
-        description="Say how the runs of a sweep file stand; nothing is started.",
+        description="Show the state of the runs of a sweep file; nothing is started.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sweep.which_runs(made)
-    return made
+    sweep.add_run_options(options)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.status") -> int:
-    """Say how the runs stand and return the exit code."""
+    """Show the state of the runs, and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser(program).parse_args(arguments)  # help and mistakes in this verb's own words
+    parser(program).parse_args(arguments)  # help and mistakes in the words of this verb
     return sweep.main(["--status", *arguments], program)

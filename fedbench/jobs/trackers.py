@@ -1,8 +1,8 @@
-"""The records of a run, sent as they are made to TensorBoard, Weights & Biases or MLflow as well; off unless asked for.
+"""Sends the records of a run to TensorBoard, Weights & Biases or MLflow as they are made; off by default.
 
-`machine: {track: [tensorboard]}` in a sweep file, or ``--set machine.track=[tensorboard]``. Records on disk are what
-counts: a tracker that fails is told in the run's log and left alone, and the run goes on. Nothing needs a network:
-Weights & Biases works offline unless WANDB_MODE says otherwise, MLflow writes below the results unless
+Turn them on by `machine: {track: [tensorboard]}` in a sweep file, or by ``--set machine.track=[tensorboard]``. The records
+on disk are what counts: if a tracker fails, the run's log says so, and the run goes on without it. No tracker needs a
+network: Weights & Biases works offline unless WANDB_MODE says otherwise, and MLflow writes below the results unless
 MLFLOW_TRACKING_URI names a server.
 """
 
@@ -24,13 +24,13 @@ log = logging.getLogger("fedbench")
 
 
 class Tracker(Protocol):
-    """Where numbers go besides the records."""
+    """A destination of numbers besides the records."""
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of one evaluated round."""
+        """Send the numbers of one evaluated round."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish, after the last numbers."""
 
 
 class TensorBoard:
@@ -42,7 +42,7 @@ class TensorBoard:
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
-        """One scalar a number."""
+        """Write one scalar for each number."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, round_)
         self.writer.flush()
@@ -70,7 +70,7 @@ class WandB:
         )
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
-        """All numbers at the round as their step."""
+        """Log all numbers with the round as their step."""
         self.run.log(dict(numbers), step=round_)
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow under the run's own name, taken up again by it; in a file beside the results without a server."""
+    """A run of MLflow under the run's own name, which a later process finds again; without a server, a file by the runs."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], done: int) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or _mlflow_file(folder.parent.resolve())
@@ -91,7 +91,7 @@ class MLflow:
                 self.client.log_param(self.id, key, value)
 
     def write(self, round_: int, numbers: Mapping[str, float]) -> None:
-        """One metric a number, the round as its step."""
+        """Log one metric for each number, with the round as its step."""
         for name, value in numbers.items():
             self.client.log_metric(self.id, name, value, step=round_)
 
@@ -106,22 +106,23 @@ def _mlflow(uri: str) -> tuple[Any, str]:
     from mlflow.tracking import MlflowClient
 
     client, name = MlflowClient(tracking_uri=uri), os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedbench")
-    if not (found := client.get_experiment_by_name(name)):
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return client, client.create_experiment(name)
         except MlflowException:  # another run has made it meanwhile
-            found = client.get_experiment_by_name(name)
-    return client, found.experiment_id
+            experiment = client.get_experiment_by_name(name)
+    return client, experiment.experiment_id
 
 
-def _mlflow_file(place: Path) -> str:
-    """The address of a database below `place`, made aside and moved: MLflow's own making fails where two begin at once."""
-    file = place / "mlflow.db"
-    with one_at_a_time(file, file.exists) as mine:
-        if mine:
-            with tempfile.TemporaryDirectory(dir=place, prefix=".mlflow") as aside:
-                _mlflow(f"sqlite:///{Path(aside) / file.name}")
-                (Path(aside) / file.name).replace(file)
+def _mlflow_file(results: Path) -> str:
+    """The address of a database below `results`. It is made elsewhere and moved: MLflow cannot make one twice at once."""
+    file = results / "mlflow.db"
+    with one_at_a_time(file, file.exists) as is_ours:
+        if is_ours:
+            with tempfile.TemporaryDirectory(dir=results, prefix=".mlflow") as folder:
+                _mlflow(f"sqlite:///{Path(folder) / file.name}")
+                (Path(folder) / file.name).replace(file)
     return f"sqlite:///{file}"
 
 
@@ -130,12 +131,12 @@ TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": WandB, "m
 
 @dataclass(frozen=True)
 class TrackedFolder(RunFolder):
-    """A run's folder whose records go to trackers as well."""
+    """A run's folder whose records also go to trackers."""
 
     trackers: dict[str, Tracker] = field(default_factory=dict)
 
     def append(self, record: dict[str, Any]) -> None:
-        """To disk first, then to every tracker that has not failed."""
+        """Write to disk first, then to every tracker that has not failed."""
         super().append(record)
         numbers = {
             name: float(value)
@@ -150,7 +151,7 @@ class TrackedFolder(RunFolder):
 
 @contextmanager
 def tracked(folder: RunFolder, names: Sequence[str], config: Mapping[str, Any]) -> Iterator[RunFolder]:
-    """`folder`, with its records sent to the trackers `names`; what a tracker raises is logged and ends that tracker."""
+    """`folder`, with its records also sent to the trackers `names`. A tracker that raises is logged and not used again."""
     if not names:
         yield folder
         return
@@ -159,7 +160,7 @@ def tracked(folder: RunFolder, names: Sequence[str], config: Mapping[str, Any]) 
     for name in names:
         try:
             trackers[name] = TRACKERS[name](folder.path, config, done)
-        except Exception as error:  # noqa: BLE001 - whatever a tracker has, the run does without it
+        except Exception as error:  # noqa: BLE001 - the run goes on without it
             log.warning("%s does not follow this run: %s: %s", name, type(error).__name__, error)
     try:
         yield TrackedFolder(folder.path, trackers)

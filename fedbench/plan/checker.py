@@ -134,11 +134,13 @@ class Checker:
             return None
         cls: Any = classes[value["name"]]
         where = f"{kind} {value['name']}"
-        given = {name: item for name, item in value.items() if name not in ("name", *(("label",) * (kind == "method")))}
+        entries = {
+            name: item for name, item in value.items() if name not in ("name", *(("label",) * (kind == "method")))
+        }
         fields = [f.name for f in dataclasses.fields(cls)]
-        sound = self.mistakes.unknown_names(given, fields, where)
+        sound = self.mistakes.unknown_names(entries, fields, where)
         hints = typing.get_type_hints(cls, include_extras=True)
-        known = {name: item for name, item in given.items() if name in fields}
+        known = {name: item for name, item in entries.items() if name in fields}
         kept = {name: item for name, item in known.items() if self._is_plain(hints[name], item, f"{where}.{name}")}
         if len(kept) < len(known):
             sound = False
@@ -174,7 +176,7 @@ class Checker:
         rest = {key: value for key, value in content.items() if key not in checked}
         scalars, sound = self._scalars(rest)
         if label is None:
-            label, fine = self._given_label(content.get("method"))
+            label, fine = self._label_of(content.get("method"))
             sound &= fine
         blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
         run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
@@ -209,7 +211,7 @@ class Checker:
             self._memo[memo] = Checked(kept, frozenset() if sound else UNKNOWN)
         return self._memo[memo].value, not self._memo[memo].wrong
 
-    def _given_label(self, method: Any) -> tuple[str | None, bool]:
+    def _label_of(self, method: Any) -> tuple[str | None, bool]:
         """The `label` of a method block if there is one, and whether it is text."""
         if not isinstance(method, dict) or method.get("label") is None:
             return None, True

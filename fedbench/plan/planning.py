@@ -23,8 +23,8 @@ from fedbench.plan.yaml_reader import read_yaml
 
 def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, Plugins]:
     """The inverse of `Sweep.on_disk`. Raises ConfigError or PluginError."""
-    found = plugins(config.get("plugins", ()))
-    checker = Checker(found)
+    available = plugins(config.get("plugins", ()))
+    checker = Checker(available)
     # Versions up to 0.1 wrote a key `halvings` into run.yaml.
     known = {key: value for key, value in config["machine"].items() if key != "halvings"}
     machine = checker.block(Machine, known, "machine").value
@@ -33,7 +33,7 @@ def planned_from_disk(config: Mapping[str, Any]) -> tuple[PlannedRun, Machine, P
     checker.mistakes.raise_if_any("run.yaml")
     if planned is None:
         raise ConfigError("run.yaml: the config is not complete")
-    return planned, machine, found
+    return planned, machine, available
 
 
 def read_sweep(
@@ -47,8 +47,8 @@ def read_sweep(
     Raises ConfigError with every mistake, each with the legal names and the nearest one.
     """
     try:
-        found = plugins(tuple(folders))
-        _ = found.classes
+        available = plugins(tuple(folders))
+        _ = available.classes
     except PluginError as error:
         raise ConfigError(str(error)) from error
     path = sweep_file(path)
@@ -63,19 +63,19 @@ def read_sweep(
         raise ConfigError(f"{shown(str(path))}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
-    return check_sweep(content, found, settings, source=str(path), default_name=path.stem, where=where)
+    return check_sweep(content, available, settings, source=str(path), default_name=path.stem, where=where)
 
 
 def check_sweep(
     content: Mapping[str, Any],
-    found: Plugins,
+    available: Plugins,
     settings: Iterable[str] = (),
     source: str = "sweep",
     default_name: str = "sweep",
     where: Where | None = None,
 ) -> Sweep:
     """The checked sweep of a parsed file; see `read_sweep`. Raises ConfigError."""
-    checker = Checker(found)
+    checker = Checker(available)
     mistakes = checker.mistakes
     forget()  # files may have changed since the last sweep of this process
     sections = _sections(content, mistakes)
@@ -97,11 +97,11 @@ def check_sweep(
         if planned is not None:
             runs.setdefault(planned.key, planned)
     if tune is not None:
-        _check_tune(tune, list(runs.values()), found, mistakes)
+        _check_tune(tune, list(runs.values()), available, mistakes)
     if where is not None:
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
-    return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, found, tune)
+    return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, available, tune)
 
 
 def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
@@ -119,14 +119,14 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     return sections
 
 
-def _check_tune(tune: Tune, runs: Sequence[PlannedRun], found: Plugins, mistakes: Mistakes) -> None:
+def _check_tune(tune: Tune, runs: Sequence[PlannedRun], available: Plugins, mistakes: Mistakes) -> None:
     """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
     if any(planned.run.clients.validation == 0 for planned in runs):
         mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
     for path, range_ in tune.search.items():
         kind, _, name = path.partition(".")
         if kind in ("method", "aggregation"):
-            fields = {field.name for cls in found.classes[kind].values() for field in dataclasses.fields(cls)}  # type: ignore[index]
+            fields = {field.name for cls in available.classes[kind].values() for field in dataclasses.fields(cls)}  # type: ignore[index]
             mistakes.unknown_names([name], sorted(fields), f"tune.search, {kind}")
         elif kind in PLUGIN_KINDS:
             mistakes.add("tune.search", f"{path} is part of the setting, and is not searched")
@@ -140,10 +140,10 @@ def _check_tune(tune: Tune, runs: Sequence[PlannedRun], found: Plugins, mistakes
 
 
 def with_values(
-    planned: PlannedRun, values: Mapping[str, Any], found: Plugins, tuning: Mapping[str, Any]
+    planned: PlannedRun, values: Mapping[str, Any], available: Plugins, tuning: Mapping[str, Any]
 ) -> PlannedRun:
     """`planned` with other `values` at dotted paths (``local.lr``, ``method.temperature``). Raises ConfigError."""
-    checker = Checker(found)
+    checker = Checker(available)
     content = copy.deepcopy(planned.run.model_dump())
     for path, value in values.items():
         set_path(content, path, value, checker.mistakes)

@@ -64,7 +64,7 @@ class Plugins:
 
 def plugins(folders: Sequence[Path | str] = ()) -> Plugins:
     """The project's plug-ins and those below `folders`. Raises PluginError if a folder does not exist."""
-    paths = tuple(Path(folder).resolve() for folder in folders)
+    paths = tuple(Path(folder).expanduser().resolve() for folder in folders)
     for path in paths:
         if not path.is_dir():
             raise PluginError(f"plug-in folder {path} does not exist")

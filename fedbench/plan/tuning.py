@@ -69,7 +69,7 @@ class Group:
     runs: tuple[PlannedRun, ...]
     trials: tuple[Trial, ...] = ()
     last: tuple[Trial, ...] = ()  # those of the last rung, if it has been reached
-    told: Mapping[str, Any] = field(default_factory=dict)  # what the chosen runs keep of the search
+    summary: Mapping[str, Any] = field(default_factory=dict)  # what the chosen runs keep of the search
 
     @property
     def decided(self) -> bool:
@@ -114,7 +114,7 @@ def chosen_runs(sweep: Sweep, group: Group) -> list[PlannedRun]:
         "validation": best.validation,
         "trial": best.planned.name,
         "default_validation": None if default is None else default.validation,
-        **group.told,
+        **group.summary,
     }
     return [with_values(run, best.values, sweep.plugins, tuning) for run in group.runs]
 
@@ -193,7 +193,7 @@ class _Search:
             everything += last
         else:
             complete = complete and _ended(last)
-            return Group(self.runs, tuple(everything), tuple(last) if complete else (), self._told(last, edges))
+            return Group(self.runs, tuple(everything), tuple(last) if complete else (), self._summary(last, edges))
         return Group(self.runs, tuple(everything))
 
     def _opening(self) -> list[tuple[str, dict[str, Any]]]:
@@ -245,7 +245,7 @@ class _Search:
         kept = default + [trial for trial in ranked if trial.number != 0][: count - len(default)]
         return sorted(kept, key=lambda trial: trial.number)
 
-    def _told(self, last: Sequence[Trial], edges: Mapping[str, int]) -> dict[str, Any]:
+    def _summary(self, last: Sequence[Trial], edges: Mapping[str, int]) -> dict[str, Any]:
         """What the chosen runs keep of the search, beside the choice."""
         space = {path: widened(r, edges[path]) if path in edges else r for path, r in self.ranges.items()}
         best = max(last, key=lambda trial: trial.order)
@@ -285,11 +285,14 @@ def _distinct(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
-    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost."""
+    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost.
+
+    A trial with damaged files has not ended: the sweep makes it again. Raises OSError if its folder is away.
+    """
     status = folder.status
     if status == "failed":
         return folder.failure().get("kind") == "diverged", None
-    if status != "done":
+    if status != "done" or folder.damage():
         return False, None
     records = folder.records()
     value = max(records, key=lambda record: record["round"]).get("val_mean_accuracy") if records else None

@@ -25,7 +25,8 @@ HUGGING_FACE = (  # (name in transformers' ViT and DINOv2, name in timm)
     (r"embeddings\.position_embeddings$", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"embeddings\.cls_token$", "cls_token"),
-    (r"embeddings\.(mask_token|register_tokens)$", r"\1"),
+    (r"embeddings\.mask_token$", "mask_token"),
+    (r"embeddings\.register_tokens$", "reg_token"),
     (r"encoder\.layer\.(\d+)\.(layernorm_before|norm1)\.", r"blocks.\1.norm1."),
     (r"encoder\.layer\.(\d+)\.(layernorm_after|norm2)\.", r"blocks.\1.norm2."),
     (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.", r"blocks.\1.attn.\2."),
@@ -124,26 +125,21 @@ def _backbone_part(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
 
     The CLS token's name shows the prefix. Raises WeightsError if there is none, or more than one model.
     """
-    ends = ("embeddings.cls_token", "cls_token")
     prefixes = list(
-        dict.fromkeys(
-            name.removesuffix(end)
-            for name in state
-            for end in ends[: 1 + (not name.endswith(ends[0]))]
-            if name.endswith(end)
-        )
+        dict.fromkeys(match[1] for match in map(re.compile(r"((?:.*\.)?)cls_token").fullmatch, state) if match)
     )
+    prefixes = [prefix.removesuffix("embeddings.") for prefix in prefixes]
     if len(prefixes) > 1:
         preferred = [prefix for prefix in prefixes if PREFERRED in prefix.split(".")]
         prefixes = preferred if len(preferred) == 1 else prefixes
     if len(prefixes) != 1:
         groups = sorted({name.split(".")[0] for name in state})
-        found = (
+        content = (
             f"several models, with the prefixes {', '.join(map(repr, prefixes))}; keep one of them in the file"
             if prefixes
             else f"no cls_token; its {len(state)} keys begin with {', '.join(groups[:8])}"
         )
-        raise WeightsError(f"{path}: expected the weights of one ViT with a CLS token, found {found}")
+        raise WeightsError(f"{path}: expected the weights of one ViT with a CLS token, found {content}")
     return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 

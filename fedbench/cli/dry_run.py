@@ -1,0 +1,93 @@
+"""`fedbench sweep --dry-run`: the runs of a sweep, their states, and what they will cost; nothing is started or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbench.cli.output import say
+from fedbench.data import DataError
+from fedbench.jobs import watch
+from fedbench.plan import tuning
+from fedbench.plan.config import PlannedRun, Sweep, short_name
+
+COSTS_NOTHING = ("seed", "seeds", "partition", "evaluate_every")  # keys of a run that its estimate does not depend on
+ESTIMATED = ("multiply_adds", "memory_bytes")  # columns of an estimate
+
+
+def dry_run(sweep: Sweep, results: Path, as_json: bool) -> None:
+    """List all runs with their states and what they will cost."""
+    views = watch.Observer(results, sweep.runs).look()
+    rows, problems = _rows(sweep, views)
+    estimated = [row for row in rows if row["state"] != "done" and row["multiply_adds"] is not None]
+    total = sum(row["multiply_adds"] for row in estimated)
+    if as_json:
+        say(json.dumps({"sweep": sweep.name, "counts": watch.counts(views), "multiply_adds": total, "runs": rows}))
+        return
+    _print_table(rows)
+    most = max((row["memory_bytes"] for row in estimated), default=0)
+    say(f"\n{sweep.name}: {watch.summary(views)}{later(sweep)}")
+    say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
+    for text in [tuning.budget_text(sweep), *tuning.remarks(sweep)] if sweep.tune else ():
+        say(text)
+    for problem in problems:
+        say(f"no estimate: {problem}")
+
+
+def later(sweep: Sweep) -> str:
+    """How many runs wait for trials, as the end of a sentence."""
+    return f"; {len(sweep.later)} more wait for trials of the tuning" if sweep.later else ""
+
+
+def _rows(sweep: Sweep, views: Sequence[watch.View]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each run, and a sentence for each reason why a run has no estimate."""
+    from fedbench.run import cost  # it imports timm, which takes seconds; nothing else here needs it
+    from fedbench.vit.backbone import BackboneError
+
+    states = [(planned, planned.name, view.state) for planned, view in zip(sweep.runs, views, strict=True)]
+    states += [(planned, "(named when tuned)", "missing") for planned in sweep.later]
+    estimates: dict[str, cost.Estimate | str] = {}
+    rows = []
+    for planned, name, state in states:
+        costs = {key: value for key, value in planned.identity.items() if key not in COSTS_NOTHING}
+        key = json.dumps(costs, sort_keys=True)
+        if key not in estimates:
+            try:
+                estimates[key] = cost.estimate(planned, sweep.plugins, sweep.machine)
+            except (DataError, BackboneError) as error:
+                estimates[key] = str(error)
+        estimate = estimates[key]
+        known = not isinstance(estimate, str)
+        row = _row(sweep, planned) | {"name": name, "state": state}
+        rows.append(row | {column: getattr(estimate, column) if known else None for column in ESTIMATED})
+    return rows, [estimate for estimate in estimates.values() if isinstance(estimate, str)]
+
+
+def _row(sweep: Sweep, planned: PlannedRun) -> dict[str, Any]:
+    """What a run is, in words; its name and state are filled in later."""
+    run, classes = planned.run, sweep.plugins.classes
+    return {
+        "name": "",
+        "method": planned.label + " [trial]" * ("trial_of" in planned.tuning),
+        "dataset": short_name(run.dataset, classes["dataset"][run.dataset["name"]]),
+        "partition": short_name(run.partition, classes["partition"][run.partition["name"]]),
+        "seed": run.seed,
+        "state": "",
+    }
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    cells = [tuple(rows[0])] + [tuple(_cell(key, value) for key, value in row.items()) for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "?"
+    if key == "memory_bytes":
+        return f"{value / 1e9:.1f} GB"
+    return f"{value:.2g}" if key == "multiply_adds" else str(value)
