@@ -42,6 +42,7 @@ class Page:
     def lay_out(self, folder: Path) -> None:
         """Make `folder` what a clone is to the page's commands, without being able to write into the clone."""
         (folder / "sweeps").symlink_to(HOME / "sweeps")
+        (folder / ".venv").symlink_to(sys.prefix)
         (folder / "reports").mkdir()
         (folder / "reports" / "make_figures.py").symlink_to(HOME / "reports" / "make_figures.py")
         for name, text in self.files.items():

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import archives
 import pytest
+import torch
 import yaml
 from followed import Page
+from torch import Tensor
 from workplace import Workplace
 
+from fedbench.base.hooks import hooks_of
 from fedbench.base.record_schema import columns
-from fedbench.cli import check, docs_generator
+from fedbench.cli import check, docs_generator, hook_tables, markdown
+from fedbench.cli.main import VERBS
+from fedbench.method import Aggregation, ClientUpdates, Method
 from fedbench.plan.config import Block
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import HOME, plugins
 from fedbench.report.tables.metrics import METRICS
 
 ADD = {kind: Page(f"docs/add_a_{kind}.md") for kind in ("method", "dataset", "partitioner")}
+ADD["aggregation"] = Page("docs/add_an_aggregation.md")
+RECIPES = Page("docs/recipes.md")
+PAGES = [Page(path.relative_to(HOME).as_posix()) for path in (*HOME.glob("*.md"), *HOME.glob("docs/*.md"))]
+PAGES.append(Page("benchmarks/README.md"))
 TUTORIAL = Page("docs/tutorial.md")
 
 
@@ -66,13 +81,12 @@ def test_every_key_says_what_it_means():
 
 
 def test_docstrings_become_markdown():
-    assert docs_generator.prose("<v - w> in `<code>`") == "&lt;v - w> in `<code>`"
+    assert markdown.prose("<v - w> in `<code>`") == "&lt;v - w> in `<code>`"
     assert (
-        docs_generator.linked("Li 2020, arXiv:1812.06127")
-        == "Li 2020, [arXiv 1812.06127](https://arxiv.org/abs/1812.06127)"
+        markdown.linked("Li 2020, arXiv:1812.06127") == "Li 2020, [arXiv 1812.06127](https://arxiv.org/abs/1812.06127)"
     )
-    assert docs_generator.linked("see https://a.org/b, c") == "see <https://a.org/b>, c"
-    assert docs_generator.code("a | b") == "`a` | `b`"
+    assert markdown.linked("see https://a.org/b, c") == "see <https://a.org/b>, c"
+    assert markdown.code("a | b") == "`a` | `b`"
 
 
 def test_the_example_of_the_sweep_file_makes_the_runs_it_says():
@@ -91,6 +105,92 @@ def test_every_metric_and_every_word_of_a_record_is_defined(tmp_path):
     assert len(record) > 30
     assert list(record) == list(columns())
     assert all(f"| `{name}` |" in generated for name in record)
+
+
+@pytest.mark.parametrize("base", [Method, Aggregation])
+def test_the_page_on_hooks_says_when_each_hook_is_called(base):
+    page = Page("docs/hooks.md").text
+    for name in hooks_of(base):
+        returns, called = hook_tables.described(base, name)
+        assert returns, name
+        assert called, f"the docstring of {base.__name__}.{name} has no sentence `Called ...`"
+        assert f"| {called} |" in page
+    fields = [name for name, hint in base.__annotations__.items() if "ClassVar" in str(hint)]
+    assert len(fields) > 2
+    assert [name for name in fields if f"`{name}`" not in page] == []
+
+
+def test_the_page_on_hooks_names_plug_ins_that_override_them():
+    assert hook_tables.users_of("method", "send", plugins()) == ["pfedpg"]
+    assert hook_tables.users_of("aggregation", "extra_loss", plugins()) == ["fedprox", "scaffold"]
+    inheriting = hook_tables.users_of("method", "layers", plugins())
+    assert inheriting.index("sgpt") < inheriting.index("fedvpt")  # its own file first, then its base's
+
+
+# ---------------------------------------------------------------- commands
+
+
+def quoted_commands(page: Page) -> list[str]:
+    """Every command of a page: lines of its bash blocks, and code in its text."""
+    prose = re.sub(r"^```.*?^```", "", page.text, flags=re.DOTALL | re.MULTILINE)
+    inline = (" ".join(text.split()) for text in re.findall(r"`([^`]+)`", prose))
+    return [*page.commands, *(text for text in inline if re.match(r"(fedbench|python|make) [\w-]", text))]
+
+
+def mistake(command: str) -> str | None:
+    """Why a command cannot run as it is written: an unknown target, file, module or option. Nothing is run."""
+    program, *words = shlex.split(command)
+    if program == "make":
+        known = re.findall(r"^([\w-]+):", (HOME / "Makefile").read_text(), re.MULTILINE)
+        return None if words[0] in known else f"no target {words[0]}"
+    if program == "python" and words[0] == "-m":
+        return None if find_spec(words[1]) else f"no module {words[1]}"
+    if program == "python":
+        return None if (HOME / words[0]).is_file() else f"no file {words[0]}"
+    if program != "fedbench":
+        return None
+    if words[0] not in VERBS:
+        return f"no verb {words[0]}"
+    parser = import_module(VERBS[words[0]][0]).parser(f"fedbench {words[0]}")
+    said = io.StringIO()
+    with redirect_stderr(said), redirect_stdout(said):
+        try:
+            parser.parse_args([word for word in words[1:] if word != "..."])
+        except SystemExit as end:
+            legal = (
+                end.code == 0 or "the following arguments are required" in said.getvalue()
+            )  # only the command's name
+            return None if legal else said.getvalue()
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_quoted_command_has_legal_options(page):
+    assert {command: why for command in quoted_commands(page) if (why := mistake(command))} == {}
+
+
+def test_a_wrong_command_is_seen():
+    wrong = ["make nothing", "python -m fedbench.nowhere", "python reports/nothing.py", "fedbench sweeep x.yaml"]
+    for command in (*wrong, "fedbench sweep x.yaml --dryrun", "fedbench data unpack cifar10"):
+        assert mistake(command), command
+    assert mistake("fedbench sweep sweeps/quickstart.yaml --dry-run") is None
+
+
+NOT_YET = [
+    f"docs/{name}.md" for name in ("slurm", "data", "splits", "troubleshooting", "add_a_dataset", "add_a_partitioner")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_one_spelling(page):
+    verbs = "|".join(VERBS)
+    modules = re.findall(rf"python -m fedbench[. ](?:{verbs})\b.*|python reports/make_figures.*", page.text)
+    if page.name == "README.md":
+        assert len(modules) == 1  # says that they are the same
+    elif page.name == "ARCHITECTURE.md":
+        assert all("same as `fedbench" in line for line in modules)
+    elif page.name not in ("docs/architecture.md", *NOT_YET):
+        assert modules == []
 
 
 # ---------------------------------------------------------------- messages
@@ -147,7 +247,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "WARNING" not in done.stderr
     made = {path.stem for path in (tmp_path / "site").glob("*.html")}
     assert made >= {path.stem for path in (HOME / "docs").glob("*.md")}
-    assert "Floors" in (tmp_path / "site" / "architecture.html").read_text()
+    assert "Folders" in (tmp_path / "site" / "architecture.html").read_text()
 
 
 def test_a_broken_link_breaks_the_site(tmp_path):
@@ -163,13 +263,19 @@ def test_a_broken_link_breaks_the_site(tmp_path):
 # ---------------------------------------------------------------- pages that lead somewhere
 
 
+ROWS = {
+    "method": ("fedvpt", "own_token", "own_token(prompt_length=1)"),
+    "aggregation": ("fedvpt", "fedvpt + short_steps", "fedvpt + short_steps(max_norm=0.1)"),
+}
+
+
 @pytest.mark.parametrize("kind", ADD)
 def test_a_page_on_plug_ins_is_short_enough(kind):
     page = ADD[kind]
     (code,) = [text for name, text in page.files.items() if name.endswith(".py")]
     assert len([line for line in code.splitlines() if line.strip()]) <= 26
     assert len(page.files) == 2
-    assert page.commands[0] == f"python -m fedbench.check {next(iter(page.files))}"
+    assert page.commands[0].replace("python -m fedbench.", "fedbench ") == f"fedbench check {next(iter(page.files))}"
 
 
 @pytest.mark.slow
@@ -180,11 +286,60 @@ def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
     page.lay_out(tmp_path)
     printed = [page.run(command, tmp_path) for command in page.commands]
     assert "FAIL" not in printed[0]
-    assert printed[0].count("  ok ") > (15 if kind == "method" else 3)
-    rows = {"method": ("fedvpt", "own_token", "own_token(prompt_length=1)")}.get(kind, ("head_only", "fedncm"))
-    for label in rows:
+    assert printed[0].count("  ok ") > (15 if kind in ROWS else 3)
+    for label in ROWS.get(kind, ("head_only", "fedncm")):
         assert re.search(rf"^\W*{re.escape(label)}\W", printed[-1], re.MULTILINE), printed[-1]
     assert not list(tmp_path.rglob("__init__.py"))
+
+
+@pytest.mark.slow
+def test_the_recipes_keep_the_contract(tmp_path):
+    RECIPES.lay_out(tmp_path)
+    assert len(RECIPES.commands) == len(RECIPES.files) == 2
+    for command in RECIPES.commands:
+        printed = RECIPES.run(command, tmp_path)
+        assert "FAIL" not in printed
+        assert printed.count("  ok ") > 15
+
+
+def recipe(name: str, folder: Path) -> Any:
+    """The class of a method of the page of recipes."""
+    RECIPES.lay_out(folder)
+    return check.find(folder / "my_methods" / "methods" / f"{name}.py")[1]
+
+
+def cohort(updated: dict[str, Tensor], sums: dict[str, Tensor], num_samples: list[int]) -> ClientUpdates:
+    """The updates of a cohort with these values; what the recipes do not read is zero."""
+    number, zero = torch.tensor(num_samples), torch.zeros(len(num_samples))
+    clients = torch.arange(len(num_samples))
+    return ClientUpdates(clients, {}, updated, sums, number, steps=zero, loss=zero, lr=0.1)
+
+
+def test_the_recipe_of_a_choice_averages_a_prompt_over_those_who_chose_it(tmp_path):
+    method = recipe("chosen_prompt", tmp_path)(groups=3, prompt_length=1)
+    server = {"prompt": torch.tensor([[[1.0]], [[2.0]], [[3.0]]])}
+    updated = torch.tensor([[[[10.0]], [[20.0]], [[30.0]]], [[[50.0]], [[60.0]], [[70.0]]]])  # [K, G, P, D]
+    chosen = torch.tensor([[3.0, 5.0, 0.0], [1.0, 0.0, 0.0]])  # by 3 and 1 samples; by 5 of client 0; by nobody
+    merged = method.merge(server, cohort({"prompt": updated}, {"chosen": chosen}, [8, 1]))
+    assert merged["prompt"].flatten().tolist() == [3 / 4 * 10 + 1 / 4 * 50, 20.0, 3.0]
+
+
+def test_the_recipe_of_noise_repeats_a_round_and_changes_with_it(tmp_path):
+    method = recipe("noisy_prompt", tmp_path)(noise=1.0)
+    updates = cohort({"prompt": torch.tensor([[[1.0] * 500], [[4.0] * 500]])}, {}, [1, 3])  # [K, P, D]
+
+    def noise(seed: int, round_: int) -> Tensor:
+        server = {"prompt": torch.zeros(1, 500), "seed": torch.tensor(seed), "round": torch.tensor(round_)}
+        merged = method.merge(server, updates)
+        assert int(merged["round"]) == round_ + 1
+        return merged["prompt"] - (1 / 4 * 1.0 + 3 / 4 * 4.0)
+
+    first = noise(0, 0)
+    assert torch.equal(noise(0, 0), first)
+    assert not torch.equal(noise(0, 1), first)
+    assert not torch.equal(noise(1, 0), first)
+    assert abs(float(first.mean())) < 4 / 500**0.5  # four standard errors
+    assert abs(float(first.std()) - 1) < 4 / (2 * 500) ** 0.5
 
 
 def test_the_message_in_the_page_on_methods_is_what_is_said(tmp_path):
@@ -219,8 +374,8 @@ def test_the_tutorial_leads_to_a_report(tmp_path):
     for command in TUTORIAL.commands:
         if command not in (*BY_THE_GATE, *TUTORIAL.on_slurm):
             printed[command] = TUTORIAL.run(command, tmp_path)
-    assert "6 runs: 6 missing" in printed["python -m fedbench.sweep mine.yaml --dry-run"]
-    assert "6 runs: 6 done" in printed["python -m fedbench.sweep mine.yaml --status"]
-    assert re.search(r"^\W*PEP\W", printed["python reports/make_figures.py mine.yaml"], re.MULTILINE)
+    assert "6 runs: 6 missing" in printed["fedbench sweep mine.yaml --dry-run"]
+    assert "6 runs: 6 done" in printed["fedbench sweep mine.yaml --status"]
+    assert re.search(r"^\W*PEP\W", printed["fedbench figures mine.yaml"], re.MULTILINE)
     assert (tmp_path / "reports" / "out" / "index.html").is_file()
     assert list((tmp_path / "data" / "cache").iterdir())

@@ -1,4 +1,4 @@
-"""What befalls runs - full disks, lost shares, memory, crashes, signals, second copies - and that they end all the same."""
+"""Runs end despite full disks, unreachable shares, lack of memory, crashes, signals and second copies of a sweep."""
 
 import errno
 import json
@@ -63,7 +63,7 @@ def quiet(place: Workplace) -> dict[str, list[dict[str, Any]]]:
 
 
 # -- files -----------------------------------------------------------------------------------------------------
-def test_what_a_full_disk_left_of_a_record_goes_with_the_next(small_disk: Path) -> None:
+def test_what_a_full_disk_left_of_a_record_is_removed_with_the_next_record(small_disk: Path) -> None:
     folder = RunFolder(small_disk / "run")
     folder.plan({"identity": {}})
     folder.append({"round": 1, "text": "a" * 100})
@@ -99,7 +99,7 @@ def test_a_full_disk_spares_the_checkpoint(small_disk: Path) -> None:
     assert not list(small_disk.glob(".*"))
 
 
-def test_a_fault_of_the_disk_is_told_from_one_of_the_run(tmp_path: Path) -> None:
+def test_faults_of_the_disk_are_distinguished_from_faults_of_the_run(tmp_path: Path) -> None:
     def raised(error: Exception, cause: Exception | None = None) -> bool:
         error.__cause__ = cause
         return storage.is_away(error, tmp_path)
@@ -153,7 +153,7 @@ def test_a_run_waits_for_a_full_disk_and_a_share_that_is_away(place: Workplace, 
     assert not folder.notes()
 
 
-def test_a_folder_that_is_away_is_not_one_without_records_and_checkpoints(tmp_path: Path) -> None:
+def test_an_unreachable_folder_is_not_taken_for_one_without_records_and_checkpoints(tmp_path: Path) -> None:
     from fedbench.run import checkpoint
 
     folder = RunFolder(tmp_path / "run")
@@ -305,7 +305,7 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
 
 
 @pytest.mark.slow  # starts several processes
-def test_a_crash_takes_no_other_run_along_and_is_tried_twice_more(
+def test_a_crash_stops_no_other_run_and_allows_two_more_attempts(
     place: Workplace, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place.write(methods=["crashes", "head_only"], seeds=[0, 1], cluster={"workers": 1})
@@ -429,7 +429,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
         command, cwd=HOME, env={**os.environ, "TEST_PAUSE": "0.1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     until(lambda: first.progress().get("round", 0) >= 3)
-    for _ in range(100):  # Slurm sends one and the keeper the other, and neither may be lost in the other
+    for _ in range(100):  # Slurm sends one signal and the supervisor the other, and neither may hide the other
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == failures.EXIT_LEFT
@@ -443,8 +443,10 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
     assert not first.notes()
 
 
-# -- claims ----------------------------------------------------------------------------------------------------
-def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# -- leases ----------------------------------------------------------------------------------------------------
+def test_a_lease_of_another_host_holds_while_its_heartbeat_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     script = (
         "import socket, sys, pathlib\n"
@@ -482,7 +484,7 @@ def test_a_claim_of_another_host_is_believed_while_it_beats(tmp_path: Path, monk
         other.communicate()
 
 
-def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     place.write(methods=["slow"], seeds=[0], rounds=40)
     (folder,) = place.plan()
     monkeypatch.setenv("TEST_PAUSE", "0.1")
@@ -497,7 +499,7 @@ def test_who_was_overtaken_stops_before_it_writes(place: Workplace, monkeypatch:
     assert lease.owner_of(folder.path / "claim.7") is not None  # the other's, untouched
 
 
-def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> None:
+def test_a_process_that_was_overtaken_by_one_that_has_finished_stops_too(tmp_path: Path) -> None:
     with lease.acquire(tmp_path) as late:
         assert late is not None
         late.check()
@@ -509,7 +511,7 @@ def test_who_was_overtaken_by_one_that_is_through_stops_too(tmp_path: Path) -> N
             late.check()
 
 
-def test_of_many_who_want_a_folder_one_gets_it_at_a_time(tmp_path: Path) -> None:
+def test_of_many_threads_that_want_a_folder_one_holds_it_at_a_time(tmp_path: Path) -> None:
     inside, most, turns = 0, 0, 0
 
     def want() -> None:
@@ -557,7 +559,7 @@ def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFix
     assert place.run("--cancel") == 0
     said = capfd.readouterr().out
     assert "1 runs cancelled" in said
-    assert "1 were started by another sweep and go on" in said
+    assert "Runs that another sweep started, and that go on: 1." in said
     assert lease.holder(mine.path) is None
     assert lease.holder(other.path) is not None
     assert place.run("--status", "--json") == 0
@@ -602,7 +604,7 @@ def test_the_runs_of_a_pack_share_what_is_frozen(place: Workplace, monkeypatch: 
     assert {f.path.name: numbers(f) for f in place.folders if f.status == "done"} == want
 
 
-def test_env_json_says_where_numbers_come_from(place: Workplace) -> None:
+def test_env_json_names_code_packages_and_machine(place: Workplace) -> None:
     place.write(seeds=[0])
     assert place.run("--cluster", "inline") == 0
     (folder,) = place.folders

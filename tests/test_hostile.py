@@ -80,7 +80,7 @@ def test_a_setting_runs_nothing(canary, tmp_path, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_a_run_in_a_results_folder_runs_nothing(canary, tmp_path):
+def test_a_run_yaml_runs_nothing(canary, tmp_path):
     run = RunFolder(tmp_path / "results" / "run")
     run.path.mkdir(parents=True)
     (run.path / "run.yaml").write_text(f"identity: {tag(canary)}\n")
@@ -121,7 +121,7 @@ def test_weights_run_nothing(form, suffix, canary, tmp_path):
         backbone.architecture("vit_tiny_patch16_224", weights=path)
 
 
-def test_a_checkpoint_that_is_a_pickle_is_none(canary, tmp_path):
+def test_a_pickled_checkpoint_is_not_read(canary, tmp_path):
     torch.save({"prompt": Payload(canary)}, tmp_path / checkpoint.CURRENT)
     assert checkpoint.load(tmp_path) is None
     checkpoint.save(tmp_path, {"prompt": torch.ones(2)}, 3, TotalCosts(0, 0, 0), 0.0)
@@ -176,7 +176,7 @@ def test_odd_records_are_named(line, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", '{"host": "a"}', '{"__class__": "x", "pid": "1; touch y"}'])
-def test_odd_claims_and_jobs_are_nobodys(content, tmp_path):
+def test_odd_claim_files_and_jobs_belong_to_nobody(content, tmp_path):
     (tmp_path / "claim.1").write_text(content)
     (tmp_path / "job.json").write_text(content)
     assert owner_of(tmp_path / "claim.1") is None

@@ -16,11 +16,14 @@ import pytest
 import torch
 import yaml
 from workplace import HOME, Workplace, numbers, until
+from written import write_run
 
 from fedbench.base import lease, record_schema, run_files
 from fedbench.base.record_schema import TotalCosts
 from fedbench.base.records import MEASURED, RecordsError, RunFolder, due_rounds
 from fedbench.jobs import job
+from fedbench.report.evidence import gather
+from fedbench.report.tables.notes import alarms
 from fedbench.run import checkpoint
 
 Change = Callable[[Path], object]
@@ -366,3 +369,15 @@ def test_a_run_yaml_with_the_old_key_halvings_loads(place: Workplace) -> None:
     (folder.path / "run.yaml").write_text(yaml.safe_dump(config))
     job.run_job(place.results, [folder.path.name])
     assert folder.status == "done"
+
+
+def test_a_report_warns_of_code_that_changed_during_a_run(tmp_path: Path) -> None:
+    for label, codes in (("A", ("aaaaaaaa-11111111", "bbbbbbbb-11111111")), ("B", ("bbbbbbbb-11111111",) * 2)):
+        folder = write_run(tmp_path, label, accuracies={10: 0.5}, state="running", code=codes[0])
+        folder.append(folder.records()[0] | {"round": 20, "code": codes[1]})
+        folder.finish()
+    runs = gather([], tmp_path).runs
+    changed = [run for run in runs["run"] if run.startswith("ma-")]
+    assert [text for text in alarms(runs) if "while it ran" in text] == [
+        f"{changed[0]}: the code changed while it ran, so its records mix versions."
+    ]

@@ -1,4 +1,4 @@
-"""The fault storm in short: a dozen random faults over eight runs, in local processes and on a real Slurm."""
+"""Fault storms over eight runs: random faults, in local processes and on a real Slurm, and damage to every file."""
 
 from pathlib import Path
 
@@ -17,13 +17,15 @@ def test_local_workers_in_a_storm(tmp_path: Path) -> None:
     assert not figures["differences"], figures
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three or four minutes on two idle cores
 def test_two_hundred_faults_that_also_damage_every_file_lose_nothing_silently(tmp_path: Path) -> None:
-    """40 faults of processes and disks, each followed by four damaged files."""
-    figures = storm(tmp_path / "storm", "local", faults=200, seeds=2, seconds=360, seed=2, damages=4, stuck_seconds=3)
+    """33 faults of processes and disks, each followed by five damaged files of living, waiting and finished runs."""
+    figures = storm(tmp_path / "storm", "local", faults=200, seeds=2, seconds=900, seed=2, damages=5, stuck_seconds=3)
     assert figures["faults"] >= 200
-    assert {kind.split()[1] for kind in figures["by_kind"] if " " in kind} == set(FILES)
-    assert {kind.split()[0] for kind in figures["by_kind"] if " " in kind} == set(WAYS)
+    damaged = {kind.partition(" ")[2] for kind in figures["by_kind"] if " " in kind}
+    assert damaged >= set(FILES) - {"failed.json"}  # which only a run has that failed: see test_damage.py
+    assert {kind.partition(" ")[0] for kind in figures["by_kind"] if " " in kind} == set(WAYS)
+    assert figures["records"] == 80
     assert not figures["differences"], figures
 
 

@@ -213,8 +213,8 @@ def test_results_of_another_config_are_not_touched(place: Workplace, capsys: pyt
     }
 
 
-# -- claims ----------------------------------------------------------------------------------------------------
-def test_a_claimed_run_is_passed_over_and_an_abandoned_one_taken(place: Workplace) -> None:
+# -- leases ----------------------------------------------------------------------------------------------------
+def test_a_held_run_is_passed_over_and_an_abandoned_one_taken_over(place: Workplace) -> None:
     place.write(seeds=[0])
     made = sweep.read_sweep(place.file)
     (planned,) = made.runs
@@ -298,7 +298,7 @@ def test_a_killed_worker_begins_again_and_the_numbers_are_the_same(place: Workpl
 
 
 @pytest.mark.slow  # starts several processes
-def test_a_killed_keeper_and_its_worker_show_as_lost_and_the_same_command_goes_on(place: Workplace) -> None:
+def test_a_killed_supervisor_and_its_worker_show_as_lost_and_the_same_command_resumes_the_run(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0], rounds=40, cluster={"workers": 1})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.2")
     try:

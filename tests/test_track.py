@@ -1,4 +1,4 @@
-"""Trackers: they are sent the very records, one that fails is left alone, and what is not installed is told beforehand."""
+"""Trackers receive the numbers of records; a tracker that fails is left alone, a missing package is a planning mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_records_go_to_disk_and_their_numbers_to_every_tracker(tmp_path: Path) -
     assert good.sent == [(5, {"mean_accuracy": 0.5, "bytes_up": 7.0})]
 
 
-def test_a_tracker_that_fails_is_told_once_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_fails_is_logged_once_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = Listed(), Listed(breaks=True)
     followed = folder(tmp_path, bad=bad, good=good)
     with caplog.at_level(logging.WARNING):

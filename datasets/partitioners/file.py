@@ -1,4 +1,4 @@
-"""An explicit split, read from a file: to use what others have published, or what `python -m fedbench.data split` wrote.
+"""An explicit split, read from a file: to use what others have published, or what `fedbench data split` wrote.
 
 Columns (ours): `image`, the sample's number in the dataset; `client`, 0..K-1; `split`, train, validation or test; optional
 `held_out`, 0 or 1, the same in all rows of a client; optional `label`, which is checked against the dataset's. Images that

@@ -138,15 +138,15 @@ class Column:
 
 def columns() -> Mapping[str, Column]:
     """Every column of a record by name, in order."""
-    found = {}
+    by_name = {}
     for part in PARTS:
         hints = get_type_hints(part)
         for field in dataclasses.fields(part):
             meta = field.metadata
-            found[field.name] = Column(field.name, hints[field.name], meta["meaning"], part, meta["execution"])
+            by_name[field.name] = Column(field.name, hints[field.name], meta["meaning"], part, meta["execution"])
         if part is RunFacts:
-            found["round"] = Column("round", int, "round after which the evaluation was made, from 1", Record, False)
-    return found
+            by_name["round"] = Column("round", int, "round after which the evaluation was made, from 1", Record, False)
+    return by_name
 
 
 # Columns that may differ between two executions of the same run; all others are equal on one kind of machine.

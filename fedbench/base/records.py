@@ -76,13 +76,13 @@ class RunFolder:
         file, unless the records were made by a run of another identity. Then RecordsError is raised.
         """
         try:
-            there = self.config()["identity"]
+            on_disk = self.config()["identity"]
         except RecordsError as error:
             problem = str(error)
         else:
-            if there == identity:
+            if on_disk == identity:
                 return ""
-            problem = f"{self.path / 'run.yaml'}: {_difference(there, dict(identity))}"
+            problem = f"{self.path / 'run.yaml'}: {_difference(on_disk, dict(identity))}"
         made_by = {record["config_hash"] for record in self.records() if "config_hash" in record}
         if made_by and made_by != {config_hash(identity)}:
             raise RecordsError(
@@ -111,8 +111,8 @@ class RunFolder:
                 problem = "expected a mapping under `identity`, found " + type(config.get("identity")).__name__
         if problem:  # raised here, so that a missing file does not look like a disk that is away
             raise RecordsError(f"{path}: {problem}")
-        found: dict[str, Any] = config
-        return found
+        mapping: dict[str, Any] = config
+        return mapping
 
     # -- records -----------------------------------------------------------------------------------------------
     def append(self, record: dict[str, Any]) -> None:
@@ -133,10 +133,10 @@ class RunFolder:
         return self._record_lines(path.read_bytes(), problems)
 
     def _record_lines(self, data: bytes, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
-        found: dict[int, tuple[bytes, dict[str, Any]]] = {}
+        by_round: dict[int, tuple[bytes, dict[str, Any]]] = {}
         for line, record in run_files.lines(self.path / "records.jsonl", data, run_files.record_shape(), problems):
-            found.setdefault(record["round"], (line, record))
-        return list(found.values())
+            by_round.setdefault(record["round"], (line, record))
+        return list(by_round.values())
 
     def cut_records(self, last_round: int) -> list[bytes]:
         """Drop records after `last_round`, which the run will make again, and odd lines; returns the lines kept.
@@ -181,8 +181,8 @@ class RunFolder:
 
         Raises DamagedError if a file no longer has its checksum.
         """
-        there = set(os.listdir(self.path))  # noqa: PTH208 - raises where exists() is just False
-        seal = {name: run_files.checksum(self.path / name) for name in SEALED if name in there}
+        names = set(os.listdir(self.path))  # noqa: PTH208 - raises where exists() is just False
+        seal = {name: run_files.checksum(self.path / name) for name in SEALED if name in names}
         changed = [name for name, checksum in (expected or {}).items() if seal.get(name) != checksum]
         if changed:
             raise DamagedError(f"{self.path / changed[0]} was changed or removed while the run was going on")

@@ -168,8 +168,8 @@ def mapping(path: Path, shape: Shape, problems: list[str]) -> dict[str, Any]:
     if problem := misfit(value, shape):
         problems.append(f"{path}: {problem}; it is ignored")
         return {}
-    found: dict[str, Any] = value
-    return found
+    checked: dict[str, Any] = value
+    return checked
 
 
 def lines(path: Path, data: bytes, shape: Shape, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
@@ -178,7 +178,7 @@ def lines(path: Path, data: bytes, shape: Shape, problems: list[str]) -> list[tu
     A last line without its line break is what a kill leaves of a line. It is not a problem, and it is ignored.
     """
     *whole, _ = data.split(b"\n")
-    found = []
+    checked = []
     for number, line in enumerate(whole, 1):
         try:
             value = json.loads(line)
@@ -188,8 +188,8 @@ def lines(path: Path, data: bytes, shape: Shape, problems: list[str]) -> list[tu
         if problem := misfit(value, shape):
             problems.append(f"{path}, line {number}: {problem}; it is ignored")
         else:
-            found.append((line + b"\n", value))
-    return found
+            checked.append((line + b"\n", value))
+    return checked
 
 
 def checksum(path: Path) -> str:

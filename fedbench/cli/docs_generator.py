@@ -1,9 +1,8 @@
-"""Writes the generated parts of the documentation: plug-ins, keys of a sweep file, and metrics."""
+"""Writes the generated parts of the documentation: plug-ins, hooks, keys of a sweep file, and metrics."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from fedbench.base.home import ROOT
 from fedbench.base.record_schema import columns
+from fedbench.cli.hook_tables import hook_tables
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
@@ -24,8 +24,8 @@ from fedbench.cli.list_methods import (
     entry,
     fields_of,
     listing,
-    table,
 )
+from fedbench.cli.markdown import code, linked, paragraphs, prose, table
 from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.method import Aggregation, Method
 from fedbench.plan.config import Block, RunConfig
@@ -46,19 +46,20 @@ PAGE_OF: dict[Kind, str] = {
 
 def pages() -> dict[str, Callable[[Plugins], str]]:
     """{page: function that makes the text between its markers}."""
-    parts: dict[str, Callable[[Plugins], str]] = {
-        "README.md": readme,
+    made: dict[str, Callable[[Plugins], str]] = {
+        "docs/index.md": overview,
+        "docs/hooks.md": hook_tables,
         "docs/sweep_file.md": lambda _: "\n".join(_sweep_file()),
         "docs/metrics.md": lambda _: _metrics(),
         "docs/verdicts.md": lambda _: calibration.as_markdown(),
     }
     for kind, page in PAGE_OF.items():
-        parts[f"docs/{page}.md"] = partial(_reference, kind)
-    return parts
+        made[f"docs/{page}.md"] = partial(_reference, kind)
+    return made
 
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------------
-def readme(available: Plugins) -> str:
+def overview(available: Plugins) -> str:
     """The tables of methods and aggregations, of datasets and of partitioners, with sources."""
     parts = [linked(as_markdown(listing(available)))]
     titles: dict[Kind, str] = {"dataset": "dataset", "partition": "partitioner"}
@@ -93,7 +94,7 @@ def _chapters(kind: Kind, available: Plugins) -> Iterator[str]:
         yield f"Cite: {linked(plugin.citation)}\n"
         if kind == "dataset":
             yield from _facts(cls)
-        yield from (f"{part}\n" for part in _paragraphs(plugin.about))
+        yield from (f"{part}\n" for part in paragraphs(plugin.about))
         specific = [field for field in plugin.fields if field != common.get(field.name)]
         yield _fields(specific) if specific else "No fields of its own.\n"
     if common:
@@ -183,34 +184,7 @@ def _record_columns() -> str:
     return table(("column", "type", "same in every execution", "meaning"), rows)
 
 
-# -- text ------------------------------------------------------------------------------------------------------------------
-def code(text: str) -> str:
-    """`text` between backticks, each choice by itself: some renderers end a cell at a bar between backticks."""
-    return " | ".join(f"`{part}`" for part in text.split(" | ")) if text else ""
-
-
-def prose(text: str) -> str:
-    """A docstring's text as Markdown: tags are escaped, addresses become links."""
-    parts = re.split(r"(``?[^`]+``?)", text)
-    return "".join(part if part.startswith("`") else linked(part.replace("<", "&lt;")) for part in parts)
-
-
-def linked(text: str) -> str:
-    """`text` with its addresses and arXiv numbers as links."""
-    text = re.sub(r"https?://[^\s,;)|]+", lambda match: f"<{match[0]}>", text)
-    return re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring; a table drawn with lines of = becomes one."""
-    for part in filter(None, (part.strip("\n") for part in text.split("\n\n"))):
-        if part.startswith("=="):
-            head, *rows = (re.split(r" {2,}", line) for line in part.splitlines() if not line.startswith("="))
-            yield table(head, rows)
-        else:
-            yield prose(part)
-
-
+# -- pages ----------------------------------------------------------------------------------------------------------------
 def with_part(page: str, part: str) -> str:
     """`page` with `part` between its markers. Raises ValueError if it has no markers."""
     before, begin, rest = page.partition(BEGIN)
@@ -234,15 +208,15 @@ def stale(home: Path = ROOT) -> dict[Path, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List stale pages or write them. Returns the exit code: 0, or 1 if some are stale."""
-    options = argparse.ArgumentParser(prog="python -m fedbench.cli.docs_generator", description=(__doc__ or "").strip())
-    options.add_argument("--write", action="store_true", help="write the pages; without it, only list the stale ones")
-    given = options.parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m fedbench.cli.docs_generator", description=(__doc__ or "").strip())
+    parser.add_argument("--write", action="store_true", help="write the pages; without it, only list the stale ones")
+    options = parser.parse_args(arguments)
     changed = stale()
     for page, text in changed.items():
-        sys.stdout.write(f"{page.relative_to(ROOT)}: {'written' if given.write else 'stale'}\n")
-        if given.write:
+        sys.stdout.write(f"{page.relative_to(ROOT)}: {'written' if options.write else 'stale'}\n")
+        if options.write:
             page.write_text(text)
-    return STALE if changed and not given.write else SAME
+    return STALE if changed and not options.write else SAME
 
 
 if __name__ == "__main__":

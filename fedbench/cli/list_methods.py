@@ -17,6 +17,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.markdown import table
 from fedbench.method import Method
 from fedbench.plan.plugins import Kind, PluginError, Plugins, plugins
 
@@ -141,12 +142,6 @@ def as_markdown(entries: Iterable[Entry]) -> str:
     """A Markdown table; † marks references."""
     rows = [(f"`{p.name}`" + " †" * p.reference, p.family, p.sentence, p.citation) for p in entries]
     return table(("name", "family", "what", "source"), rows)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentParser:

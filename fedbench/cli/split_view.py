@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 from fedbench.data import DataError, Samples, published
 from fedbench.data.split_stats import SplitStats
 from fedbench.plan.config import ConfigError, RunConfig, Sweep, short_name
@@ -68,7 +68,7 @@ def show(options: argparse.Namespace, say: Say) -> None:
         stem = f"{run.dataset['name']}-{run.partition['name']}-s{run.stream('partition')}-{made.hash[:8]}"
         files = draw(stats.counts, stats.held_out, stats.variation, stats.by_chance, title)
         for kind, content in files.items():
-            write_aside(options.out / f"{stem}.{kind}", content)
+            write_atomically(options.out / f"{stem}.{kind}", content)
         say(f"  figure             {options.out / stem}.png")
         if options.write:
             published.write(options.write, made, samples)

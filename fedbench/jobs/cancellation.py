@@ -31,10 +31,10 @@ def cancel(sweep: Sweep, results: Path) -> Cancelled:
     views = watch.Observer(results, sweep.runs).look()
     live = {view.name for view in views if view.state in ("pending", "running")}
     jobs = {name: RunFolder(results / name).job() for name in live}
-    own = {name: job for name, job in jobs.items() if job.get("sweep") == sweep.name}
-    strangers, refused = slurm.cancel([job for job in own.values() if "id" in job], sweep.name)
+    of_sweep = {name: job for name, job in jobs.items() if job.get("sweep") == sweep.name}
+    strangers, refused = slurm.cancel([job for job in of_sweep.values() if "id" in job], sweep.name)
 
-    owners = {json.dumps(owner): owner for job in own.values() for owner in job.get("owners", ())}
+    owners = {json.dumps(owner): owner for job in of_sweep.values() for owner in job.get("owners", ())}
     here = {key: owner for key, owner in owners.items() if launch.is_alive(owner)}
     ours = {key: owner for key, owner in here.items() if launch.is_ours(owner, results, sweep.name)}
     ended = launch.stop(list(ours.values()))
@@ -44,19 +44,19 @@ def cancel(sweep: Sweep, results: Path) -> Cancelled:
             return job["id"] not in strangers
         return all(json.dumps(owner) in ours for owner in job["owners"])
 
-    gone = [name for name, job in own.items() if is_gone(job)]
+    gone = [name for name, job in of_sweep.items() if is_gone(job)]
     if not refused and ended:
         launch.forget(results, gone)
     away = sorted({str(owner["host"]).split("/")[0] for key, owner in owners.items() if key not in here})
     others = sorted(str(owner["pid"]) for key, owner in here.items() if key not in ours)
-    count = len(live) - len(own)
+    count = len(live) - len(of_sweep)
     problems = [
         refused,
         "" if ended else "Some local processes have not ended yet; ask again in a minute.",
         f"Some run on {', '.join(away)}; cancel them there." if away else "",
         f"Left alone, since they are not jobs of this sweep: Slurm jobs {', '.join(strangers)}." if strangers else "",
         f"Left alone, since they are not processes of this sweep: {', '.join(others)}." if others else "",
-        f"{count} run{' was' if count == 1 else 's were'} started by another sweep and go on." if count else "",
+        f"Runs that another sweep started, and that go on: {count}." if count else "",
     ]
     complete = not refused and ended and not away and not strangers and not others
     return Cancelled(len(gone), [problem for problem in problems if problem], complete)

@@ -36,19 +36,26 @@ class Aggregation:
 
     @hook
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
-        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options."""
+        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options.
+
+        Called when a sweep with `tune:` is planned. By default the class attribute `search`.
+        """
         return self.search
 
     @optional_hook
     def extra_loss(self, p: Values, received: Values) -> Tensor:  # type: ignore[empty-body]
         """A scalar added to each client's mean loss.
 
-        `received`: the aggregated parameters as the server sent them. Not called if the method has none.
+        `received`: the aggregated parameters as the server sent them.
+        Called in every training step of a round, not in fine-tuning, and not if the method has no aggregated parameters.
         """
 
     @hook
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
-        """The aggregation's own tensors by name; `spec` are the method's. Clients read "server" and "local" ones in `p`."""
+        """The aggregation's own tensors by name; `spec` are the method's. Clients read "server" and "local" ones in `p`.
+
+        Called before a run starts.
+        """
         return {}
 
     @hook
@@ -56,5 +63,6 @@ class Aggregation:
         """Values that replace `mean`: the aggregated parameters as averaged, or as the method merged them.
 
         Local names have a row for each client of the cohort, [K, ...].
+        Called at the end of every round, after the method's own `merge`.
         """
         return {}

@@ -93,23 +93,35 @@ class Method:
 
     @hook
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
-        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options."""
+        """What `tune:` searches: {field, or dotted path of the run: range}. Override it if the ranges depend on options.
+
+        Called when a sweep with `tune:` is planned. By default the class attribute `search`.
+        """
         return self.search
 
     # -- the parameters --------------------------------------------------------------------------------------------
     @hook
     def params(self, task: Task) -> dict[str, Param]:
-        """Every tensor of the method, by name. By default the linear head."""
+        """Every tensor of the method, by name. By default the linear head.
+
+        Called before a run starts.
+        """
         return linear_head(task)
 
     @hook
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The blocks, of a backbone with `depth` blocks, at which `prompts` is called."""
+        """The blocks, of a backbone with `depth` blocks, at which `prompts` is called.
+
+        Called before a run starts, and for each local phase.
+        """
         return ()
 
     @hook
     def taps(self, depth: int) -> tuple[int, ...]:
-        """The blocks whose entering CLS token `observe` sees."""
+        """The blocks whose entering CLS token `observe` sees.
+
+        Called before a run starts, and for each local phase.
+        """
         return ()
 
     # -- a client's forward pass -----------------------------------------------------------------------------------
@@ -118,33 +130,46 @@ class Method:
         """The prompt slots that enter block `layer`: ``{slot: [B, P, D]}``; a known slot is replaced, a new one inserted.
 
         `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
+        Called in every forward pass, once for each block of `layers`.
         """
         raise TypeError(f"{type(self).__module__}: a method with layers() must define prompts()")
 
     @hook
     def logits(self, p: Values, out: Values) -> Tensor:
-        """Class scores [B, C] from ``out["cls"]`` [B, D] and ``out[slot]`` [B, P, D], all after the last norm."""
+        """Class scores [B, C] from ``out["cls"]`` [B, D] and ``out[slot]`` [B, P, D], all after the last norm.
+
+        Called at the end of every forward pass.
+        """
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])
 
     @optional_hook
     def pixels(self, p: Values, images: Tensor) -> Tensor:  # type: ignore[empty-body]
-        """The images [B, 3, S, S] that enter the backbone, from the normalised `images`."""
+        """The images [B, 3, S, S] that enter the backbone, from the normalised `images`.
+
+        Called at the start of every forward pass.
+        """
 
     @optional_hook
     def backbone_weights(self, p: Values, frozen: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: tensor} that replace the backbone's tensors `frozen`. Slow: each client has its own backbone pass."""
+        """{name: tensor} that replace the backbone's tensors `frozen`. Slow: each client has its own backbone pass.
+
+        Called at the start of every forward pass.
+        """
 
     # -- a client's training ---------------------------------------------------------------------------------------
     @optional_hook
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:  # type: ignore[empty-body]
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
 
-        `received`: the shared parameters as the server sent them.
+        `received`: the shared parameters as the server sent them. Called in every training step, after the forward passes.
         """
 
     @optional_hook
     def steer(self, p: Values, step: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: tensor}: the optimiser's `step` {name: ...}, changed before it is taken."""
+        """{name: tensor}: the optimiser's `step` {name: ...}, changed before it is taken.
+
+        Called in every training step, after the optimiser has computed its step.
+        """
 
     @optional_hook
     def observe(  # type: ignore[empty-body]
@@ -152,32 +177,44 @@ class Method:
     ) -> dict[str, Tensor]:
         """{name: sums} over the batch, without gradient, added up over the round; weigh samples by `weight` [B].
 
-        `taps` {block: [B, D]}. Besides the loss, the only hook of a training step that sees labels, `y` [B].
+        `taps` {block: [B, D]}. The only hook of a training step that sees labels, `y` [B].
+        Called in every training step of a round, not in fine-tuning.
         """
 
     @optional_hook
     def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: tensor} that a client reports once, before it first trains, from all its training samples.
+        """{name: tensor} that a client reports once, from all its training samples.
 
         `query` [n, D] prompt-free features, `y` [n] labels, `p` what clients read of the server.
+        Called once for each client, in the round in which it first takes part, before it trains.
         """
 
     @optional_hook
     def newcomer(self, p: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{local name: value} with which a client starts that never took part, from what the server sends it."""
+        """{local name: value} with which a client starts that never took part, from what the server sends it.
+
+        Called when the server sends values to a client that never took part, in a round or for an evaluation.
+        """
 
     # -- the server ------------------------------------------------------------------------------------------------
     @optional_hook
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: value} of the server, from the `statistics` {name: [K, ...]} of clients that take part for the first time."""
+        """{name: value} of the server, from the `statistics` {name: [K, ...]} of clients that take part for the first time.
+
+        Called at the start of a round with such clients, before the server sends anything.
+        """
 
     @optional_hook
     def send(self, server: Values, clients: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values."""
+        """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values.
+
+        Called at the start of every round, and for every evaluation.
+        """
 
     @optional_hook
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:  # type: ignore[empty-body]
         """{name: value} that replace the n_k-weighted means; local names have rows [K, ...].
 
         The aggregation then steps from the server's old shared values towards these.
+        Called at the end of every round, after the mean.
         """

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedbench.base.checksums import checksum, stamp_of
 from fedbench.base.files import files_below, hidden
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 
 FileLister = Callable[[Path], Iterable[Path]]
 SETTLED_NS = 2_000_000_000  # a file changed later than this before it was read may change again at the same time stamp
@@ -112,7 +112,7 @@ class _Index:
     def save(self) -> None:
         if self.changed and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(self.file, json.dumps(self.entries).encode())
+            write_atomically(self.file, json.dumps(self.entries).encode())
             self.changed = False
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from fedbench.base.checksums import checksum
 from fedbench.base.lock import one_at_a_time
 from fedbench.base.progress import progress
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 from fedbench.data import DataError
 from fedbench.sources.archive import SUFFIXES, beginning, is_archive
 
@@ -137,7 +137,7 @@ class _Transfer:
                 )
             etag = answer.headers.get("ETag", "")
             validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
-            write_aside(self.facts, json.dumps({"url": self.url, "validator": validator, "total": total}).encode())
+            write_atomically(self.facts, json.dumps({"url": self.url, "validator": validator, "total": total}).encode())
             with (
                 open(self.part, "ab") as file,
                 progress(self.part.stem, total, have, "bytes") as advance,

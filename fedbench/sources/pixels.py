@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbench.base.progress import progress
-from fedbench.base.storage import write_aside
+from fedbench.base.storage import write_atomically
 from fedbench.data import DataError
 from fedbench.sources.archive import Read, Source
 from fedbench.sources.decode import square
@@ -62,7 +62,7 @@ def write(
         more = ""
         if len(skipped) > SHOWN:
             whole = aside.with_name(f"{aside.name.strip('.')}.unreadable.txt")
-            write_aside(whole, ("\n".join(skipped) + "\n").encode(errors="surrogateescape"))
+            write_atomically(whole, ("\n".join(skipped) + "\n").encode(errors="surrogateescape"))
             more = f"\n  and {len(skipped) - SHOWN} more, all in {whole}"
         where = ", ".join(str(source.path) for source in sources)
         raise DataError(
@@ -105,7 +105,7 @@ class _Work:
         """Write the pixels to disk, then the list of rows that are done."""
         done = self.done.tobytes()
         os.fsync(self.file)
-        write_aside(self.notes, done)
+        write_atomically(self.notes, done)
 
     def decode(self, source: Source, todo: dict[str, list[int]], key: Callable[[str], str]) -> None:
         """Decode the files of one source, `todo` {key: rows}."""

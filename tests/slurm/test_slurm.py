@@ -231,8 +231,11 @@ def test_a_lost_node_gives_its_run_to_another(
     slurm.node("kill", node)
     owner = lease.owner_of(lease.claim_files(folder.path)[-1])
     assert owner is not None
-    keeper = int(Path(f"/proc/{owner.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    for pid in (keeper, owner.pid):  # with slurmd alone gone they would go on, and the next life would leave them to it
+    supervisor = int(Path(f"/proc/{owner.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (
+        supervisor,
+        owner.pid,
+    ):  # with slurmd alone gone they would go on, and the next life would leave them to it
         os.kill(pid, signal.SIGKILL)
     try:
         run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")

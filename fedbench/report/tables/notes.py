@@ -64,6 +64,9 @@ def code_changes(runs: pd.DataFrame) -> list[str]:
     if len(commits) > 1 or parts[0].nunique() > 1:
         by = f"{parts[0].nunique()} versions" if parts[0].nunique() > 1 else f"{len(commits)} commits"
         told.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
+    if "codes" in runs:
+        mixed = runs.loc[runs["codes"] > 1, "run"]
+        told += [f"{run}: the code changed while it ran, so its records mix versions." for run in mixed]
     # Within a setting: another setting has another data set's or partitioner's plug-in.
     versions = parts[1].groupby([runs["label"], runs["setting"]], sort=False).nunique()
     changed = versions[versions > 1].index.get_level_values("label").unique()

@@ -33,6 +33,8 @@ def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     runs = plan.merge(last, on="run", how="left", validate="many_to_one")
     for name in ("round", *METRIC):
         runs[name] = pd.to_numeric(runs[name]).astype(float)
+    if "code" in records:  # how many versions of the code made the run's records
+        runs["codes"] = runs["run"].map(records.groupby("run")["code"].nunique())
     cut = (runs["state"] == "done") & ~(runs["round"] >= runs["rounds"])
     empty = (runs["state"] == "done") & ~cut & ~np.isfinite(runs["mean_accuracy"])
     runs.loc[cut, "said"] = "marked as done, but its records end before its last round"
