@@ -21,6 +21,7 @@ from fedbench.plan import content
 from fedbench.plan.config import ConfigError
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
+from fedbench.report.evidence import gather
 
 BASE: dict[str, Any] = {"method": "head_only", "partition": "iid", "clients": {"number": 2, "per_round": 2}}
 
@@ -221,3 +222,23 @@ def test_a_dataset_without_the_hook_counts_all_files_but_hidden_ones(tmp_path: P
     (tmp_path / "mine" / "README").write_bytes(b"?")
     content.forget()
     assert content.content_hash(tmp_path / "mine") != before
+
+
+def test_tables_tell_two_folders_apart_by_their_names(folder: Path, tmp_path: Path) -> None:
+    """Two runs of one sweep over two image folders, to the table that users read."""
+    image_tree(tmp_path / "drawings", each=12)
+    datasets = [{"name": "imagefolder", "path": str(path), "image_size": 8} for path in (folder, tmp_path / "drawings")]
+    content_ = {
+        "base": {**BASE, "rounds": 1},
+        "grid": {"dataset": datasets},
+        "machine": {"data": str(tmp_path / "data")},
+    }
+    file = tmp_path / "two.yaml"
+    file.write_text(json.dumps(content_))
+    results = tmp_path / "results"
+    assert sweep_command.main([str(file), "--results", str(results), "--cluster", "inline"]) == 0
+    runs = gather([file], results).runs
+    assert sorted(runs["setting"]) == [
+        "imagefolder(path=drawings, image_size=8) · iid",
+        "imagefolder(path=photos, image_size=8) · iid",
+    ]

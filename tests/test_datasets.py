@@ -45,8 +45,8 @@ def test_every_dataset_keeps_the_contract(name: str, tmp_path: Path, monkeypatch
         assert dataset.facts
         assert dataset.facts.page
     case = OnDisk(dataset, tmp_path / "root")
-    for check in [*form.CHECKS, *(one for one in CHECKS if one.of == "dataset")]:
-        check.run(dataset if check.of == "plugin" else case)
+    for check in [*form.CHECKS, *(check for check in CHECKS if check.subject_kind == "dataset")]:
+        check.run(dataset if check.subject_kind == "plugin" else case)
     hashes = {split(samples, PARTITIONERS["iid"](), 3).hash for samples in (case.samples, dataset.load(case.root))}
     assert len(hashes) == 1
 

@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from archives import DATASETS, attack
+from followed import Page
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench.cli.data import main
@@ -209,3 +212,27 @@ def test_npz_runs_no_pickle(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         DATASETS["npz"](path=path).load(tmp_path)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "mnist.npz"), (1, "bloodmnist.npz")])
+@pytest.mark.parametrize("grey", [True, False])
+def test_the_conversions_on_the_page_give_what_is_read(place: int, name: str, grey: bool, tmp_path: Path) -> None:
+    """The code of docs/data.md, run on files laid out like those of Keras and of MedMNIST."""
+    draw = np.random.default_rng(0)
+    parts = {"train": 6, "test": 3} if name == "mnist.npz" else {"train": 6, "val": 2, "test": 3}
+    shape = (8, 8) if grey else (8, 8, 3)
+    pictures = {part: draw.integers(0, 256, (count, *shape)).astype(np.uint8) for part, count in parts.items()}
+    labels = {part: (np.arange(count) % 3).astype(np.uint8) for part, count in parts.items()}
+    if name == "mnist.npz":
+        content = {f"x_{part}": pictures[part] for part in parts} | {f"y_{part}": labels[part] for part in parts}
+    else:
+        content = {f"{part}_images": pictures[part] for part in parts}
+        content |= {f"{part}_labels": labels[part][:, None] for part in parts}
+    np.savez(tmp_path / name, **content)
+    code = Page("docs/data.md").blocks("python")[place]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    made = DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
+    whole = np.concatenate(list(pictures.values()))
+    assert (made.images == (whole[..., None] if grey else whole)).all()
+    assert made.labels.tolist() == np.concatenate(list(labels.values())).tolist()
+    assert np.flatnonzero(made.is_test).tolist() == list(range(len(whole) - 3, len(whole)))

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from scipy.special import digamma
 
 from fedbench import data
 from fedbench.base import rng
@@ -28,7 +30,7 @@ PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pathological": [{"classes_per_client": 2}, {"classes_per_client": 3}],
     "dirichlet": [{"alpha": 0.1}, {"alpha": 1.0, "min_train": 1}, {"alpha": 0.3, "balanced": False}],
-    "dirichlet_client": [{"alpha": 1.0}, {"alpha": 100.0}],
+    "dirichlet_client": [{"alpha": 1.0}, {"alpha": 100.0}, {"alpha": 1.0, "order": "sequential"}],
     "domain": [{}, {"alpha": 0.5}, {"test": "own"}],
     "iid": [{}, {"test": "merged"}, {"test": "own", "test_share": 0.5}],
     "shards": [{}, {"shards_per_client": 3}],
@@ -42,6 +44,7 @@ CASES = [
     if issubclass(make, data.Partitioner)  # what only reads a split has tests of its own
     for options in VARIANTS.get(name, [{}])
 ]
+WITH_ALPHA = ("dirichlet", "dirichlet_client", "domain", "imbalanced")
 every_partitioner = pytest.mark.parametrize("partitioner", CASES)
 
 
@@ -76,7 +79,7 @@ def test_partitioners_were_found() -> None:
 
 @every_partitioner
 def test_every_partitioner_keeps_the_contract(partitioner: Any) -> None:
-    for check in [*form.CHECKS, *(one for one in CHECKS if one.of == "partition")]:
+    for check in [*form.CHECKS, *(check for check in CHECKS if check.subject_kind == "partition")]:
         check.run(partitioner)
 
 
@@ -221,7 +224,7 @@ def test_too_few_samples_are_told_with_the_numbers(partitioner: Any) -> None:
 def test_a_split_needs_both_parts() -> None:
     with pytest.raises(DataError, match="found 6 and 0"):
         split(samples([2] * 3, [0] * 3), PARTITIONERS["iid"](), 2)
-    with pytest.raises(DataError, match="5 of 5 clients held out"):
+    with pytest.raises(DataError, match="5 of 5 clients are held out"):
         split(samples([20] * 3, [20] * 3), PARTITIONERS["iid"](), 5, held_out=5)
 
 
@@ -245,6 +248,10 @@ def test_shares_are_checked(shares: Any) -> None:
         ("dirichlet", {"min_train": 0}),
         ("dirichlet", {"redraws": 0}),
         ("dirichlet_client", {"alpha": -1}),
+        *((name, {"alpha": alpha}) for name in WITH_ALPHA for alpha in (float("inf"), float("nan"), 1e7, 0)),
+        ("dirichlet_client", {"order": "random"}),
+        ("quantity", {"sigma": 1e9}),
+        ("quantity", {"sigma": float("inf")}),
         ("domain", {"alpha": 0}),
     ],
 )
@@ -451,3 +458,69 @@ def test_batches_do_not_depend_on_the_cohort() -> None:
     other_round = batches(train, np.array([1]), 5, 2, 0, 10)
     assert (other_round.index != batches(train, np.array([1]), 5, 2, 0, 9).index).any()
     assert (batches(train, np.array([1]), 5, 2, 1, 9).index != batches(train, np.array([1]), 5, 2, 0, 9).index).any()
+
+
+# ---------------------------------------------------------------- dirichlet_client: who draws when
+
+
+def drawn_one_by_one(
+    counts: list[int], wished: np.ndarray[Any, Any], sizes: list[int], draw: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """Hsu et al. sample by sample: each client in turn draws a class by its distribution, renormalised over what is left."""
+    left, table = np.array(counts), np.zeros(wished.shape)
+    for k, size in enumerate(sizes):
+        for _ in range(size):
+            odds = np.where(left > 0, wished[k], 0)
+            c = draw.choice(len(left), p=odds / odds.sum())
+            left[c] -= 1
+            table[k, c] += 1
+    return table
+
+
+def test_clients_in_turn_draw_as_sample_by_sample() -> None:
+    """The mean table of many draws, against a plain loop over samples."""
+    module = sys.modules[PARTITIONERS["dirichlet_client"].__module__]
+    counts, sizes = [4, 3, 5], [5, 4, 3]
+    wished = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.4, 0.4]])
+    one, other = np.random.default_rng(0), np.random.default_rng(1)
+    repeats = 4000
+    fast = [module._draw_in_turn(np.array(counts), wished, np.array(sizes), one) for _ in range(repeats)]
+    slow = [drawn_one_by_one(counts, wished, sizes, other) for _ in range(repeats)]
+    for tables in (fast, slow):
+        assert all((table.sum(0) == counts).all() and (table.sum(1) == sizes).all() for table in tables)
+    error = np.sqrt((np.var(fast, axis=0) + np.var(slow, axis=0)) / repeats)
+    assert (np.abs(np.mean(fast, axis=0) - np.mean(slow, axis=0)) <= 4.5 * error + 1e-12).all()
+
+
+def test_a_client_whose_classes_ran_out_takes_what_is_left() -> None:
+    module = sys.modules[PARTITIONERS["dirichlet_client"].__module__]
+    wished = np.array([[1.0, 0.0], [1.0, 0.0]])
+    table = module._draw_in_turn(np.array([3, 3]), wished, np.array([3, 3]), np.random.default_rng(0))
+    assert table.tolist() == [[3, 0], [0, 3]]
+
+
+def entropy(shares: np.ndarray[Any, Any]) -> float:
+    """The mean entropy in bits of the class distributions of clients, from their shares [C, clients] of equal classes."""
+    own = shares / shares.sum(0)
+    return float(-(own * np.log2(np.where(own > 0, own, 1))).sum(0).mean())
+
+
+@pytest.mark.parametrize(("alpha", "low", "high"), [(0.1, 0.21, 0.68), (1.0, 1.13, 1.42), (10.0, 2.69, 2.81)])
+def test_clients_in_turn_are_less_alike_than_at_once(alpha: float, low: float, high: float) -> None:
+    """The numbers on the page; and the closed form of a Dirichlet's mean entropy, which the first clients keep."""
+    labels = np.repeat(np.arange(10), 6000)
+    given = Samples(np.zeros((60_000, 1, 1, 3), np.uint8), labels, np.tile(np.arange(6000) >= 5000, 10))
+    shares = {
+        order: [
+            PARTITIONERS["dirichlet_client"](alpha=alpha, order=order).shares(
+                given, 100, rng.numpy_stream(seed, "partition", 0)
+            )
+            for seed in range(5)
+        ]
+        for order in ("sequential", "simultaneous")
+    }
+    assert np.mean([entropy(one) for one in shares["sequential"]]) == pytest.approx(low, abs=0.01)
+    assert np.mean([entropy(one) for one in shares["simultaneous"]]) == pytest.approx(high, abs=0.01)
+    closed = (digamma(alpha + 1) - digamma(alpha / 10 + 1)) / np.log(2)
+    first = [entropy(one[:, :30]) for one in shares["sequential"]]
+    assert np.mean(first) == pytest.approx(closed, abs=0.15)

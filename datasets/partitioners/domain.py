@@ -1,8 +1,8 @@
-"""Feature shift: every client lives in one domain, alone or with other clients.
+"""Feature shift: every client has samples of one domain, which it may share with other clients.
 
 Li et al. 2021, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization" (arXiv:2102.07623): one
-client per domain (paper). More clients than domains are dealt to the domains evenly, and share a domain's samples
-equally, or with `alpha` class by class as in dirichlet.py: feature and label shift at once (ours).
+client per domain (paper). More clients than domains are spread evenly over the domains. They share the samples of their
+domain equally or, with `alpha`, class by class as in dirichlet.py: feature shift and label shift together (ours).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fedbench.data import option
 
 @dataclass(frozen=True)
 class Partitioner(data.Partitioner):
-    """Clients of one domain; inside a domain equal parts, or Dirichlet shares of each class."""
+    """Each client has one domain: an equal part of it, or Dirichlet shares of each class."""
 
     citation: ClassVar[str] = "Li et al. 2021 (FedBN), arXiv:2102.07623"
-    alpha: Annotated[float, Field(gt=0)] | None = option(
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = option(
         None, "concentration of a class's shares over the clients of a domain; equal parts if not given"
     )
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
@@ -34,7 +34,7 @@ class Partitioner(data.Partitioner):
         return domain if self.alpha is None else domain * samples.num_classes + samples.labels
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
-        """Shares of the clients that live in the group's domain, [G, clients]. Raises DataError."""
+        """Shares of the clients that have the group's domain, [G, clients]. Raises DataError."""
         _, domains = _domains(samples)
         if clients < domains:
             raise data.DataError(

@@ -1,9 +1,9 @@
-"""An explicit split, read from a file: to use what others have published, or what `fedbench data split` wrote.
+"""An explicit split from a file: one that others published, or that `fedbench data split --write` wrote.
 
 Columns (ours): `image`, the sample's number in the dataset; `client`, 0..K-1; `split`, train, validation or test; optional
-`held_out`, 0 or 1, the same in all rows of a client; optional `label`, which is checked against the dataset's. Images that
-the file does not name are nobody's. Where no row is for validation, `clients.validation` is drawn from the training rows;
-where there is no column `held_out`, `clients.held_out` is drawn, else it must be the number that the file holds out.
+`held_out`, 0 or 1, the same in all rows of a client; optional `label`, which is compared with that of the dataset. Images that
+the file does not name are not used. If no row is for validation, `clients.validation` is drawn from the training rows. If there
+is no column `held_out`, `clients.held_out` is drawn; else it must be the number of clients that the file holds out.
 """
 
 from __future__ import annotations

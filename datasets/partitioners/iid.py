@@ -1,4 +1,4 @@
-"""IID: all samples are shuffled and cut into equal parts, the setting without any difference between clients.
+"""IID: all samples are shuffled and cut into equal parts, so clients do not differ.
 
 McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data" (arXiv:1602.05629):
 shuffle and cut (paper). Test samples are dealt the same way (ours).
@@ -22,9 +22,9 @@ class Partitioner(data.Partitioner):
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
 
     def groups(self, samples: data.Samples) -> data.Ints:
-        """One group: to this partitioner all samples are alike."""
+        """One group of all samples."""
         return np.zeros(len(samples.labels), dtype=np.int64)
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
-        """The same for everyone, [1, clients]."""
+        """Equal shares, [1, clients]."""
         return np.full((1, clients), 1 / clients)

@@ -2,7 +2,7 @@
 
 Hsu, Qi and Brown 2020, "Federated Visual Classification with Real-World Data Distribution" (arXiv:2003.08082): a client is
 an iNaturalist or Landmarks user, or a place on the map (paper). Their test images have no user; `test: own` then holds out
-a part of each client's own images, and the official test set stays for the accuracy of the global model (ours).
+a part of each client's own images, and the official test set measures the global model alone (ours).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fedbench.data import option
 
 @dataclass(frozen=True)
 class Partitioner(data.Partitioner):
-    """A client is a user, or several; users with too few samples to train and test are nobody's."""
+    """A client is one or several users. Users with too few samples to train and test are left out."""
 
     citation: ClassVar[str] = "Hsu et al. 2020, arXiv:2003.08082"
     users: Literal["each", "draw", "merge"] = option(
         "each",
-        "each: clients.number must be the number of users; draw: that many users by chance, the others are left out; "
-        "merge: users are dealt to that many clients by chance, evenly",
+        "each: one client per user, so clients.number must be the number of users; draw: so many random users, the others "
+        "are left out; merge: each client is several random users",
     )
 
     def groups(self, samples: data.Samples) -> data.Ints:
@@ -46,7 +46,7 @@ class Partitioner(data.Partitioner):
             raise data.DataError(
                 "impossible split: no test sample has a user, so clients have no test samples of their own; set the "
                 "partition's test: own (a part of each client's training samples is held out, the official test set "
-                "stays for the global model) or test: merged (training and test samples merged, each client cut)"
+                "is for the global model) or test: merged (training and test samples merged, each client cut)"
             )
         if self.test != "official":
             test = data.cut(train, self.test_share)
@@ -64,13 +64,15 @@ class Partitioner(data.Partitioner):
             f"clients.number is {clients}, but {fit} of the dataset's {users} users have enough samples to be a client"
         )
         if clients > fit:
-            raise data.DataError(f"impossible split: {found}; set clients.number to {fit} or less")
+            needed = f"a client needs {self.min_train} training samples (min_train) and a test sample"
+            advice = f"set clients.number to {fit} or less" if fit else needed
+            raise data.DataError(f"impossible split: {found}; {advice}")
         if clients == fit:
             return np.arange(fit)
         if self.users == "each":
             raise data.DataError(
-                f"impossible split: {found}; set clients.number to {fit}, or the partition's users: draw ({clients} users "
-                f"by chance, the others are left out) or users: merge (every client is several users)"
+                f"impossible split: {found}; set clients.number to {fit}, or the partition's users: draw ({clients} random "
+                f"users, the others are left out) or users: merge (every client is several users)"
             )
         if self.users == "merge":
             return stream.permutation(np.arange(fit) % clients)

@@ -1,10 +1,10 @@
-"""Pathological label skew: each client holds a few classes and nothing of the others.
+"""Pathological label skew: each client holds samples of a few classes only.
 
 Deng, Thrampoulidis and Li 2024, "Unlocking the Potential of Prompt-Tuning in Bridging Generalized and Personalized
 Federated Learning" (SGPT, arXiv:2310.18285): s classes per client, every class goes to s * clients / C of them, whose
 shares are uniform in .4 to .6 and normalised; train and test samples by the same shares (code). Clients take, one after
-the other, the classes with the most free places, ties drawn (code). Where s * clients is no multiple of C, or C none of
-s, the code stops; here the owner counts of the classes then differ by one (ours).
+the other, the classes with the most free places; ties are drawn (code). If s * clients is no multiple of C, or C no multiple
+of s, the code stops; here the numbers of owners of the classes then differ by one (ours).
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ class Partitioner(data.Partitioner):
     """Shuffled samples cut into parts of log-normal size."""
 
     citation: ClassVar[str] = "Acar et al. 2021 (FedDyn), arXiv:2111.04263"
-    sigma: Annotated[float, Field(ge=0)] = option(
+    sigma: Annotated[float, Field(ge=0, le=10)] = option(
         0.3, "standard deviation of the logarithm of a client's size", always_shown=True
     )
     redraws: Annotated[int, Field(ge=1)] = option(100, "how many splits to draw before giving up on min_train")
 
     def groups(self, samples: data.Samples) -> data.Ints:
-        """One group: to this partitioner all samples are alike."""
+        """One group of all samples."""
         return np.zeros(len(samples.labels), dtype=np.int64)
 
     def shares(self, samples: data.Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:

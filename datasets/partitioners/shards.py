@@ -1,8 +1,8 @@
 """Shards: samples sorted by class are cut into equal shards, and every client takes a few of them.
 
 McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data" (arXiv:1602.05629): sort
-by label, cut into 2 shards per client, give each client 2 of them (paper). A client then holds few classes, and its
-shards may straddle two neighbouring ones. Test samples follow by the same shares of each class (ours).
+by label, cut into 2 shards per client, give each client 2 of them (paper). A client then holds few classes; a shard may
+hold samples of two neighbouring classes. Test samples follow by the same shares of each class (ours).
 """
 
 from __future__ import annotations

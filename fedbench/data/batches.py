@@ -1,4 +1,4 @@
-"""The rectangular batches that clients train on, a pure function of a split and the names of random streams."""
+"""The rectangular batches that clients train on: a pure function of a split and the names of random streams."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fedbench.data.samples import Ints
 class Batches:
     """One round's local batches of K clients, rectangular: S steps x K clients x B samples; weight 0 marks padding.
 
-    Clients stand in descending order of their number of steps, so the clients still at work in step s are the first
-    ``active[s]`` ones.
+    Clients are in descending order of their number of steps, so the clients that train in step s are the first
+    ``active[s]``.
     """
 
-    clients: Ints  # [K] which client each row is
+    clients: Ints  # [K] the client of each row
     index: Ints  # [S, K, B] sample indices; padding repeats a sample of the same client
     weight: NDArray[np.float32]  # [S, K, B]
-    flip: NDArray[np.bool_]  # [S, K, B] draws for the augmentation, always made so that streams never shift
+    flip: NDArray[np.bool_]  # [S, K, B] for augmentation; drawn even without it, so that streams never shift
     shift: NDArray[np.float32]  # [S, K, B, 2] in [-1, 1)
-    active: tuple[int, ...]  # [S]
+    active: tuple[int, ...]  # [S] number of clients that train in each step
 
 
 def batches(
     train: Sequence[Ints], clients: Ints, batch_size: int, epochs: int, seed: int, *stream: int | str
 ) -> Batches:
-    """Shuffle each client's samples `epochs` times and cut batches.
+    """Shuffle the samples of each of `clients` [K] `epochs` times and cut batches; `train` holds each client's samples.
 
-    Client k's draws are named by (`seed`, "batches", `stream`, k), so its batches do not depend on who else is in the
+    The random stream of client k is (`seed`, "batches", *`stream`, k), so its batches do not depend on the rest of the
     cohort.
     """
     steps = np.array([epochs * -(-len(train[k]) // batch_size) for k in clients])
@@ -46,14 +46,16 @@ def batches(
     shift = np.zeros((total, count, batch_size, 2), dtype=np.float32)
     for row, k in enumerate(clients):
         draw = rng.numpy_stream(seed, "batches", *stream, int(k))
-        mine, per_epoch = train[k], int(steps[row]) // epochs
+        own_samples, per_epoch = train[k], int(steps[row]) // epochs
         for epoch in range(epochs):
-            order_k = np.resize(draw.permutation(mine), per_epoch * batch_size)
-            here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
-            index[here, row] = order_k.reshape(per_epoch, batch_size)
-            weight[here, row] = (np.arange(per_epoch * batch_size) < len(mine)).reshape(per_epoch, batch_size)
-            flip[here, row] = draw.random((per_epoch, batch_size)) < 0.5
-            shift[here, row] = draw.random((per_epoch, batch_size, 2)) * 2 - 1
-        index[int(steps[row]) :, row] = mine[0]
+            order_k = np.resize(draw.permutation(own_samples), per_epoch * batch_size)
+            steps_of_epoch = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
+            index[steps_of_epoch, row] = order_k.reshape(per_epoch, batch_size)
+            weight[steps_of_epoch, row] = (np.arange(per_epoch * batch_size) < len(own_samples)).reshape(
+                per_epoch, batch_size
+            )
+            flip[steps_of_epoch, row] = draw.random((per_epoch, batch_size)) < 0.5
+            shift[steps_of_epoch, row] = draw.random((per_epoch, batch_size, 2)) * 2 - 1
+        index[int(steps[row]) :, row] = own_samples[0]
     active = tuple(int((steps > s).sum()) for s in range(total))
     return Batches(clients, index, weight, flip, shift, active)

@@ -1,4 +1,4 @@
-"""How samples are dealt to clients: the contract of partitioners, and pieces that several of them share."""
+"""The contract of partitioners, which assign samples to clients, and functions that several of them share."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data.samples import Bools, DataError, Ints, Samples
 
-# With m clients short on average, none is short in about one draw of e^m: more draws would be for nothing.
+# If m clients are short on average, none is short in about one draw of e^m, so further draws are useless.
 HOPELESS = 20
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """Whose each sample is, and as what; what is None is still to be drawn."""
+    """The client and the role of each sample; a role that is None is still to be drawn."""
 
-    owner: Ints  # [N] the client, -1: nobody's
-    is_test: Bools  # [N] for testing its owner
+    owner: Ints  # [N] the client, -1: not used
+    is_test: Bools  # [N] tests its client
     validation: Bools | None = None  # [N] set aside for selection
-    held_out: Bools | None = None  # [clients] never trains
+    held_out: Bools | None = None  # [clients] never train
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Base of all that says whose each sample is; partitioners that draw derive from `Partitioner`.
+    """Base of everything that assigns samples to clients; partitioners that draw derive from `Partitioner`.
 
-    It is a frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``; its fields are options.
+    A frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``; its fields are options.
     """
 
     citation: ClassVar[str] = "ours"
@@ -48,26 +48,26 @@ class SplitSource:
 
     @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
-        """Deal `samples` to `clients` clients, at least `need` training samples and a test sample each.
+        """Assign `samples` to `clients` clients, at least `need` training samples and one test sample each.
 
-        A pure function of its arguments, and of images only by their number. Raises DataError.
+        A pure function of its arguments that does not read images. Raises DataError.
         """
         raise TypeError(f"{type(self).__module__} must define deal()")
 
 
 @dataclass(frozen=True)
 class Partitioner(SplitSource):
-    """Base of partitioners that draw: says which share of each group of samples each client gets.
+    """Base of partitioners that draw which share of each group of samples each client gets.
 
-    It usually defines `shares` alone. Train and test samples of a group are dealt by the same shares, so a client's test
-    data follow its train distribution.
+    Most override `shares` alone. Training and test samples of a group are assigned by the same shares, so a client's test
+    data follow its training distribution.
     """
 
     min_train: Annotated[int, Field(ge=1)] = option(1, "fewest training samples that a client may hold")
     redraws: Annotated[int, Field(ge=1)] = option(1, "how many splits to draw before giving up on min_train")
     test: Literal["official", "own", "merged"] = option(
         "official",
-        "clients' test samples. official: the dataset's test set, dealt as the training set is; own: a share of each "
+        "clients' test samples. official: the dataset's test set, assigned like the training set; own: a share of each "
         "client's training samples, the official test set is for the global model alone; merged: training and test set "
         "are merged and each client's samples cut, which does not compare with the official test set",
     )
@@ -77,17 +77,17 @@ class Partitioner(SplitSource):
 
     @hook
     def groups(self, samples: Samples) -> Ints:
-        """The group of every sample [N], 0..G-1; samples of one group are interchangeable. Here: the label."""
+        """The group of every sample [N], 0..G-1; samples of a group are interchangeable. By default the label."""
         return samples.labels
 
     @hook
     def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
-        """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError where impossible."""
+        """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError if the split is impossible."""
         raise TypeError(f"{type(self).__module__} must define shares()")
 
     @hook
     def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
-        """The client of every sample [N] (-1: nobody's). Override for splits that are not made of shares."""
+        """The client of every sample [N] (-1: not used). Override it for splits that are not made of shares."""
         groups, shares = self.groups(samples), self.shares(samples, clients, stream)
         least = int(groups.max()) + 1
         sums = shares.sum(1) if shares.ndim == 2 else shares
@@ -101,7 +101,7 @@ class Partitioner(SplitSource):
         sorted_parts = [part[np.argsort(groups[part], kind="stable")] for part in parts]
         starts = [np.searchsorted(groups[part], np.arange(least + 1)) for part in sorted_parts]
         for group, row in enumerate(shares[:least]):
-            order = stream.permutation(clients)  # who gets the odd sample is drawn, not always the same client
+            order = stream.permutation(clients)  # so that rounding does not always favour the same client
             edges = np.minimum(np.concatenate([[0.0], np.cumsum(row[order])]), 1.0)
             edges[-1] = 1.0  # the rows sum to 1 but for rounding
             for part, start in zip(sorted_parts, starts, strict=True):
@@ -112,23 +112,23 @@ class Partitioner(SplitSource):
 
     @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
-        """`assign`, drawn again until every client has enough, and the cut of each client's own test part."""
+        """Draw `assign` until every client has enough samples, and cut off each client's own test part. Raises DataError."""
         official = self.test == "official"
-        found = int((~samples.is_test).sum()), int(samples.is_test.sum())
-        if official and 0 in found:
-            raise DataError(f"a split needs training and test samples, found {found[0]} and {found[1]}")
+        counts = int((~samples.is_test).sum()), int(samples.is_test.sum())
+        if official and 0 in counts:
+            raise DataError(f"a split needs training and test samples, found {counts[0]} and {counts[1]}")
         if self.test == "merged":
             samples = replace(samples, is_test=np.zeros(len(samples.labels), dtype=bool))
-        asked = replace(self, min_train=max(self.min_train, need))
+        stricter = replace(self, min_train=max(self.min_train, need))
         best = clients + 1, ""
         for draw in range(max(1, self.redraws)):
-            owner = asked.assign(samples, clients, rng.numpy_stream(seed, "partition", draw))
+            owner = stricter.assign(samples, clients, rng.numpy_stream(seed, "partition", draw))
             is_test = samples.is_test
             if not official:
                 owner = np.where(is_test, -1, owner)
                 take = cut(np.bincount(owner[owner >= 0], minlength=clients), self.test_share)
                 is_test = chosen(owner, owner >= 0, take, rng.numpy_stream(seed, "test"))
-            short, problem = too_few(owner, is_test, clients, asked.min_train)
+            short, problem = too_few(owner, is_test, clients, stricter.min_train)
             if not short:
                 return Dealt(owner, is_test)
             best = min(best, (short, problem))
@@ -136,8 +136,8 @@ class Partitioner(SplitSource):
                 break
         advice = "; test: own would take test samples from each client's training samples" if official else ""
         raise DataError(
-            f"impossible split: {best[1]}, in the best of {draw + 1} draws of {self!r} over {found[0]} training and "
-            f"{found[1]} test samples{advice}"
+            f"impossible split: {best[1]}, in the best of {draw + 1} draws of {self!r} over {counts[0]} training and "
+            f"{counts[1]} test samples{advice}"
         )
 
 
@@ -153,20 +153,20 @@ def too_few(owner: Ints, is_test: Bools, clients: int, need: int) -> tuple[int, 
 
 
 def cut(sizes: Ints, share: float) -> Ints:
-    """How many samples a cut of `share` takes of clients with `sizes` [clients] samples: one at least, but never all."""
+    """How many samples a cut of `share` takes from clients with `sizes` [clients] samples: at least one, but never all."""
     taken: Ints = np.clip(np.rint(share * sizes).astype(np.int64), 1, np.maximum(sizes - 1, 0))
     return taken
 
 
 def chosen(owner: Ints, among: Bools, take: Ints, stream: np.random.Generator) -> Bools:
-    """A mask [N] of ``take[k]`` samples of every client k, drawn from its samples `among` [N]."""
-    mixed = stream.permutation(np.flatnonzero(among))
-    mixed = mixed[np.argsort(owner[mixed], kind="stable")]  # by client, in random order inside
-    whose = owner[mixed]
-    sizes = np.bincount(whose, minlength=len(take))
-    rank = np.arange(len(mixed)) - (np.cumsum(sizes) - sizes)[whose]
+    """A mask [N] of ``take[k]`` random samples of every client k among the samples `among` [N]."""
+    shuffled = stream.permutation(np.flatnonzero(among))
+    shuffled = shuffled[np.argsort(owner[shuffled], kind="stable")]  # by client, shuffled within a client
+    owners = owner[shuffled]
+    sizes = np.bincount(owners, minlength=len(take))
+    rank = np.arange(len(shuffled)) - (np.cumsum(sizes) - sizes)[owners]
     mask = np.zeros(len(owner), dtype=bool)
-    mask[mixed[rank < take[whose]]] = True
+    mask[shuffled[rank < take[owners]]] = True
     return mask
 
 
@@ -175,15 +175,15 @@ def dirichlet_shares(
 ) -> NDArray[np.float64]:
     """Each group's shares from a symmetric Dirichlet over the clients, [G, clients]; `counts` [G]: the groups' sizes.
 
-    `balanced`: a client that already holds its equal part of all samples gets no more. Setting its share to 0 and
-    scaling the others up is the same as drawing from the Dirichlet of the others, which is what happens here. Groups
-    take their turns in random order, so that it is not always the last classes that end up with few clients.
+    `balanced`: a client that already holds its equal part of all samples gets no more. Setting its share to 0 and scaling
+    the others up is the same as a draw from the Dirichlet over the others, which is done here. Groups are dealt in random
+    order, so that the classes that end up with few clients are not always the last ones.
     """
     shares = np.zeros((len(counts), clients))
     held = np.zeros(clients)
     for group in stream.permutation(len(counts)):
         takers = np.flatnonzero(held < counts.sum() / clients) if balanced else np.arange(clients)
-        if not len(takers):  # all have their part: what is left is empty groups and rounding
+        if not len(takers):  # all have their part: empty groups and rounding are left
             takers = np.arange(clients)
         shares[group, takers] = stream.dirichlet(np.full(len(takers), alpha))
         held += shares[group] * counts[group]
@@ -191,10 +191,10 @@ def dirichlet_shares(
 
 
 def level_owners(classes: int, clients: int, each: int, stream: np.random.Generator) -> Bools:
-    """Who owns which class, [C, clients]: `each` per client, and the classes' owner counts differ by at most one.
+    """Which client owns which class, [C, clients]: `each` per client; the numbers of owners differ by at most one.
 
-    Always taking the classes with the most free places keeps the places level, so no client ever meets fewer than
-    `each` classes with a free place. Raises DataError where there are too few classes or too few clients for them.
+    Clients take the classes with the most free places, which keeps the places level: every client finds `each` classes with a
+    free place. Raises DataError if there are too few classes, or too few clients for them.
     """
     if each > classes:
         raise DataError(f"impossible split: classes_per_client is {each}, but the dataset has {classes} classes")
@@ -207,7 +207,7 @@ def level_owners(classes: int, clients: int, each: int, stream: np.random.Genera
     places[stream.permutation(classes)[: each * clients % classes]] += 1
     owned = np.zeros((classes, clients), dtype=bool)
     for k in range(clients):
-        mine = np.lexsort((stream.random(classes), -places))[:each]
-        owned[mine, k] = True
-        places[mine] -= 1
+        taken = np.lexsort((stream.random(classes), -places))[:each]
+        owned[taken, k] = True
+        places[taken] -= 1
     return owned

@@ -1,4 +1,4 @@
-"""A split as a file that can be published: CSV or Parquet, a row a sample, read back to the same partition hash."""
+"""A split as a file to publish: CSV or Parquet with a row per sample, which reads back to the same partition hash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
 def table(split: Split, samples: Samples) -> pd.DataFrame:
-    """A row for every sample that a client holds, by image: its number in the dataset, label, client, split, held_out."""
+    """A row for every sample that a client holds, ordered by `image`, its number in the dataset."""
     import pandas as pd
 
     parts = (split.train, split.validation, split.test)
@@ -41,7 +41,7 @@ def table(split: Split, samples: Samples) -> pd.DataFrame:
 
 
 def write(path: Path, split: Split, samples: Samples) -> None:
-    """Write a split to `path`, whose suffix names the format. Raises DataError where it cannot be written."""
+    """Write a split to `path`, whose suffix names the format. Raises DataError if it cannot be written."""
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: a split is written as one of {', '.join(SUFFIXES)}")
     rows = table(split, samples)
@@ -59,9 +59,9 @@ def write(path: Path, split: Split, samples: Samples) -> None:
 
 
 def read(path: Path, samples: Samples, clients: int, need: int) -> Dealt:
-    """The split of a file, checked against the dataset and `clients`, its number of clients.
+    """The split in a file, checked against the dataset and the number of `clients`.
 
-    Images that the file does not name are nobody's. Raises DataError, which says what is wrong and where.
+    Images that the file does not name are not used. Raises DataError, which says what is wrong and where.
     """
     rows = _read(path)
     count = len(samples.labels)
@@ -83,11 +83,11 @@ def read(path: Path, samples: Samples, clients: int, need: int) -> Dealt:
         )
     owner, is_test, aside = np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     owner[image], is_test[image], aside[image] = client, role == "test", role == "validation"
-    given = bool(aside.any())
-    short, problem = too_few(np.where(aside, -1, owner), is_test, clients, 1 if given else need)
+    has_validation = bool(aside.any())
+    short, problem = too_few(np.where(aside, -1, owner), is_test, clients, 1 if has_validation else need)
     if short:
         raise DataError(f"{path}: {problem}")
-    return Dealt(owner, is_test, aside if given else None, _held_out(path, rows, client, clients))
+    return Dealt(owner, is_test, aside if has_validation else None, _held_out(path, rows, client, clients))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def _numbers(path: Path, rows: pd.DataFrame, name: str, below: int | None = None
 
 
 def _oddest(column: Any) -> Any:
-    """The first value of a column that is no whole number."""
+    """The first value of a column that is not a whole number."""
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
@@ -146,7 +146,7 @@ def _check_images(path: Path, image: Ints) -> None:
 
 
 def _held_out(path: Path, rows: pd.DataFrame, client: Ints, clients: int) -> Any:
-    """Which clients are held out, [clients], or None where the file does not say."""
+    """Which clients are held out, [clients], or None if the file does not say."""
     if "held_out" not in rows.columns:
         return None
     values = rows["held_out"]

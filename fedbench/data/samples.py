@@ -1,4 +1,4 @@
-"""What a dataset holds: images, labels and columns, and the contract of the plug-ins that load them."""
+"""The content of a dataset (images, labels, further columns), and the contract of the plug-ins that load it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ Bools = NDArray[np.bool_]
 
 
 class DataError(ValueError):
-    """Data that cannot be used: says which file or split, what was expected and what was found."""
+    """Data that cannot be used. The message names the file or split, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All images of a dataset with their labels; N images of one size.
+    """All N images of a dataset, of one size, with their labels.
 
-    ``images`` uint8 [N, H, W, 3] (a memory map is welcome), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
-    optional ``domain`` and ``user`` int64 [N]. A test image of user -1 is nobody's: such images make up the global test
-    set, beside the test images of each user's own.
+    ``images`` uint8 [N, H, W, 3] (a memory map will do), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
+    optional ``domain`` and ``user`` int64 [N]. A test image of user -1 belongs to nobody; such images form the global test
+    set, beside the test images of the users.
+
+    Raises DataError if a column has another type, shape or range.
     """
 
     images: NDArray[np.uint8]
@@ -56,7 +58,7 @@ class Samples:
         if count == 0:
             raise DataError("the dataset is empty")
         if self.user is not None and (self.user[~self.is_test] < 0).any():
-            raise DataError("user may be -1 (nobody's) for test samples only")
+            raise DataError("user may be -1 (nobody) for test samples only")
         if self.labels.min() < 0 or (self.class_names and self.labels.max() >= len(self.class_names)):
             raise DataError(
                 f"labels must be in 0..{len(self.class_names) - 1}, found {self.labels.min()}..{self.labels.max()}"
@@ -64,19 +66,19 @@ class Samples:
 
     @property
     def num_classes(self) -> int:
-        """C: the number of classes, from the names where there are some."""
+        """The number of classes C: that of the names if there are some, else by the labels."""
         return len(self.class_names) or int(self.labels.max()) + 1
 
     @property
     def global_test(self) -> Ints:
-        """The samples that the server's model is tested on: nobody's test images where there are some, else all of them."""
-        nobodys = self.is_test & (self.user < 0) if self.user is not None else np.zeros(1, dtype=bool)
-        return np.flatnonzero(nobodys if nobodys.any() else self.is_test)
+        """The samples that test the global model: the test images of nobody if there are some, else all test images."""
+        of_nobody = self.is_test & (self.user < 0) if self.user is not None else np.zeros(1, dtype=bool)
+        return np.flatnonzero(of_nobody if of_nobody.any() else self.is_test)
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a dataset holds: all that an estimate asks for."""
+    """The size of a dataset, which is all that an estimate needs: numbers of samples and classes."""
 
     train: int
     test: int
@@ -85,7 +87,7 @@ class Extent:
 
     @classmethod
     def of(cls, samples: Samples) -> Extent:
-        """Counted."""
+        """The size of loaded samples."""
         test, count = int(samples.is_test.sum()), len(samples.labels)
         bare = replace(samples, images=np.empty((count, 0, 0, 3), dtype=np.uint8))
         return cls(count - test, test, samples.num_classes, bare)

@@ -1,4 +1,4 @@
-"""Who holds what: training, validation and test samples per client, and which clients never train."""
+"""A split: the training, validation and test samples of each client, and which clients never train."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fedbench.data.samples import Bools, DataError, Ints, Samples
 
 @dataclass(frozen=True, eq=False)
 class Parts(Sequence[Ints]):
-    """The sample indices of every client, one after the other in one array: a million clients are no million arrays."""
+    """The sample indices of every client, concatenated in one array, so that a million clients are not a million arrays."""
 
     indices: Ints
-    edges: Ints  # [clients + 1] where each client's begin and end
+    edges: Ints  # [clients + 1] client k has indices[edges[k] : edges[k + 1]]
 
     @classmethod
     def of(cls, parts: Iterable[Ints]) -> Parts:
-        """From an array for each client."""
+        """Of one array of indices per client."""
         arrays = [np.asarray(part, dtype=np.int64) for part in parts]
         return cls(np.concatenate([*arrays, np.zeros(0, np.int64)]), np.cumsum([0, *map(len, arrays)]))
 
     @classmethod
     def where(cls, owner: Ints, mask: Bools, clients: int) -> Parts:
-        """The samples of `mask` [N] by their `owner` [N], ascending inside a client."""
+        """The samples in `mask` [N] by their `owner` [N], ascending within a client."""
         index = np.flatnonzero(mask)
         sizes = np.bincount(owner[index], minlength=clients)
         return cls(index[np.argsort(owner[index], kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
@@ -44,23 +44,23 @@ class Parts(Sequence[Ints]):
 
     @property
     def sizes(self) -> Ints:
-        """How many samples each client has, [clients]."""
+        """The number of samples of each client, [clients]."""
         return np.diff(self.edges)
 
     @property
     def owners(self) -> Ints:
-        """The client of each of `indices`."""
+        """The client of each of `indices`, [samples]."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     def class_counts(self, labels: Ints, num_classes: int) -> Ints:
-        """Label histogram of each client's samples, [clients, C]."""
+        """The label histogram of each client's samples, [clients, C]."""
         flat = np.bincount(self.owners * num_classes + labels[self.indices], minlength=len(self) * num_classes)
         return flat.reshape(len(self), num_classes)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who holds what: sample indices per client, and which clients never train."""
+    """The samples of each client by their use, and which clients never train."""
 
     train: Parts
     validation: Parts
@@ -69,23 +69,25 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """16 hex digits that change whenever any client's train, validation or test set or role does."""
+        """16 hex digits that change with any client's training, validation or test set, and with who is held out."""
         digest = hashlib.sha256(np.packbits(self.held_out).tobytes())
         for part in (self.train, self.validation, self.test):  # each client's number of samples, then the samples
             digest.update(np.insert(part.indices, part.edges[:-1], part.sizes).astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def class_counts(self, labels: Ints, num_classes: int) -> Ints:
-        """Label histogram of each client's training part, [clients, C]."""
+        """The label histogram of each client's training samples, [clients, C]."""
         return self.train.class_counts(labels, num_classes)
 
     def global_test(self, samples: Samples) -> Ints:
-        """What the global model is tested on: the dataset's global test set, unless clients train on a part of it (training
-        and test set merged) or there is none; then all clients' test samples."""
-        own = np.zeros(len(samples.labels), dtype=bool)
-        own[self.train.indices] = own[self.validation.indices] = True
-        whole = samples.global_test
-        return whole if len(whole) and not own[whole].any() else np.sort(self.test.indices)
+        """The samples that test the global model, ascending: the global test set of the dataset.
+
+        All clients' test samples if there is no such set, or if clients train on a part of it (training and test set merged).
+        """
+        is_trained = np.zeros(len(samples.labels), dtype=bool)
+        is_trained[self.train.indices] = is_trained[self.validation.indices] = True
+        official = samples.global_test
+        return official if len(official) and not is_trained[official].any() else np.sort(self.test.indices)
 
 
 def split(
@@ -96,33 +98,33 @@ def split(
     validation: float = 0.0,
     seed: int = 0,
 ) -> Split:
-    """Deal `samples` to `clients` clients; a pure function of its arguments, independent of any method.
+    """Assign `samples` to `clients` clients: a pure function of its arguments, independent of any method.
 
-    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the
-    share of each client's training samples set aside for selection (at least one where a client can spare it).
-    Raises DataError, with the numbers, where a client would be left without training or test samples.
+    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the share of
+    each client's training samples set aside for selection, at least one if the client has two or more.
+    Raises DataError, with the numbers, if a client would be left without training or test samples.
     """
     dealt = source.deal(samples, clients, seed, need=2 if validation else 1)
     owner, train = dealt.owner, (dealt.owner >= 0) & ~dealt.is_test
-    aside = dealt.validation
-    if aside is None:
+    validating = dealt.validation
+    if validating is None:
         take = cut(np.bincount(owner[train], minlength=clients), validation) if validation else np.zeros(clients, int)
-        aside = chosen(owner, train, take, rng.numpy_stream(seed, "validation"))
+        validating = chosen(owner, train, take, rng.numpy_stream(seed, "validation"))
     count = int(held_out) if held_out >= 1 else round(held_out * clients)
     if count >= clients:
-        raise DataError(f"{count} of {clients} clients held out: nobody is left to train")
-    out = dealt.held_out
-    if out is None:
-        out = np.zeros(clients, dtype=bool)
-        out[rng.numpy_stream(seed, "held_out").permutation(clients)[:count]] = True
-    elif out.sum() != count:
+        raise DataError(f"{count} of {clients} clients are held out: none is left to train")
+    never_trains = dealt.held_out
+    if never_trains is None:
+        never_trains = np.zeros(clients, dtype=bool)
+        never_trains[rng.numpy_stream(seed, "held_out").permutation(clients)[:count]] = True
+    elif never_trains.sum() != count:
         raise DataError(
-            f"clients.held_out asks for {count} clients, but the split itself holds {out.sum()} out; "
-            f"set clients.held_out to {out.sum()}"
+            f"clients.held_out asks for {count} clients, but the split itself holds {never_trains.sum()} out; "
+            f"set clients.held_out to {never_trains.sum()}"
         )
     return Split(
-        train=Parts.where(owner, train & ~aside, clients),
-        validation=Parts.where(owner, aside, clients),
+        train=Parts.where(owner, train & ~validating, clients),
+        validation=Parts.where(owner, validating, clients),
         test=Parts.where(owner, (owner >= 0) & dealt.is_test, clients),
-        held_out=out,
+        held_out=never_trains,
     )

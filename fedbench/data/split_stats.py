@@ -1,4 +1,4 @@
-"""A split in numbers: how large clients are, how many classes they hold, and how far they are from the whole."""
+"""Statistics of a split: sizes of clients, numbers of classes, and distances of clients from all clients together."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SplitStats:
-    """Of K clients and C classes; distances are between class distributions, 0: the same, 1: no class in common."""
+    """Statistics of K clients and C classes. Distances are between class distributions; 0: equal, 1: no class in common."""
 
     counts: Ints  # [K, C] training samples
     sizes: tuple[Ints, Ints, Ints]  # [K] training, validation, test samples
     held_out: Bools  # [K]
-    variation: Floats  # [K] total variation between a client's training samples and all clients' together
-    by_chance: Floats  # [K] what it would be for as many samples drawn from the whole: small clients are never alike
-    shannon: Floats  # [K] Jensen-Shannon divergence between the same, in bits
+    variation: Floats  # [K] total variation between the training samples of a client and of all clients
+    by_chance: Floats  # [K] the same for as many random samples: small clients always differ
+    shannon: Floats  # [K] Jensen-Shannon divergence of the same distributions, in bits
     test_variation: Floats  # [K] total variation between a client's training and test samples
-    unused: int  # samples of the dataset that are nobody's
+    unused: int  # samples of the dataset that no client holds
 
     @property
     def classes(self) -> Ints:
-        """How many classes each client trains on, [K]."""
-        held: Ints = (self.counts > 0).sum(1)
-        return held
+        """The number of classes that each client trains on, [K]."""
+        number: Ints = (self.counts > 0).sum(1)
+        return number
 
     @classmethod
     def of(cls, split: Split, samples: Samples) -> SplitStats:
-        """Of `split`, which deals out `samples`."""
+        """The statistics of `split`, a split of `samples`."""
         counts = split.class_counts(samples.labels, samples.num_classes)
         total = counts.sum(0)
         own, whole = _shares(counts), _shares(total[None])
@@ -57,11 +57,12 @@ class SplitStats:
 
 
 def _shares(counts: Ints) -> Floats:
+    """Counts [K, C] as distributions over classes."""
     shares: Floats = counts / counts.sum(1, keepdims=True)
     return shares
 
 
-def _variation(one: Floats, other: Floats) -> Floats:
-    """Total variation of class distributions [K, C]: half the sum of absolute differences, [K]."""
-    distance: Floats = np.abs(one - other).sum(1) / 2
+def _variation(first: Floats, second: Floats) -> Floats:
+    """The total variation distance of class distributions [K, C]: half the sum of absolute differences, [K]."""
+    distance: Floats = np.abs(first - second).sum(1) / 2
     return distance

@@ -300,13 +300,15 @@ class Sweep:
 
 
 def short_name(block: Mapping[str, Any], cls: type) -> str:
-    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults or are always shown."""
+    """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults or are always shown.
+
+    Files and folders are shown by their own name, without the folders above.
+    """
+    values = {name: value.name if isinstance(value, Path) else value for name, value in block.items()}
     shown = [
-        f"{f.name}={block[f.name]}"
+        f"{f.name}={values[f.name]}"
         for f in dataclasses.fields(cls)
-        if f.name in block
-        and (block[f.name] != f.default or f.metadata.get("always_shown"))
-        and not isinstance(block[f.name], Path)
+        if f.name in block and (block[f.name] != f.default or f.metadata.get("always_shown"))
     ]
     return str(block["name"]) + (f"({', '.join(shown)})" if shown else "")
 

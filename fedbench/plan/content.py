@@ -39,10 +39,11 @@ def content_hash(path: Path, files_read: FileLister | None = None, data: Path | 
     """
     key = path, files_read is not None
     if key not in _hashes:
-        index = _Index.of(path, data)
+        index, below = _Index.of(path, data), len(str(path)) + 1
         digest = hashlib.sha256()
         for file in _files(path, files_read):
-            digest.update(os.fsencode(file.relative_to(path)) + b"\0" + bytes.fromhex(index.checksum(file)))
+            name = str(file)[below:] or "."
+            digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(index.checksum(file, name)))
         _hashes[key] = digest.hexdigest()[:16]
     return _hashes[key]
 
@@ -74,10 +75,10 @@ def _files(path: Path, files_read: FileLister | None) -> list[Path]:
 
 
 class _Index:
-    """The hashes of the files below one path, {relative name: (size, mtime_ns, inode, sha256)}."""
+    """The hashes of the files of one folder, or of one file, {relative name: (size, mtime_ns, inode, sha256)}."""
 
-    def __init__(self, path: Path, file: Path | None) -> None:
-        self.path, self.file, self.changed = path, file, False
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.changed = file, False
         self.entries: dict[str, list[Any]] = {}
         if file is not None:
             with suppress(OSError, ValueError):
@@ -88,16 +89,15 @@ class _Index:
     @classmethod
     def of(cls, path: Path, data: Path | None) -> _Index:
         if data is None:
-            return cls(path, None)
+            return cls(None)
         name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         file = data / "cache" / "content" / f"{name}.json"
         if file not in _indexes:
-            _indexes[file] = cls(path, file)
+            _indexes[file] = cls(file)
         return _indexes[file]
 
-    def checksum(self, file: Path) -> str:
-        """The SHA-256 of a file, from the index if the file is unchanged. Raises OSError."""
-        name = str(file.relative_to(self.path))
+    def checksum(self, file: Path, name: str) -> str:
+        """The SHA-256 of `file`, from the index if the entry `name` shows that it is unchanged. Raises OSError."""
         status = file.stat()
         stamp = list(stamp_of(status))
         entry = self.entries.get(name)
@@ -110,6 +110,7 @@ class _Index:
         return digest
 
     def save(self) -> None:
+        """Write the index if it changed. Raises OSError."""
         if self.changed and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(self.entries).encode())
