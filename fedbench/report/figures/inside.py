@@ -1,4 +1,4 @@
-"""What a method has learnt: its prompts in two dimensions, and how PEP-FedPT would mix class prompts for each class."""
+"""What a method has learnt: its prompts in two dimensions, and the pictures that methods offer of themselves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from fedbench.report import run_artifacts
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData
+from fedbench.report.figures.frame import PANELS
+
 Floats = NDArray[np.float64]
 TENSORS = ("prompt", "class_prompt", "prototype")
 LOOKS: dict[str, dict[str, Any]] = {
@@ -16,6 +20,55 @@ LOOKS: dict[str, dict[str, Any]] = {
     "client": {"marker": "^", "c": "#D55E00"},
 }
 TSNE_FROM = 30  # points; of fewer, neighbourhoods say little
+
+
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """Prompts and pictures of the first seed of every method, in the first setting that has some."""
+    states: list[tuple[str, dict[str, Floats]]] = []
+    for setting in data.settings:
+        here = data.done[data.done["setting"] == setting].sort_values("seed", kind="stable").drop_duplicates("label")
+        for run, label in zip(here["run"], here["label"], strict=True):
+            state = run_artifacts.state(data.evidence.results / str(run), TENSORS)
+            if {"class", "client"} & set(sets(state)):
+                states.append((str(label), state))
+        if states:
+            break
+    kinds = [
+        (label, state, kind)
+        for label, state in states
+        for kind in ("PCA", "t-SNE")
+        if kind == "PCA" or sum(map(len, sets(state).values())) >= TSNE_FROM
+    ]
+    catalogue.add(
+        "prompts",
+        "Prompts in two dimensions",
+        "Prompts at the end of a run, first seed and first setting. Squares: shared prompts; dots: class prompts, coloured by "
+        "where the class's prototype lies on the first principal component of all prototypes (alike colours, alike classes); "
+        "triangles: the prompts of clients. PCA: first two principal components; t-SNE keeps neighbourhoods only.",
+        "no finished run left a checkpoint with prompts of classes or clients",
+        kinds[:PANELS],
+        lambda axes, key: prompts(axes, key[1], key[2]),
+        heading=lambda key: f"{key[0]} · {key[2]}",
+        legend=False,
+    )
+    pictures = [
+        (label, name, values, next(iter(panels.values())))
+        for label, (_, panels) in data.evidence.pictures.items()
+        for name, values in panels.items()
+    ]
+    captions = list(dict.fromkeys(caption for caption, _ in data.evidence.pictures.values()))
+    catalogue.add(
+        "pictures",
+        "Inside the methods",
+        " ".join(captions)
+        + " Square roots of the values, black 0, yellow 1; rows and columns of a square panel in the order "
+        "of an average-linkage tree of the first panel's rows. First seed and first setting.",
+        "no method of the sweep files offers a picture of a run that left a checkpoint (hook `picture`)",
+        pictures,
+        lambda axes, key: matrix(axes, key[2], order(key[3]) if len(key[3]) > 2 else None),
+        heading=lambda key: f"{key[0]} · {key[1]}",
+        legend=False,
+    )
 
 
 def sets(state: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -65,39 +118,23 @@ def prompts(axes: Axes, state: Mapping[str, Floats], kind: str) -> None:
     axes.set_yticks([])
 
 
-def mixture(state: Mapping[str, Floats], method: Mapping[str, Any], prior: Floats | None = None) -> Floats:
-    """CCMP weights [C, C]: row c are the weights of all class prompts for an input whose query is the prototype of c.
-
-    As `methods/pep_fedpt.py` computes them; `prior` [C] is a client's class distribution, uniform if not given.
-    """
-    mean = state["server.prototype"]
-    if method.get("similarity") == "euclidean":
-        scores = -((mean[:, None] - mean[None]) ** 2).mean(-1) / 2
-    else:
-        unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-        scores = unit @ unit.T
-    scores = scores / float(method.get("temperature", 1.0))
-    if prior is not None:
-        scores = scores + np.log((1 - 1e-3) * prior + 1e-3 / len(prior))
-    weights = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(weights / weights.sum(1, keepdims=True))
-
-
-def order(mean: Floats) -> NDArray[np.int64]:
-    """Classes so that like prototypes are neighbours: the leaves of an average-linkage tree."""
+def order(rows: Floats) -> NDArray[np.int64]:
+    """Rows [n, m] so that like ones are neighbours: the leaves of an average-linkage tree."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
-    return np.asarray(leaves_list(linkage(mean, "average")), dtype=np.int64)
+    return np.asarray(leaves_list(linkage(rows, "average")), dtype=np.int64)
 
 
-def weights(axes: Axes, values: Floats) -> None:
-    """A heat map of CCMP weights, rows and columns in the same order of classes; square roots, so that small ones show."""
-    axes.pcolormesh(np.sqrt(values), cmap="cividis", vmin=0, vmax=1, rasterized=True)
+def matrix(axes: Axes, values: Floats, leaves: NDArray[np.int64] | None) -> None:
+    """A heat map of values [rows, columns] from 0 to 1, square roots, so that small ones show; a square one in the order
+    `leaves`."""
+    if leaves is not None and values.shape == (len(leaves), len(leaves)):
+        values = values[np.ix_(leaves, leaves)]
+    axes.pcolormesh(np.sqrt(np.clip(values, 0, 1)), cmap="cividis", vmin=0, vmax=1, rasterized=True)
     axes.invert_yaxis()
-    axes.set_aspect("equal")
     axes.grid(False)
-    diagonal = float(np.diag(values).mean())
-    spread = float(np.exp(-(values * np.log(np.maximum(values, 1e-12))).sum(1)).mean())
-    axes.set_xlabel(f"own class {100 * diagonal:.0f} %, {spread:.1f} classes mixed", fontsize=6.5)
     axes.set_xticks([])
     axes.set_yticks([])
+    if values.shape[0] == values.shape[1]:
+        axes.set_aspect("equal")
+        axes.set_xlabel(f"mean on the diagonal {100 * float(np.diag(values).mean()):.0f} %", fontsize=6.5)
