@@ -340,7 +340,7 @@ HEADS = [f"glyphs(train_per_class=6, test_per_class=2) · dirichlet(alpha={i / 1
 
 def overflow(figure: Figure) -> list[str]:
     """Texts of a figure as it is saved that reach over its edge, or over a neighbour on the same axis."""
-    frame.save(figure, ())
+    frame.save(figure, ("png",))
     renderer = FigureCanvasAgg(figure).get_renderer()
     edge, found = figure.bbox.padded(1.0), []
     for axes in figure.axes:
