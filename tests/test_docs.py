@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from followed import Page
+from test_structure import FOLDERS
 from torch import Tensor
 from workplace import Workplace
 
@@ -229,6 +230,21 @@ def test_every_kind_of_failure_that_is_quoted_exists():
     kinds = re.findall(r"\*\*Kind `(\w+)`\*\*", Page("docs/troubleshooting.md").text)
     assert len(kinds) >= 3
     assert set(kinds) <= set(MORE_ATTEMPTS)
+
+
+# ---------------------------------------------------------------- the architecture
+
+
+def test_the_architecture_lists_the_folders_in_the_order_of_their_imports():
+    table = Page("ARCHITECTURE.md").text.partition("| folder | what it holds |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == FOLDERS
+
+
+def test_the_files_that_the_architecture_names_exist():
+    names = re.findall(r"`([\w/]+\.(?:py|md))`", Page("ARCHITECTURE.md").text)
+    assert len(set(names)) > 20
+    places = (HOME, HOME / "fedbench", HOME / "fedbench" / "contract")
+    assert [name for name in names if not any((place / name).is_file() for place in places)] == []
 
 
 # ---------------------------------------------------------------- the site

@@ -17,11 +17,14 @@ import pandas as pd
 import pytest
 import torch
 
+from fedbench.base import process_cache
 from fedbench.base.records import MEASURED, RunFolder
 from fedbench.plan.config import Sweep
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import HOME, plugins
-from fedbench.run.simulation import Diverged, run_rounds
+from fedbench.run import checkpoint
+from fedbench.run.simulation import Diverged, Stopped, begin, run_rounds
+from fedbench.vit import backbone, features
 
 REQUIRED = """run method dataset partition seed round mean_accuracy worst_accuracy p10_accuracy bottom_decile_accuracy
 std_accuracy pooled_accuracy global_accuracy held_out_mean_accuracy held_out_worst_accuracy val_mean_accuracy train_loss
@@ -110,14 +113,28 @@ def test_every_method_sees_the_same_clients_cohorts_and_start(data, tmp_path):
 
 
 def test_seed_zero_is_a_seed_and_streams_can_vary_alone(data, tmp_path):
-    plan = sweep(data, ["fedvpt"], {"seed": [0, 1], "seeds": [{}, {"partition": 7}]})
-    found = {(p.run.seed, p.run.seeds.partition): numbers(run(p, plan, tmp_path))[-1] for p in plan.runs}
-    assert found[0, None]["partition_hash"] != found[1, None]["partition_hash"]
-    assert found[0, 7]["partition_hash"] == found[1, 7]["partition_hash"]
-    assert (
-        found[0, 7]["cohort_hash"] != found[1, 7]["cohort_hash"]
-        or found[0, 7]["train_loss"] != found[1, 7]["train_loss"]
-    )
+    grid = {"seed": [0, 1], "seeds": [{}, {"partition": 7}, {"partition": 0}, {"cohort": 0}, {"batches": 0}]}
+    plan = sweep(data, ["head_only"], grid)
+    found = {}
+    for planned in plan.runs:
+        (override,) = [*planned.run.seeds.model_dump(exclude_none=True).items()] or [("none", None)]
+        found[planned.run.seed, *override] = numbers(run(planned, plan, tmp_path))[-1]
+
+    def equal(column: str, one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+        return bool(found[one][column] == found[other][column])
+
+    plain = [(seed, "none", None) for seed in (0, 1)]
+    for column in ("partition_hash", "cohort_hash", "train_loss"):
+        assert not equal(column, *plain), column
+        assert equal(column, plain[0], (0, "partition", 0)), column  # zero is not taken for "no seed"
+    assert equal("partition_hash", (0, "partition", 7), (1, "partition", 7))
+    assert not equal("partition_hash", (0, "partition", 7), plain[0])
+    assert equal("partition_hash", plain[0], (1, "partition", 0))
+    assert equal("partition_hash", plain[1], (1, "cohort", 0))
+    assert not equal("cohort_hash", plain[1], (1, "cohort", 0))
+    for column in ("partition_hash", "cohort_hash"):
+        assert equal(column, plain[1], (1, "batches", 0)), column
+    assert not equal("train_loss", plain[1], (1, "batches", 0))
 
 
 @pytest.mark.parametrize("method", ["fedvpt", "pep_fedpt"])
@@ -176,6 +193,9 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(data, tmp_path):
     newest.write_bytes(newest.read_bytes()[:100])
     with open(torn.path / "records.jsonl", "a") as file:
         file.write('{"round": 4, "half a li')
+    state = begin(plan.runs[0], plan.machine, plan.plugins, torn)
+    assert state.rounds_done == 3  # of 4: not from the first round on, which would give the same numbers too
+    assert [record["round"] for record in torn.records()] == [2]
     run_rounds(plan.runs[0], plan.machine, plan.plugins, torn)
     assert numbers(torn) == numbers(whole)
 
@@ -215,21 +235,38 @@ def test_held_out_clients_never_train(data, tmp_path):
 
 
 def test_cached_features_are_those_of_the_backbone(data, tmp_path):
-    """head_only never runs the backbone in its rounds; its numbers are those of a run that does (augment: flip of nothing)."""
     from fedbench.run.experiment import build
 
     plan = sweep(data, ["head_only"], precision="float64")
-    setting = build(plan.runs[0], plan.machine, plan.plugins)
-    index = setting.samples.labels[:6].reshape(2, 3) * 7
-    import torch
+    machine = plan.machine.model_copy(update={"data": tmp_path})
+    process_cache.clear()
+    built = build(plan.runs[0], machine, plan.plugins)
+    index = torch.arange(0, 160, 7)
+    direct = built.model.backbone(built.model.images.batch(index))[0]["cls"]
+    assert (built.model.features[index] - direct).abs().max() < 1e-9
+    process_cache.clear()
 
-    at = torch.from_numpy(index)
-    direct = setting.model.backbone(setting.model.images.batch(at.flatten()))[0]["cls"]
-    assert (setting.model.features[at].flatten(0, 1) - direct).abs().max() < 1e-9
-    name = next((data.parent / "features").glob("*float64/features.npy"))
-    name.write_bytes(b"half a file")  # a torn cache is made again
-    again = build(plan.runs[0], plan.machine, plan.plugins)
-    assert (again.model.features == setting.model.features).all()
+
+@pytest.mark.parametrize("damage", [b"half a file", b"", None])
+def test_a_damaged_feature_cache_is_made_again_and_a_whole_one_is_read(data, tmp_path, monkeypatch, damage):
+    from fedbench.run.experiment import build
+
+    computed, before = [], features._compute
+    monkeypatch.setattr(features, "_compute", lambda *given: computed.append(1) or before(*given))
+    plan = sweep(data, ["head_only"], precision="float64")
+    machine = plan.machine.model_copy(update={"data": tmp_path})
+    process_cache.clear()
+    expected = build(plan.runs[0], machine, plan.plugins).model.features
+    (path,) = (tmp_path / "features").rglob("*.npy")
+    content = path.read_bytes()
+    if damage is not None:
+        path.write_bytes(damage)
+    process_cache.clear()  # as in another process, which has nothing but the file
+    assert (build(plan.runs[0], machine, plan.plugins).model.features == expected).all()
+    assert len(computed) == (1 if damage is None else 2)
+    (path,) = (tmp_path / "features").rglob("*.npy")
+    assert path.read_bytes() == content
+    process_cache.clear()
 
 
 def test_run_yaml_is_plain(data, tmp_path):
@@ -254,3 +291,49 @@ def test_shortcuts_change_no_number(data, tmp_path, method):
     for one, other in zip(numbers(short), numbers(whole), strict=True):
         assert one["mean_accuracy"] == other["mean_accuracy"]
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["fedvpt", "head_only", {"name": "pep_fedpt", "prompt_length": 0, "inject": 3}])
+def test_without_shortcuts_a_wrong_shortcut_is_seen(data, tmp_path, monkeypatch, method):
+    """Nothing that was computed with a shortcut is read without, not from a cache on disk either."""
+    plan = sweep(data, [method], precision="float64", rounds=1, evaluate_every=1)
+    losses, right = {}, backbone.leading
+    for wrong in (False, True):
+        with monkeypatch.context() as patch:
+            if wrong:
+                # of the tokens that are read, other numbers
+                patch.setattr(backbone, "leading", lambda block, x, count: right(block, x, count).roll(1, -1))
+            for given in (True, False):
+                process_cache.clear()
+                words = {"shortcuts": given, "data": tmp_path / f"data-{wrong}"}
+                made = run(plan.runs[0], plan, tmp_path / f"{wrong}-{given}", **words)
+                losses[wrong, given] = numbers(made)[-1]["train_loss"]
+    process_cache.clear()
+    assert losses[True, False] == losses[False, False]
+    assert abs(losses[True, True] - losses[True, False]) > 1e-3
+
+
+def test_a_resumed_run_goes_on_counting(data, tmp_path):
+    """Seconds and costs of all executions add up; images per second are those of the present one."""
+    plan = sweep(data, ["head_only"], evaluate_every=1)
+    folder = RunFolder(tmp_path / plan.runs[0].name)
+    folder.plan(plan.on_disk(plan.runs[0]))
+    with pytest.raises(Stopped):
+        run_rounds(plan.runs[0], plan.machine, plan.plugins, folder, lambda: len(folder.records()) == 1)
+    saved = checkpoint.load(folder.path)
+    assert saved.round == 2
+    before = folder.records()[-1]
+    assert before["seconds"] <= saved.seconds < before["seconds"] + 60
+    checkpoint.save(folder.path, saved.state, saved.round, saved.totals, 5000.0)
+    ticks = iter(range(1000))
+    state = begin(plan.runs[0], plan.machine, plan.plugins, folder, clock=lambda: float(next(ticks)))
+    assert (state.rounds_done, state.totals, state.meter.images) == (2, saved.totals, 0)
+    assert state.meter.seconds == 5001.0  # one tick since it began
+    state.meter.count(60)
+    assert state.meter.rate == 60 / 2
+    run_rounds(plan.runs[0], plan.machine, plan.plugins, folder)
+    last = folder.records()[-1]
+    assert 5000 < last["seconds"] < 5100
+    assert last["total_bytes_up"] == 4 * before["bytes_up"]
+    assert last["total_multiply_adds"] == sum(record["multiply_adds"] for record in folder.records())
+    assert last["samples_per_second"] > 1  # of this execution: over all 5,000 seconds it would be a fraction

@@ -322,7 +322,7 @@ def test_a_killed_supervisor_and_its_worker_show_as_lost_and_the_same_command_re
 
 @pytest.mark.slow  # starts several processes
 def test_ctrl_c_only_stops_watching(place: Workplace) -> None:
-    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=40, cluster={"workers": 2})
+    place.write(methods=["slow"], seeds=[0, 1, 2], rounds=120, cluster={"workers": 2})
     watcher = place.start("--cluster", "local", TEST_PAUSE="0.1")
     try:
         busy = under_way(place, 2)

@@ -65,6 +65,14 @@ def test_an_aggregation_with_local_values_does_not_go_with_a_method_without_clie
     assert line.startswith("method central_vpt: a method without clients cannot have local values: c_k.")
 
 
+@pytest.mark.parametrize("when", ["eval", "train", "both"])
+def test_a_method_without_clients_has_no_client_prior(when: str) -> None:
+    (line,) = mistakes({"method": {"name": "central_vpt", "logit_prior": when}})
+    assert line == (
+        "method central_vpt: a method without clients cannot have local values: prior (logit_prior must be none)"
+    )
+
+
 @pytest.mark.parametrize("aggregation", sorted(plugins().classes["aggregation"]))
 def test_every_aggregation_fits_every_method(aggregation: str) -> None:
     methods = sorted(set(plugins().classes["method"]) - {"central_vpt"})

@@ -212,10 +212,32 @@ def finish(results: Path, made: Any, score: Any) -> None:
                 folder.fail("diverged", "lr")
             else:
                 folder.append({"round": planned.run.rounds, "val_mean_accuracy": value})
-                folder.finish()
+                end(folder)
         if not stage.later:
             return
     raise AssertionError("the tuning does not end")
+
+
+def end(folder: RunFolder) -> None:
+    """Mark a run as done with all the files that a run has then."""
+    (folder.path / "clients.parquet").write_bytes(b"nobody reads it here")
+    folder.finish()
+
+
+def test_a_trial_whose_records_are_damaged_is_made_again(tmp_path: Path) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 4}))
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    for trial in group.trials:
+        folder = RunFolder(tmp_path / trial.planned.name)
+        folder.plan(made.on_disk(trial.planned))
+        folder.append({"round": 2, "val_mean_accuracy": 0.5})
+        end(folder)
+    path = folder.path / "records.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9"))
+    names = {trial.planned.name for trial in group.trials}
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    assert {trial.planned.name for trial in group.trials if trial.ended} == names - {folder.path.name}
+    assert folder.path.name in {run.name for run in next_stage(made, tmp_path).runs}
 
 
 def test_a_trial_that_diverged_has_lost_and_one_that_broke_holds_all_up(tmp_path: Path) -> None:
@@ -229,7 +251,7 @@ def test_a_trial_that_diverged_has_lost_and_one_that_broke_holds_all_up(tmp_path
         folder = RunFolder(tmp_path / trial.planned.name)
         folder.plan(made.on_disk(trial.planned))
         folder.append({"round": 2, "val_mean_accuracy": 0.5})
-        folder.finish()
+        end(folder)
     assert len(next_stage(made, tmp_path).later) == 2
     broken.clear_failure()
     broken.fail("diverged", "lr")
@@ -340,7 +362,7 @@ def test_a_report_on_the_way_says_what_waits(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "results" / stray.name)
     folder.plan(made.on_disk(stray))
     folder.append({"run": folder.path.name, "round": 2, "mean_accuracy": 0.9})
-    folder.finish()
+    end(folder)
     evidence = gather([file], tmp_path / "results")
     assert set(evidence.runs["state"]) == {"missing"}
     assert list(evidence.trials["state"]) == ["missing"] * 3  # the fourth depends on these

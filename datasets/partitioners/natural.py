@@ -64,7 +64,9 @@ class Partitioner(data.Partitioner):
             f"clients.number is {clients}, but {fit} of the dataset's {users} users have enough samples to be a client"
         )
         if clients > fit:
-            raise data.DataError(f"impossible split: {found}; set clients.number to {fit} or less")
+            needed = f"a client needs {self.min_train} training samples (min_train) and a test sample"
+            advice = f"set clients.number to {fit} or less" if fit else needed
+            raise data.DataError(f"impossible split: {found}; {advice}")
         if clients == fit:
             return np.arange(fit)
         if self.users == "each":

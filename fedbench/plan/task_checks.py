@@ -168,6 +168,8 @@ def _parameters_fit(method: Method, aggregation: Aggregation | None, task: Task)
     if aggregation is not None:
         spec = {**spec, **aggregation.params(spec, task)}
     local = sorted(name for name, param in spec.items() if param.home == "local")
+    if method.uses_prior or method.logit_prior != "none":
+        local.append("prior (logit_prior must be none)")
     if method.centralized and local:
         raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
 

@@ -285,11 +285,14 @@ def _distinct(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
-    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost."""
+    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost.
+
+    A trial with damaged files has not ended: the sweep makes it again. Raises OSError if its folder is away.
+    """
     status = folder.status
     if status == "failed":
         return folder.failure().get("kind") == "diverged", None
-    if status != "done":
+    if status != "done" or folder.damage():
         return False, None
     records = folder.records()
     value = max(records, key=lambda record: record["round"]).get("val_mean_accuracy") if records else None

@@ -1,4 +1,4 @@
-"""Makes the weights of nano: `python -m fedbench.nano.pretrain` trains it to name characters of no benchmark.
+"""Makes the weights of nano: `python -m fedbench.pretraining.pretrain_nano` trains it to name characters of no benchmark.
 
 Characters of the scripts that the glyphs dataset draws from are left out, and so is whatever looks like one of them;
 fonts and styles are others too. The same seed gives the same weights on the same machine and versions.
@@ -237,7 +237,7 @@ def assess(model: VisionTransformer) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, then write the weights and the recipe."""
-    parser = argparse.ArgumentParser(prog="python -m fedbench.nano.pretrain", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedbench.pretraining.pretrain_nano", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,0 +1,155 @@
+"""What each option must change, and nothing else: aspects of `oracle.fingerprint`, by option and value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+AFTER = {"merged", "answers"}  # the server's part
+TRAINED = {"steps"} | AFTER  # from a client's steps on
+SEEN = {"scores"} | TRAINED  # what a forward pass computes
+SHAPED = {"shapes", "start"} | SEEN
+FINAL = {"scores", "answers"}  # evaluation alone
+DRAWN = {"split", "steps", "costs"} | AFTER  # other samples for each client
+COHORT = {"cohorts", "steps", "costs"} | AFTER
+
+
+@dataclass(frozen=True)
+class Change:
+    """An option's other value, the aspects that follow it, and the other options under which it matters.
+
+    `refused`: the message by which the run refuses the value; `whole`: keys of the run beside the option's block.
+    """
+
+    value: Any
+    aspects: set[str] = field(default_factory=set)
+    given: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+
+TRAINING_FREE = ("fed3r", "fedcof", "fedncm")
+FINE_TUNED = ("fedbabu", "fedrep")  # their answers are trained, too
+SMALL = {
+    "pfpt": {"pool_size": 6, "prompt_length": 2, "loops": 2},
+    "fedpgp": {"prompt_length": 2},
+    "fedbabu": {"finetune_epochs": 1},
+}
+
+
+def common(name: str) -> dict[str, list[Change]]:
+    """The options that every method has, and those that many have under one name."""
+    tuned = {"scores"} if name in FINE_TUNED else set()
+    eval_, train = Change("eval", FINAL), Change("train", TRAINED | tuned)
+    both = [Change("both", FINAL | TRAINED)] if name in ("fedvpt", "fedncm") else []
+    finetuned = Change(2, FINAL)
+    if name in TRAINING_FREE:
+        train, both = Change("train"), [Change("both", FINAL)] if both else []
+        finetuned = Change(2, refused="this method trains nothing")
+    if name == "central_vpt":
+        eval_, train = (
+            Change(value, refused="without clients cannot have local values") for value in ("eval", "train")
+        )
+    length = SHAPED | {"costs"} if name != "pfpt" else SEEN | {"costs"}  # prompts of the pool for each sample
+    scale = TRAINED | {"rates"} | ({"scores"} if name == "fedbabu" else set())
+    return {
+        "logit_prior": [eval_, train, *both],
+        "finetune_epochs": [finetuned],
+        "prompt_length": [Change(3, length)],
+        "prompt_lr_scale": [Change(2.5, scale)],
+    }
+
+
+METHODS: dict[tuple[str, str], list[Change]] = {
+    ("apfl", "alpha"): [Change(0.3, TRAINED | {"start"})],
+    ("apfl", "adaptive"): [Change(False, TRAINED | {"shapes"})],
+    ("ditto", "pull"): [Change(5.0, TRAINED)],
+    ("fed3r", "ridge"): [Change(1.0, FINAL | {"merged"})],
+    ("fed3r", "normalize"): [Change(False, FINAL | {"merged"})],
+    ("fed3r", "temperature"): [Change(0.7, FINAL)],
+    ("fedcof", "shrinkage"): [Change(9.0, FINAL | {"merged"})],
+    ("fedcof", "temperature"): [Change(0.7, FINAL)],
+    ("fedncm", "temperature"): [Change(0.7, FINAL)],
+    ("fedpgp", "rank"): [Change(2, SHAPED)],  # the factors stay with the client, which sends no more bytes
+    ("fedpgp", "factor_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
+    ("fedpgp", "mu"): [Change(0.2, TRAINED)],
+    ("fedpgp", "temperature"): [Change(0.7, TRAINED)],
+    ("fedpgp", "head"): [Change("local", AFTER | {"shapes", "costs"})],  # the first round starts alike
+    ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
+    ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
+    ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
+    ("fedvpt", "own_init"): [Change(True), Change(True, SEEN | {"start"}, {"prompt": "local"})],
+    ("full_finetune", "backbone_lr_scale"): [Change(0.5, TRAINED | {"rates"})],
+    ("lora", "rank"): [Change(2, (SHAPED | {"costs"}) - {"scores"})],  # B is zero at the start
+    ("lora", "alpha"): [Change(0.3, TRAINED)],
+    ("lora", "target"): [Change("qkv", (SHAPED | {"costs"}) - {"scores"})],
+    ("lora", "lora_lr_scale"): [Change(2.0, TRAINED | {"rates"})],
+    ("pep_fedpt", "class_prompt_length"): [Change(2, SHAPED | {"costs"})],
+    ("pep_fedpt", "class_prompt_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
+    ("pep_fedpt", "inject"): [Change(1, SEEN | {"costs"})],
+    ("pep_fedpt", "temperature"): [Change(0.7, SEEN)],
+    ("pep_fedpt", "similarity"): [Change("euclidean", SEEN)],
+    ("pep_fedpt", "query"): [Change("inject", SHAPED)],  # sums every round instead of once
+    ("pep_fedpt", "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
+    ("pep_fedpt", "momentum"): [Change(0.6), Change(0.6, AFTER, {"query": "inject"})],
+    ("pep_fedpt", "average"): [Change("class_counts", AFTER | {"costs"})],
+    ("pep_fedpt", "prototypes"): [Change("shuffled", SEEN | {"start"})],
+    ("pfedpg", "attention_width"): [Change(7, SHAPED)],
+    ("pfedpg", "server_lr"): [Change(0.3, AFTER)],
+    ("pfedpt", "border"): [Change(2, TRAINED | {"shapes", "start"})],  # zero at the start
+    ("pfedpt", "border_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
+    ("pfpt", "pool_size"): [Change(3, SHAPED | {"costs"})],
+    ("pfpt", "similarity"): [Change(0.5, TRAINED)],
+    ("pfpt", "loops"): [Change(1, AFTER)],
+    ("sgpt", "group_length"): [Change(2, SHAPED | {"costs"})],
+    ("sgpt", "groups"): [Change(3, SHAPED | {"costs"})],
+    ("sgpt", "shared_blocks"): [Change(1, SHAPED | {"costs"})],
+    ("sgpt", "group_blocks"): [Change(1, SHAPED | {"costs"})],
+    ("sgpt", "momentum"): [Change(0.2, AFTER)],
+}
+
+AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
+    **{(name, option): [Change(0.4, AFTER)] for name in ("fedadam", "fedyogi") for option in ("lr", "beta1", "beta2")},
+    **{(name, "tau"): [Change(0.5, AFTER | {"start"})] for name in ("fedadam", "fedyogi")},  # v starts at tau^2
+    ("fedavgm", "lr"): [Change(0.5, AFTER)],
+    ("fedavgm", "beta"): [Change(0.3, AFTER)],
+    ("fedprox", "mu"): [Change(0.7, TRAINED)],
+    ("scaffold", "lr"): [Change(0.5, AFTER)],
+}
+
+# Keys of the run. None: changes nothing of these aspects; another test, which test_every_option.py names, shows its effect.
+RUN: dict[tuple[str, ...], list[Change] | None] = {
+    ("backbone", "name"): [Change("nano", SHAPED | {"backbone", "costs"}, {"weights": None, "image_size": None})],
+    ("backbone", "weights"): [Change("b.safetensors", SEEN | {"backbone"})],
+    ("backbone", "image_size"): [Change(48, SEEN | {"backbone", "costs"})],
+    ("dataset",): [Change({"name": "npz", "path": "b.npz"}, SEEN | {"data"})],  # other images of the same labels
+    ("partition",): [Change({"name": "iid"}, DRAWN)],
+    ("method",): [Change({"name": "head_only"}, SHAPED | {"costs"})],
+    ("aggregation",): [Change({"name": "fedavgm"}, AFTER | {"start", "shapes"})],
+    ("seed",): [Change(1, SHAPED - {"shapes"} | DRAWN | COHORT)],
+    ("seeds", "partition"): [Change(7, DRAWN, whole={"clients": {"number": 5, "per_round": 2}})],
+    ("seeds", "cohort"): [Change(7, COHORT)],
+    ("seeds", "init"): [Change(7, SEEN | {"start"})],
+    ("seeds", "batches"): [Change(7, TRAINED)],
+    ("rounds",): [Change(2, {"cohorts"})],  # the first two rounds are the same
+    ("clients", "number"): [Change(6, DRAWN | COHORT)],
+    ("clients", "per_round"): [Change(3, COHORT)],
+    ("clients", "held_out"): [
+        Change(4, {"split"} | COHORT, whole={"clients": {"number": 5, "per_round": 1, "held_out": 1}})
+    ],
+    ("clients", "validation"): [Change(0.5, DRAWN)],
+    ("local", "epochs"): [Change(2, TRAINED | {"costs"})],
+    ("local", "batch_size"): [Change(3, TRAINED)],
+    ("local", "optimizer"): [Change("adam", TRAINED), Change("adamw", TRAINED)],
+    ("local", "lr"): [Change(0.05, TRAINED)],
+    ("local", "momentum"): [Change(0.0, TRAINED), Change(0.0, set(), {"optimizer": "adam"})],
+    ("local", "weight_decay"): [
+        *(Change(0.1, TRAINED, {"optimizer": optimizer}) for optimizer in ("sgd", "adam", "adamw"))
+    ],
+    ("local", "lr_decay"): [Change(0.5, AFTER)],  # from the second round on
+    ("local", "clip"): [Change(0.1, TRAINED), Change(1e9)],
+    ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
+    ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],
+    ("evaluate_every",): None,
+    ("test_data",): None,
+}
