@@ -18,6 +18,7 @@ from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.method import Aggregation, ClientUpdates, Method, Param
+from fedbench.method.fitting import check_blocks, check_parameters
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -210,11 +211,8 @@ def _parameters(
     held_out = int(split.held_out.sum())
     task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
     spec = parameters(method, aggregation, task)
-    local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.centralized and local:
-        raise ValueError(f"a method without clients cannot have local values: {', '.join(local)}")
-    if method.finetune_epochs and not any(param.trains for param in spec.values()):
-        raise ValueError("finetune_epochs: this method trains nothing")
+    check_blocks(method, frozen.vit.depth)
+    check_parameters(method, spec)
     return spec
 
 
