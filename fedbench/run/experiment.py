@@ -153,7 +153,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     spec = _parameters(run, frozen, split, method, aggregation)
-    chunk = _images_in_a_pass(method, spec, frozen.vit, machine, device, halvings)
+    chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
     return Experiment(
@@ -217,10 +217,16 @@ def _parameters(
 
 
 def _images_in_a_pass(
-    method: Method, spec: Mapping[str, Param], vit: Backbone, machine: Machine, device: torch.device, halvings: int
+    method: Method,
+    spec: Mapping[str, Param],
+    vit: Backbone,
+    precision: str,
+    machine: Machine,
+    device: torch.device,
+    halvings: int,
 ) -> int:
     """Images in one pass of the backbone: as configured or chosen, halved for each time that memory ran out."""
-    chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device)
+    chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device, precision)
     return max(1, chosen >> halvings)
 
 
