@@ -132,10 +132,11 @@ def test_the_page_on_hooks_names_plug_ins_that_override_them():
 
 
 def quoted_commands(page: Page) -> list[str]:
-    """Every command of a page: lines of its bash blocks, and code in its text."""
+    """Every command of a page: lines of its bash blocks and of blocks of plain text, and code in its text."""
     prose = re.sub(r"^```.*?^```", "", page.text, flags=re.DOTALL | re.MULTILINE)
-    inline = (" ".join(text.split()) for text in re.findall(r"`([^`]+)`", prose))
-    return [*page.commands, *(text for text in inline if re.match(r"(fedbench|python|make) [\w-]", text))]
+    inline = [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", prose)]
+    plain = [line.split(" #")[0] for block in page.blocks("text") for line in block.splitlines()]
+    return [*page.commands, *(text for text in plain + inline if re.match(r"(fedbench|python|make) [\w-]", text))]
 
 
 def mistake(command: str) -> str | None:
@@ -156,7 +157,9 @@ def mistake(command: str) -> str | None:
     said = io.StringIO()
     with redirect_stderr(said), redirect_stdout(said):
         try:
-            parser.parse_args([word for word in words[1:] if word != "..."])
+            parser.parse_args(
+                [word.strip("[]") for word in words[1:] if word != "..."]
+            )  # [--option]: it may be left out
         except SystemExit as end:
             legal = (
                 end.code == 0 or "the following arguments are required" in said.getvalue()
