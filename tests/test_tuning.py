@@ -95,7 +95,8 @@ def test_one_command_searches_values_and_then_runs_with_them(
     assert evidence.trials["chosen"].sum() == 1
     assert evidence.trials.loc[evidence.trials["chosen"], "validation"].item() == best
     writer.write(evidence, tmp_path / "out")
-    assert (tmp_path / "out" / "figures" / "tuning.png").is_file()
+    figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"trials.svg", "searched.svg"} <= figures
     html = (tmp_path / "out" / "index.html").read_text()
     assert f"local.lr = {heads[0]['run']['local']['lr']}" in html
     from_disk = gather([], results)

@@ -58,7 +58,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
     given = parser(program).parse_args(arguments)
-    reading = fork_pool.beside(select, given.sweeps, given.results, given.plugins, given.set)
+    reading = fork_pool.start_in_fork(select, given.sweeps, given.results, given.plugins, given.set)
     # what draws is imported while the sweep files are read: each takes seconds
     from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected

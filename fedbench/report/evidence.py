@@ -59,7 +59,7 @@ def gather(
 
 def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path) -> Evidence:
     """The same from runs that are selected already."""
-    reading = fork_pool.beside(_read_clients, {run.folder.path.name: run.folder.path for run in selection.runs})
+    reading = fork_pool.start_in_fork(_read_clients, {run.folder.path.name: run.folder.path for run in selection.runs})
     records, unreadable = _read_records(selection.runs)
     planned = [run for run in selection.runs if run.folder.path.name not in unreadable]
     notes = [*selection.notes, *unreadable.values()]

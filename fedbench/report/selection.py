@@ -50,7 +50,7 @@ class Selection:
 def select(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
     """The runs of `sweeps` below `results`, or without sweeps every run there; at least one.
 
-    Reading a sweep file loads the plug-ins, hence torch, which nothing else of a report needs: see `fork_pool.beside`.
+    Reading a sweep file loads the plug-ins, hence torch, which nothing else of a report needs: see `fork_pool.start_in_fork`.
     Raises ReportError if there is nothing to report or a sweep file has a mistake.
     """
     if not sweeps and not results.is_dir():

@@ -66,7 +66,8 @@ def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Seque
         rows_, lengths_ = at[number]
         logits = model.forward(_rows_of(values, blocks[number], rows_) | read, index, prior).logits
         real = torch.arange(index.shape[1], device=logits.device) < lengths_[:, None]  # the rest is padding
-        return ((logits.argmax(-1) == model.labels[model.on_device(index)]) & real).sum(1)
+        hit: Tensor = (logits.argmax(-1) == model.labels[model.on_device(index)]) & real
+        return hit.sum(1)
 
     hits_of_pieces = torch.cat(model.thread_map(hits, range(len(blocks)))).cpu().numpy()
     right = np.zeros(len(parts), dtype=np.int64)

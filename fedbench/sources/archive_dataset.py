@@ -127,7 +127,7 @@ class ArchiveDataset(data.Dataset):
         """The command that prepares this dataset with these options."""
         changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         words = ["--root", str(root), *(w for f in changed for w in ("--set", f"{f.name}={getattr(self, f.name)}"))]
-        return shlex.join(["python", "-m", "fedbench.data", "prepare", self.plugin_name, *words])
+        return shlex.join(["fedbench", "data", "prepare", self.plugin_name, *words])
 
     def _places(self, root: Path) -> list[Path]:
         """The folders in which archives are looked for."""

@@ -50,6 +50,6 @@ def padded_size(count: int, most: int) -> int:
     At least 8; above, there are four sizes between a power of two and the next, so less than a quarter is added. A pass of up
     to `most` images is not padded beyond that.
     """
-    step = 2 ** max(0, (count - 1).bit_length() - 3)
+    step = 1 << max(0, (count - 1).bit_length() - 3)
     size = max(8, -(-count // step) * step)
     return min(size, most) if count <= most else size

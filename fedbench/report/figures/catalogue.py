@@ -97,10 +97,10 @@ class FigureCatalogue:
         """Start to draw; the function that is returned waits for all drawings, in order."""
         global _drawn_by_forks
         todo = [number for number, sketch in enumerate(self.sketches) if sketch.make]
-        if (cores := fork_pool.able()) < 2 or len(todo) <= FEW:
+        if (cores := fork_pool.usable_cores()) < 2 or len(todo) <= FEW:
             return lambda: [draw(sketch) for sketch in self.sketches]
         _drawn_by_forks = self.sketches
-        pool = fork_pool.pool(min(cores, len(todo)))
+        pool = fork_pool.make_pool(min(cores, len(todo)))
         futures = {number: fork_pool.submit(pool, _draw, number) for number in todo}
 
         def finish() -> list[Drawing]:

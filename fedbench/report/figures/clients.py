@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedbench.report import run_artifacts
 from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
-from fedbench.report.figures.frame import crosses, percent
+from fedbench.report.figures.frame import crosses, percent, wrap
 from fedbench.report.figures.split import bubbles
 from fedbench.report.figures.style import Looks
 from fedbench.report.statistics import ClientPairs, client_pairs
@@ -90,8 +90,8 @@ def _add_duel(catalogue: FigureCatalogue, data: FigureData, trained: Mapping[str
         "no two methods have clients in common",
         keys,
         lambda axes, setting: duel(axes, trained[setting], first, second, catalogue.look, counts.get(setting)),
-        x=f"{second} (%)",
-        y=f"{first} (%)",
+        x=wrap(f"{second} (%)", 30),
+        y=wrap(f"{first} (%)", 30),
         legend=False,
     )
 
