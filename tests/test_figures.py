@@ -15,13 +15,12 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from written import write_run
 
 from fedbench.report import pictures, run_artifacts, writer
 from fedbench.report.evidence import gather
 from fedbench.report.figures import clients, frame, inside, report_figures, scores, style, tuned, varied
-from fedbench.report.figures.frame import DPI, PANELS
+from fedbench.report.figures.frame import PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests
 
@@ -67,19 +66,15 @@ DRAWN = {
 
 def test_figures_are_written_and_hold_something(made: Path) -> None:
     names = {path.name for path in (made / "out" / "figures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "png", "pdf")}
+    assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "pdf")}
     for name in DRAWN:
-        with Image.open(made / "out" / "figures" / f"{name}.png") as image:
-            colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
-            assert style.WIDTH * DPI + 1 > image.width > 0.2 * style.WIDTH * DPI
-        assert colours is not None
-        assert len(colours) > 20
         pdf = (made / "out" / "figures" / f"{name}.pdf").read_bytes()
         assert b"/FontFile2" in pdf  # TrueType outlines are embedded, fonttype 42
         assert b"/Type3" not in pdf
         assert b"CreationDate" not in pdf
         svg = (made / "out" / "figures" / f"{name}.svg").read_text()
         assert svg.rstrip().endswith("</svg>")
+        assert svg.count("<path") > 20
         assert not re.search(r"<dc:date>", svg)
 
 
@@ -304,7 +299,7 @@ def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
     assert {name: len(points) for name, points in sets.items()} == {"shared": 3, "class": 40, "client": 2}
     np.testing.assert_allclose(sets["class"], tensors["server.class_prompt"].mean(1))
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
-    assert "prompts.png" in {path.name for path in written.figures}
+    assert "prompts.svg" in {path.name for path in written.figures}
     assert run_artifacts.state(tmp_path, inside.TENSORS) == {}
     (folder.path / "checkpoint.safetensors").write_bytes(b"cut")
     assert run_artifacts.state(folder.path, inside.TENSORS) == {}
@@ -321,7 +316,7 @@ def test_the_plane_keeps_distances_of_points_in_a_plane() -> None:
     draw = np.random.default_rng(0)
     flat = draw.normal(size=(10, 2))
     turned = flat @ np.linalg.qr(draw.normal(size=(7, 2)))[0].T
-    plane = inside.flat_map(turned, "PCA")
+    plane = inside.plane(turned)
     np.testing.assert_allclose(
         np.linalg.norm(plane[:, None] - plane[None], axis=-1),
         np.linalg.norm(flat[:, None] - flat[None], axis=-1),
@@ -345,7 +340,7 @@ HEADS = [f"glyphs(train_per_class=6, test_per_class=2) · dirichlet(alpha={i / 1
 
 def overflow(figure: Figure) -> list[str]:
     """Texts of a figure as it is saved that reach over its edge, or over a neighbour on the same axis."""
-    frame.save(figure)
+    frame.save(figure, ("png",))
     renderer = FigureCanvasAgg(figure).get_renderer()
     edge, found = figure.bbox.padded(1.0), []
     for axes in figure.axes:

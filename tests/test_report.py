@@ -25,6 +25,7 @@ from fedbench.report.evidence import gather
 from fedbench.report.figures import report_figures
 from fedbench.report.figures.catalogue import FigureCatalogue
 from fedbench.report.tables import grid, notes
+from fedbench.report.tables.latex import TEXT_WIDTH, fit, tabular_width, width
 from fedbench.report.tables.summary import summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +81,7 @@ def check_latex(text: str) -> None:
                 assert cells + sum(spans) == len(columns.replace(" ", ""))
 
 
-def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latex_is_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
     for alpha in (0.1, 0.3, 1.0, 10.0):  # two blocks
         write_run(tmp_path / "r", NASTY, alpha=alpha, method="nasty")
@@ -92,12 +93,59 @@ def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.Monk
     for part in parts:
         check_latex(part)
     assert parts[0].count(r"\begin{tabular}") == 2
-    if shutil.which("pdflatex"):
-        head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
-        (tmp_path / "all.tex").write_text(head + "\n".join(parts) + "\\end{document}\n")
-        command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-2000:]
+
+
+LATEX = shutil.which("pdflatex")
+HEAD = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+
+
+@pytest.mark.skipif(LATEX is None, reason="no TeX here (pdflatex with booktabs)")
+def test_latex_compiles_and_fits_a_two_column_article(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
+    labels = [NASTY, "B", "pep_fedpt(inject=3, prototypes=shuffled, similarity=euclidean) [local.lr=0.01]"]
+    for alpha in (0.1, 0.3, 1.0, 10.0, 30.0):
+        for number, label in enumerate(labels):
+            for seed in range(3):
+                state = "diverged" if (number, seed) == (1, 2) else "done"
+                more = {
+                    "p10_accuracy": 0.4,
+                    "held_out_mean_accuracy": 0.45,
+                    "pooled_accuracy": 0.5,
+                    "global_accuracy": 0.5,
+                }
+                write_run(
+                    tmp_path / "r",
+                    label,
+                    seed,
+                    {20: 0.5 + 0.1 * number},
+                    alpha=alpha,
+                    method=f"m{number}",
+                    state=state,
+                    **more,
+                )
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
+    parts = [(tmp_path / "out" / name).read_text() for name in ("table.tex", "details.tex", "transposed.tex")]
+    (tmp_path / "all.tex").write_text(HEAD + "\n".join(parts) + "\\end{document}\n")
+    command = [str(LATEX), "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "all.log").read_text(errors="replace")
+    assert "Overfull" not in log
+    assert "Float too large" not in log
+
+
+def test_wide_tables_are_split_so_that_each_part_fits() -> None:
+    """The width model alone, where TeX is missing: widths are cmr8's, as `\\footnotesize` has them."""
+    assert width("0123456789") == pytest.approx(10 * 4.25, rel=0.01)  # ten figures of 4.25 points
+    cells = tuple(grid.Cell("100.0 ± 10.0", "") for _ in range(12))
+    groups = tuple(((f"setting {i}",), ("Mean", "Worst", "Pooled")) for i in range(4))
+    whole = grid.Grid(groups, (grid.Row("method", False, cells),))
+    assert tabular_width(whole) > TEXT_WIDTH
+    parts = fit(whole)
+    assert len(parts) > 1
+    assert all(tabular_width(part) <= TEXT_WIDTH for part in parts)
+    assert [title for part in parts for _, titles in part.groups for title in titles] == ["Mean", "Worst", "Pooled"] * 4
+    assert sum(len(part.rows[0].cells) for part in parts) == 12
 
 
 def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +183,7 @@ def test_the_command_prints_the_table_and_the_paths(tmp_path: Path) -> None:
     assert "[bold]A" in done.stdout  # a label is no markup
     assert "50.0" in done.stdout
     assert str(Path("reports/out/index.html")) in done.stdout
-    assert (tmp_path / "reports" / "out" / "figures" / "rounds.png").is_file()
+    assert (tmp_path / "reports" / "out" / "figures" / "rounds.svg").is_file()
 
 
 def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

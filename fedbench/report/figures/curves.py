@@ -1,4 +1,4 @@
-"""Accuracy while a run goes on: over its rounds, the bytes that it has sent, and the clients' multiply-adds."""
+"""Accuracy while a run goes on: over its rounds, the bytes that it has sent, and its multiply-adds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SPENT = {
     "compute": (
         "total_multiply_adds",
         "Accuracy against computation",
-        "the multiply-adds of all clients so far",
-        "multiply-adds of clients",
+        "the multiply-adds of local training so far, without the pass that makes features",
+        "multiply-adds of training",
     ),
 }
 

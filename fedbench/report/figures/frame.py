@@ -1,4 +1,4 @@
-"""Panels on a page of paper: a panel per setting, one legend for all; SVG for the page, PDF for the paper, PNG for slides."""
+"""Panels on a page of paper: a panel per setting, one legend for all; SVG for the page, PDF for the paper."""
 
 from __future__ import annotations
 
@@ -92,18 +92,24 @@ def _heading(text: str) -> str:
     return text if len(text) <= 32 else "\n".join(wrap(part, 30) for part in text.split(" · "))
 
 
-def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as SVG, PDF and PNG, without dates, so that the same figure is the same bytes."""
+def save(figure: Figure, kinds: Sequence[str] = ("svg", "pdf")) -> dict[str, bytes]:
+    """The figure as files of `kinds` ("svg", "pdf", "png"), without dates, so that the same figure is the same bytes."""
     figure.set_dpi(DPI)  # before all else: how wide text is depends on it
     if (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)  # once for both files: it takes as long as drawing does
+        engine.execute(figure)  # once for all files: it takes as long as drawing does
         figure.set_layout_engine("none")
     # the canvases' own functions: savefig would draw each file twice, the first time to measure it
-    png, pdf, svg = io.BytesIO(), io.BytesIO(), io.StringIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    return {"svg": svg.getvalue().encode(), "pdf": pdf.getvalue(), "png": png.getvalue()}
+    made = {}
+    for kind in kinds:
+        data = io.BytesIO()
+        if kind == "png":
+            FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
+        elif kind == "pdf":
+            FigureCanvasPdf(figure).print_pdf(data, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
+        else:
+            FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+        made[kind] = data.getvalue()
+    return made
 
 
 def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across: bool = True) -> NDArray[np.float64]:

@@ -19,7 +19,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     "shared": {"marker": "s", "c": "black", "s": 12},
     "client": {"marker": "^", "c": "#D55E00"},
 }
-TSNE_FROM = 30  # points; of fewer, neighbourhoods say little
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
@@ -33,22 +32,16 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
                 states.append((str(label), state))
         if states:
             break
-    kinds = [
-        (label, state, kind)
-        for label, state in states
-        for kind in ("PCA", "t-SNE")
-        if kind == "PCA" or sum(map(len, sets(state).values())) >= TSNE_FROM
-    ]
     catalogue.add(
         "prompts",
         "Prompts in two dimensions",
         "Prompts at the end of a run, first seed and first setting. Squares: shared prompts; dots: class prompts, coloured by "
         "where the class's prototype lies on the first principal component of all prototypes (alike colours, alike classes); "
-        "triangles: the prompts of clients. PCA: first two principal components; t-SNE keeps neighbourhoods only.",
+        "triangles: the prompts of clients. Axes: the first two principal components of all prompts.",
         "no finished run left a checkpoint with prompts of classes or clients",
-        kinds[:PANELS],
-        lambda axes, key: prompts(axes, key[1], key[2]),
-        heading=lambda key: f"{key[0]} · {key[2]}",
+        states[:PANELS],
+        lambda axes, key: prompts(axes, key[1]),
+        heading=lambda key: key[0],
         legend=False,
     )
     pictures = [
@@ -84,35 +77,28 @@ def sets(state: Mapping[str, Floats]) -> dict[str, Floats]:
     return found
 
 
-def flat_map(points: Floats, kind: str) -> Floats:
-    """points [n, D] in two dimensions [n, 2]: their first two principal components, or t-SNE of them."""
+def plane(points: Floats) -> Floats:
+    """The first two principal components [n, 2] of points [n, D]; each component's largest entry is positive."""
     centred = points - points.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    plane = left[:, :2] * scale[:2]
-    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
-    turn = np.where(
-        np.take_along_axis(plane, np.abs(plane).argmax(0)[None], 0) < 0, -1.0, 1.0
-    )  # a sign is no matter of chance
-    plane = plane * turn
-    if kind == "PCA":
-        return plane
-    from sklearn.manifold import TSNE  # slow to import
-
-    return np.asarray(TSNE(init="pca", perplexity=min(15, (len(points) - 1) / 3), random_state=0).fit_transform(points))
+    components = left[:, :2] * scale[:2]
+    components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
+    largest = np.take_along_axis(components, np.abs(components).argmax(0)[None], 0)
+    return np.asarray(components * np.where(largest < 0, -1.0, 1.0))
 
 
-def prompts(axes: Axes, state: Mapping[str, Floats], kind: str) -> None:
+def prompts(axes: Axes, state: Mapping[str, Floats]) -> None:
     """Prompts of a run: black squares are shared ones, dots class prompts (coloured by where the class's prototype lies on
     the first principal component of all prototypes), triangles the prompts of clients."""
     found = sets(state)
-    whole = flat_map(np.concatenate(list(found.values())), kind)
+    whole = plane(np.concatenate(list(found.values())))
     start = 0
     for name, points in found.items():
         at = whole[start : start + len(points)]
         start += len(points)
         look = dict(LOOKS.get(name, {"marker": "o"}))
         if name == "class" and "server.prototype" in state:
-            look["c"], look["cmap"] = flat_map(state["server.prototype"], "PCA")[:, 0], "viridis"
+            look["c"], look["cmap"] = plane(state["server.prototype"])[:, 0], "viridis"
         axes.scatter(at[:, 0], at[:, 1], **({"s": 10, "linewidths": 0, "alpha": 0.85} | look))
     axes.set_xticks([])
     axes.set_yticks([])

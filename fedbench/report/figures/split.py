@@ -49,7 +49,7 @@ def draw(
         _sizes(small[0], counts.sum(1))
         _classes(small[1], (counts > 0).sum(1), classes)
         _variation(small[2], variation, by_chance)
-        return save(figure)
+        return save(figure, ("png", "pdf"))
 
 
 def bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], cell: float) -> float:
