@@ -235,7 +235,7 @@ def covered(tree: Path, tests: Sequence[str]) -> coverage.CoverageData:
         env = {**os.environ, "COVERAGE_FILE": str(kept.with_suffix(".new"))}
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"the tests must pass before anything is changed:\n{done.stdout[-3000:]}")
+            raise SystemExit(f"the tests must pass before anything is changed:\n{(done.stdout + done.stderr)[-3000:]}")
         kept.with_suffix(".new").rename(kept)
     data = coverage.CoverageData(str(kept))
     data.read()

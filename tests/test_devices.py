@@ -12,6 +12,7 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedbench.bench.cases import CASES, World
 from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import CLIENTS
 from fedbench.method import Method, Param, linear_head, only_if, tokens
@@ -312,3 +313,48 @@ def test_waiting_for_a_device_synchronises_a_gpu_only(monkeypatch):
     meter.wait(torch.device("cpu"))
     meter.wait(torch.device("cuda", 1))
     assert waited == [torch.device("cuda", 1)]
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of `tensors` to another precision."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.places, self.count = {tensor.data_ptr() for tensor in tensors}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket is torch.ops.aten._to_copy:
+            self.count += args[0].data_ptr() in self.places
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["fedvpt", "pep_fedpt"])
+def test_bfloat16_copies_of_frozen_weights_spare_their_casts_and_change_no_bit(name):
+    small = tiny.mini_run(tiny.METHODS[name], dtype=PRECISE)
+    small.report_statistics(range(CLIENTS))
+    backbone = small.model.backbone
+    copied = backbone.with_products_in(torch.bfloat16)
+    assert backbone.weights_hash() == tiny.backbone(PRECISE).weights_hash()  # the original is as it was
+    with Casts(backbone.parameters()) as before:
+        cast = small.round(COHORT, model=replace(small.model, autocast=True))
+    with Casts(copied.parameters()) as after:
+        kept = small.round(COHORT, model=replace(small.model, backbone=copied, autocast=True))
+    assert before.count > 0
+    assert after.count == 0
+    for key, value in cast.updated.items():
+        assert torch.equal(value, kept.updated[key]), key
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "copied"),
+    [("fedvpt", "bfloat16", True), ("lora", "bfloat16", False), ("fedvpt", "float32", False)],
+)
+def test_runs_in_bfloat16_share_one_copy_of_the_frozen_weights(method, precision, copied, tmp_path):
+    """LoRA trains on top of the weights, which stay in float32 for it."""
+    world = World.make(CASES["smoke@16"], tmp_path)
+    first, second = (world.experiment({"name": method}, tiny.plugins(), "cpu", precision) for _ in range(2))
+    assert first.model.backbone is second.model.backbone
+    weight = first.model.backbone.vit.blocks[0].mlp.fc1.weight
+    assert weight.dtype == (torch.bfloat16 if copied else torch.float32)
+    assert first.model.backbone.vit.blocks[0].norm1.weight.dtype == torch.float32
+    assert first.facts.backbone_hash == second.facts.backbone_hash

@@ -245,7 +245,7 @@ def _model(
     return StackedModel(
         method=method,
         spec=spec,
-        backbone=frozen.vit,
+        backbone=_backbone_in_passes(run, frozen, method),
         images=frozen.images,
         labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
         features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
@@ -254,6 +254,13 @@ def _model(
         compiled=CompiledBlocks(clients * piece) if machine.compile else None,
         cached_tokens=_cached_tokens(run, machine, frozen, method),
     )
+
+
+def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backbone:
+    """The backbone that passes run: with bfloat16 copies of its weights if they are only read, and only there."""
+    if run.precision != "bfloat16" or method.backbone_weights is not None:
+        return frozen.vit
+    return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))
 
 
 def _features(frozen: Frozen, machine: Machine) -> Tensor:

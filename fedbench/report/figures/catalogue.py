@@ -102,7 +102,7 @@ class FigureCatalogue:
             return lambda: [draw(sketch) for sketch in self.sketches]
         _drawn_by_forks = self.sketches
         pool = fork_pool.make_pool(min(cores, len(todo)))
-        # what is drawn last on the page takes longest: it begins first
+        # What is drawn last on the page takes longest, so it begins first.
         futures = {number: fork_pool.submit(pool, _draw, number) for number in reversed(todo)}
 
         def finish() -> list[Drawing]:
