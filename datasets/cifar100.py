@@ -32,7 +32,7 @@ class Dataset(CifarDataset):
         "coarse_labels": ("coarse_label_names", 20),
     }
 
-    coarse: bool = option(False, "the 20 superclasses as labels instead of the 100 classes")
+    coarse: bool = option(False, "whether labels are the 20 superclasses instead of the 100 classes")
 
     @property
     def labels_used(self) -> str:

@@ -1,4 +1,4 @@
-"""Digits: scikit-learn's real handwritten digits, a small data set that is not drawn by us and needs no download."""
+"""Digits: the handwritten digits in scikit-learn, a small dataset of real images without any download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedbench.data import Extent, Facts, Samples, option
 
 @dataclass(frozen=True)
 class Dataset(Base):
-    """1,797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32; every fifth of a class is for testing."""
+    """1,797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32; every fifth image of a class is for testing."""
 
     citation: ClassVar[str] = (
         "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, "
@@ -23,11 +23,11 @@ class Dataset(Base):
     )
     licence: ClassVar[str] = "CC BY 4.0"
     facts: ClassVar[Facts | None] = Facts(1_797, 10, page="part of scikit-learn, nothing is downloaded")
-    test_every: int = option(5, "each class gives its every n-th image to the test set")
+    test_every: int = option(5, "every n-th image of each class is for testing")
 
     def load(self, root: Path) -> Samples:
-        """Read the digits that scikit-learn carries; `root` is not used."""
-        from sklearn.datasets import load_digits  # slow to import, and needed here alone
+        """Read the digits in scikit-learn; `root` is not used."""
+        from sklearn.datasets import load_digits  # slow to import
 
         digits = load_digits()
         grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0..16
@@ -43,5 +43,5 @@ class Dataset(Base):
         return Samples(images=images, labels=labels, is_test=is_test, class_names=tuple(map(str, range(10))))
 
     def extent(self, root: Path) -> Extent:
-        """Nothing has to be fetched or written for it."""
+        """By loading, which fetches and writes nothing."""
         return Extent.of(self.load(root))

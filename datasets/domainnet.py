@@ -1,7 +1,7 @@
 """DomainNet: 586,575 images of 345 classes in six domains, by the official lists of the cleaned version.
 
-Peng et al. 2019 (arXiv:1812.01754). The official lists are taken as they are; that painting_train.txt lacks the class
-t-shirt is a known fault of theirs.
+Peng et al. 2019 (arXiv:1812.01754). The official lists are used unchanged; painting_train.txt is known to lack the class
+t-shirt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Dataset(ImageDataset):
     citation: ClassVar[str] = "Peng et al. 2019, Moment Matching for Multi-Source Domain Adaptation, arXiv:1812.01754"
     licence: ClassVar[str] = "fair use for non-commercial research and education, http://ai.bu.edu/M3SDA/"
     home = "domainnet"
-    # 48,129 + 51,605 + 72,266 + 172,500 + 172,947 + 69,128 is what the page says; the lists may differ by a few
+    # the page: 48,129 + 51,605 + 72,266 + 172,500 + 172,947 + 69,128; the lists may differ by a few
     facts = Facts(586_575, 345, domains=6, page="http://ai.bu.edu/M3SDA/")
     archives = DOMAINNET_IMAGES + DOMAINNET_LISTS
 

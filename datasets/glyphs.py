@@ -1,4 +1,4 @@
-"""Glyphs: 100 characters in 6 drawing styles, rendered on the spot, so that the suite runs with nothing downloaded."""
+"""Glyphs: 100 characters in 6 drawing styles, rendered when they are first used, so that nothing has to be downloaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedbench.data import Dataset as Base
 from fedbench.data import Extent, Facts, Samples, option
 from fedbench.sources import cached_arrays, glyph_renderer
 
-# Chosen for being far apart, also at one size: no capital beside its small twin, no letter that two scripts share.
+# Chosen to look different at one size: no capital beside its small form, no letter that two scripts share.
 GREEK = "ΓΔΘΞΣΩαβεζηιλμνξπςτψ"
 CYRILLIC = "БЂЊЋДЙФШЯжклцчщъыьэюђљѣҖҘӘ"
 ARMENIAN = "ԳԶԷԸԹԻԽԿՀՂՃՄՆՇՉՊՌՎՖիխկմնչջվփֆև"
@@ -25,7 +25,7 @@ GEORGIAN = "აბდეზთიკლმორსტფქშცჭჯჰჱ�
 CHARACTERS = GREEK + CYRILLIC + ARMENIAN + GEORGIAN
 
 ANY = (0.0, 1.0)
-# Domains differ in font, weight, slant, outline, paper, polarity, noise and warp all at once, as real sources do.
+# Domains differ in font, weight, slant, outline, paper, polarity, noise and warp at the same time, as real sources do.
 STYLES = (
     glyph_renderer.Style(
         "book",
@@ -111,10 +111,10 @@ class Dataset(Base):
     licence: ClassVar[str] = "Apache-2.0; the fonts are free (Bitstream Vera licence)"
     train_per_class: int = option(20, "training images per character and style")
     test_per_class: int = option(10, "test images per character and style")
-    render_seed: int = option(0, "which drawing of the images")
+    render_seed: int = option(0, "random seed of the images")
 
     def load(self, root: Path) -> Samples:
-        """Draw the images, or map those drawn before; they are kept in a folder of `root`."""
+        """Map the images. The first call draws them into a folder below `root`."""
 
         def build(aside: Path) -> None:
             np.save(aside / "images.npy", self.draw())
@@ -137,7 +137,7 @@ class Dataset(Base):
         )
 
     def extent(self, root: Path) -> Extent:
-        """By the options alone; nothing is drawn."""
+        """From the options; nothing is drawn."""
         count = len(STYLES) * len(CHARACTERS) * (self.train_per_class + self.test_per_class)
         return Extent.of(self._samples(np.empty((count, 0, 0, 3), dtype=np.uint8)))
 
@@ -147,14 +147,14 @@ class Dataset(Base):
         parts = []
         for style in STYLES:
             masks = glyph_renderer.clean_masks(CHARACTERS, style.font, style.stroke, style.hollow)
-            # Training and test images come from one stream, one after the other: alike, but never the same image.
+            # Training and test images are drawn from one stream, so they are alike and never equal.
             labels = np.repeat(np.arange(len(CHARACTERS)), each)
             draw = glyph_renderer.stream("glyphs", self.render_seed, style.name)
             parts.append(glyph_renderer.render(masks, style, labels, draw))
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """8 hex digits that change with anything that may change a pixel."""
+        """8 hex digits of everything that may change a pixel."""
         parts = (
             self,
             STYLES,

@@ -1,11 +1,11 @@
-"""iNaturalist with its natural users or places: photographs of 1,203 species, dealt by the files of Hsu et al. 2020.
+"""iNaturalist with its natural users or places: photographs of 1,203 species, split by the files of Hsu et al. 2020.
 
 Hsu, Qi and Brown 2020, "Federated Visual Classification with Real-World Data Distribution" (arXiv:2003.08082),
 https://github.com/google-research/google-research/tree/master/federated_vision_datasets: federated_train*.csv (user_id,
-image_id, class, label) and test.csv without users, as the page there says. The full name of User-120k's file is known from
-public code; those of the Geo files are not, so a file is told by the number at its end. The images are those of the
-iNaturalist 2017 competition (https://github.com/visipedia/inat_comp/tree/master/2017, which tells the checksum). They are
-read in one pass through the archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global
+image_id, class, label) and test.csv without users (page). The full name of User-120k's file is known from public code, those
+of the Geo files are not, so a file is recognised by the number at the end of its name. The images are those of the
+iNaturalist 2017 competition (https://github.com/visipedia/inat_comp/tree/master/2017, with the checksum). They are read in
+one pass through the archive, and nothing is unpacked. The images of test.csv have no user (-1): they are the global
 test set, and each user's own test images are held out of its training images by the partition (``test: own``).
 """
 
@@ -61,8 +61,8 @@ class Dataset(ImageDataset):
 
     clients: Literal["user_120k", "geo_100", "geo_300", "geo_1k", "geo_3k", "geo_10k", "geo_30k"] = option(
         "user_120k",
-        "whose images belong together: those of a user (9,275), or of a cell of the map, from small to large "
-        "(3,606, 1,208, 368, 135, 38 and 11)",
+        "what a client of the natural split is: a user (9,275 of them), or a cell of the map, from small to large cells "
+        "(3,606, 1,208, 368, 135, 38 and 11 of them)",
         always_shown=True,
     )
 
@@ -85,33 +85,33 @@ class Dataset(ImageDataset):
             [(IMAGES, f"{row[-2]}.jpg") for row in train + test],
             labels,
             np.arange(len(train) + len(test)) >= len(train),
-            tuple(f"species {number}" for number in range(1203)),  # the files tell numbers only
+            tuple(f"species {number}" for number in range(1203)),  # the files have numbers only
             user=np.concatenate([user.astype(np.int64), np.full(len(test), -1, dtype=np.int64)]),
         )
 
     def key(self, name: str) -> str:
-        """An image's id is its file's name; the folders of its species are not told by the lists."""
+        """The image's id, which is its file's name; the lists do not name the folders of species."""
         return PurePosixPath(name).name
 
     def _train_file(self, source: Source) -> str:
         """federated_train*.csv of this split. Raises DataError."""
         lists = [name for name in source.names if re.fullmatch(r"federated_train.*\.csv", PurePosixPath(name).name)]
-        found = [name for name in lists if _scale(PurePosixPath(name).stem) == _scale(self.clients)]
-        if len(found) != 1:
+        matching = [name for name in lists if _scale(PurePosixPath(name).stem) == _scale(self.clients)]
+        if len(matching) != 1:
             raise DataError(
                 f"{source.path}: expected one federated_train*{self.clients}.csv, found {', '.join(lists) or 'none'}"
             )
-        return found[0]
+        return matching[0]
 
 
 def _scale(name: str) -> int:
-    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; -1 where there is none."""
-    found = re.search(r"(\d+)(k?)$", name.lower())
-    return int(found[1]) * (1000 if found[2] else 1) if found else -1
+    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; -1 if there is none."""
+    match = re.search(r"(\d+)(k?)$", name.lower())
+    return int(match[1]) * (1000 if match[2] else 1) if match else -1
 
 
 def _rows(source: Source, name: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """These columns of a CSV file, the class being a number. Raises DataError."""
+    """The named columns of a CSV file; the last one is a class number. Raises DataError."""
     reader = csv.DictReader(io.StringIO(source.read(name).decode("utf-8-sig")))
     if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
         raise DataError(f"{source.path}: expected the column {missing[0]} in {name}, found {reader.fieldnames}")

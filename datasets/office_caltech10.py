@@ -31,7 +31,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Dataset(ImageDataset):
-    """Ten classes of things in the domains amazon, caltech, dslr and webcam."""
+    """Ten classes of objects in the domains amazon, caltech, dslr and webcam."""
 
     citation: ClassVar[str] = (
         "Gong et al. 2012, Geodesic Flow Kernel; lists of Li et al. 2021 (FedBN), arXiv:2102.07623"

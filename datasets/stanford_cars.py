@@ -1,9 +1,8 @@
 """Stanford Cars: 16,185 photographs of 196 makes and models of cars, by the official lists.
 
-Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization" (3dRR). The official page is gone, so the four
-files have to be at hand. The lists are MATLAB files, which SciPy reads: numbers and text are all that it makes of them, it
-imports and unpickles nothing. The checksums are those of torchvision's loader, which fetched the files while it could (code).
-The bounding boxes are not used: images are taken whole.
+Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization" (3dRR). The official page is gone, so you
+need a copy of the four files. The lists are MATLAB files, of which SciPy makes numbers and text alone; nothing in them can
+run. The checksums are those of torchvision's loader, which once downloaded the files (code). The bounding boxes are not used.
 """
 
 from __future__ import annotations
@@ -66,14 +65,14 @@ class Dataset(ImageDataset):
         )
 
     def key(self, name: str) -> str:
-        """The lists name files alone; copies differ in the folders above them."""
+        """The file's name without folders: the lists have no folders, and copies differ in them."""
         return PurePosixPath(name).name
 
     def _places(self, root: Path) -> list[Path]:
         return [
             *super()._places(root),
             root / self.home / "devkit",
-        ]  # where many have put the labels of the test images
+        ]  # the usual place of the labels of the test images
 
 
 def _annotations(source: Source, name: str) -> list[tuple[str, int]]:
@@ -95,10 +94,10 @@ def _annotations(source: Source, name: str) -> list[tuple[str, int]]:
 
 def _variable(source: Source, name: str, variable: str) -> Any:
     """A variable of a MATLAB file. Raises DataError."""
-    from scipy.io import loadmat  # slow to import, and needed here alone
+    from scipy.io import loadmat  # slow to import
 
     try:
-        file: Any = io.BytesIO(source.read(name))  # admitted, but the stubs know paths alone
+        file: Any = io.BytesIO(source.read(name))  # SciPy accepts it, but its type stubs name paths only
         return loadmat(file, squeeze_me=True, variable_names=[variable])[variable]
     except DataError:
         raise

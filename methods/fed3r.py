@@ -35,7 +35,6 @@ class Method(Base):
     )
 
     family: ClassVar[str] = "training-free"
-    reference: ClassVar[bool] = True
     search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Fani et al. 2024, arXiv 2406.01116"
 

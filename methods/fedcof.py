@@ -38,7 +38,6 @@ class Method(Base):
     )
 
     family: ClassVar[str] = "training-free"
-    reference: ClassVar[bool] = True
     search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Goswami et al. 2025, arXiv 2412.14326"
 

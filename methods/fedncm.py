@@ -29,7 +29,6 @@ class Method(Base):
     )
 
     family: ClassVar[str] = "training-free"
-    reference: ClassVar[bool] = True
     citation: ClassVar[str] = "Legate et al. 2023, arXiv 2306.03937"
     search: ClassVar = {}  # nothing is trained
 

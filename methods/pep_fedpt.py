@@ -180,3 +180,14 @@ class Method(Base):
             mean = torch.einsum("kc,kcnd->cnd", share, updates.updated["class_prompt"])
             new["class_prompt"] = torch.where(count.sum(0)[:, None, None] > 0, mean, server["class_prompt"])
         return new
+
+    def picture(self, server: Values, prior: Tensor | None) -> dict[str, Tensor]:
+        """PEP-FedPT: how an input whose query is exactly the prototype of a class (row) mixes the class prompts (columns).
+
+        With equal priors, and with the prior of one client if the method uses it.
+        """
+        mean = server["prototype"]
+        panels = {"equal priors": self.weights({"prototype": mean, "prior": torch.ones(len(mean)) / len(mean)}, mean)}
+        if self.prior == "client" and prior is not None:
+            panels["prior of a client"] = self.weights({"prototype": mean, "prior": prior}, mean)
+        return panels

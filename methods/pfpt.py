@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -122,13 +123,15 @@ def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, li
         ]  # prompt j of client k: phi[z[k][j]]
     optimizer = torch.optim.Adam([phi, *s.parameters(), *g.parameters()])
     for _ in range(loops):
+        gains = []  # a client's assignment is read in the next loop only, so all are computed together
         for k in range(clients):
             scores, unused = log_likelihood(local[k], phi, s(phi).sigmoid(), g(phi)[:, 0])
             loss = -(scores.gather(1, z[k][:, None]).sum() + unused)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            z[k] = assign(scores.detach())
+            gains.append(scores.detach())
+        z = list(assign(torch.stack(gains)))
     kept, renamed = torch.unique(torch.stack(z), return_inverse=True)
     return phi.detach()[kept], list(renamed)
 
@@ -145,10 +148,11 @@ def log_likelihood(x: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> tuple[
 
 
 def assign(scores: Tensor) -> Tensor:
-    """A different centroid [n] for each prompt, with the greatest sum of scores [n, M]."""
+    """For each client a different centroid for each prompt, [K, n], with the greatest sum of `scores` [K, n, M]."""
     from scipy.optimize import linear_sum_assignment  # slow to import
 
-    return torch.as_tensor(linear_sum_assignment(scores.cpu().numpy(), maximize=True)[1], device=scores.device)
+    columns = [linear_sum_assignment(gain, maximize=True)[1] for gain in scores.cpu().numpy()]
+    return torch.as_tensor(np.stack(columns), device=scores.device)
 
 
 def _network(width: int, out: int) -> nn.Module:

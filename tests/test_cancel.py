@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import signal
@@ -27,7 +26,7 @@ import pathlib, sys
 folder, name = pathlib.Path({folder!r}), pathlib.Path(sys.argv[0]).name
 with open(folder / "calls", "a") as file:
     file.write(" ".join([name, *sys.argv[1:]]) + "\\n")
-if name == "squeue" and any("%u" in word for word in sys.argv):
+if name == "squeue" and any("%U" in word for word in sys.argv):
     print((folder / "jobs").read_text(), end="")
 if name == "squeue" and any("%T" in word for word in sys.argv):
     for line in (folder / "jobs").read_text().splitlines():
@@ -70,14 +69,14 @@ def job_json(place: Workplace, **job: Any) -> None:
     (folder.path / "job.json").write_text(json.dumps(whole))
 
 
-ME = getpass.getuser()
+ME = os.getuid()
 
 
 @pytest.mark.parametrize(
     ("row", "job"),
     [
         (f"12|{ME}|other-job", {"id": "12"}),  # the scheduler used the id again
-        ("12|somebody|fedbench-sweep", {"id": "12"}),
+        ("12|99999|fedbench-sweep", {"id": "12"}),
         (f"12|{ME}|fedbench-sweep2", {"id": "12"}),
         (f"12_3|{ME}|fedbench-other", {"id": "12_3"}),
         (f"12|{ME}|fedbench-sweep", {"id": "12", "cluster": "elsewhere"}),

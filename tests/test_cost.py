@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CLASSES, METHODS, mini_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedbench.method import Aggregation
 from fedbench.run import cost
+from fedbench.run.server import parameters
+from fedbench.vit.backbone import architecture
 
 CLIENT, SAMPLES = 2, 12  # of the miniature run: 12 samples in batches of 4, without padding
 
@@ -72,3 +77,61 @@ def test_a_forward_pass_is_counted_to_a_hundredth(name):
     head = CLASSES * model.backbone.width
     ours = cost.one_pass(model.method, model.spec, model.backbone).forward + head
     assert SAMPLES * ours == pytest.approx(theirs, rel=0.01)
+
+
+def kept_by_autograd(small, images, autocast):
+    """Bytes of the tensors that a local step's forward pass keeps, without parameters; a storage counts once."""
+    model = replace(small.model, autocast=autocast)
+    parameters = {value.untyped_storage().data_ptr() for value in model.backbone.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address is not used again
+        return tensor
+
+    values = small.server.send(torch.tensor([CLIENT]))
+    values = {n: v.requires_grad_(small.model.spec[n].trains) for n, v in values.items()} | small.server.read()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.forward(values, torch.arange(images)[None], add_prior=False)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt"])
+def test_kept_bytes_are_those_that_autograd_keeps(name):
+    """The difference between 48 and 16 images, so that values and constants do not count; the head and norms add a little."""
+    small = mini_run(METHODS[name], dtype=torch.float32)
+    small.model.backbone.uses_fast_blocks = small.model.backbone.trims_last_block = False
+    cost_ = cost.one_pass(small.model.method, small.model.spec, small.model.backbone)
+    kept = (kept_by_autograd(small, 48, False) - kept_by_autograd(small, 16, False)) / 32
+    assert cost_.kept_bytes("float32") == pytest.approx(kept, rel=0.15)
+
+
+def vit_base(clients, precision):
+    """The images in a pass of FedVPT on ViT-B/16 at 224 px on a GPU, and the GiB that `clients` x 32 images keep."""
+    vit = architecture("vit_base_patch16_224")
+    method = METHODS["fedvpt"]
+    task = cost.task_of(vit, 100, torch.ones(10, 100), seed=0)
+    pass_ = cost.one_pass(method, parameters(method, Aggregation(), task), vit)
+    images = cost.chunk_images(pass_, torch.device("cuda"), precision)
+    return images, clients * 32 * pass_.kept_bytes(precision) / 2**30
+
+
+def test_ten_clients_of_vit_base_are_one_pass_within_24_gib_in_bfloat16():
+    images, kept = vit_base(10, "bfloat16")
+    assert images >= 320  # 10 clients x 32 images
+    assert 12 < kept < 16  # 12 blocks x 205 tokens x 24 D bytes x 320 images; the rest is for weights and buffers
+    assert vit_base(images / 32, "bfloat16")[1] <= 15
+
+
+def test_a_pass_in_float32_holds_fewer_images():
+    images, _ = vit_base(10, "float32")
+    assert vit_base(images / 32, "float32")[1] <= 15
+    assert images < 320
+
+
+def test_a_small_backbone_gets_as_many_images_as_fill_a_gpu():
+    small = mini_run(METHODS["fedvpt"])
+    pass_ = cost.one_pass(small.model.method, small.model.spec, small.model.backbone)
+    assert cost.chunk_images(pass_, torch.device("cuda"), "float32") == cost.GPU_CHUNK_TOKENS // max(pass_.tokens)

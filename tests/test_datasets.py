@@ -59,9 +59,7 @@ def test_an_extent_costs_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
     for module, function in ((pixels, "write"), (archive_files, "download"), (cache, "_make")):
         monkeypatch.setattr(module, function, lambda *_: pytest.fail("an extent was to cost nothing"))
     if name in ARCHIVES:
-        with pytest.raises(
-            DataError, match=f"{name} is not prepared below .* run python -m fedbench.data prepare {name}"
-        ):
+        with pytest.raises(DataError, match=f"{name} is not prepared below .* run fedbench data prepare {name}"):
             dataset.extent(tmp_path / "root")
     else:
         told = dataset.extent(tmp_path / "root")

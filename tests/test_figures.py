@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from written import write_run
 
-from fedbench.report import run_artifacts, writer
+from fedbench.report import pictures, run_artifacts, writer
 from fedbench.report.evidence import gather
-from fedbench.report.figures import catalogue, clients, frame, inside, scores, style, varied
-from fedbench.report.figures.frame import DPI, PANELS
+from fedbench.report.figures import clients, frame, inside, report_figures, scores, style, tuned, varied
+from fedbench.report.figures.frame import PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests
 
@@ -44,22 +47,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-DRAWN = {"rounds", "bytes", "by-partition-alpha", "worst", "cost", "heat", "ranks", "clients", "duel", "split"}
+DRAWN = {
+    *(
+        "rounds",
+        "bytes",
+        "compute",
+        "iqm",
+        "profiles",
+        "improvement",
+        "outcomes",
+        "by-partition-alpha",
+        "worst",
+        "cost",
+    ),
+    *("heat", "ranks", "clients", "duel", "split"),
+}
 
 
 def test_figures_are_written_and_hold_something(made: Path) -> None:
     names = {path.name for path in (made / "out" / "figures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("png", "pdf")}
+    assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "pdf")}
     for name in DRAWN:
-        with Image.open(made / "out" / "figures" / f"{name}.png") as image:
-            colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
-            assert style.WIDTH * DPI + 1 > image.width > 0.2 * style.WIDTH * DPI
-        assert colours is not None
-        assert len(colours) > 20
         pdf = (made / "out" / "figures" / f"{name}.pdf").read_bytes()
         assert b"/FontFile2" in pdf  # TrueType outlines are embedded, fonttype 42
         assert b"/Type3" not in pdf
         assert b"CreationDate" not in pdf
+        svg = (made / "out" / "figures" / f"{name}.svg").read_text()
+        assert svg.rstrip().endswith("</svg>")
+        assert svg.count("<path") > 20
+        assert not re.search(r"<dc:date>", svg)
 
 
 @pytest.mark.slow
@@ -72,11 +88,44 @@ def test_the_same_records_give_the_same_bytes(made: Path, tmp_path: Path) -> Non
         assert (made / "out" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
 
 
-def test_looks_differ_for_all_methods_and_stay_with_their_label() -> None:
-    names = [f"m{i}" for i in range(28)]
+def light(colour: str) -> np.ndarray:
+    """Linear RGB of a colour like #0072B2."""
+    value = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of linear RGB: a distance of 2.3 is just noticeable."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+    x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 0.008856))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+# Machado, Oliveira and Fernandes 2009: what people without green cones see, in linear RGB
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
+
+
+def test_looks_differ_by_more_than_the_marker_in_grey_and_without_green_cones() -> None:
+    found = list(style.looks([f"m{i}" for i in range(14)]).values())
+    for first, second in combinations(found, 2):
+        assert first.marker != second.marker
+        if first.line == second.line:
+            colours = light(first.colour), light(second.colour)
+            grey = [lab(np.full(3, [0.2126, 0.7152, 0.0722] @ colour))[0] for colour in colours]
+            seen = [lab(np.clip(DEUTERANOPIA @ colour, 0, 1)) for colour in colours]
+            assert abs(grey[0] - grey[1]) > 9
+            assert np.linalg.norm(seen[0] - seen[1]) > 9
+    for first, second in pairwise(found):  # variants of a method stand next to each other
+        assert first.line != second.line
+        assert first.hollow != second.hollow
+
+
+def test_looks_differ_for_28_methods_and_stay_with_their_label() -> None:
+    names = [f"m{i}" for i in range(29)]
     found = style.looks(names, ["m3"])
-    assert len({(look.colour, look.line) for look in found.values()}) == 28
-    assert len({look.marker for look in list(found.values())[:15]}) >= 14
+    assert len({(look.colour, look.line) for look in found.values()}) == 29
     assert found["m3"].colour == "#000000"
     assert style.looks(names[:5], ["m3"])["m4"] == found["m4"]
 
@@ -86,7 +135,9 @@ def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert written.figures == ()
     html = written.page.read_text()
-    assert html.count("Not drawn:") == len(catalogue.NAMES) - 2  # no heat map without a cell, no tuning without a trial
+    assert (
+        html.count("Not drawn:") == len(report_figures.NAMES) - 3
+    )  # no heat map without a cell, no tuning without a trial
     assert "no two finished runs of a method differ in one field" in html
 
 
@@ -102,11 +153,11 @@ def test_figures_of_an_earlier_report_do_not_linger(made: Path, tmp_path: Path) 
 def test_more_settings_than_panels_make_more_figures_up_to_a_limit_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "MOST", 2 * PANELS)
+    monkeypatch.setattr(report_figures, "MOST", 2 * PANELS)
     for i in range(2 * PANELS + 1):
         write_run(tmp_path, alpha=0.1 * (i + 1))
     evidence = gather([], tmp_path)
-    sketches = catalogue.all_figures(evidence, contests.overall(evidence.runs))
+    sketches = report_figures.all_figures(evidence, {}, contests.overall(evidence.runs)).sketches
     rounds = [sketch.drawing for sketch in sketches if sketch.drawing.title == "Accuracy over rounds"]
     assert [drawing.name for drawing in rounds] == ["rounds", "rounds-2"]
     assert "1 more are not drawn" in rounds[0].caption
@@ -123,7 +174,7 @@ def test_partitions_without_a_common_number_stand_side_by_side(tmp_path: Path) -
     write_run(tmp_path, config={"partition": {"name": "iid"}}, partition="iid")
     (family,) = of(tmp_path)[""]
     assert not family.numeric
-    assert sorted(family.runs["level"]) == ["dirichlet(alpha=0.1)", "iid"]
+    assert sorted(family.runs["level"]) == ["dirichlet 0.1", "iid"]
 
 
 def test_whatever_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
@@ -153,7 +204,7 @@ def test_a_choice_is_drawn_as_words_and_participation_as_panels_of_a_partition(t
     assert set(choice.runs["line"]) == {"pep"}
     (cohorts,) = found["clients.per_round"]
     assert sorted(cohorts.runs["level"]) == [1, 2]
-    assert cohorts.title == "glyphs · dirichlet(alpha=0.3)"
+    assert cohorts.title == "glyphs · dirichlet 0.3"
 
 
 def test_values_that_a_tuning_chose_count_as_no_difference(tmp_path: Path) -> None:
@@ -170,22 +221,64 @@ def test_the_pareto_front_by_hand() -> None:
     assert scores.pareto(points).tolist() == [True, True, False, True, False]
 
 
-def test_mixture_is_what_the_method_computes() -> None:
+def test_a_method_offers_its_own_picture(tmp_path: Path) -> None:
+    """The hook `picture` of PEP-FedPT: row c are the weights for an input whose query is the prototype of class c."""
     import torch
 
     from fedbench.plan.plugins import plugins
 
-    cls = plugins().classes["method"]["pep_fedpt"]
     mean = np.random.default_rng(0).normal(size=(4, 6))
     prior = np.array([0.5, 0.5, 0.0, 0.0])
-    values = {"prototype": torch.from_numpy(mean), "prior": torch.from_numpy(prior)}
-    for similarity in ("cosine", "euclidean"):
-        for kind in ("client", "uniform"):
-            method = cls(similarity=similarity, prior=kind, temperature=0.3)
-            wanted = method.weights(values, torch.from_numpy(mean)).numpy()
-            fields = {"similarity": similarity, "temperature": 0.3}
-            found = inside.mixture({"server.prototype": mean}, fields, prior if kind == "client" else None)
-            np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    method = plugins().classes["method"]["pep_fedpt"](temperature=0.3)
+    panels = method.picture({"prototype": torch.from_numpy(mean)}, torch.from_numpy(prior))
+    unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    scores_ = np.exp(unit @ unit.T / 0.3)
+    np.testing.assert_allclose(panels["equal priors"], scores_ / scores_.sum(1, keepdims=True), rtol=1e-9)
+    weighed = scores_ * ((1 - 1e-3) * prior + 1e-3 / 4)  # a thousandth of uniform mass, as the method smooths
+    np.testing.assert_allclose(panels["prior of a client"], weighed / weighed.sum(1, keepdims=True), rtol=1e-6)
+    assert plugins().classes["method"]["fedvpt"]().picture is None
+
+
+class Shown:
+    """A method of a user with a picture."""
+
+    def picture(self, server: dict[str, Any], prior: Any) -> dict[str, Any]:
+        """What it knows.
+
+        More words, which are no caption.
+        """
+        return {"all": server["prompt"], "prior": prior[None]}
+
+
+class Broken(Shown):
+    """A method of a user with a mistake."""
+
+    def picture(self, server: dict[str, Any], prior: Any) -> dict[str, Any]:
+        """What it does not know."""
+        return {"all": 1 / 0}
+
+
+def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    folder = write_run(tmp_path, "A", clients=True)
+    values = np.array([[0.0, 0.25, 1.0], [1.0, 0.0, 0.5]], dtype=np.float32)
+    save_file({"server.prompt": values, "total.seconds": np.ones(1)}, folder.path / "checkpoint.safetensors")
+    planned = SimpleNamespace(
+        label="A", name=folder.path.name, tuning={}, run=SimpleNamespace(method={}, dataset={}, partition={})
+    )
+    made = SimpleNamespace(make=lambda kind, block: Shown())
+    found, notes = pictures.pictures_of([planned], made, tmp_path)  # type: ignore[list-item,arg-type]
+    caption, panels = found[folder.path.name]
+    assert (caption, notes) == ("What it knows.", [])
+    np.testing.assert_array_equal(panels["all"], values)
+    # client 0 holds 1 sample of class 0 and 8 of class 1 (see `write_run`)
+    np.testing.assert_allclose(panels["prior"][0, :2], [1 / 9, 8 / 9])
+    broken = SimpleNamespace(make=lambda kind, block: Broken())
+    assert pictures.pictures_of([planned], broken, tmp_path) == (  # type: ignore[list-item,arg-type]
+        {},
+        ["A: its picture() failed (ZeroDivisionError: division by zero)."],
+    )
 
 
 def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
@@ -206,7 +299,7 @@ def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
     assert {name: len(points) for name, points in sets.items()} == {"shared": 3, "class": 40, "client": 2}
     np.testing.assert_allclose(sets["class"], tensors["server.class_prompt"].mean(1))
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
-    assert {"prompts.png", "mixture.png"} <= {path.name for path in written.figures}
+    assert "prompts.svg" in {path.name for path in written.figures}
     assert run_artifacts.state(tmp_path, inside.TENSORS) == {}
     (folder.path / "checkpoint.safetensors").write_bytes(b"cut")
     assert run_artifacts.state(folder.path, inside.TENSORS) == {}
@@ -223,7 +316,7 @@ def test_the_plane_keeps_distances_of_points_in_a_plane() -> None:
     draw = np.random.default_rng(0)
     flat = draw.normal(size=(10, 2))
     turned = flat @ np.linalg.qr(draw.normal(size=(7, 2)))[0].T
-    plane = inside.flat_map(turned, "PCA")
+    plane = inside.plane(turned)
     np.testing.assert_allclose(
         np.linalg.norm(plane[:, None] - plane[None], axis=-1),
         np.linalg.norm(flat[:, None] - flat[None], axis=-1),
@@ -237,7 +330,7 @@ def test_a_duel_counts_who_is_ahead() -> None:
     rows = [("A", 0, 90.0), ("A", 1, 50.0), ("A", 2, 20.0), ("B", 0, 80.0), ("B", 1, 50.0), ("B", 2, 10.0)]
     frame = pd.DataFrame(rows, columns=["label", "client", "accuracy"]).assign(seed=0)
     clients.duel(axes, frame, "A", "B", style.looks(["A", "B"]))
-    assert [text.get_text() for text in axes.texts] == ["ahead: 67 %", "behind: 0 %"]
+    assert [text.get_text() for text in axes.texts] == ["2 of 3 gain", "1 tie, 0 lose"]
     assert axes.lines[1].get_ydata().tolist() == [90, 50, 20]
 
 
@@ -247,15 +340,15 @@ HEADS = [f"glyphs(train_per_class=6, test_per_class=2) · dirichlet(alpha={i / 1
 
 def overflow(figure: Figure) -> list[str]:
     """Texts of a figure as it is saved that reach over its edge, or over a neighbour on the same axis."""
-    frame.save(figure)
+    frame.save(figure, ("png",))
     renderer = FigureCanvasAgg(figure).get_renderer()
     edge, found = figure.bbox.padded(1.0), []
     for axes in figure.axes:
         texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-            shown = [text for at, text in ticks if low <= at <= high]  # ticks beyond the axis are not drawn
+            ticks = [tick for tick in axis.get_major_ticks() if tick.label1.get_visible()]
+            shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]  # others are not drawn
             boxes = [text.get_window_extent(renderer) for text in shown]
             found += [
                 text.get_text() for text, (one, two) in zip(shown, pairwise(boxes), strict=False) if one.overlaps(two)
@@ -282,3 +375,76 @@ def test_average_ranks_have_room_for_their_names(names: list[str]) -> None:
     ranking = Ranking(tuple(names), tuple(1 + 0.9 * i for i in range(len(names))), 9, cliques)
     with style.style():
         assert overflow(scores.average_ranks(ranking, style.looks(names))) == []
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], LONG], ids=["short", "long"])
+def test_no_figure_of_a_report_has_words_beyond_its_edge_or_over_each_other(tmp_path: Path, labels: list[str]) -> None:
+    for label in labels:
+        for alpha in (0.1, 0.3):
+            for seed in range(2):
+                spent = {"total_bytes_up": 10 ** (3 + labels.index(label)), "total_multiply_adds": 0}
+                top = 0.5 + 0.02 * labels.index(label) + alpha / 10 + 0.01 * seed
+                write_run(
+                    tmp_path, label, seed, {10: top - 0.1, 20: top}, alpha=alpha, clients=True,
+                    held_out_mean_accuracy=top - 0.1, **spent,
+                )  # fmt: skip
+    evidence = gather([], tmp_path)
+    within = contests.within(evidence.runs, evidence.clients)
+    sketches = report_figures.all_figures(evidence, within, contests.overall(evidence.runs)).sketches
+    drawn = 0
+    with style.style():
+        for sketch in sketches:
+            if sketch.make is not None:
+                assert overflow(sketch.make()) == [], sketch.drawing.name
+                drawn += 1
+    assert drawn > 12
+
+
+@pytest.mark.parametrize(
+    ("costs", "scale", "ticks"),
+    [
+        ([0.0, 350e9, 356e9], "linear", 0.0),  # nothing beside 350 G: an axis from zero
+        ([3e9, 9e9], "linear", 0.0),
+        ([0.0, 1e6, 1e9], "symlog", 0.0),
+        ([1e6, 1e9], "log", None),
+    ],
+)
+def test_axes_of_costs_start_at_zero_or_are_logarithmic(costs: list[float], scale: str, ticks: float | None) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot(costs, [1.0] * len(costs), "o")
+    frame.cost_axis(axes, costs)
+    assert axes.get_xscale() == scale
+    if ticks is not None:
+        low, high = axes.get_xlim()
+        assert low <= 0 < max(costs) < high
+        assert ticks in axes.get_xticks()
+
+
+def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> None:
+    rows = [
+        (
+            "S",
+            "A",
+            0,
+            i,
+            value,
+            "done" if np.isfinite(value) else "diverged",
+            value == 60.0,
+            20,
+            json.dumps({"local.lr": lr}),
+        )
+        for i, (value, lr) in enumerate([(40.0, 0.01), (30.0, 0.1), (60.0, 0.03), (np.nan, 3.0), (50.0, 0.05)])
+    ]
+    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values"]
+    trials = pd.DataFrame(rows, columns=columns)
+    look = style.looks(["A"])
+    axes = Figure().subplots()
+    tuned.over_trials(axes, trials, look)
+    assert axes.lines[0].get_ydata().tolist() == [40, 40, 60, 60]
+    assert axes.lines[0].get_drawstyle() == "steps-post"
+    axes = Figure().subplots()
+    tuned.by_value(axes, tuned.unfolded(trials), look)
+    assert {line.get_linestyle() for line in axes.lines if len(line.get_xdata()) > 1} == {"None"}
+    assert axes.lines[0].get_xdata().tolist() == [0.01, 0.1, 0.03, 3.0, 0.05]
+    assert axes.get_xlabel() == "local.lr"

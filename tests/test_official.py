@@ -202,6 +202,16 @@ def test_a_page_saved_as_the_archive_is_to_be_deleted(tmp_path: Path) -> None:
     )
 
 
+def test_a_page_saved_as_a_list_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = official("domainnet", tmp_path, monkeypatch)
+    path = folder / "real_train.txt"
+    path.write_bytes(b"<!DOCTYPE html>\n<html>404</html>")
+    with pytest.raises(DataError) as told:
+        DATASETS["domainnet"](**SMALL).load(tmp_path)
+    assert "found '<!DOCTYPE html>'; if this is not the official file, delete " in str(told.value)
+    assert str(told.value).endswith(f"delete {path}, and the same command fetches it again")
+
+
 def test_tiny_imagenet_names_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "tiny-imagenet-200.zip", [("other/readme.txt", b"hello")])
     publish(monkeypatch, "tiny_imagenet", tmp_path)

@@ -147,9 +147,7 @@ def test_a_run_fetches_what_is_small_and_says_how_to_get_the_rest(
 ) -> None:
     server.content = cifar_archive(tmp_path / "server").read_bytes()
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=0)
-    with pytest.raises(
-        DataError, match=r"too much to fetch unasked: run python -m fedbench.data prepare cifar100 --root"
-    ):
+    with pytest.raises(DataError, match=r"too much to fetch unasked: run fedbench data prepare cifar100 --root"):
         DATASETS["cifar100"]().load(tmp_path / "root")
     assert not server.seen
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=len(server.content))
@@ -191,7 +189,7 @@ def test_a_dry_run_fetches_and_decodes_nothing(
 
     counted, said = dry_run()
     assert counted == [False, False, True, True]
-    command = "run python -m fedbench.data prepare"
+    command = "run fedbench data prepare"
     assert (
         f"no estimate: cifar100 is not prepared below {tiny} with these options: {command} cifar100 --root {tiny}"
         in said

@@ -13,6 +13,7 @@ from fedbench.base.naming import flat
 from fedbench.plan.config import RunConfig
 from fedbench.plan.plugins import plugins
 from fedbench.report import writer
+from fedbench.report.content import ReportOptions
 from fedbench.report.evidence import gather
 from fedbench.report.published import COLUMNS, ReferencesError, beside, read
 
@@ -52,9 +53,7 @@ def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_no
 
 def test_the_report_shows_it(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A", 0, {20: 0.5})
-    options = writer.ReportOptions(
-        references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,")
-    )
+    options = ReportOptions(references=numbers(tmp_path, ROW + "10,,", ROW.replace("{name: ma}", "{name: mb}") + ",,"))
     html = writer.write(gather([], tmp_path / "r"), tmp_path / "out", options).page.read_text()
     assert "A et al. 2020, table 1" in html
     assert "clients.number: 10 / 4" in html

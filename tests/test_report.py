@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from written import write_run
 
@@ -18,8 +22,10 @@ from fedbench.base.records import RunFolder
 from fedbench.cli import figures
 from fedbench.report import writer
 from fedbench.report.evidence import gather
-from fedbench.report.figures import catalogue
+from fedbench.report.figures import report_figures
+from fedbench.report.figures.catalogue import FigureCatalogue
 from fedbench.report.tables import grid, notes
+from fedbench.report.tables.latex import TEXT_WIDTH, fit, tabular_width, width
 from fedbench.report.tables.summary import summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +50,7 @@ def test_labels_are_escaped_in_every_format(tmp_path: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     latex = (tmp_path / "out" / "table.tex").read_text()
     row = next(line for line in latex.splitlines() if "script" in line and not line.startswith("%"))
+    row = row.replace(r"\allowbreak{}", "")
     for text in (r"a\_b \& 50\% \$x\$ \#\{\textasciitilde{}\textasciicircum{}\textbackslash{}\}", r"\textless{}script"):
         assert text in row
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
@@ -74,8 +81,8 @@ def check_latex(text: str) -> None:
                 assert cells + sum(spans) == len(columns.replace(" ", ""))
 
 
-def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "all_figures", lambda *_: [])
+def test_latex_is_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
     for alpha in (0.1, 0.3, 1.0, 10.0):  # two blocks
         write_run(tmp_path / "r", NASTY, alpha=alpha, method="nasty")
         write_run(tmp_path / "r", "B", alpha=alpha, state="diverged")
@@ -86,12 +93,59 @@ def test_latex_is_balanced_and_compiles(tmp_path: Path, monkeypatch: pytest.Monk
     for part in parts:
         check_latex(part)
     assert parts[0].count(r"\begin{tabular}") == 2
-    if shutil.which("pdflatex"):
-        head = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
-        (tmp_path / "all.tex").write_text(head + "\n".join(parts) + "\\end{document}\n")
-        command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-2000:]
+
+
+LATEX = shutil.which("pdflatex")
+HEAD = "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+
+
+@pytest.mark.skipif(LATEX is None, reason="no TeX here (pdflatex with booktabs)")
+def test_latex_compiles_and_fits_a_two_column_article(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
+    labels = [NASTY, "B", "pep_fedpt(inject=3, prototypes=shuffled, similarity=euclidean) [local.lr=0.01]"]
+    for alpha in (0.1, 0.3, 1.0, 10.0, 30.0):
+        for number, label in enumerate(labels):
+            for seed in range(3):
+                state = "diverged" if (number, seed) == (1, 2) else "done"
+                more = {
+                    "p10_accuracy": 0.4,
+                    "held_out_mean_accuracy": 0.45,
+                    "pooled_accuracy": 0.5,
+                    "global_accuracy": 0.5,
+                }
+                write_run(
+                    tmp_path / "r",
+                    label,
+                    seed,
+                    {20: 0.5 + 0.1 * number},
+                    alpha=alpha,
+                    method=f"m{number}",
+                    state=state,
+                    **more,
+                )
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
+    parts = [(tmp_path / "out" / name).read_text() for name in ("table.tex", "details.tex", "transposed.tex")]
+    (tmp_path / "all.tex").write_text(HEAD + "\n".join(parts) + "\\end{document}\n")
+    command = [str(LATEX), "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "all.log").read_text(errors="replace")
+    assert "Overfull" not in log
+    assert "Float too large" not in log
+
+
+def test_wide_tables_are_split_so_that_each_part_fits() -> None:
+    """The width model alone, where TeX is missing: widths are cmr8's, as `\\footnotesize` has them."""
+    assert width("0123456789") == pytest.approx(10 * 4.25, rel=0.01)  # ten figures of 4.25 points
+    cells = tuple(grid.Cell("100.0 ± 10.0", "") for _ in range(12))
+    groups = tuple(((f"setting {i}",), ("Mean", "Worst", "Pooled")) for i in range(4))
+    whole = grid.Grid(groups, (grid.Row("method", False, cells),))
+    assert tabular_width(whole) > TEXT_WIDTH
+    parts = fit(whole)
+    assert len(parts) > 1
+    assert all(tabular_width(part) <= TEXT_WIDTH for part in parts)
+    assert [title for part in parts for _, titles in part.groups for title in titles] == ["Mean", "Worst", "Pooled"] * 4
+    assert sum(len(part.rows[0].cells) for part in parts) == 12
 
 
 def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +161,7 @@ def test_other_partitions_or_rounds_warn_everywhere(tmp_path: Path, monkeypatch:
     assert "20: A, B; 40: C" in second
     assert "DIFFERENT" in " ".join(notes.footer(evidence.runs, [first, second]))
     out = tmp_path / "out"
-    monkeypatch.setattr(catalogue, "all_figures", lambda *_: [])
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
     writer.write(evidence, out)
     assert "different partitions" in (out / "table.md").read_text()
     assert "WARNING" in (out / "table.tex").read_text()
@@ -129,7 +183,7 @@ def test_the_command_prints_the_table_and_the_paths(tmp_path: Path) -> None:
     assert "[bold]A" in done.stdout  # a label is no markup
     assert "50.0" in done.stdout
     assert str(Path("reports/out/index.html")) in done.stdout
-    assert (tmp_path / "reports" / "out" / "figures" / "rounds.png").is_file()
+    assert (tmp_path / "reports" / "out" / "figures" / "rounds.svg").is_file()
 
 
 def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +215,7 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
             write_run(tmp_path / "r", label, seed, {20: value + 0.01 * seed}, clients=True)
     writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     (row,) = csv.DictReader(io.StringIO((tmp_path / "out" / "comparisons.csv").read_text()))
-    assert (row["setting"], row["first"], row["second"]) == ("glyphs · dirichlet(alpha=0.3)", "good", "poor")
+    assert (row["setting"], row["first"], row["second"]) == ("glyphs · dirichlet 0.3", "good", "poor")
     assert (row["blocks"], row["verdict"], row["family"]) == ("3", "better", "2")
     # four clients that train under each of three seeds, all ahead by .4
     assert [row[f"clients{what}"] for what in ("", "_ahead", "_equal", "_behind")] == ["12", "12", "0", "0"]
@@ -175,11 +229,98 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
     )
 
 
-def test_a_broken_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_run(tmp_path)
-    (folder.path / "run.yaml").write_text("identity: [")
-    assert figures.main(["--results", str(tmp_path)]) == 2
-    assert "run.yaml" in capsys.readouterr().err
+# -- a results folder may hold anything --------------------------------------------------------------------------------
+def line(folder: RunFolder, **changes: Any) -> None:
+    """Replace values of the run's only record."""
+    (record,) = folder.records()
+    (folder.path / "records.jsonl").write_text(json.dumps(record | changes) + "\n")
+
+
+def parquet_of(folder: RunFolder, **columns: Any) -> None:
+    base = {"client": range(3), "held_out": [False] * 3, "accuracy": [0.1, 0.2, 0.3]}
+    pd.DataFrame(base | columns).to_parquet(folder.path / "clients.parquet")
+
+
+DAMAGES: dict[str, tuple[str, Callable[[RunFolder], object]]] = {
+    "bytes": ("run.yaml", lambda run: (run.path / "run.yaml").write_bytes(b"\xaf\x00\xff")),
+    "empty config": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("")),
+    "cut config": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("identity: [")),
+    "list": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("- 1\n")),
+    "odd seed": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("identity: {seed: x, rounds: 20}\n")),
+    "odd rounds": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("identity: {rounds: [1]}\n")),
+    "endless": ("run.yaml", lambda run: (run.path / "run.yaml").write_text("identity: &a {x: *a}\n")),
+    "text": ("records.jsonl", lambda run: line(run, mean_accuracy="high")),
+    "huge": ("records.jsonl", lambda run: line(run, mean_accuracy=10**400)),
+    "huge bytes": ("records.jsonl", lambda run: line(run, total_bytes_up=10**400)),
+    "750 %": ("records.jsonl", lambda run: line(run, mean_accuracy=7.5)),
+    "negative": ("records.jsonl", lambda run: line(run, worst_accuracy=-0.1)),
+    "infinite": ("records.jsonl", lambda run: line(run, total_multiply_adds=float("inf"))),
+    "list of hashes": ("records.jsonl", lambda run: line(run, partition_hash=["a"])),
+    "truth": ("records.jsonl", lambda run: line(run, round=True)),
+    "number for a name": ("records.jsonl", lambda run: line(run, dataset=3)),
+    "no record": ("records.jsonl", lambda run: (run.path / "records.jsonl").write_text("3\n")),
+    "cut table": ("clients.parquet", lambda run: (run.path / "clients.parquet").write_bytes(b"PAR1")),
+    "text table": ("clients.parquet", lambda run: parquet_of(run, accuracy=["a", "b", "c"])),
+    "750 % of a client": ("clients.parquet", lambda run: parquet_of(run, accuracy=[0.1, 7.5, 0.2])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_and_the_report_goes_on(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
+    file, harm = DAMAGES[damage]
+    write_run(tmp_path / "r", "whole", 0, {20: 0.75}, clients=True)
+    hurt = write_run(tmp_path / "r", "hurt", 0, {20: 0.5}, clients=True)
+    harm(hurt)
+    assert figures.main(["--results", str(tmp_path / "r"), "--out", str(tmp_path / "out")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "75.0" in printed
+    html = (tmp_path / "out" / "index.html").read_text()
+    for told in (printed, html):
+        assert f"{hurt.path.name}/{file}" in told.replace(" ", "")
+    assert ("50.0" in printed) == (file == "clients.parquet")  # without its clients the run still counts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("progress.json", "null"),
+        ("progress.json", "[3]"),
+        ("failed.json", '{"kind": ["a"], "reason": {"b": 1}}'),
+        ("failed.json", "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")),
+        ("checkpoint.safetensors", "cut"),
+        ("notes.jsonl", "3\n"),
+        ("claim.1~", ""),
+    ],
+)
+def test_odd_small_files_do_not_stop_the_report(tmp_path: Path, name: str, content: str) -> None:
+    write_run(tmp_path / "r", "whole")
+    for state in ("done", "running", "failed"):
+        hurt = write_run(tmp_path / "r", state, state=state, accuracies={10: 0.5} if state != "done" else None)
+        (hurt.path / name).write_text(content)
+    assert figures.main(["--results", str(tmp_path / "r"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_folder_of_nothing_but_damage_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (write_run(tmp_path / "r").path / "run.yaml").write_bytes(b"\xaf\x00\xff")
+    assert figures.main(["--results", str(tmp_path / "r")]) == 2
+    assert "run.yaml cannot be read as a run's config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["=1+1", "+1", "-1", "@sum", "\ttab"])
+def test_cells_that_a_spreadsheet_would_compute_are_quoted(tmp_path: Path, label: str) -> None:
+    for seed in range(2):
+        write_run(tmp_path / "r", label, seed, {20: 0.5}, method="odd")
+        write_run(tmp_path / "r", "B", seed, {20: 0.6 + 0.01 * seed})
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
+    written = " ".join(label.split())
+    for name in ("table.csv", "runs.csv", "comparisons.csv"):
+        cells = [cell for row in csv.reader(io.StringIO((tmp_path / "out" / name).read_text())) for cell in row]
+        assert ("tab" if written == "tab" else f"'{written}") in cells, name
+        assert not [cell for cell in cells if cell[:1] in "=+@" and cell]
+        assert all(cell[0] != "-" or float(cell) < 0 for cell in cells if cell)  # numbers stay numbers
 
 
 SWEEP = """
@@ -223,7 +364,7 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
     assert list(evidence.runs["state"]) == ["done", "pending", "missing"]
     (row,) = grid.main_grids(summary(evidence.runs))[0].rows
     assert (row.label, row.cells[0]) == ("Mine", grid.Cell("50.0", "(1/3 PM)"))
-    assert set(evidence.runs["setting"]) == {"my_data · dirichlet(alpha=0.2)"}
+    assert set(evidence.runs["setting"]) == {"my_data · dirichlet 0.2"}
 
 
 @pytest.mark.parametrize("asked", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])

@@ -16,7 +16,7 @@ from written import write_run
 from fedbench.base.naming import flat
 from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import sweep
-from fedbench.plan.config import ConfigError
+from fedbench.plan.config import ConfigError, Tune
 from fedbench.plan.planning import check_sweep, read_sweep, with_values
 from fedbench.plan.plugins import plugins
 from fedbench.plan.search_space import draws, point, search_space, share_of
@@ -95,7 +95,8 @@ def test_one_command_searches_values_and_then_runs_with_them(
     assert evidence.trials["chosen"].sum() == 1
     assert evidence.trials.loc[evidence.trials["chosen"], "validation"].item() == best
     writer.write(evidence, tmp_path / "out")
-    assert (tmp_path / "out" / "figures" / "tuning.png").is_file()
+    figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"trials.svg", "searched.svg"} <= figures
     html = (tmp_path / "out" / "index.html").read_text()
     assert f"local.lr = {heads[0]['run']['local']['lr']}" in html
     from_disk = gather([], results)
@@ -190,6 +191,15 @@ def test_mistakes_are_told_before_anything_is_written(
     assert sweep.main([str(file), "--results", str(tmp_path / "results"), "--cluster", "inline"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_an_empty_block_tunes_with_defaults_and_null_does_not_tune(tmp_path: Path) -> None:
+    file = write(tmp_path, tune={})
+    assert read_sweep(file).tune == Tune()
+    assert read_sweep(file, settings=["tune=null"]).tune is None
+    file = write(tmp_path, tune=None)
+    assert read_sweep(file).tune is None
+    assert read_sweep(file, settings=["tune.trials=3"]).tune == Tune(trials=3)
 
 
 def test_without_validation_data_nothing_can_be_chosen(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def write_run(
     if state == "done":
         if clients:
             last = list((accuracies or {rounds: 0.5}).values())[-1]
-            spread = last + np.array([-0.2, 0.0, 0.1, 0.1, -0.3])  # the last one is held out
+            spread = np.clip(last + np.array([-0.2, 0.0, 0.1, 0.1, -0.3]), 0, 1)  # the last one is held out
             held_out = [False] * 4 + [True]
             pd.DataFrame(
                 {

@@ -57,6 +57,3 @@ def start_in_fork(work: Callable[..., T], *arguments: object) -> Callable[[], T]
 def _limit_to_one_thread() -> None:
     """One core for each process, and no OpenMP threads, which do not survive a fork."""
     threadpool_limits(1, user_api="openmp")
-
-
-beside, able, pool = start_in_fork, usable_cores, make_pool

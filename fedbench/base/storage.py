@@ -32,9 +32,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write_bytes(data)
 
 
-write_aside = write_atomically
-
-
 @contextmanager
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Give a temporary file beside `path`, and move it to `path` once the block has written it.

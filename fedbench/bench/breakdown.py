@@ -14,9 +14,10 @@ from unittest import mock
 import torch
 
 from fedbench.base.record_schema import TotalCosts
-from fedbench.bench.clock import timed, wait
+from fedbench.bench.clock import timed
 from fedbench.run import checkpoint, evaluation, simulation, stacked_model
 from fedbench.run.experiment import Experiment
+from fedbench.run.meter import wait
 
 PARTS = ("data", "forward", "backward", "optimiser", "aggregation", "evaluation", "checkpoint")
 

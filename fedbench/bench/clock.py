@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedbench.run.meter import Meter
+from fedbench.run.meter import Meter, wait
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -21,12 +21,6 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     work()
     wait(device)
     return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the device is idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int, times: int = 3) -> float:

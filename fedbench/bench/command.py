@@ -170,6 +170,8 @@ def case_tables(case: Mapping[str, Any]) -> str:
             ]
             memory = f"{measured['peak_memory_bytes'] / 2**20:,.0f} MiB, {measured['peak_memory_bytes'] / limit:.0%}"
             lines.append("| " + " | ".join([who, what, f"{measured['images_per_second']:,.1f}", *more, memory]) + " |")
+    if "compile_error" in case:
+        lines += ["", f"not measured: {case['compile_error']}"]
     rounds = {method: figures["round"] for method, figures in case["methods"].items()}
     names = list(next(iter(rounds.values())))
     lines += ["", "| seconds of a round | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]

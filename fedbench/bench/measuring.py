@@ -17,6 +17,7 @@ from fedbench.bench.cases import CASES, World
 from fedbench.plan.plugins import Plugins
 from fedbench.run import cost, evaluation
 from fedbench.run.experiment import Experiment
+from fedbench.vit.backbone import BackboneError
 
 BARE, PUBLISHED, LOOP, COMPILED = "bare loop", "published loop", "one by one", "compiled"
 MEMORY = {"cuda": 24 << 30, "cpu": 4 << 30}  # bytes: the goal for a round of 10 clients x 32 images
@@ -40,7 +41,8 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
     ``methods`` {name: {training, evaluation, round}} and ``baselines`` {name: {training, evaluation}}; rates in images and
     multiply-adds per second, memory in bytes, ``times_*`` the speed relative to that baseline, ``fraction`` the share of
     the measured matrix product rate. Methods that train nothing have no ``training``, and methods that never run the
-    backbone no ``fraction``. Raises ConfigError, and whatever building a run raises.
+    backbone no ``fraction``. ``compile_error`` says why torch.compile failed, if it did.
+    Raises ConfigError, and whatever building a run raises.
     """
     with tempfile.TemporaryDirectory() as root:
         world = World.make(CASES[name], Path(root))
@@ -55,14 +57,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         )
         if first.trainer.phases:
             work[LOOP, "training"] = _training(one_by_one)
-        if options.compile:
-            compiled = world.experiment(
-                options.methods[0], options.plugins, str(options.device), options.precision, compile=True
-            )
-            breakdown.whole_round(compiled, world.root)  # compiles the blocks
-            if compiled.trainer.phases:
-                work[COMPILED, "training"] = _training(compiled)
-            work[COMPILED, "evaluation"] = _evaluation(compiled)
+        compile_error = _add_compiled(work, world, options) if options.compile else None
         for method, experiment in experiments.items():
             breakdown.whole_round(experiment, world.root)  # warms up: statistics are reported and caches filled
             if experiment.trainer.phases:
@@ -104,9 +99,25 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         "bare_batch": batches,
         "memory_limit_bytes": MEMORY[options.device.type],
         "matrix_multiply_adds_per_second": rate,
+        **({"compile_error": compile_error} if compile_error else {}),
         "methods": {who: figures[who] for who in experiments},
         "baselines": {who: measured for who, measured in figures.items() if who not in experiments},
     }
+
+
+def _add_compiled(work: dict[tuple[str, str], Callable[[], Any]], world: World, options: MeasureOptions) -> str | None:
+    """Add the first method with torch.compile to `work`. If it does not compile here, return the reason."""
+    compiled = world.experiment(
+        options.methods[0], options.plugins, str(options.device), options.precision, compile=True
+    )
+    try:
+        breakdown.whole_round(compiled, world.root)  # compiles the blocks
+    except BackboneError as error:
+        return str(error)
+    if compiled.trainer.phases:
+        work[COMPILED, "training"] = _training(compiled)
+    work[COMPILED, "evaluation"] = _evaluation(compiled)
+    return None
 
 
 def _baselines(

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from fedbench.base import fork_pool
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.base.records import RecordsError
 from fedbench.report.published import FOLDER, ReferencesError
-from fedbench.report.selection import ReportError, asked_for
+from fedbench.report.selection import ReportError, select
 from fedbench.report.tables.metrics import MAIN, METRIC
 
 EPILOG = """\
@@ -59,21 +58,23 @@ def parser(program: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
     given = parser(program).parse_args(arguments)
-    reading = fork_pool.beside(asked_for, given.sweeps, given.results, given.plugins, given.set)
+    reading = fork_pool.start_in_fork(select, given.sweeps, given.results, given.plugins, given.set)
     # what draws is imported while the sweep files are read: each takes seconds
-    from fedbench.report.evidence import gathered
+    from fedbench.report.content import ReportOptions
+    from fedbench.report.evidence import gather_selected
     from fedbench.report.tables import terminal
-    from fedbench.report.writer import ReportOptions, write
+    from fedbench.report.writer import write
 
     try:
-        evidence = gathered(reading(), given.sweeps, given.results)
+        evidence = gather_selected(reading(), given.sweeps, given.results)
         versus = tuple(given.versus) if given.versus else None
-        wishes = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
-        written = write(evidence, given.out, wishes)
-    except (ReportError, RecordsError, ReferencesError) as error:  # any other is a fault of the program
+        options = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
+        written = write(evidence, given.out, options)
+    except (ReportError, ReferencesError) as error:  # any other is a fault of the program
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         return 2
     console = Console()
-    terminal.show(console, written.summary, wishes.metrics, wishes.spread, written.ranking)
+    console.print(Text(written.headline, style="bold"), "")
+    terminal.show(console, written.summary, options.metrics, options.spread, written.ranking)
     terminal.tell(console, (*written.legend, *written.footer), written.alarms, (written.page, *written.figures))
     return 0

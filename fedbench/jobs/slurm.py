@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shlex
@@ -212,13 +211,13 @@ def cancel(jobs: Iterable[Mapping[str, Any]], sweep: str) -> tuple[list[str], st
     jobs, here = list(jobs), cluster_name()
     elsewhere = {job["id"] for job in jobs if job.get("cluster") and here and job["cluster"] != here}
     ids = {job["id"] for job in jobs if JOB_ID.fullmatch(job["id"])} - elsewhere
-    strangers, user, name = set(elsewhere), getpass.getuser(), job_name(sweep)
+    strangers, user, name = set(elsewhere), str(os.getuid()), job_name(sweep)
     ordered = sorted(ids)
     for start in range(0, len(ordered), 500):
         part = ordered[start : start + 500]
         try:
             mains = sorted({id_.split("_")[0] for id_ in part})
-            listed = _ask("squeue", "--noheader", "--array", "--format=%i|%u|%j", f"--jobs={','.join(mains)}")
+            listed = _ask("squeue", "--noheader", "--array", "--format=%i|%U|%j", f"--jobs={','.join(mains)}")
             if listed.returncode and "Invalid job id" not in listed.stderr:
                 return sorted(strangers), listed.stderr.strip()
             rows = [line.strip().split("|", 2) for line in listed.stdout.splitlines()]

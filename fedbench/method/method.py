@@ -218,3 +218,12 @@ class Method:
         The aggregation then steps from the server's old shared values towards these.
         Called at the end of every round, after the mean.
         """
+
+    # -- the report ------------------------------------------------------------------------------------------------
+    @optional_hook
+    def picture(self, server: Values, prior: Tensor | None) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{panel: matrix [rows, columns] of values from 0 to 1} for the report's figure of what the method has learnt.
+
+        `server`: its values at the end of a run, in float64; `prior` [C]: the class distribution of one client, None if
+        unknown. The first paragraph of the override's docstring is the figure's caption.
+        """

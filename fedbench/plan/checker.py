@@ -139,7 +139,7 @@ class Checker:
         }
         fields = [f.name for f in dataclasses.fields(cls)]
         sound = self.mistakes.unknown_names(entries, fields, where)
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = _hints(cls)
         known = {name: item for name, item in entries.items() if name in fields}
         kept = {name: item for name, item in known.items() if self._is_plain(hints[name], item, f"{where}.{name}")}
         if len(kept) < len(known):
@@ -249,9 +249,15 @@ BLOCKS: dict[str, type[Block]] = {
 }
 
 
+@lru_cache(maxsize=1)
 def _defaults() -> dict[str, Any]:
     fields = RunConfig.model_fields.items()
     return {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+
+
+@lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 @lru_cache(maxsize=256)

@@ -90,7 +90,9 @@ def check_sweep(
     for problem in missing_trackers(machine.track):
         mistakes.add("machine.track", problem)
     cluster: Cluster = checker.block(Cluster, sections["cluster"], "cluster").value
-    tune: Tune | None = checker.block(Tune, sections["tune"], "tune").value if sections["tune"] else None
+    # `tune: {}` is a tuning with defaults; no `tune`, or `--set tune=null`, is none.
+    tunes = sections["tune"] or (sections["tune"] is not None and content.get("tune") is not None)
+    tune: Tune | None = checker.block(Tune, sections["tune"], "tune").value if tunes else None
     runs: dict[str, PlannedRun] = {}
     for run in expand(base, checked_grid(grid, mistakes), for_all_runs, mistakes):
         planned = checker.run(run)

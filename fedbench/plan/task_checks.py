@@ -7,7 +7,7 @@ what it holds by `Dataset.extent`. A dataset that is not prepared leaves out wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,6 +17,7 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
+from fedbench.method.fitting import check_blocks, check_parameters
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -117,19 +118,11 @@ class _TaskChecks:
             name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
             if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
                 continue
-            if kind == "method" and all(self._passes(kind, name, _blocks_exist, m, vit.depth) for m in moments(plugin)):
-                aggregation = (
-                    self.plugins.make("aggregation", fields["aggregation"]) if "aggregation" in kinds else None
-                )
-                sizes = [
-                    fields["method"],
-                    fields["aggregation"],
-                    fields["backbone"],
-                    task.num_clients,
-                    task.num_classes,
-                ]
+            if kind == "method" and self._passes(kind, name, check_blocks, plugin, vit.depth):
+                parts = [fields[part] for part in ("method", "aggregation", "backbone")]
+                aggregation = self.plugins.make("aggregation", parts[1]) if "aggregation" in kinds else None
                 fit = partial(self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent))
-                self._once(["parameters", sizes], fit)
+                self._once(["parameters", parts, task.num_clients, task.num_classes], fit)
 
     def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
         """Call `check`, take whatever it raises as a mistake of the plug-in, and return whether it raised nothing."""
@@ -144,34 +137,10 @@ class _TaskChecks:
         return True
 
 
-def moments(method: Method) -> Iterator[Method]:
-    """The method as its hooks see it in evaluation, and in each phase and view of training."""
-    yield method
-    for phase in (None, *range(len(method.phases or ()))):
-        for view in (None, *method.views):
-            if phase is not None or view is not None:
-                yield method.at(phase, view)
-
-
-def _blocks_exist(method: Method, depth: int) -> None:
-    """Raise ValueError if `layers` or `taps` names a block that the backbone does not have."""
-    for hook, blocks in (("layers", method.layers(depth)), ("taps", method.taps(depth))):
-        if outside := [block for block in blocks if not 0 <= block < depth]:
-            raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
-
-
 def _parameters_fit(method: Method, aggregation: Aggregation | None, task: Task) -> None:
     """Raise ValueError for parameters that do not go with the method's options."""
     spec = method.params(task)
-    if method.finetune_epochs and not any(param.trains for param in spec.values()):
-        raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")
-    if aggregation is not None:
-        spec = {**spec, **aggregation.params(spec, task)}
-    local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.uses_prior or method.logit_prior != "none":
-        local.append("prior (logit_prior must be none)")
-    if method.centralized and local:
-        raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
+    check_parameters(method, spec if aggregation is None else {**spec, **aggregation.params(spec, task)})
 
 
 def _held_out(run: RunConfig) -> int:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowInvalid, parquet
+from numpy.typing import NDArray
 
 from fedbench.base import fork_pool
 from fedbench.base.naming import key, natural, together, told_apart, words
-from fedbench.report.selection import Planned, ReportError, asked_for
+from fedbench.base.records import RecordsError
+from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
+from fedbench.report.selection import Planned, ReportError, Selection, select
+from fedbench.report.short_names import short_settings
 from fedbench.report.tables.metrics import METRIC, PROVENANCE
 from fedbench.report.tables.summary import with_last_round
 
@@ -26,9 +29,10 @@ class Evidence:
     """All that a report is made from.
 
     runs: a row per run (`tables.metrics.COLUMNS`, the metrics, and config, JSON without the seed); records: a row per
-    evaluated round, with setting, label, state, reference; clients: a row per client of each finished run (setting,
+    evaluated round, with setting, label, seed, state, reference; clients: a row per client of each finished run (setting,
     label, seed, client, held_out, accuracy); trials: a row per trial of a tuning (setting, label, values as JSON,
-    validation, state, chosen, total_multiply_adds).
+    number, kind, validation, state, chosen, rounds, total_multiply_adds); settings: {short name: full text}; notes: a
+    sentence for each file that could not be used; pictures: {label: (caption, {panel: matrix})}.
     """
 
     runs: pd.DataFrame
@@ -37,6 +41,9 @@ class Evidence:
     trials: pd.DataFrame
     title: str
     results: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, tuple[str, dict[str, NDArray[np.float64]]]] = field(default_factory=dict)
 
 
 def gather(
@@ -44,67 +51,71 @@ def gather(
 ) -> Evidence:
     """The runs of `sweeps` below `results`, or without sweeps every run there, with records, clients and trials.
 
-    Raises ReportError (nothing to report, a mistake in a sweep file) or RecordsError (a broken run.yaml).
+    Raises ReportError if there is nothing to report or a sweep file has a mistake. A run whose files cannot be read is
+    left out, and a note says so.
     """
-    return gathered(asked_for(sweeps, results, plugins, settings), sweeps, results)
+    return gather_selected(select(sweeps, results, plugins, settings), sweeps, results)
 
 
-def gathered(planned: Sequence[Planned], sweeps: Sequence[Path], results: Path) -> Evidence:
-    """The same of runs that are `asked_for` already."""
-    accuracies = fork_pool.beside(_accuracies, {run.folder.path.name: run.folder.path for run in planned})
-    records = _records(planned)
-    everything = _describe(planned, records)
-    trial = everything["trial_of"] != ""
-    if trial.all():
+def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path) -> Evidence:
+    """The same from runs that are selected already."""
+    reading = fork_pool.start_in_fork(_read_clients, {run.folder.path.name: run.folder.path for run in selection.runs})
+    records, unreadable = _read_records(selection.runs)
+    planned = [run for run in selection.runs if run.folder.path.name not in unreadable]
+    notes = [*selection.notes, *unreadable.values()]
+    if not planned:
+        raise ReportError(" ".join(notes))
+    described = _describe(planned, records)
+    is_trial = described["trial_of"] != ""
+    if is_trial.all():
         raise ReportError("there are trials of a tuning only; start the same sweep again to run what they chose")
-    own = everything[~trial].drop(columns=["trial_of", "trial_values"]).reset_index(drop=True)
-    runs = with_last_round(own, records)
-    trials = _trials(everything[trial], records)
+    runs = described[~is_trial].drop(columns="trial_of").reset_index(drop=True)
+    runs = with_last_round(runs.assign(tuning=runs["tuning"].map(key)), records)
+    trials = _trials(described[is_trial], records)
     if not records.empty:
         records = records.drop(columns="reference").merge(
-            runs[["run", "setting", "label", "reference", "state"]], on="run", validate="many_to_one"
+            runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
         )
+    clients, damaged = reading()
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
-    return Evidence(runs, records, _clients(accuracies(), runs), trials, title, results)
+    settings = dict(zip(described["setting"], described["setting_text"], strict=True))
+    labels = dict(zip(runs["run"], runs["label"], strict=True))
+    pictures = {labels[run]: picture for run, picture in selection.pictures.items() if run in labels}
+    return Evidence(
+        runs, records, _clients(clients, runs), trials, title, results, settings, [*notes, *damaged], pictures
+    )
 
 
-def _records(planned: Sequence[Planned]) -> pd.DataFrame:
-    """A row per evaluated round with what reports read; built by columns, a third of the time of building it by rows."""
-    found = [record for run in planned for record in run.folder.records()]
+def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A row per evaluated round with what reports read, and {run: note} of runs whose records cannot be used."""
+    rows, unreadable = [], {}
+    for run in planned:
+        try:
+            rows += [record | {"run": run.folder.path.name} for record in read_records(run.folder)]
+        except RecordsError as error:
+            unreadable[run.folder.path.name] = f"{error}; the run is left out."
     columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *METRIC]
-    return pd.DataFrame({name: [record.get(name) for record in found] for name in columns})
+    # by columns: a third of the time of building it by rows
+    return pd.DataFrame({name: [record.get(name) for record in rows] for name in columns}), unreadable
 
 
 def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: what it is, in words that tell different settings and methods apart, and its state."""
-    told: dict[str, dict[str, Any]] = {}
+    """A row per run: its state, and names under which different settings and methods differ."""
+    first: dict[str, dict[str, Any]] = {}
     if not records.empty:
-        columns = ["run", *(name for name in (*NAMED, "reference") if name in records)]
-        first = records.drop_duplicates("run")[columns]
-        told = {row["run"]: {str(key): value for key, value in row.items()} for row in first.to_dict("records")}
-    # what records call a block, so that a run without records is called the same
-    called: dict[tuple[str, str], str] = {}
-    references: set[str] = set()
+        columns = ["run", *NAMED, "reference"]
+        rows = records.drop_duplicates("run")[columns].to_dict("records")
+        first = {row["run"]: {str(name): value for name, value in row.items()} for row in rows}
+    block_names, references = _shared_names(planned, first)
+    described: list[dict[str, Any]] = []
     for run in planned:
-        record = told.get(run.folder.path.name, {})
-        for name in NAMED:
-            if isinstance(record.get(name), str):
-                called.setdefault((name, key(run.config.get(name))), record[name])
-        if run.reference or record.get("reference") is True:
-            references.add(_method(run))
-    rows = []
-    for run in planned:
-        state: str = run.folder.status
-        failure = run.folder.failure() if state == "failed" else {}
-        progress = run.folder.progress() if state == "running" else {}
-        said = " ".join(str(failure.get("reason", "")).split())
-        if "round" in progress:
-            said = f"round {progress['round']} of {progress.get('rounds', '?')}"
         named = {
-            name: called.get((name, key(run.config.get(name)))) or run.names.get(name) or words(run.config.get(name))
+            name: block_names.get((name, key(run.config.get(name))))
+            or run.names.get(name)
+            or words(run.config.get(name))
             for name in NAMED
         }
-        rows.append(
+        described.append(
             {
                 "run": run.folder.path.name,
                 **named,
@@ -112,28 +123,60 @@ def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame
                 "label": " ".join(run.label.split()),
                 "reference": _method(run) in references,
                 "seed": run.seed,
-                "state": "diverged" if failure.get("kind") == "diverged" else state,
-                "said": said,
+                **_state(run),
                 "rounds": run.config.get("rounds"),
                 "config": key(run.config),
-                "tuned": key(sorted(run.tuning.get("values", {}))),
+                "tuned": key(sorted(map(str, _mapping(run.tuning.get("values"))))),
                 "trial_of": str(run.tuning.get("trial_of", "")),
-                "trial_values": key(run.tuning.get("values", {})),
+                "tuning": dict(run.tuning),
             }
         )
-    frame = pd.DataFrame(rows)
-    frame["rounds"] = pd.to_numeric(frame["rounds"]).astype(float)
-    several = frame["backbone"].nunique() > 1
-    parts = ["dataset", "partition", *(["backbone"] if several else [])]
-    frame["setting"] = together(frame, parts)
-    configs = [{name: run.config.get(name) for name in SETTING} for run in planned]
-    frame["setting"] = told_apart(frame["setting"], configs, [""] * len(frame), " · ")
-    own = [{name: value for name, value in run.config.items() if name not in SETTING} for run in planned]
-    # trials of a method differ in what they try, and keep its name
-    kept = [{} if run.tuning.get("trial_of") else one for run, one in zip(planned, own, strict=True)]
-    places = [f"{setting} {trial}" for setting, trial in zip(frame["setting"], frame["trial_of"], strict=True)]
-    frame["label"] = told_apart(frame["label"], kept, places, " ")
+    frame = pd.DataFrame(described)
+    frame["rounds"] = pd.to_numeric(frame["rounds"], errors="coerce").astype(float)
+    _name_settings_and_labels(frame, planned)
     return frame if any(run.names for run in planned) else natural(frame)
+
+
+def _shared_names(
+    planned: Sequence[Planned], first: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[tuple[str, str], str], set[str]]:
+    """What records call each block, so that a run without records is called the same; and the reference methods."""
+    names: dict[tuple[str, str], str] = {}
+    references: set[str] = set()
+    for run in planned:
+        record = first.get(run.folder.path.name, {})
+        for name in NAMED:
+            if isinstance(record.get(name), str):
+                names.setdefault((name, key(run.config.get(name))), record[name])
+        if run.reference if run.reference is not None else record.get("reference") is True:
+            references.add(_method(run))
+    return names, references
+
+
+def _state(run: Planned) -> dict[str, str]:
+    """The run's state, and what it said last."""
+    state: str = run.folder.status
+    failure = run.folder.failure() if state == "failed" else {}
+    progress = run.folder.progress() if state == "running" else {}
+    said = " ".join(str(failure.get("reason", "")).split())
+    if "round" in progress:
+        said = f"round {progress['round']} of {progress.get('rounds', '?')}"
+    return {"state": "diverged" if failure.get("kind") == "diverged" else state, "said": said}
+
+
+def _name_settings_and_labels(frame: pd.DataFrame, planned: Sequence[Planned]) -> None:
+    """Add "setting_text", "setting" (its short name), and make labels differ where configs do."""
+    several = frame["backbone"].nunique() > 1
+    texts = together(frame, ["dataset", "partition", *(["backbone"] if several else [])])
+    configs = [{name: run.config.get(name) for name in SETTING} for run in planned]
+    frame["setting_text"] = told_apart(texts, configs, [""] * len(frame), " · ")
+    short = short_settings(list(dict.fromkeys(frame["setting_text"])))
+    frame["setting"] = frame["setting_text"].map(short)
+    methods = [{name: value for name, value in run.config.items() if name not in SETTING} for run in planned]
+    # trials of a method differ in what they try, and keep its name
+    differing = [{} if run.tuning.get("trial_of") else own for run, own in zip(planned, methods, strict=True)]
+    places = [f"{setting} {trial}" for setting, trial in zip(frame["setting"], frame["trial_of"], strict=True)]
+    frame["label"] = told_apart(frame["label"], differing, places, " ")
 
 
 def _method(run: Planned) -> str:
@@ -141,31 +184,31 @@ def _method(run: Planned) -> str:
     return str(block.get("name", "")) if isinstance(block, dict) else str(block or "")
 
 
-def _accuracies(folders: Mapping[str, Path]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Of each run that has a readable clients.parquet, how many clients it tells of; and the columns of all, end to end."""
-    parts: dict[str, list[Any]] = {"client": [], "held_out": [], "accuracy": []}
-    sizes = {}
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _read_clients(folders: Mapping[str, Path]) -> tuple[dict[str, Clients], list[str]]:
+    """{run: its clients' columns} of runs that have them, and notes on files that cannot be used."""
+    tables, notes = {}, []
     for run, folder in folders.items():
         try:
-            table = parquet.ParquetFile(folder / "clients.parquet").read(list(parts), use_threads=False)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            ArrowInvalid,
-        ):  # absent, or not what it should be: figures say what they show
+            table = read_clients(folder)
+        except RecordsError as error:
+            notes.append(f"{error}; the run's clients are left out.")
             continue
-        for name, values in parts.items():
-            values.append(table.column(name).to_numpy())
-        sizes[run] = table.num_rows
-    return sizes, {name: np.concatenate(values) for name, values in parts.items()} if sizes else {}
+        if table is not None:
+            tables[run] = table
+    return tables, notes
 
 
-def _clients(found: tuple[dict[str, int], dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per client of each run that is done, from `_accuracies`."""
-    sizes, columns = found
-    frame = pd.DataFrame(columns, columns=["client", "held_out", "accuracy"])
-    frame["run"] = np.repeat(list(sizes), list(sizes.values())) if sizes else ""
+def _clients(tables: Mapping[str, Clients], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per client of each run that is done."""
+    parts = {name: [table[name] for table in tables.values()] for name in CLIENT_COLUMNS}
+    frame = pd.DataFrame(
+        {name: np.concatenate(values) for name, values in parts.items()} if tables else {}, columns=list(CLIENT_COLUMNS)
+    )
+    frame["run"] = np.repeat(list(tables), [len(table["client"]) for table in tables.values()]) if tables else ""
     done = runs.loc[runs["state"] == "done", ["run", "setting", "label", "seed"]]
     frame = frame.merge(done, on="run")  # in the order of `frame`
     return frame.astype({"held_out": bool, "accuracy": float})
@@ -173,20 +216,24 @@ def _clients(found: tuple[dict[str, int], dict[str, Any]], runs: pd.DataFrame) -
 
 def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """A row per trial; `chosen` marks the best of each method and setting, once all of its trials have ended."""
-    values = described.assign(label=described["trial_of"]).rename(columns={"trial_values": "values"})
-    found = ["val_mean_accuracy", "total_multiply_adds"]
+    trials = described.assign(label=described["trial_of"])
+    tuning = [_mapping(value) for value in described["tuning"]]
+    trials["values"] = [key(_mapping(one.get("values"))) for one in tuning]
+    trials["number"] = [one.get("number", place) for place, one in enumerate(tuning)]
+    trials["kind"] = [str(one.get("kind", "search")) for one in tuning]
+    columns = ["val_mean_accuracy", "total_multiply_adds"]
     if records.empty:
-        last = pd.DataFrame(columns=["run", *found])
+        last = pd.DataFrame(columns=["run", *columns])
     else:
         newest = records.sort_values(["run", "round"], kind="stable").drop_duplicates("run", keep="last")
-        last = newest.reindex(columns=["run", *found])
-    values = values.merge(last, on="run", how="left").rename(columns={"val_mean_accuracy": "validation"})
-    values["validation"] = pd.to_numeric(values["validation"]).astype(float).where(values["state"] == "done")
-    values["chosen"] = False
-    for _, group in values.groupby(["setting", "label"], sort=False):
+        last = newest.reindex(columns=["run", *columns])
+    trials = trials.merge(last, on="run", how="left").rename(columns={"val_mean_accuracy": "validation"})
+    trials["validation"] = pd.to_numeric(trials["validation"]).astype(float).where(trials["state"] == "done")
+    trials["chosen"] = False
+    for _, group in trials.groupby(["setting", "label"], sort=False):
         if group["state"].isin(["done", "diverged"]).all() and group["validation"].notna().any():
             finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials only lead to these
             if finalists["validation"].notna().any():
-                values.loc[finalists["validation"].idxmax(), "chosen"] = True
-    columns = ["run", "setting", "label", "values", "state", "validation", "chosen", "rounds", "total_multiply_adds"]
-    return values[columns]
+                trials.loc[finalists["validation"].idxmax(), "chosen"] = True
+    kept = ["run", "setting", "label", "seed", "number", "kind", "values", "state", "validation", "chosen", "rounds"]
+    return trials[[*kept, "total_multiply_adds"]]

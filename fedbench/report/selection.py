@@ -4,99 +4,135 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fedbench.base import naming
 from fedbench.base.home import sweep_file
 from fedbench.base.records import LOADER, RecordsError, RunFolder, run_folders
+from fedbench.report.pictures import Pictures, pictures_of
 
 
 class ReportError(ValueError):
-    """A report that cannot be made: says what was expected and what was found."""
+    """A report that cannot be made; says what was expected and what is there."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of the report before its records are read: its folder, and what it is by its config."""
+    """A run of the report before its records are read: its folder, and what it is by its config.
+
+    config: what changes its numbers, without the seed; names: words for its blocks, if the sweep file names them;
+    reference: None if only its records can tell; tuning: which trial it is, or how its values were chosen.
+    """
 
     folder: RunFolder
     label: str
-    config: dict[str, Any]  # what changes its numbers, without the seed
+    config: dict[str, Any]
     seed: int
-    names: dict[str, str]  # block -> words, where the sweep file told them
-    reference: bool = False
-    tuning: dict[str, Any] = field(default_factory=dict)  # which trial it is, or how its values were chosen
+    names: dict[str, str]
+    reference: bool | None = None
+    tuning: dict[str, Any] = field(default_factory=dict)
 
 
-def asked_for(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> list[Planned]:
+@dataclass(frozen=True)
+class Selection:
+    """The runs of a report, what their methods show of themselves, and a sentence for each folder that was left out."""
+
+    runs: list[Planned]
+    notes: list[str] = field(default_factory=list)
+    pictures: Pictures = field(default_factory=dict)
+
+
+def select(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
     """The runs of `sweeps` below `results`, or without sweeps every run there; at least one.
 
-    Reading a sweep file loads the plug-ins, hence torch, which nothing else of a report needs: see `forks.beside`.
-    Raises ReportError (nothing to report, a mistake in a sweep file) or RecordsError (a broken run.yaml).
+    Reading a sweep file loads the plug-ins, hence torch, which nothing else of a report needs: see `fork_pool.start_in_fork`.
+    Raises ReportError if there is nothing to report or a sweep file has a mistake.
     """
     if not sweeps and not results.is_dir():
         raise ReportError(_no_results(results))
-    found = _from_sweeps(sweeps, results, plugins, settings) if sweeps else list(_from_disk(results))
-    if not found:
-        raise ReportError(f"no runs in {', '.join(map(str, sweeps))}" if sweeps else _no_results(results))
-    return found
+    selection = _from_sweeps(sweeps, results, plugins, settings) if sweeps else _from_disk(results)
+    if not selection.runs:
+        unreadable = " ".join(selection.notes)
+        raise ReportError(f"no runs in {', '.join(map(str, sweeps))}" if sweeps else unreadable or _no_results(results))
+    return selection
 
 
 def _no_results(results: Path) -> str:
     what = "holds no runs" if results.is_dir() else "is a file" if results.exists() else "does not exist"
-    near = (
-        [path for path in results.parent.glob("*/") if next(run_folders(path), None)] if results.parent.is_dir() else []
-    )
-    hint = f"; folders beside it that hold runs: {', '.join(sorted(path.name for path in near))}" if near else ""
-    return f"results folder {results} {what}{hint}. Runs are made by `python -m fedbench.sweep <file>`; see --results"
+    near = []
+    if results.parent.is_dir():
+        near = sorted(path.name for path in results.parent.glob("*/") if next(run_folders(path), None))
+    hint = f"; folders beside it that hold runs: {', '.join(near)}" if near else ""
+    return f"results folder {results} {what}{hint}. Runs are made by `fedbench sweep FILE`; see --results"
 
 
-def _from_disk(results: Path) -> Iterator[Planned]:
+SEED_LINE = re.compile(r"^  seed: (\d+)\n", re.MULTILINE)  # of the identity and of the run, both two deep
+
+
+def _from_disk(results: Path) -> Selection:
     """Every run below `results`, by name. Configs that differ in the seed alone are parsed once."""
     parsed: dict[str, dict[str, Any]] = {}
-    seed_line = re.compile(r"^  seed: (\d+)\n", re.MULTILINE)  # of the identity and of the run, both two deep
+    runs, notes = [], []
     for folder in run_folders(results):
         path = folder.path / "run.yaml"
-        text = path.read_text()
-        seeds = set(seed_line.findall(text))
-        text = seed_line.sub("", text) if len(seeds) == 1 else text
-        if text not in parsed:
-            try:
-                parsed[text] = yaml.load(text, Loader=LOADER)  # noqa: S506 - a safe loader either way
-                identity = parsed[text]["identity"]
-                _ = {**identity}
-            except (yaml.YAMLError, TypeError, KeyError) as error:
-                raise RecordsError(f"{path}: cannot be read as a run's config ({error!r})") from error
-        config = parsed[text]
-        identity = dict(config["identity"])
-        inside = identity.pop("seed", 0)
-        seed = int(next(iter(seeds))) if len(seeds) == 1 else int(inside)
-        method = identity.get("method")
-        label = config.get("label") or (method.get("name") if isinstance(method, dict) else None) or folder.path.name
-        yield Planned(folder, str(label), identity, seed, {}, tuning=dict(config.get("tuning") or {}))
+        try:
+            text = path.read_text()
+            seeds = set(SEED_LINE.findall(text))
+            text = SEED_LINE.sub("", text) if len(seeds) == 1 else text
+            if text not in parsed:
+                parsed[text] = _checked(yaml.load(text, Loader=LOADER))  # noqa: S506 - a safe loader either way
+            runs.append(_planned(folder, parsed[text], next(iter(seeds)) if len(seeds) == 1 else None))
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
+            notes.append(f"{path} cannot be read as a run's config ({_short(error)}); the run is left out.")
+    return Selection(runs, notes)
 
 
-def _from_sweeps(
-    sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]
-) -> list[Planned]:
-    """The runs of the sweep files in their order, each once; trials of a tuning, and what waits for them, as well."""
+def _checked(config: Any) -> dict[str, Any]:
+    """`config` as run.yaml holds it. Raises ValueError or TypeError for what is none."""
+    identity = config.get("identity") if isinstance(config, dict) else None
+    if not isinstance(identity, dict):
+        raise ValueError("expected a mapping with `identity`")
+    if not isinstance(config.get("tuning") or {}, dict):
+        raise ValueError("expected a mapping under `tuning`")
+    float(identity.get("rounds") or 0)
+    naming.key(config)  # a config that repeats itself, or has keys that no JSON has
+    return dict(config)
+
+
+def _planned(folder: RunFolder, config: Mapping[str, Any], seed: str | None) -> Planned:
+    identity = dict(config["identity"])
+    inside = identity.pop("seed", 0)
+    method = identity.get("method")
+    label = config.get("label") or (method.get("name") if isinstance(method, dict) else None) or folder.path.name
+    return Planned(folder, str(label), identity, int(seed or inside), {}, tuning=dict(config.get("tuning") or {}))
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
+    """The runs of the sweep files in their order, each once; trials of a tuning and runs that wait for them included."""
     from fedbench.plan.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
     from fedbench.plan.planning import read_sweep
     from fedbench.plan.plugins import PluginError, Plugins
     from fedbench.plan.tuning import next_stage, tuning_groups
 
-    def names(found: Plugins, run: dict[str, Any]) -> dict[str, str]:
-        told = {
-            kind: short_name(run[kind], found.classes[kind][run[kind]["name"]])
+    def names(loaded: Plugins, run: dict[str, Any]) -> dict[str, str]:
+        words = {
+            kind: short_name(run[kind], loaded.classes[kind][run[kind]["name"]])
             for kind in ("dataset", "partition", "aggregation")
         }
-        return told | {"backbone": str(run["backbone"]["name"])}
+        return words | {"backbone": str(run["backbone"]["name"])}
 
     runs: list[Planned] = []
+    notes: list[str] = []
+    pictures: Pictures = {}
     seen: set[str] = set()
     for path in map(sweep_file, sweeps):
         if not path.is_file():
@@ -106,10 +142,13 @@ def _from_sweeps(
             sweep = read_sweep(path, plugins, settings)
             trials = [trial.planned for group in tuning_groups(sweep, results) for trial in group.trials]
             now = next_stage(sweep, results)
-        except (ConfigError, PluginError) as error:
+        except (ConfigError, PluginError, RecordsError) as error:
             raise ReportError(str(error)) from error
         waiting = {run.key for run in now.later}
         todo: list[PlannedRun] = [*now.runs, *now.later, *trials]
+        if not pictures:
+            pictures, failures = pictures_of(now.runs, sweep.plugins, results)
+            notes += failures
         for planned in todo:
             if planned.key in seen:
                 continue
@@ -130,4 +169,4 @@ def _from_sweeps(
                     dict(planned.tuning),
                 )
             )
-    return runs
+    return Selection(runs, notes, pictures)

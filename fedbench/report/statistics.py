@@ -76,6 +76,11 @@ class Comparison:
         return self.verdict in ("better", "worse")
 
     @property
+    def undecided(self) -> bool:
+        """Whether the pair was tested and no difference was found."""
+        return self.verdict == NO_DIFFERENCE
+
+    @property
     def reversed(self) -> Comparison:
         """The same with the two sides exchanged."""
         pairs = self.clients

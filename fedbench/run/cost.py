@@ -19,13 +19,16 @@ from fedbench.run.server import parameters
 from fedbench.vit import backbone
 
 CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
-GPU_CHUNK_TOKENS = 200_000
+GPU_CHUNK_TOKENS = 200_000  # tokens in a pass that fill a GPU
+GPU_CHUNK_BYTES = (
+    15 << 30
+)  # most bytes that a pass keeps for its backward pass: 10 x 32 images of ViT-B/16 within 24 GiB
 PROCESS_BYTES = 700 << 20  # an interpreter with torch, timm and torchvision in it
 
 
 @dataclass(frozen=True)
 class PassCost:
-    """Multiply-adds of one image, and its tokens at each block.
+    """Multiply-adds of one image, its tokens at each block, and its tokens in all blocks that keep them for a backward pass.
 
     ``forward``: through the whole backbone, or 0 if cached features replace it. ``backward``: from the lowest block that a
     trained value enters, of activations only if the backbone is frozen.
@@ -36,6 +39,19 @@ class PassCost:
     tokens: tuple[int, ...]
     width: int
     hidden: int
+    kept_tokens: int
+    trains_backbone: bool
+
+    def kept_bytes(self, precision: str) -> int:
+        """Bytes that autograd keeps of one image on a GPU, where frozen blocks are timm's.
+
+        For each token and frozen block: the inputs of both LayerNorms in the residual stream's precision, queries, keys,
+        values and attention's output (4 D) and the input of GELU (H) in the precision of matrix products. Blocks whose
+        weights train also keep the inputs of their four matrices (3 D + H).
+        """
+        residual, product = {"bfloat16": (4, 2), "float64": (8, 8)}.get(precision, (4, 4))  # bytes of a number
+        numbers = 4 * self.width + self.hidden + (3 * self.width + self.hidden) * self.trains_backbone
+        return self.kept_tokens * (2 * residual * self.width + product * numbers)
 
 
 def one_pass(
@@ -83,7 +99,15 @@ def one_pass(
         ):
             backward -= 3 * t * width**2  # the input of this product needs no gradient
     backward += embedding * any("patch_embed.proj.weight" in name for name in tensors)
-    return PassCost(forward if method.touches(vit.depth) else 0, backward, tuple(tokens), width, hidden)
+    return PassCost(
+        forward=forward if method.touches(vit.depth) else 0,
+        backward=backward,
+        tokens=tuple(tokens),
+        width=width,
+        hidden=hidden,
+        kept_tokens=sum(tokens[max(0, lowest) :]),
+        trains_backbone=bool(tensors),
+    )
 
 
 def _slots(method: Method, p: Values, vit: backbone.Backbone) -> list[tuple[int, bool]]:
@@ -139,12 +163,13 @@ def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) 
     return total
 
 
-def chunk_images(cost: PassCost, device: torch.device) -> int:
-    """Images in one pass: on a CPU what keeps the MLP's activations in cache, on a GPU what fills it."""
+def chunk_images(cost: PassCost, device: torch.device, precision: str = "float32") -> int:
+    """Images in one pass: on a CPU as many as keep the MLP's activations in cache, on a GPU as many as fill it and fit."""
     tokens = max(cost.tokens)
     if device.type == "cpu":
         return max(4, CPU_CACHE_BYTES // (tokens * cost.hidden * 4))
-    return max(32, GPU_CHUNK_TOKENS // tokens)
+    fit = GPU_CHUNK_BYTES // max(1, cost.kept_bytes(precision))
+    return max(1, min(GPU_CHUNK_TOKENS // tokens, fit))
 
 
 def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int, held_out: int = 0) -> Task:

@@ -17,6 +17,7 @@ from fedbench.data import Ints
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
 from fedbench.run.stacked_model import StackedModel
+from fedbench.vit.images import sent_to
 
 BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
@@ -24,7 +25,7 @@ PIECE = 32  # most samples of one client in a batch; clients' sets are cut into 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Right answers and samples per client, [clients] each."""
+    """Correct answers and samples per client, [clients] each."""
 
     right: NDArray[np.int64]
     count: NDArray[np.int64]
@@ -43,32 +44,62 @@ class Accuracies:
 
 @torch.inference_mode()
 def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
-    """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``."""
-    pieces = sorted(_pieces(parts), key=lambda piece: -len(piece[1]))
-    right = np.zeros(len(parts), dtype=np.int64)
+    """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``.
+
+    Sample numbers go to the device in one copy, clients and lengths of pieces in another, and hits come back in one.
+    """
     prior = model.method.logit_prior in ("eval", "both")
-    blocks: list[list[tuple[int, Ints]]] = []
-    start = 0
-    while start < len(pieces):
-        blocks.append(pieces[start : start + max(1, chunk // len(pieces[start][1]))])
-        start += len(blocks[-1])
+    count = np.array([len(part) for part in parts])
+    blocks = _blocks(parts, chunk, one_client=model.method.backbone_weights is not None)
+    if not blocks:
+        return Accuracies(np.zeros(len(parts), dtype=np.int64), count)
+    rectangles = [_rectangle([piece for _, piece in block]) for block in blocks]
+    flat = model.sample_index(np.concatenate([rectangle.ravel() for rectangle in rectangles]))
+    indices = flat.split([rectangle.size for rectangle in rectangles])
+    clients = np.array([k for block in blocks for k, _ in block])
+    lengths = np.array([len(piece) for block in blocks for _, piece in block])
+    at = sent_to(model.labels.device, np.stack([clients, lengths])).split([len(block) for block in blocks], 1)
 
     @torch.inference_mode()
-    def hits(block: list[tuple[int, Ints]]) -> Tensor:
-        index = _rectangle([piece for _, piece in block], len(block[0][1]))
-        at = torch.tensor([k for k, _ in block], device=model.labels.device)
-        samples = torch.from_numpy(np.maximum(index, 0)).to(at.device)
-        logits = model.forward(rows(values, at) | read, samples, prior).logits
-        hit = (logits.argmax(-1) == model.labels[samples]) & torch.from_numpy(index >= 0).to(at.device)
+    def hits(number: int) -> Tensor:
+        index = indices[number].view(rectangles[number].shape)
+        rows_, lengths_ = at[number]
+        logits = model.forward(_rows_of(values, blocks[number], rows_) | read, index, prior).logits
+        real = torch.arange(index.shape[1], device=logits.device) < lengths_[:, None]  # the rest is padding
+        hit: Tensor = (logits.argmax(-1) == model.labels[model.on_device(index)]) & real
         return hit.sum(1)
 
-    found = model.thread_map(hits, blocks)
-    for block, hit in zip(blocks, found, strict=True):  # read back here: nothing waits for the device in between
-        np.add.at(right, [k for k, _ in block], hit.cpu().numpy())
-    return Accuracies(right, np.array([len(part) for part in parts]))
+    hits_of_pieces = torch.cat(model.thread_map(hits, range(len(blocks)))).cpu().numpy()
+    right = np.zeros(len(parts), dtype=np.int64)
+    np.add.at(right, clients, hits_of_pieces)
+    return Accuracies(right, count)
+
+
+def _blocks(parts: Sequence[Ints], chunk: int, one_client: bool) -> list[list[tuple[int, Ints]]]:
+    """The pieces of all clients in blocks of about `chunk` samples, largest pieces first; each piece with its client.
+
+    With `one_client`, a block holds pieces of one client only, so that the client's backbone weights are not copied.
+    """
+    pieces = sorted(_pieces(parts), key=lambda piece: (piece[0] if one_client else 0, -len(piece[1])))
+    blocks: list[list[tuple[int, Ints]]] = []
+    for client, piece in pieces:
+        full = not blocks or len(blocks[-1]) >= max(1, chunk // len(blocks[-1][0][1]))
+        if full or (one_client and blocks[-1][0][0] != client):
+            blocks.append([])
+        blocks[-1].append((client, piece))
+    return blocks
+
+
+def _rows_of(values: Stacked, block: Sequence[tuple[int, Ints]], clients: Tensor) -> Stacked:
+    """The rows of the block's `clients` [pieces], which are on the device: a view if all are the same client, else a copy."""
+    first = block[0][0]
+    if all(client == first for client, _ in block):
+        return {name: value[first].expand(len(block), *value.shape[1:]) for name, value in values.items()}
+    return rows(values, clients)
 
 
 def _pieces(parts: Sequence[Ints]) -> list[tuple[int, Ints]]:
+    """Each client's samples in pieces of at most `PIECE`, with the client's position."""
     return [
         (k, piece)
         for k, part in enumerate(parts)
@@ -77,8 +108,9 @@ def _pieces(parts: Sequence[Ints]) -> list[tuple[int, Ints]]:
     ]
 
 
-def _rectangle(pieces: Sequence[Ints], width: int) -> Ints:
-    block = np.full((len(pieces), width), -1, dtype=np.int64)
+def _rectangle(pieces: Sequence[Ints]) -> Ints:
+    """The pieces as rows, of which the first is the longest; sample 0 pads the others."""
+    block = np.zeros((len(pieces), len(pieces[0])), dtype=np.int64)
     for row, piece in zip(block, pieces, strict=True):
         row[: len(piece)] = piece
     return block

@@ -18,6 +18,7 @@ from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.method import Aggregation, ClientUpdates, Method, Param
+from fedbench.method.fitting import check_blocks, check_parameters
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -152,7 +153,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     spec = _parameters(run, frozen, split, method, aggregation)
-    chunk = _images_in_a_pass(method, spec, frozen.vit, machine, device, halvings)
+    chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
     return Experiment(
@@ -210,19 +211,22 @@ def _parameters(
     held_out = int(split.held_out.sum())
     task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
     spec = parameters(method, aggregation, task)
-    local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.centralized and local:
-        raise ValueError(f"a method without clients cannot have local values: {', '.join(local)}")
-    if method.finetune_epochs and not any(param.trains for param in spec.values()):
-        raise ValueError("finetune_epochs: this method trains nothing")
+    check_blocks(method, frozen.vit.depth)
+    check_parameters(method, spec)
     return spec
 
 
 def _images_in_a_pass(
-    method: Method, spec: Mapping[str, Param], vit: Backbone, machine: Machine, device: torch.device, halvings: int
+    method: Method,
+    spec: Mapping[str, Param],
+    vit: Backbone,
+    precision: str,
+    machine: Machine,
+    device: torch.device,
+    halvings: int,
 ) -> int:
     """Images in one pass of the backbone: as configured or chosen, halved for each time that memory ran out."""
-    chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device)
+    chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device, precision)
     return max(1, chosen >> halvings)
 
 
@@ -241,7 +245,7 @@ def _model(
     return StackedModel(
         method=method,
         spec=spec,
-        backbone=frozen.vit,
+        backbone=_backbone_in_passes(run, frozen, method),
         images=frozen.images,
         labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
         features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
@@ -250,6 +254,13 @@ def _model(
         compiled=CompiledBlocks(clients * piece) if machine.compile else None,
         cached_tokens=_cached_tokens(run, machine, frozen, method),
     )
+
+
+def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backbone:
+    """The backbone that passes run: with bfloat16 copies of its weights if they are only read, and only there."""
+    if run.precision != "bfloat16" or method.backbone_weights is not None:
+        return frozen.vit
+    return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))
 
 
 def _features(frozen: Frozen, machine: Machine) -> Tensor:

@@ -20,6 +20,7 @@ from fedbench.plan.config import LocalConfig
 from fedbench.run.client_optimizer import ClientOptimizer, Recipe
 from fedbench.run.stacked import Stacked, per_client, rows
 from fedbench.run.stacked_model import Pass, StackedModel
+from fedbench.vit.images import sent_to
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,8 @@ class _ChunkTraining:
     def _phase(self, phase: Phase, batches: Batches) -> None:
         leaves = {name: self.values[name].requires_grad_() for name in phase.names}
         optimizer = ClientOptimizer(leaves, self.model.spec, self.local, self.recipe)
-        index, weight, flip, shift = (
-            torch.from_numpy(array).to(self.device)
-            for array in (batches.index, batches.weight, batches.flip, batches.shift)
-        )
+        index = self.model.sample_index(batches.index)
+        weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
         weight = weight.to(self.model.images.dtype)
         used = (batches.weight > 0).sum(2).max(1)  # [S] columns that are not padding for every client
         for step, active in enumerate(batches.active):
@@ -171,7 +170,7 @@ class _ChunkTraining:
         """The piece's part of each client's mean loss [K] over `n` [K] samples; what `observe` sums up is kept."""
         model, method = phase.model, phase.model.method
         result = self._forward(model, live, piece, add_prior=method.logit_prior in ("train", "both"))
-        y = model.labels[piece.index]
+        y = model.labels[model.on_device(piece.index)]
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
         loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:

@@ -13,6 +13,12 @@ import torch
 from fedbench.base.record_schema import Measured
 
 
+def wait(device: torch.device) -> None:
+    """Wait until the device is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Meter:
     """Seconds, images and peak memory of a run; continues from the `seconds` spent before an interruption."""
 

@@ -18,7 +18,7 @@ from fedbench.method import ClientUpdates
 from fedbench.plan.config import CLIENT_RECIPE
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.experiment import Training
-from fedbench.run.meter import SharedClock
+from fedbench.run.meter import SharedClock, wait
 from fedbench.run.simulation import RunState, SentRound, receive, send
 from fedbench.run.stacked import rows
 
@@ -78,13 +78,19 @@ def train_together(trainings: Sequence[Training], clocks: Sequence[SharedClock] 
         groups.setdefault(_stackable(training), []).append(i)
     updates: dict[int, ClientUpdates] = {}
     for group in groups.values():
-        start = time.monotonic()
+        start = _idle_time(trainings[group[0]])
         together = [trainings[i] for i in group]
         updates |= zip(group, [together[0].train()] if len(group) == 1 else _train(together), strict=True)
-        seconds, samples = time.monotonic() - start, sum(sum(training.samples) for training in together)
+        seconds, samples = _idle_time(together[0]) - start, sum(sum(training.samples) for training in together)
         for i in group if clocks else ():
             clocks[i].seconds += seconds * sum(trainings[i].samples) / samples
     return [updates[i] for i in range(len(trainings))]
+
+
+def _idle_time(training: Training) -> float:
+    """The clock when the device has done all work so far; a GPU works after the calls that start its kernels return."""
+    wait(training.clients.device)
+    return time.monotonic()
 
 
 def _stackable(training: Training) -> Any:

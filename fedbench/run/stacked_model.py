@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
 from fedbench.method import HookError, Method, Param, log_prior
 from fedbench.method.hooks import describe
 from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, pick, rows
-from fedbench.vit.backbone import Backbone
+from fedbench.vit.backbone import Backbone, PromptsAt
 from fedbench.vit.compiled import CompiledBlocks
-from fedbench.vit.images import Augment, Images
+from fedbench.vit.images import Augment, Images, sent_to
 from fedbench.vit.thread_map import Item, Result, thread_map
 from fedbench.vit.token_cache import CachedTokens
 
@@ -64,6 +66,20 @@ class StackedModel:
         """The backbone's tensors by name."""
         return dict(self.backbone.named_parameters())
 
+    def sample_index(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Sample numbers for `forward`: on the device, or on the host if each pass reads its samples there.
+
+        Neither reading samples nor sending the numbers then waits for the device.
+        """
+        if self.images.resident and self.cached_tokens is None:
+            return sent_to(self.labels.device, numbers)
+        index = torch.from_numpy(numbers)
+        return index.pin_memory() if self.labels.device.type == "cuda" else index
+
+    def on_device(self, index: Tensor) -> Tensor:
+        """A `sample_index` on the device."""
+        return index.to(self.labels.device, non_blocking=True)
+
     def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
         """The client axis of each value; None for what all clients read of their common server."""
         return {name: None if self.spec[name].home == "server" and not self.per_client_server else 0 for name in p}
@@ -73,8 +89,12 @@ class StackedModel:
         return rows(read, clients) if self.per_client_server else read
 
     def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
-        """`hook` for every client, or `call` in its stead. Raises HookError if it fails."""
-        return call_hook(hook, lambda: each_client(call or hook, args, dims, self.mode))
+        """`hook`, or `call` in its place, for every client. Hooks run outside autocast. Raises HookError if it fails."""
+        with self._without_autocast():
+            return call_hook(hook, lambda: each_client(call or hook, args, dims, self.mode))
+
+    def _without_autocast(self) -> torch.autocast:
+        return torch.autocast(self.labels.device.type, enabled=False)
 
     def thread_map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``[work(item) for item in items]``, side by side where possible; see `fedbench.vit.thread_map`."""
@@ -92,14 +112,14 @@ class StackedModel:
         flip: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Pass:
-        """Run the samples `index` [K, B] through the backbone with each client's prompts, and through its head.
+        """Run the samples `index` [K, B] (a `sample_index`) through the backbone with each client's prompts, and its head.
 
         `p` holds the clients' values [K, ...] and the server's [...]; `add_prior` adds each client's log class prior.
         `flip` [K, B] and `shift` [K, B, 2] are the draws of the augmentation.
         Raises HookError if a hook fails or returns another shape than it should.
         """
         k, b = index.shape
-        query = self.features[index] if self.features is not None else None  # [K, B, D]
+        query = self.features[self.on_device(index)] if self.features is not None else None  # [K, B, D]
         taps: dict[int, Tensor] = {}
         if not self.method.touches(self.backbone.depth) and query is not None and augment == "none":
             out = {"cls": query}  # nothing enters the backbone, so its output is known
@@ -112,7 +132,7 @@ class StackedModel:
                 else:
                     read, tapped = self._pass_per_client(p, entering, query)
             out = {n: value.to(self.images.dtype).view(k, b, *value.shape[1:]) for n, value in read.items()}
-            taps = {layer: value.view(k, b, *value.shape[1:]) for layer, value in tapped.items()}
+            taps = {layer: value.to(self.images.dtype).view(k, b, -1) for layer, value in tapped.items()}
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
         _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:
@@ -143,24 +163,10 @@ class StackedModel:
         self, p: Stacked, entering: Tensor, query: Tensor | None, first_block: int
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """One pass of the frozen backbone for all clients; `entering` [K, B, ...] are pixels or cached tokens."""
-        k, b = entering.shape[:2]
-        dims, hook = self.dims(p), self.method.prompts
-
-        def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
-            slots = self.each(
-                hook,
-                (p, cls.view(k, b, -1), query),
-                (dims, 0, None if query is None else 0),
-                call=lambda p_, cls_, query_: hook(layer, p_, cls_, query_),
-            )
-            for name, value in slots.items():
-                _expect(hook, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
-            return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
-
         return self.backbone(  # type: ignore[no-any-return]
             entering.flatten(0, 1),
             self.layers,
-            prompts_at,
+            self._prompts_at(p, query, *entering.shape[:2]),
             self.taps,
             slots_read=self.method.reads_slots,
             run=self.compiled,
@@ -170,23 +176,40 @@ class StackedModel:
     def _pass_per_client(
         self, p: Stacked, pixels: Tensor, query: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """A pass for each client, with backbone weights of its own."""
+        """A pass of the backbone for each client, with the client's own backbone weights."""
         dims, hook, parts = self.dims(p), self.method.backbone_weights, []
         for k, images in enumerate(pixels):
-            mine = pick(p, dims, k)
-            tensors = call_hook(hook, lambda mine=mine: hook(mine, self.frozen))  # type: ignore[misc]
+            client = slice(k, k + 1)
+            values = pick(p, dims, k)
+            with self._without_autocast():
+                tensors = call_hook(hook, lambda values=values: hook(values, self.frozen))  # type: ignore[misc]
             for name, value in tensors.items():
                 if name not in self.frozen or value.shape != self.frozen[name].shape:
                     expected = list(self.frozen[name].shape) if name in self.frozen else "no such tensor"
                     raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape)}, expected {expected}")
-
-            def prompts_at(layer: int, cls: Tensor, mine: Any = mine, k: int = k) -> Any:
-                return self.method.prompts(layer, mine, cls, None if query is None else query[k])
-
+            row = {name: value if dims[name] is None else value[client] for name, value in p.items()}
+            prompts_at = self._prompts_at(row, None if query is None else query[client], 1, len(images))
             inputs = (images, self.layers, prompts_at, self.taps, self.method.reads_slots)
             parts.append(functional_call(self.backbone, tensors, inputs))
         read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
         return read, tapped
+
+    def _prompts_at(self, p: Stacked, query: Tensor | None, k: int, b: int) -> PromptsAt:
+        """The `prompts_at` of a backbone pass on `b` samples of each of `k` clients; `query` [K, B, D]."""
+        dims, hook = self.dims(p), self.method.prompts
+
+        def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
+            slots = self.each(
+                hook,
+                (p, cls.to(self.images.dtype).view(k, b, -1), query),
+                (dims, 0, None if query is None else 0),
+                call=lambda p_, cls_, query_: hook(layer, p_, cls_, query_),
+            )
+            for name, value in slots.items():
+                _expect(hook, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
+            return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
+
+        return prompts_at
 
 
 def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:

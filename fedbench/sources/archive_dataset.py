@@ -89,9 +89,21 @@ class ArchiveDataset(data.Dataset):
     def _arrays(self, root: Path, local: Path | None, unasked: bool) -> dict[str, NDArray[Any]]:
         def build(aside: Path) -> dict[str, Any]:
             sources, lines = self._sources(root, local, unasked)
-            return {"sources": lines, **(self.build(sources, aside) or {})}
+            try:
+                about = self.build(sources, aside) or {}
+            except DataError as error:
+                raise DataError(f"{error}{self._advice(str(error), root)}") from error
+            return {"sources": lines, **about}
 
         return cache.cached_arrays(self._caches(root)[0], build)
+
+    def _advice(self, problem: str, root: Path) -> str:
+        """What to do about the downloaded file that a `problem` names, if it may be another file than the official one."""
+        for archive in self.needed:
+            there = archive_files.find(archive, self._places(root))
+            if there is not None and str(there.path) in problem and there.may_be_another():
+                return f"; if this is not the official file, {there.advice()}"
+        return ""
 
     def _complete(self, samples: Samples) -> Samples:
         """`samples`, if they are not a part of the dataset. Raises DataError."""
@@ -127,7 +139,7 @@ class ArchiveDataset(data.Dataset):
         """The command that prepares this dataset with these options."""
         changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         words = ["--root", str(root), *(w for f in changed for w in ("--set", f"{f.name}={getattr(self, f.name)}"))]
-        return shlex.join(["python", "-m", "fedbench.data", "prepare", self.plugin_name, *words])
+        return shlex.join(["fedbench", "data", "prepare", self.plugin_name, *words])
 
     def _places(self, root: Path) -> list[Path]:
         """The folders in which archives are looked for."""

@@ -36,11 +36,11 @@ class ArchiveOnDisk:
         if self.archive.size and size != self.archive.size:
             return (
                 f"{self.path}: expected {self.archive.name} with {self.archive.size:,} bytes, found {size:,}: another "
-                f"file, or a part; {self._advice()}"
+                f"file, or a part; {self.advice()}"
             )
         if self.archive.md5 and (md5 := checksum(self.path, "md5")) != self.archive.md5:
             return (
-                f"{self.path}: expected {self.archive.name} with md5 {self.archive.md5}, found {md5}; {self._advice()}"
+                f"{self.path}: expected {self.archive.name} with md5 {self.archive.md5}, found {md5}; {self.advice()}"
             )
         return ""
 
@@ -64,9 +64,16 @@ class ArchiveOnDisk:
         try:
             return open_source(self.path, self.folder)
         except DataError as error:
-            raise DataError(f"{error}; {self._advice()}") from error
+            raise DataError(f"{error}; {self.advice()}") from error
 
-    def _advice(self) -> str:
+    def may_be_another(self) -> bool:
+        """Whether a file that was downloaded has another checksum than reported, or nobody reported one."""
+        if not self.archive.url or not self.path.is_file():
+            return False
+        return not self.archive.md5 or checksum(self.path, "md5") != self.archive.md5
+
+    def advice(self) -> str:
+        """What to do about a file that is not the official one."""
         if self.archive.url:
             return f"delete {self.path}, and the same command fetches it again"
         return f"put the official {self.archive.name} in its place"

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: archives of pickles with rows of 3 x 32 x 32 pixels; the two differ in names only.
 
-Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The layout is told at
-https://www.cs.toronto.edu/~kriz/cifar.html, where the checksums stand too.
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The layout and the checksums are published at
+https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class CifarDataset(ArchiveDataset):
 
     @property
     def labels_used(self) -> str:
-        """The one of `kinds` that this data set takes as labels."""
+        """The name in `kinds` of the labels that the dataset returns."""
         return next(iter(self.kinds))
 
     def _options(self) -> dict[str, Any]:
-        return {}  # one cache holds all labels
+        return {}  # one cache holds all kinds of labels
 
     def build(self, sources: Mapping[str, Source], aside: Path) -> None:
-        """Save images, all kinds of labels and their names. Nothing in the pickles can run."""
+        """Save images, all kinds of labels and their names. Raises DataError. Nothing in the pickles can run."""
         (archive,), (source,) = self.archives, sources.values()
         files = {f"{archive.unpacked}/{name}": name for name in (*self.train, *self.test, self.meta)}
         read = {
@@ -51,19 +51,19 @@ class CifarDataset(ArchiveDataset):
             raise DataError(
                 f"{source.path}: expected the official archive with {', '.join(files)}, found no {missing[0]}"
             )
-        where = _Pickles(source.path, read)
+        pickles = _Pickles(source.path, read)
         for kind, (names, count) in self.kinds.items():
-            np.save(aside / f"{kind}_names.npy", where.names(self.meta, names, count))
+            np.save(aside / f"{kind}_names.npy", pickles.names(self.meta, names, count))
         parts = [*self.train, *self.test]
-        images = [where.images(part) for part in parts]
+        images = [pickles.images(part) for part in parts]
         np.save(aside / "images.npy", np.concatenate(images))
         np.save(aside / "is_test.npy", np.repeat([part in self.test for part in parts], [len(part) for part in images]))
         for kind, (_, count) in self.kinds.items():
-            columns = [where.labels(part, kind, len(images[n]), count) for n, part in enumerate(parts)]
+            columns = [pickles.labels(part, kind, len(images[n]), count) for n, part in enumerate(parts)]
             np.save(aside / f"{kind}.npy", np.concatenate(columns))
 
     def samples(self, arrays: Mapping[str, NDArray[Any]]) -> Samples:
-        """With the labels `labels_used`."""
+        """The samples with the labels `labels_used`."""
         return Samples(
             images=arrays["images"],
             labels=np.array(arrays[self.labels_used]),
@@ -74,17 +74,17 @@ class CifarDataset(ArchiveDataset):
 
 @dataclass(frozen=True)
 class _Pickles:
-    """What was in the pickles, {file: object}; every part is checked before it is used."""
+    """The content of the pickles, {file: object}; every part is checked before it is used. Methods raise DataError."""
 
     path: Path
     read: dict[str, Any]
 
     def field(self, part: str, name: str) -> Any:
-        found = self.read[part]
-        if not isinstance(found, dict) or name not in found:
-            told = ", ".join(map(str, found)) if isinstance(found, dict) else f"{found!r:.60}"
-            raise DataError(f"{self.path}: expected {name} in {part}, found {told}")
-        return found[name]
+        content = self.read[part]
+        if not isinstance(content, dict) or name not in content:
+            described = ", ".join(map(str, content)) if isinstance(content, dict) else f"{content!r:.60}"
+            raise DataError(f"{self.path}: expected {name} in {part}, found {described}")
+        return content[name]
 
     def names(self, part: str, name: str, count: int) -> NDArray[np.str_]:
         names = self.field(part, name)

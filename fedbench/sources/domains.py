@@ -1,8 +1,8 @@
-"""What the data sets of several domains share: the archives of DomainNet, and the pickled lists that FedBN deals them by.
+"""Shared by datasets of several domains: the archives of DomainNet, and the pickled lists of FedBN.
 
 DomainNet: Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation" (arXiv:1812.01754), the cleaned version of
-http://ai.bu.edu/M3SDA/. The checksums are no official ones: independent loaders on GitHub agree on them. FedBN: Li et al.
-2021 (arXiv:2102.07623), https://github.com/med-air/FedBN, whose loader says what the pickles hold (code).
+http://ai.bu.edu/M3SDA/. The checksums are not official: independent loaders on GitHub agree on them. FedBN: Li et al.
+2021 (arXiv:2102.07623), https://github.com/med-air/FedBN, whose loader shows what the pickles hold (code).
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ DOMAINNET_LISTS = tuple(
 def fedbn_table(
     lists: Source, images: Mapping[str, str], domains: Sequence[str], classes: Sequence[str], folder: str
 ) -> Table:
-    """The table that FedBN's ``<domain>_{train,test}.pkl`` make: pickles of (paths, names of classes).
+    """The table in FedBN's ``<domain>_{train,test}.pkl``, which are pickles of (paths, names of classes).
 
-    FedBN's loader unpacks two columns and looks the names up (code), whether they came as lists, arrays or one array [2, N].
-    `images` {domain: name of the archive with its images}; `folder` stands before the paths and not before the names in
-    those archives, or before both. Raises DataError.
+    FedBN's loader unpacks two columns and looks the names up (code), whether they are lists, arrays or one array [2, N].
+    `images` {domain: name of the archive with its images}; `folder` is a prefix of the paths that the names in those archives
+    lack ("" if they have it too). Raises DataError.
     """
     files, labels, is_test, domain = [], [], [], []
     for number, site in enumerate(domains):

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 1  # raise it whenever the images change: caches carry it in their name
+VERSION = 1  # raise it whenever the images change; it is part of the name of a cache
 SIZE = 32  # pixels of an image
 ATLAS = 64  # pixels of a clean mask
 GLYPH = 44  # the longer side of the character inside a clean mask; the rest is margin for strokes and warps
 EM = 96  # characters are drawn at this font size before they are scaled to GLYPH
-CHUNK = 512  # images drawn together; part of the stream, since the draws of a chunk are made at once
+CHUNK = 512  # images drawn together; the random numbers depend on it, since those of a chunk are drawn at once
 
 Floats = NDArray[np.float32]
 Range = tuple[float, float]
@@ -28,7 +28,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Style:
-    """How one domain draws its characters; ranges are drawn from uniformly, once per image."""
+    """How one domain draws its characters. A value in each range is drawn uniformly for each image."""
 
     name: str
     font: str  # a file of Matplotlib's fonts/ttf folder
@@ -64,15 +64,15 @@ def load_font(name: str, size: int = EM) -> ImageFont.FreeTypeFont:
 
 
 def has_glyph(font: ImageFont.FreeTypeFont, char: str) -> bool:
-    """Whether `font` draws `char` as something other than nothing or its box for missing characters."""
+    """Whether `font` has `char`, rather than nothing or the box for missing characters."""
     mask, missing = font.getmask(char), font.getmask("\uffff")
     return mask.getbbox() is not None and (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 
 def clean_masks(chars: Sequence[str], font: str, stroke: int = 0, hollow: bool = False) -> Floats:
-    """Every character, centred and scaled to the same longer side, as ink coverage in 0..1; float32 [C, ATLAS, ATLAS].
+    """Every character, centred and scaled to the same longer side, as ink coverage in 0..1: float32 [C, ATLAS, ATLAS].
 
-    Raises ValueError where the font lacks a character.
+    Raises ValueError if the font lacks a character.
     """
     face = load_font(font)
     lacking = [f"U+{ord(char):04X}" for char in chars if not has_glyph(face, char)]
@@ -129,7 +129,7 @@ def _uniform(draw: np.random.Generator, bounds: Range, count: int) -> Floats:
 
 
 def _source(style: Style, count: int, draw: np.random.Generator) -> tuple[Floats, Floats]:
-    """Where each pixel of `count` images looks in its clean mask; x and y [count, cells, cells], -1..1 inside."""
+    """The place in the clean mask of each pixel of `count` images: x and y [count, cells, cells], -1..1 inside the mask."""
 
     def drawn(low: float, high: float) -> Floats:
         return _uniform(draw, (low, high), count)[:, None, None]
@@ -139,7 +139,7 @@ def _source(style: Style, count: int, draw: np.random.Generator) -> tuple[Floats
     y = axis[None, :, None] - drawn(-style.shift, style.shift)
     angle = drawn(-style.rotation, style.rotation)
     x, y = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    x, y = x / drawn(*style.scale), y / drawn(*style.scale)  # the two scales differ: aspect varies too
+    x, y = x / drawn(*style.scale), y / drawn(*style.scale)  # two scales, so that the aspect ratio varies as well
     x = x + drawn(*style.slant) * y
     # A slow wave along the other axis bends strokes without breaking them.
     turns, phases = (drawn(1.0, 1.8), drawn(1.0, 1.8)), (drawn(0, math.tau), drawn(0, math.tau))
@@ -150,7 +150,7 @@ def _source(style: Style, count: int, draw: np.random.Generator) -> tuple[Floats
 
 def _sample(masks: Floats, labels: NDArray[np.int64], x: Floats, y: Floats) -> Floats:
     """Bilinear look-up of `masks[labels]` at x, y in -1..1; outside a mask there is no ink."""
-    # The border of a mask is empty, so clipping to it is the same as padding.
+    # The border of a mask is empty, so clipping equals padding.
     column, row = (np.clip((v + 1) * (ATLAS / 2) - 0.5, 0, ATLAS - 1.001).astype(np.float32) for v in (x, y))
     left, top = column.astype(np.int64), row.astype(np.int64)
     right_share, bottom_share = column - left, row - top
@@ -169,7 +169,7 @@ def _rgb(hue: Floats, saturation: Floats, value: Floats) -> Floats:
 
 
 def _plane(count: int, draw: np.random.Generator) -> Floats:
-    """A coordinate that runs through the image in a random direction; [N, SIZE, SIZE], about -1..1."""
+    """A coordinate along a random direction: [N, SIZE, SIZE], about -1..1."""
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
     angle = _uniform(draw, (0, math.tau), count)[:, None, None]
     return np.asarray(np.cos(angle) * axis[None, None, :] + np.sin(angle) * axis[None, :, None], dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Opens pickles that data sets come in - plain containers, text, numbers, arrays of them - and nothing that can run.
+"""Reads pickles of plain data (containers, text, numbers, arrays of them) and nothing that could run.
 
-A pickle is a program that may call whatever it can import. Here it can import four names, and gets stand-ins for them:
-not even NumPy's own unpickling sees what the file says, only `numpy.frombuffer` on checked bytes does.
+A pickle is a program that may call whatever it can import. Here it can import four names and gets substitutes for them.
+Even NumPy's own unpickling never sees the file; arrays are made by `numpy.frombuffer` from checked bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from fedbench.data import DataError
 
 PLAIN_DTYPE = re.compile(r"[<>|=]?([biuf][1248]|b1|[SU][1-9][0-9]{0,4})")
-OBJECT_DTYPE = re.compile(r"\|?O[48]?")  # admitted for text alone: what pandas columns of names are
+OBJECT_DTYPE = re.compile(r"\|?O[48]?")  # for text only: columns of names from pandas
 
 
 def load_pickle(content: bytes, source: str) -> Any:
-    """The object in a pickle, its byte strings as text in Latin-1 (one character a byte).
+    """The object in a pickle; its byte strings become text in Latin-1 (one character per byte).
 
-    Files written by Python 2 load too. Raises DataError, naming `source`, where the pickle is broken or asks for
-    anything else; nothing has run then.
+    Reads files of Python 2 as well. Raises DataError, which names `source`, if the pickle is broken or asks for anything
+    else; nothing of it has run then.
     """
     try:
         return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
@@ -35,7 +35,7 @@ def load_pickle(content: bytes, source: str) -> Any:
 
 
 class _DType:
-    """Stands in for numpy.dtype."""
+    """A substitute for numpy.dtype."""
 
     __slots__ = ("order", "text")
 
@@ -56,7 +56,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for the function that rebuilds a numpy.ndarray."""
+    """A substitute for the function that rebuilds a numpy.ndarray."""
 
     __slots__ = ("state",)
 
@@ -76,7 +76,7 @@ class _Array:
             flat = np.array(content, dtype=np.str_)
         else:
             if isinstance(content, str):
-                content = content.encode("latin1")  # what Python 2 wrote as a string
+                content = content.encode("latin1")  # a string of Python 2
             flat = np.frombuffer(content, dtype.real())
         if not (isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)):
             raise pickle.UnpicklingError(f"an array of shape {shape!r:.40}")
@@ -84,7 +84,7 @@ class _Array:
 
 
 def _encode(text: object, codec: object) -> bytes:
-    """How Python 3 writes bytes by protocol 2: as a call of _codecs.encode."""
+    """A substitute for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if not isinstance(text, str) or codec != "latin1":
         raise pickle.UnpicklingError("bytes that are not written as Latin-1")
     return text.encode("latin1")
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _finish(value: Any, done: dict[int, Any]) -> Any:
-    """`value` with real arrays for the stand-ins, at any depth; `done` keeps a part that occurs twice from doubling."""
+    """`value` with real arrays for the substitutes, at any depth; `done` keeps a shared part from being converted twice."""
     if id(value) in done:
         return done[id(value)]
     result = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
@@ -105,6 +106,17 @@ class Backbone(nn.Module):
         for block in itertools.islice(vit.blocks, layer):
             x = block(x)
         return x
+
+    def with_products_in(self, dtype: torch.dtype) -> Backbone:
+        """A copy whose matrix products (linear layers, patch embedding) have their weights in `dtype`.
+
+        Under autocast to `dtype` it gives the same numbers, without casting frozen weights again in every pass.
+        """
+        made = copy.deepcopy(self)
+        for part in made.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                part.to(dtype)
+        return made
 
     def weights_hash(self) -> str:
         """16 hex digits of all weights, independent of their precision on this device."""

@@ -1,4 +1,4 @@
-"""Blocks of the frozen backbone under torch.compile, in passes padded to one size so that nothing is recompiled."""
+"""Blocks of the frozen backbone under torch.compile, in passes padded to a few sizes so that little is recompiled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ FORMS = 256
 
 
 class CompiledBlocks:
-    """Calls ``part(block, x [N, T, D], ...) -> [N, ...]`` in compiled form, with N padded to a multiple of `images`.
+    """Calls ``part(block, x [N, T, D], ...) -> [N, ...]`` in compiled form, with N padded to `padded_size`.
 
-    Without padding, the last pass of a batch, which is smaller, would need another compiled form. All blocks of a backbone
-    share a form, since weights are inputs.
+    Each size is a compiled form of its own. All blocks of a backbone share a form, since weights are inputs.
     """
 
-    def __init__(self, images: int) -> None:
-        self.images = images
+    def __init__(self, most: int) -> None:
+        self.most = most  # images in a full pass, which is not padded
         self._parts: dict[Callable[..., Tensor], Any] = {}
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, FORMS)
@@ -36,10 +35,21 @@ class CompiledBlocks:
         if part not in self._parts:
             self._parts[part] = torch.compile(part, dynamic=False, backend=BACKEND)
         count = len(x)
-        padded = F.pad(x, (0, 0, 0, 0, 0, -count % self.images))
+        padded = F.pad(x, (0, 0, 0, 0, 0, padded_size(count, self.most) - count))
         try:
             result: Tensor = self._parts[part](block, padded, *more)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
             raise BackboneError(f"torch.compile fails on this machine, so leave machine.compile out: {why}") from error
         return result[:count]
+
+
+def padded_size(count: int, most: int) -> int:
+    """The number of images to which a pass of `count` images is padded, where `most` images make a full pass.
+
+    At least 8; above, there are four sizes between a power of two and the next, so less than a quarter is added. A pass of up
+    to `most` images is not padded beyond that.
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 3)
+    size = max(8, -(-count // step) * step)
+    return min(size, most) if count <= most else size

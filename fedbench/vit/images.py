@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +15,15 @@ from torchvision.transforms.v2 import functional as tvf
 Augment = Literal["none", "flip", "crop_flip"]
 
 PASS = 64  # images per pass of results that runs share; fixed, since another size would change the last bits
-RESIDENT_BYTES = 4 << 30  # resized images up to this size stay on the device; larger sets are resized batch by batch
+RESIDENT_BYTES = 4 << 30  # resized images, or else source images, up to this size stay on the device
 
 
 class Images:
     """N images at the backbone's size, normalised with its mean and standard deviation.
 
-    Resizing (bicubic, antialiased) always rounds to uint8, so keeping resized images changes no result.
+    Resizing (bicubic, antialiased) always rounds to uint8, so keeping resized images changes no result. If the resized images
+    exceed `RESIDENT_BYTES`, a GPU keeps the source images if those fit, and resizes each batch. Larger sets stay on the host
+    (``resident`` is False): then `batch` reads the images of its index there.
     """
 
     def __init__(
@@ -35,14 +38,27 @@ class Images:
         self.source, self.size, self.device, self.dtype = images, size, device, dtype
         mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
         self.scale, self.offset = (1 / (255 * std_)).to(device, dtype), (-mean_ / std_).to(device, dtype)
-        self.resident = len(images) * 3 * size * size <= RESIDENT_BYTES
-        if self.resident:
-            self.pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8, device=device)
-            for i in range(0, len(images), 512):
-                self.pixels[i : i + 512] = self._resized(np.arange(i, min(i + 512, len(images))))
+        self.pixels: Tensor | None = None  # [N, 3, S, S]
+        self.raw: Tensor | None = None  # [N, 3, H, W] at source size
+        if len(images) * 3 * size * size <= RESIDENT_BYTES:
+            self.pixels = self._on_device(self._resized, size, size)
+        elif device.type != "cpu" and images.nbytes <= RESIDENT_BYTES:
+            self.raw = self._on_device(lambda raw: raw, *images.shape[1:3])
+        self.resident = self.pixels is not None or self.raw is not None
 
-    def _resized(self, index: NDArray[np.int64]) -> Tensor:
-        raw = sent_to(self.device, np.array(self.source[index])).permute(0, 3, 1, 2)
+    def _on_device(self, transform: Callable[[Tensor], Tensor], height: int, width: int) -> Tensor:
+        """All source images after `transform`, [N, 3, height, width]."""
+        pixels = torch.empty(len(self), 3, height, width, dtype=torch.uint8, device=self.device)
+        for i in range(0, len(self), 512):
+            pixels[i : i + 512] = transform(self._read(np.arange(i, min(i + 512, len(self)))))
+        return pixels
+
+    def _read(self, index: NDArray[np.int64]) -> Tensor:
+        """The source images `index` [n], sent to the device: [n, 3, H, W]."""
+        return sent_to(self.device, np.array(self.source[index])).permute(0, 3, 1, 2)
+
+    def _resized(self, raw: Tensor) -> Tensor:
+        """The images `raw` [n, 3, H, W] as [n, 3, S, S]."""
         if raw.shape[2:] != (self.size, self.size):
             raw = tvf.resize(raw, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
         return raw.contiguous()
@@ -57,8 +73,16 @@ class Images:
     def batch(
         self, index: Tensor, augment: Augment = "none", flip: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """The images `index` [n] as [n, 3, S, S], augmented with the random `flip` [n] (bool) and `shift` [n, 2] in [-1, 1)."""
-        pixels = self.pixels[index] if self.resident else self._resized(index.cpu().numpy())
+        """The images `index` [n] as [n, 3, S, S], augmented with the random `flip` [n] (bool) and `shift` [n, 2] in [-1, 1).
+
+        If the images are not ``resident``, an `index` on the host spares the device a synchronisation.
+        """
+        if self.pixels is not None:
+            pixels = self.pixels[index]
+        elif self.raw is not None:
+            pixels = self._resized(self.raw[index])
+        else:
+            pixels = self._resized(self._read(index.cpu().numpy()))
         if augment == "crop_flip" and shift is not None:
             pixels = translate(pixels, torch.round(shift * (self.size / 8)).long())
         if augment != "none" and flip is not None:

@@ -132,7 +132,17 @@ def test_sgpt_keys_start_orthonormal():
 
 def test_pfpt_assigns_by_the_greatest_sum_not_prompt_by_prompt():
     """Both prompts like centroid 0 best. Greedy: 9 + 1 = 10; the best pairing is 8 + 7 = 15. Centroid 2 stays free."""
-    assert pfpt.assign(torch.tensor([[9.0, 7.0, 0.0], [8.0, 1.0, 2.0]])).tolist() == [1, 0]
+    first, second = [[9.0, 7.0, 0.0], [8.0, 1.0, 2.0]], [[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]]
+    assert pfpt.assign(torch.tensor([first, second])).tolist() == [[1, 0], [2, 1]]
+
+
+def test_pfpt_reads_scores_back_once_a_loop(monkeypatch):
+    """A client's assignment is used in the next loop only, so a loop waits for a GPU once, whatever the number of clients."""
+    reads, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: reads.append(self.shape) or cpu(self))
+    local = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pfpt.match(local, 6, seed=0, round_=1)
+    assert reads == [(4, 3, 12)] * 6
 
 
 def test_pfpt_log_likelihood_is_that_of_the_model():

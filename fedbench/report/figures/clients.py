@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,15 +11,95 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedbench.report.figures.frame import crosses, percent
+from fedbench.report import run_artifacts
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
+from fedbench.report.figures.frame import crosses, percent, wrap
 from fedbench.report.figures.split import bubbles
 from fedbench.report.figures.style import Looks
+from fedbench.report.statistics import ClientPairs, client_pairs
 
 
-def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, told: Mapping[str, str]) -> None:
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """Accuracy per client, two methods client by client, held-out clients, who holds what."""
+    evidence, done, settings = data.evidence, data.done, data.settings
+    look, shown_as = catalogue.look, catalogue.shown_as
+    frame = evidence.clients.assign(accuracy=100 * evidence.clients["accuracy"].astype(float))
+    trained = by_setting(frame[~frame["held_out"].astype(bool)])
+    catalogue.add(
+        "clients",
+        "Accuracy per client",
+        "Last round's accuracy of each client that takes part in training, all finished seeds together: box, quartiles with "
+        "median; whiskers, 10th to 90th percentile; ×, the worst client; diamond, the mean.",
+        "no finished run has a parquet",
+        panel=lambda axes, setting: per_client(axes, trained[setting], look, shown_as),
+        x="accuracy of a client (%)",
+        y=None,
+        share_y=True,
+        tall=0.55 + 0.155 * len(shown_as),
+        legend=False,
+        keys=having(trained, settings)["keys"],
+    )
+    _add_duel(catalogue, data, trained)
+    new = by_setting(done.dropna(subset=["held_out_mean_accuracy"]))
+    catalogue.add(
+        "newcomers",
+        "Held-out clients against those that train",
+        "Mean accuracy over clients that never train (up) against the mean over those that do (across); means over the seeds "
+        "that are done, bars ± one sample standard deviation. On the line new clients are served as well.",
+        "no finished run has held-out clients",
+        panel=lambda axes, setting: newcomers(axes, new[setting], look),
+        x="clients that train (%)",
+        y="held-out clients (%)",
+        lines=False,
+        **having(new, settings),
+    )
+    counts = {}
+    for setting, part in done.groupby("setting", sort=False):
+        for run in part.sort_values("seed", kind="stable")["run"].iloc[:1]:
+            found = run_artifacts.class_counts(evidence.results / run)
+            if not found.empty:
+                own = evidence.clients[evidence.clients["run"] == run]
+                counts[str(setting)] = found, own.sort_values("client")["held_out"]
+    catalogue.add(
+        "split",
+        "Who holds what",
+        "Training samples of each client and class; a bubble's area is their number; orange: held-out  First seed.",
+        "no finished run tells which classes its clients hold",
+        [setting for setting in settings if setting in counts],
+        lambda axes, setting: holdings(axes, *counts[setting]),
+        y="class",
+        legend=False,
+    )
+
+
+def _add_duel(catalogue: FigureCatalogue, data: FigureData, trained: Mapping[str, pd.DataFrame]) -> None:
+    first, second = data.versus or ("", "")
+    keys = [s for s in data.settings if s in trained and data.versus and {first, second} <= set(trained[s]["label"])]
+    counts = {}
+    for setting in keys:
+        for pair in data.within.get(setting, ()):
+            if {pair.first, pair.second} == {first, second}:
+                counts[setting] = (pair if pair.first == first else pair.reversed).clients
+    catalogue.add(
+        "duel",
+        "Client by client",
+        f"A dot per client and seed that takes part in training: accuracy with {first} (up) against {second} (across). Above "
+        "the line the client does better with the former. Numbers as in the statistics of each setting."
+        if data.versus
+        else "",
+        "no two methods have clients in common",
+        keys,
+        lambda axes, setting: duel(axes, trained[setting], first, second, catalogue.look, counts.get(setting)),
+        x=wrap(f"{second} (%)", 30),
+        y=wrap(f"{first} (%)", 30),
+        legend=False,
+    )
+
+
+def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, shown_as: Mapping[str, str]) -> None:
     """Boxes of one setting, a method a line, the same line in each panel. clients: label, accuracy in percent."""
     values = {name: part.dropna().to_numpy(dtype=float) for name, part in clients.groupby("label")["accuracy"]}
-    rows = [(place, name) for place, name in enumerate(told) if len(values.get(name, ()))]
+    rows = [(place, name) for place, name in enumerate(shown_as) if len(values.get(name, ()))]
     if rows:
         at = np.array([place for place, _ in rows], dtype=float)
         colours = [look[name].colour for _, name in rows]
@@ -32,15 +113,19 @@ def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, told: Mapping[str
         lowest, mean = ([float(f(values[name])) for _, name in rows] for f in (np.min, np.mean))
         axes.scatter(lowest, at, marker="x", c=colours, s=10, linewidths=1)
         axes.scatter(mean, at, marker="D", facecolors="white", edgecolors=colours, s=8, linewidths=1, zorder=4)
-    axes.set_yticks(range(len(told)), list(told.values()))
-    axes.set_ylim(len(told) - 0.4, -0.6)
+    axes.set_yticks(range(len(shown_as)), list(shown_as.values()))
+    axes.set_ylim(len(shown_as) - 0.4, -0.6)
     axes.grid(False, axis="y")
     percent(axes.xaxis)
 
 
-def duel(axes: Axes, clients: pd.DataFrame, first: str, second: str, look: Looks) -> None:
-    """A dot per client and seed: the accuracy with `second` across, with `first` up. clients: label, seed, client,
-    accuracy in percent."""
+def duel(
+    axes: Axes, clients: pd.DataFrame, first: str, second: str, look: Looks, pairs: ClientPairs | None = None
+) -> None:
+    """A dot per client and seed: the accuracy with `second` across, with `first` up, and how many lie on each side.
+
+    clients: label, seed, client, accuracy in percent; pairs: the counts that the report's statistics have.
+    """
     wide = clients[clients["label"].isin([first, second])].pivot(
         index=["seed", "client"], columns="label", values="accuracy"
     )
@@ -49,11 +134,11 @@ def duel(axes: Axes, clients: pd.DataFrame, first: str, second: str, look: Looks
     ends = [min(x.min(), y.min()) - 2, max(x.max(), y.max()) + 2]
     axes.plot(ends, ends, color="#888888", linewidth=0.7, zorder=1)
     axes.plot(x, y, linestyle="none", color=look[first].colour, alpha=0.45, markeredgewidth=0, marker="o", markersize=3)
-    ahead, equal = float((y > x).mean()), float((y == x).mean())
-    axes.text(0.03, 0.97, f"ahead: {100 * ahead:.0f} %", transform=axes.transAxes, va="top", fontsize=6.5)
-    axes.text(
-        0.97, 0.03, f"behind: {100 * (1 - ahead - equal):.0f} %", transform=axes.transAxes, ha="right", fontsize=6.5
-    )
+    pairs = pairs or client_pairs(np.asarray(y - x, dtype=np.float64))
+    corner: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 6.5}
+    axes.text(0.03, 0.97, f"{pairs.ahead} of {pairs.pairs} gain", va="top", **corner)
+    ties = f"{pairs.equal} tie, " if pairs.equal else ""
+    axes.text(0.97, 0.03, f"{ties}{pairs.behind} lose", ha="right", **corner)
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")

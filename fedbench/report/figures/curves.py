@@ -1,14 +1,72 @@
-"""Accuracy while a run goes on: over its rounds, and over the bytes that it has sent."""
+"""Accuracy while a run goes on: over its rounds, the bytes that it has sent, and its multiply-adds."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedbench.report.figures.frame import at_edge, bytes_axis, dots, percent
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
+from fedbench.report.figures.frame import Panel, at_edge, cost_axis, dots, percent
 from fedbench.report.figures.style import Looks
+
+# figure: (column of cumulative cost, title, words for the cost, axis)
+SPENT = {
+    "bytes": (
+        "sent",
+        "Accuracy against communication",
+        "all bytes sent so far, up and down together",
+        "bytes sent, up + down",
+    ),
+    "compute": (
+        "total_multiply_adds",
+        "Accuracy against computation",
+        "the multiply-adds of local training so far, without the pass that makes features",
+        "multiply-adds of training",
+    ),
+}
+
+
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """Accuracy over rounds, over bytes and over multiply-adds."""
+    records = data.evidence.records
+    if not records.empty:
+        percents = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
+        records = records.assign(mean_accuracy=percents)[np.isfinite(percents)]
+        records = records.assign(sent=records["total_bytes_up"] + records["total_bytes_down"])
+    every = by_setting(records)
+    finished = by_setting(records if records.empty else records[records["state"] == "done"])
+    catalogue.add(
+        "rounds",
+        "Accuracy over rounds",
+        "Mean accuracy over clients: line, mean over seeds; band, ± one sample standard deviation. Runs that are not done "
+        "are thin lines of their own (× where a run failed or diverged) and enter no mean. A method with a single "
+        "evaluated round is a horizontal line.",
+        "no run has a record with an accuracy",
+        panel=lambda axes, setting: rounds(axes, every[setting], catalogue.look),
+        x="round",
+        y="mean accuracy (%)",
+        **having(every, data.settings),
+    )
+    for name, (column, title, words, axis) in SPENT.items():
+        catalogue.add(
+            name,
+            title,
+            f"Mean accuracy over clients against {words}: mean over the seeds that are done; band, ± one sample standard "
+            "deviation. Marker: the last round. A method that spends nothing is a horizontal line.",
+            "no run is done",
+            panel=_panel(finished, column, catalogue.look),
+            x=axis,
+            y="mean accuracy (%)",
+            **having(finished, data.settings),
+        )
+
+
+def _panel(finished: Mapping[str, pd.DataFrame], column: str, look: Looks) -> Panel:
+    return lambda axes, setting: spent(axes, finished[setting], column, look)
 
 
 def rounds(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
@@ -36,29 +94,26 @@ def rounds(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
     percent(axes.yaxis)
 
 
-def against_bytes(axes: Axes, records: pd.DataFrame, look: Looks) -> None:
-    """Accuracy against cumulative bytes in one setting. records: label, round, mean_accuracy, total_bytes_up/down."""
-    records = records.assign(sent=records["total_bytes_up"] + records["total_bytes_down"])
-    rounds = records.groupby(["label", "round"])
-    every = rounds[["sent", "mean_accuracy"]].mean().assign(std=rounds["mean_accuracy"].std().fillna(0.0))
+def spent(axes: Axes, records: pd.DataFrame, column: str, look: Looks) -> None:
+    """Accuracy against a cumulative cost in one setting. records: label, round, mean_accuracy in percent, `column`."""
+    cells = records.groupby(["label", "round"])
+    every = cells[[column, "mean_accuracy"]].mean().assign(std=cells["mean_accuracy"].std().fillna(0.0))
     means = {str(name): part.droplevel(0) for name, part in every.groupby(level="label")}
-    nothing = []
+    free, costs = [], []
     for name, shape in look.items():
-        if (mean := means.get(name)) is None:
+        mean = means.get(name)
+        if mean is None or not np.isfinite(mean[column].iloc[-1]):
             continue
-        if not np.isfinite(mean["sent"].iloc[-1]):
+        if not mean[column].iloc[-1] > 0:
+            free.append((shape, mean["mean_accuracy"].iloc[-1]))
             continue
-        if not mean["sent"].iloc[-1] > 0:
-            nothing.append((shape, mean["mean_accuracy"].iloc[-1]))
-            continue
-        mean = mean[mean["sent"] > 0]
-        x, y, std = (mean[column].to_numpy() for column in ("sent", "mean_accuracy", "std"))
+        x, y, std = (mean[part].to_numpy() for part in (column, "mean_accuracy", "std"))
         axes.plot(x, y, color=shape.colour, linestyle=shape.line)
         axes.fill_between(x, y - std, y + std, color=shape.colour, alpha=0.13, linewidth=0)
         axes.plot(x[-1:], y[-1:], color=shape.colour, **shape.dot(4.5))
-    for shape, value in nothing:
+        costs += x.tolist()
+    for shape, value in free:
         axes.axhline(value, color=shape.colour, linestyle=shape.line, linewidth=0.9)
         at_edge(axes, shape, value)
-    if axes.lines and len(nothing) < len(axes.lines) / 2:
-        bytes_axis(axes)
+    cost_axis(axes, [value for value in costs if value > 0], "B" if column == "sent" else "")
     percent(axes.yaxis)

@@ -1,4 +1,4 @@
-"""Panels on a page of paper: a panel per setting, one legend for all, PNG for the page and PDF for the paper."""
+"""Panels on a page of paper: a panel per setting, one legend for all; SVG for the page, PDF for the paper."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -23,6 +24,7 @@ from fedbench.report.figures.style import WIDTH, Look, Looks
 
 COLUMNS = 3
 DPI = 170  # of the PNG: as wide as the page
+RATIO = 30  # of the largest to the smallest cost, from which an axis is logarithmic
 PANELS = 12  # in one figure; more settings make more figures
 
 Panel = Callable[[Axes, Any], None]
@@ -30,7 +32,7 @@ Panel = Callable[[Axes, Any], None]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure for the page: its files by kind ("png", "pdf"), or none and a caption that says why."""
+    """A figure for the page: its files by kind ("svg", "pdf", "png"), or none and a caption that says why."""
 
     name: str
     title: str
@@ -43,7 +45,7 @@ def panels(
     keys: Sequence[Any],
     panel: Panel,
     look: Looks,
-    told: dict[str, str],
+    names: dict[str, str],
     x: str | None = None,
     y: str | None = None,
     share_y: bool = False,
@@ -55,8 +57,8 @@ def panels(
     """A figure with a panel per key and one legend below all of them."""
     columns = 2 if len(keys) == 4 else min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
-    beside = legend and columns < COLUMNS  # a legend at the right, else below
-    across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, told.values()))))))
+    beside = legend and columns < COLUMNS and max(map(len, names.values())) <= 28  # a legend at the right, else below
+    across = 1 if beside else min(4, max(1, math.floor(WIDTH / (0.55 + 0.062 * max(map(len, names.values()))))))
     entries = 0.165 * math.ceil(len(look) / across) + 0.1
     height = rows * (tall + 0.3) + 0.25
     height = max(height, entries + 0.3) if beside else height + entries * legend
@@ -70,7 +72,7 @@ def panels(
         panel(axes, keys[i])
         for drawn in (*axes.lines, *axes.collections, *axes.patches):
             drawn.set_in_layout(False)  # data lie inside the axes; to measure each of them takes as long as to draw it
-        axes.set_title("\n".join(wrap(part, 30) for part in heading(keys[i]).split(" · ")))
+        axes.set_title(_heading(heading(keys[i])))
         if x is not None and i + columns >= len(keys):
             axes.set_xlabel(x)
         if y is not None and i % columns == 0:
@@ -81,21 +83,33 @@ def panels(
             for shape in look.values()
         ]
         place: dict[str, Any] = {"loc": "outside right center" if beside else "outside lower center"}
-        figure.legend(handles, list(told.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
+        figure.legend(handles, list(names.values()), ncols=across, handlelength=3.0, columnspacing=1.2, **place)
     return figure
 
 
-def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and PDF, without dates, so that the same figure is the same bytes."""
+def _heading(text: str) -> str:
+    """On one line where a panel has the room."""
+    return text if len(text) <= 32 else "\n".join(wrap(part, 30) for part in text.split(" · "))
+
+
+def save(figure: Figure, kinds: Sequence[str] = ("svg", "pdf")) -> dict[str, bytes]:
+    """The figure as files of `kinds` ("svg", "pdf", "png"), without dates, so that the same figure is the same bytes."""
     figure.set_dpi(DPI)  # before all else: how wide text is depends on it
     if (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)  # once for both files: it takes as long as drawing does
+        engine.execute(figure)  # once for all files: it takes as long as drawing does
         figure.set_layout_engine("none")
     # the canvases' own functions: savefig would draw each file twice, the first time to measure it
-    png, pdf = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
-    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
+    made = {}
+    for kind in kinds:
+        data = io.BytesIO()
+        if kind == "png":
+            FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
+        elif kind == "pdf":
+            FigureCanvasPdf(figure).print_pdf(data, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
+        else:
+            FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+        made[kind] = data.getvalue()
+    return made
 
 
 def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across: bool = True) -> NDArray[np.float64]:
@@ -116,7 +130,7 @@ def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across:
 
 
 def dots(shape: Look, count: int) -> dict[str, Any]:
-    """A marker at the last point and a few before it, so that curves are told apart without colours."""
+    """A marker at the last point and a few before it, so that curves differ without colours."""
     every = max(1, count // 4)
     return {"markevery": list(range(count - 1, -1, -every)), **shape.dot()}
 
@@ -158,10 +172,30 @@ def plain(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def bytes_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, in bytes with decimal prefixes."""
-    log_axis(axes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+def cost_axis(axes: Axes, costs: Sequence[float], unit: str = "") -> None:
+    """An x axis of costs with decimal prefixes: from zero, or logarithmic from RATIO on.
+
+    Costs of zero keep their place on a logarithmic axis, which is linear below the smallest other cost (symlog).
+    """
+    some = [value for value in costs if value > 0]
+    if some and max(some) >= RATIO * min(some):
+        if len(some) < len(costs):
+            axes.set_xscale("symlog", linthresh=min(some), linscale=0.5)
+            axes.set_xlim(0 - 0.06 * min(some), 2 * max(some))
+            decades = 10.0 ** np.arange(np.ceil(np.log10(min(some))), np.log10(max(some)) + 0.1)
+            axes.set_xticks([0.0, *decades[:: max(1, math.ceil(len(decades) / 3))]])
+            axes.minorticks_off()
+        else:
+            log_axis(axes)
+    elif some:
+        axes.set_xlim(0 if len(some) == len(costs) else -0.03 * max(some), 1.08 * max(some))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _prefixed(value, unit)))
+
+
+def _prefixed(value: float, unit: str) -> str:
+    text = bytes_text(value).removesuffix("B") + unit
+    return "0" if value == 0 else text.strip()
 
 
 def log_axis(axes: Axes) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from fedbench.report.figures.frame import bytes_axis, crosses, log_axis, percent, plain, wrap
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
+from fedbench.report.figures.frame import PANELS, cost_axis, crosses, percent, plain, wrap
 from fedbench.report.figures.style import WIDTH, Looks
 from fedbench.report.statistics import Ranking
-from fedbench.report.tables.grid import scaled
 
 # column of the runs: what its axis says
 COSTS = {
@@ -26,6 +26,60 @@ COSTS = {
 CHARACTER = 0.05  # inches that one takes in the heat map's column heads
 LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and the least of their axis
 RANK = 6  # characters that a rank takes, with the space around it
+
+
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """Worst against mean, cost against accuracy, the heat map, the ranks."""
+    look = catalogue.look
+    parts = by_setting(data.done)
+    both = by_setting(data.done.dropna(subset=["worst_accuracy"]))
+    catalogue.add(
+        "worst",
+        "Worst client against mean",
+        "Accuracy of the worst client against the mean over clients at the last round; mean over the seeds that are done, "
+        "bars ± one sample standard deviation. Up and to the right is better. Grey: the Pareto front, on which no method "
+        "is beaten in both.",
+        "no run is done",
+        panel=lambda axes, setting: worst(axes, both[setting], look),
+        x="mean accuracy (%)",
+        y="worst client's accuracy (%)",
+        lines=False,
+        **having(both, data.settings),
+    )
+    catalogue.add(
+        "cost",
+        "Cost against accuracy",
+        "Mean accuracy over clients at the last round against what all rounds took; means over the seeds that are done, bars "
+        "± one sample standard deviation. Axes start at zero, or are logarithmic. Seconds depend on the machine.",
+        "no run is done",
+        [(setting, column) for setting in data.settings if setting in parts for column in COSTS],
+        lambda axes, key: cost(axes, parts[key[0]], key[1], look),
+        shown=lambda key: list(parts[key[0]]["label"].unique()),
+        y="mean accuracy (%)",
+        lines=False,
+        heading=lambda key: key[0],
+    )
+    values = heat_values(data.done, data.names, data.settings)
+    few = [values.iloc[:, start : start + PANELS] for start in range(0, min(values.shape[1], catalogue.most), PANELS)]
+    for i, part in enumerate(few):
+        catalogue.add_whole(
+            "heat" + f"-{i + 1}" * (i > 0),
+            "Methods by settings",
+            "Mean accuracy over clients in percent at the last round, mean over the seeds that are done; blank: none is.",
+            "",
+            partial(heat, part.rename(index=catalogue.shown_as), ""),
+        )
+    ranking = data.overall.ranking
+    catalogue.add_whole(
+        "ranks",
+        "Average ranks",
+        f"Average rank in mean accuracy over {ranking.blocks} settings; 1 is best. Bars join methods among which no pair "
+        "differs significantly over settings and seeds. References and methods that are not done everywhere are left out."
+        if ranking
+        else "",
+        "it needs two contestants that are done in two settings and all their seeds",
+        None if ranking is None else partial(average_ranks, ranking, look),
+    )
 
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
@@ -48,19 +102,8 @@ def pareto(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
     """A point per method: what it took in all rounds across (`column` of COSTS), mean accuracy up, bars over seeds."""
-    idle = runs[runs[column] <= 0]
-    drawn = len(crosses(axes, runs[runs[column] > 0], column, "mean_accuracy", look, across=False))
-    means = idle.groupby("label")["mean_accuracy"].mean()
-    nothing = [(float(means[name]), shape) for name, shape in look.items() if name in means.index]
-    for y, shape in nothing:  # at the left edge, which a logarithmic axis never reaches
-        axes.plot([0], [y], color=shape.colour, transform=axes.get_yaxis_transform(), clip_on=False, **shape.dot(5.5))
-    if drawn:
-        if column == "sent":
-            bytes_axis(axes)
-        else:
-            log_axis(axes)
-            digits = 3 if axes.get_xscale() == "log" else 4  # values near each other: three may all be the same
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, digits).strip()))
+    points = crosses(axes, runs, column, "mean_accuracy", look, across=False)
+    cost_axis(axes, points[:, 0].tolist(), "B" if column == "sent" else "")
     axes.set_xlabel(COSTS[column])
     percent(axes.yaxis)
 

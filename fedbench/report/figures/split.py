@@ -14,11 +14,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from fedbench.report.figures.frame import save
-from fedbench.report.figures.style import COLOURS, WIDTH, style
+from fedbench.report.figures.style import WIDTH, style
 
 MOST = 60, 120  # clients and classes drawn as bubbles
 BINS = 150  # of a map's sides
-BLUE, ORANGE = COLOURS[0], COLOURS[1]
+BLUE, ORANGE = "#0072B2", "#D55E00"
 GREY = "#8a8a8a"
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 0.97), "ncols": 2, "borderaxespad": 0}
 
@@ -49,7 +49,7 @@ def draw(
         _sizes(small[0], counts.sum(1))
         _classes(small[1], (counts > 0).sum(1), classes)
         _variation(small[2], variation, by_chance)
-        return save(figure)
+        return save(figure, ("png", "pdf"))
 
 
 def bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], cell: float) -> float:

@@ -12,8 +12,10 @@ import matplotlib as mpl
 
 WIDTH = 7.0  # inches: both columns of a two-column paper
 
-# Okabe and Ito's colours (2008) without yellow, which is lost on white paper, and black, which is kept for references.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24")
+# After Okabe and Ito (2008) and Tol's "muted" (2021), without yellow, which is lost on white paper, and black, which is kept
+# for references. In this order, methods that share a line style differ in lightness too: a test measures it in grey and as
+# people without green cones see it.
+COLOURS = ("#D55E00", "#332288", "#CC79A7", "#882255", "#56B4E9", "#117733", "#E69F00")
 # The last two are stars with four and eight points.
 MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "d", "h", "*", (4, 1, 0), (8, 1, 0))
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -22,17 +24,20 @@ REFERENCES: tuple[Any, ...] = ((0, (6, 2)), (0, (2, 1)), (0, (6, 1, 1, 1)), (0, 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, everywhere."""
+    """How a method is drawn, everywhere; `hollow`: its marker is white inside."""
 
     colour: str
     marker: Any
     line: Any
+    hollow: bool = False
 
     def dot(self, size: float = 3.6) -> dict[str, Any]:
-        """The marker with a white rim, as matplotlib's arguments; stars are drawn larger, for they look smaller."""
+        """The marker as matplotlib's arguments; stars are drawn larger, for they look smaller."""
         star = self.marker == "*" or isinstance(self.marker, tuple)
-        rim = {"markeredgecolor": "white", "markeredgewidth": 0.3}
-        return {"marker": self.marker, "markersize": size * (1.6 if star else 1), **rim}
+        kept = {"marker": self.marker, "markersize": size * (1.6 if star else 1)}
+        if self.hollow:
+            return kept | {"markerfacecolor": "white", "markeredgecolor": self.colour, "markeredgewidth": 0.9}
+        return kept | {"markeredgecolor": "white", "markeredgewidth": 0.3}
 
 
 Looks = dict[str, Look]
@@ -46,16 +51,17 @@ def style() -> Iterator[None]:
 
 
 def looks(names: Sequence[str], references: Sequence[str] = ()) -> Looks:
-    """A look for each label: 7 colours, then the same colours with another line; the marker never repeats before 15.
+    """A look for each label. Neighbours differ in colour, line, marker and filling; no two of 28 share colour and line.
 
     References are black to grey with broken lines, so that colour means a contestant.
     """
-    own = [name for name in names if name not in set(references)]
+    contestants = [name for name in names if name not in set(references)]
     found = {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
-        for i, name in enumerate(own)
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], i % 2 == 1)
+        for i, name in enumerate(contestants)
     }
     for i, name in enumerate(name for name in names if name in set(references)):
         shade = ("#000000", "#6b6b6b")[i % 2]
-        found[name] = Look(shade, MARKERS[(len(own) + i) % len(MARKERS)], REFERENCES[i % len(REFERENCES)])
+        marker = MARKERS[(len(contestants) + i) % len(MARKERS)]
+        found[name] = Look(shade, marker, REFERENCES[i % len(REFERENCES)], i % 2 == 1)
     return found

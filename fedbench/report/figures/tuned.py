@@ -1,53 +1,92 @@
-"""The validation curve of a tuning: every trial's accuracy on validation data against the value it tried."""
+"""What a tuning tried: the best validation accuracy over trials, and every trial's against each searched value."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData
 from fedbench.report.figures.frame import log_axis, percent
-from fedbench.report.figures.style import Looks
+from fedbench.report.figures.style import Look, Looks
+
+
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """Two figures, if there is a tuning."""
+    trials = data.evidence.trials
+    if trials.empty:
+        return
+    trials = trials.assign(validation=100 * trials["validation"].astype(float))
+    searches = dict(iter(trials.groupby("setting", sort=False)))
+    catalogue.add(
+        "trials",
+        "Tuning: accuracy over trials",
+        "Validation accuracy (mean over clients) of every trial in the order of the search, the first with the sweep file's "
+        "values. Line: the best so far among trials of the same length; pale markers: trials of fewer rounds, which do not "
+        "decide; × at the foot: diverged. Test data were not evaluated in any trial.",
+        "no trial is planned",
+        list(searches),
+        lambda axes, setting: over_trials(axes, searches[setting], catalogue.look),
+        shown=lambda setting: list(searches[setting]["label"].unique()),
+        x="trial",
+        y="validation accuracy (%)",
+    )
+    tried = unfolded(trials)
+    parts = dict(iter(tried.groupby(["setting", "path"], sort=False)))
+    catalogue.add(
+        "searched",
+        "Tuning: accuracy by value",
+        "Validation accuracy of every trial against a value that it tried. A trial varies all values of a method at once, so "
+        "points differ in more than what is across. Ring: the values chosen; pale: trials of fewer rounds; × at the foot: "
+        "diverged.",
+        "no trial is planned",
+        list(parts),
+        lambda axes, key: by_value(axes, parts[key], catalogue.look),
+        shown=lambda key: list(parts[key]["label"].unique()),
+        y="validation accuracy (%)",
+        lines=False,
+        tall=2.3,  # each panel has words of its own below it
+        heading=lambda key: key[0],
+    )
 
 
 def unfolded(trials: pd.DataFrame) -> pd.DataFrame:
-    """A row per trial and searched path: setting, label, path, value, validation in percent, state, chosen."""
+    """A row per trial and searched path: the columns of `trials` without "values", and path, value."""
     rows = [
-        (
-            one.setting,
-            one.label,
-            path,
-            value,
-            100 * float(one.validation),  # type: ignore[arg-type]
-            one.state,
-            bool(one.chosen),
-        )
-        for one in trials.itertuples()
-        for path, value in json.loads(str(one.values)).items()
+        {**row, "path": path, "value": value}
+        for row in trials.to_dict("records")
+        for path, value in json.loads(str(row["values"])).items()
     ]
-    return pd.DataFrame(rows, columns=["setting", "label", "path", "value", "validation", "state", "chosen"])
+    return pd.DataFrame(rows, columns=[*trials.columns, "path", "value"]).drop(columns="values")
 
 
-def curve(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
-    """One setting and path. A line per method over the values tried; ring: chosen; cross at the foot: diverged."""
-    numeric = tried["value"].map(lambda value: isinstance(value, int | float)).all()
+def over_trials(axes: Axes, trials: pd.DataFrame, look: Looks) -> None:
+    """One setting: number of the trial across; a seed's trials that were searched apart make a line of their own."""
+    for name, shape in look.items():
+        for _, own in trials[trials["label"] == name].groupby("seed"):
+            own = own.sort_values("number", kind="stable")
+            full = own["rounds"] == own["rounds"].max()
+            known = own[full & own["validation"].notna()]
+            best = np.maximum.accumulate(known["validation"].to_numpy(dtype=float))
+            axes.plot(known["number"], best, color=shape.colour, linestyle=shape.line, drawstyle="steps-post")
+            _dots(axes, own["number"].astype(float), own, shape)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    percent(axes.yaxis)
+
+
+def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
+    """One setting and path: the value across."""
+    numeric = tried["value"].map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
     words: Sequence[str] = sorted({str(value) for value in tried["value"]})
     for name, shape in look.items():
         own = tried[tried["label"] == name]
-        if own.empty:
-            continue
-        x = own["value"].astype(float) if numeric else own["value"].map(lambda value: float(words.index(str(value))))
-        own = own.assign(x=x).sort_values("x")
-        known = own[own["validation"].notna()]
-        axes.plot(known["x"], known["validation"], color=shape.colour, linestyle=shape.line, **shape.dot(3.6))
-        best = known[known["chosen"]]
-        axes.plot(best["x"], best["validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
-        lost = own[own["state"] == "diverged"]
-        if len(lost):
-            at = axes.get_xaxis_transform()
-            axes.plot(lost["x"], [0.02] * len(lost), "x", color=shape.colour, transform=at, clip_on=False)
+        if len(own):
+            x = own["value"].astype(float) if numeric else own["value"].map(lambda v: float(words.index(str(v))))
+            _dots(axes, x, own, shape)
     if numeric:
         values = tried["value"].astype(float)
         if values.min() > 0 and values.max() / values.min() >= 8:
@@ -56,3 +95,17 @@ def curve(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
         axes.set_xticks(range(len(words)), words)
     axes.set_xlabel(str(tried["path"].iloc[0]))
     percent(axes.yaxis)
+
+
+def _dots(axes: Axes, x: pd.Series[float], own: pd.DataFrame, shape: Look) -> None:
+    """A marker per trial, pale for shorter ones; a ring around the chosen; a cross at the foot for what diverged."""
+    full = own["rounds"] == own["rounds"].max()
+    for part, alpha in ((full, 1.0), (~full, 0.35)):
+        axes.plot(
+            x[part], own.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
+        )
+    ring = own["chosen"].astype(bool)
+    axes.plot(x[ring], own.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
+    lost = own["state"] == "diverged"
+    foot = axes.get_xaxis_transform()
+    axes.plot(x[lost], [0.02] * int(lost.sum()), "x", color=shape.colour, transform=foot, clip_on=False)

@@ -13,8 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fedbench.base.naming import differences, flat, key
-from fedbench.report.figures.frame import percent, wrap
-from fedbench.report.figures.style import Looks
+from fedbench.report.figures.catalogue import FigureCatalogue, FigureData
+from fedbench.report.figures.frame import Panel, percent, wrap
+from fedbench.report.figures.style import Look, Looks
+from fedbench.report.short_names import JOINT
 
 # A field's title and axis, where more can be said than its name does.
 TITLES = {
@@ -38,6 +40,61 @@ class Family:
     axis: str
     runs: pd.DataFrame  # with columns "level" (a number or words) and "line"
     numeric: bool
+
+
+def add(catalogue: FigureCatalogue, data: FigureData) -> None:
+    """A figure for each field that the sweep varies, and one for kinds of partition."""
+    found = families(data.done) if len(data.done) else {}
+    caption = (
+        "Mean accuracy over clients at the last round; mean ± sample standard deviation over the seeds that are done."
+    )
+    if not found:
+        catalogue.add(
+            "by-field",
+            "Accuracy against what was varied",
+            "",
+            "no two finished runs of a method differ in one field",
+            [],
+            _never,
+        )
+    for name, group in found.items():
+        title = "Accuracy by kind of partition" if not name else TITLES.get(name, (f"Accuracy against {name}",))[0]
+        look = _line_looks(catalogue.look, group)
+        catalogue.add(
+            f"by-{(name or 'partition').replace('.', '-').replace('_', '-')}",
+            title,
+            caption,
+            "",
+            group,
+            _against(look),
+            shown=lambda family: list(family.runs["line"].unique()),
+            look=look,
+            y="mean accuracy (%)",
+            heading=lambda family: family.title,
+            lines=group[0].numeric,
+        )
+
+
+def _against(look: Looks) -> Panel:
+    return lambda axes, family: against(axes, family, look)
+
+
+def _line_looks(look: Looks, group: Sequence[Family]) -> Looks:
+    """A look for each line: its label's own, or where a line joins several labels that of the first of them."""
+    found: dict[str, Look] = {}
+    for family in group:
+        first = family.runs.drop_duplicates("line")
+        found |= {
+            line: look.get(line, look[label])
+            for line, label in zip(first["line"], first["label"], strict=True)
+            if line not in found
+        }
+    order = {label: i for i, label in enumerate(look)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _never(axes: Any, key: Any) -> None:
+    """For figures without panels."""
 
 
 def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
@@ -80,8 +137,8 @@ def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> 
         own = own.assign(level=own["level"].map(lambda value: "default" if value is None else str(value)))
     if name.split(".")[0] in ("partition", "clients", "backbone"):
         # the setting is what varies: a panel for all that share the rest of it
-        parts = own["dataset"] if name.startswith("partition") else own["dataset"] + " · " + own["partition"]
-        own = own.assign(panel=parts)
+        kept = 1 if name.startswith("partition") else 2  # of a setting's blocks: dataset, partition
+        own = own.assign(panel=own["setting"].map(lambda setting: JOINT.join(setting.split(JOINT)[:kept])))
     else:
         own = own.assign(panel=own["setting"])
     names: dict[str, str] = {}
@@ -106,9 +163,11 @@ def _kinds(runs: pd.DataFrame, configs: Sequence[dict[str, Any]], which: Any) ->
     """Partitions of different kinds of one dataset, side by side."""
     kind = pd.Series([configs[i].get("partition.name") for i in which], index=runs.index)
     found = []
-    for dataset, own in runs.groupby("dataset", sort=False):
+    for _, own in runs.groupby("dataset", sort=False):
         if kind.loc[own.index].nunique() > 1:
-            found.append(Family("", str(dataset), "", own.assign(level=own["partition"], line=own["label"]), False))
+            level = own["setting"].map(lambda setting: setting.split(JOINT)[1])
+            title = str(own["setting"].iloc[0]).split(JOINT)[0]
+            found.append(Family("", title, "", own.assign(level=level, line=own["label"]), False))
     return found
 
 

@@ -1,11 +1,10 @@
-"""The report as one HTML file that needs nothing from elsewhere: tables that sort and filter, figures, the runs of a cell."""
+"""The report as one HTML file that needs nothing from elsewhere: the answer, tables that sort and filter, figures."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +13,32 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from fedbench.report import answer
+from fedbench.report.content import BUDGETS, Content
 from fedbench.report.figures.frame import Drawing
-from fedbench.report.statistics import Comparison
+from fedbench.report.page import rows
 from fedbench.report.tables.grid import Cell, Grid, Row
-from fedbench.report.tables.metrics import METRICS, PROVENANCE, REFERENCE, STATES, TIE
+from fedbench.report.tables.metrics import METRIC, METRICS, PROVENANCE, REFERENCE, STATES, TIE
 
 UNFINISHED = 200  # rows of the list of runs that are not done; runs.csv has them all
 FILES = ("run.yaml", "records.jsonl", "clients.parquet", "env.json", "log.txt")  # of a run, which the page links to
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Content:
-    """What the page shows. details: (setting, accuracies, costs, comparisons with the best); words: what the tests say;
-    tuning and beside: rows of their tables; results: the results folder as seen from the page."""
-
-    title: str
-    heading: str
-    runs: pd.DataFrame
-    records: pd.DataFrame
-    main: Sequence[Grid]
-    transposed: Sequence[Grid]
-    details: Sequence[tuple[str, Grid, Grid, Sequence[Comparison]]]
-    legend: Sequence[str]
-    footer: Sequence[str]
-    alarms: Sequence[str]
-    figures: Sequence[Drawing]
-    words: Sequence[str] = ()
-    overall: Sequence[Comparison] = ()
-    tuning: Sequence[Mapping[str, Any]] = ()
-    budget: str = ""
-    beside: Sequence[Mapping[str, Any]] = ()
-    unmatched: int = 0  # published numbers on datasets of the report that no run repeats
-    results: str = "."
-    files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of FILES, by run
+def headline(content: Content) -> str:
+    """The first sentence of the page."""
+    return answer.headline(content.answers)
 
 
-def render(content: Content) -> str:
-    """The page; every text is escaped."""
-    runs = content.runs
+def render(
+    content: Content, figures: Sequence[Drawing], results: str = ".", files: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """The page; every text is escaped.
+
+    results: the results folder as seen from the page; files: which of FILES each run has.
+    """
+    evidence = content.evidence
+    runs = evidence.runs
     unfinished = runs[runs["state"] != "done"]
     known = runs.dropna(subset=["partition_hash"])
     hashes = [
@@ -67,12 +53,12 @@ def render(content: Content) -> str:
 
     def behind(cell: Cell, grid: Grid) -> Markup:
         """The attributes of a cell: its value to sort by, its setting (to filter by) and method."""
-        told = "" if cell.value is None or not np.isfinite(cell.value) else f' data-v="{cell.value:.9g}"'
+        value = "" if cell.value is None or not np.isfinite(cell.value) else f' data-v="{cell.value:.9g}"'
         if cell.place is None:
-            return Markup(told)  # noqa: S704 - a number
+            return Markup(value)  # noqa: S704 - a number
         setting, label = settings.get(cell.place[0], -1), names.get(cell.place[1], -1)
         hides = f' data-in="{setting}"' if grid.corner == "Method" else ""
-        return Markup(f'{told} data-s="{setting}" data-l="{label}"{hides}')  # noqa: S704 - numbers
+        return Markup(f'{value} data-s="{setting}" data-l="{label}"{hides}')  # noqa: S704 - numbers
 
     def inside(group: int, grid: Grid) -> Markup:
         """The setting that a group of columns is of, so that it can be hidden with its cells."""
@@ -87,15 +73,32 @@ def render(content: Content) -> str:
             return Markup(' data-method="{}"').format(row.label)
         return Markup(' data-in="{}"').format(settings.get(row.label, -1))
 
+    def column_names(grid: Grid) -> list[str]:
+        """What each column is called where a row stands alone."""
+        return [f"{', '.join(lines)}: {title}" for lines, titles in grid.groups for title in titles]
+
+    titles = [METRIC[name].title.lower() for name in content.options.metrics]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.from_string((HERE / "page.html").read_text()).render(
-        **{name: getattr(content, name) for name in Content.__dataclass_fields__},
+        title=evidence.title,
+        heading=f"{' and '.join(titles).capitalize()} accuracy",
+        content=content,
+        headline=headline(content),
+        below=answer.below_control(content.table, content.controls),
+        seeds=sorted(set(runs["seed"])),
+        figures=figures,
+        tuning=rows.tuning(evidence.trials),
+        tuning_budget=rows.tuning_budget(evidence.trials),
+        reported=rows.reported(content.reported),
+        unmatched=int((content.reported["label"] == "").sum()),
+        budgets=rows.budgets(content.budgets),
+        costs=list(BUDGETS.values()),
         style=(HERE / "page.css").read_text(),
         script=(HERE / "page.js").read_text(),
-        data=_data(content, settings, names),
+        data=_data(content, settings, names, results, files or {}),
         absent=absent and f"of {len(runs)} runs {absent}",
         unfinished=unfinished.head(UNFINISHED)[["run", "label", "setting", "seed", "state", "said"]].to_dict("records"),
         more=max(0, len(unfinished) - UNFINISHED),
@@ -105,6 +108,7 @@ def render(content: Content) -> str:
         behind=behind,
         inside=inside,
         whose=whose,
+        column_names=column_names,
         metrics=METRICS,
         states=STATES,
         tie=TIE,
@@ -112,33 +116,49 @@ def render(content: Content) -> str:
     )
 
 
-def _data(content: Content, settings: Mapping[str, int], names: Mapping[str, int]) -> str:
+def _data(
+    content: Content,
+    settings: Mapping[str, int],
+    names: Mapping[str, int],
+    results: str,
+    files: Mapping[str, Sequence[str]],
+) -> str:
     """What the script knows of the runs, as JSON that cannot end its element."""
     curves: dict[str, list[list[float]]] = {}
-    if not content.records.empty:
-        records = content.records[["run", "round", "mean_accuracy"]].sort_values(["run", "round"], kind="stable")
+    evidence = content.evidence
+    if not evidence.records.empty:
+        records = evidence.records[["run", "round", "mean_accuracy"]].sort_values(["run", "round"], kind="stable")
         records = records[np.isfinite(pd.to_numeric(records["mean_accuracy"]).astype(float))]
         for run, at, share in zip(records["run"], records["round"], records["mean_accuracy"], strict=True):
             curves.setdefault(str(run), []).append([int(at), round(float(share), 4)])
-    configs = {text: i for i, text in enumerate(dict.fromkeys(content.runs["config"]))}
-    told = [name for name in PROVENANCE if name in content.runs]
+    configs = {text: i for i, text in enumerate(dict.fromkeys(evidence.runs["config"]))}
+    known = [name for name in PROVENANCE if name in evidence.runs]
     columns = ["run", "setting", "label", "seed", "state", "said", "config"]
     runs = [
         {
             "n": run, "s": settings[setting], "l": names[label], "d": int(seed), "st": state, "w": said,
-            "k": configs[config], "c": curves.get(run, []), "f": list(content.files.get(run, ())),
+            "k": configs[config], "c": curves.get(run, []), "f": list(files.get(run, ())),
             "h": [None if pd.isna(value) else str(value) for value in hashes],
         }
         for (run, setting, label, seed, state, said, config), hashes in zip(
-            content.runs[columns].itertuples(index=False), content.runs[told].itertuples(index=False), strict=True
+            evidence.runs[columns].itertuples(index=False), evidence.runs[known].itertuples(index=False), strict=True
         )
     ]  # fmt: skip
     whole = {
-        "results": content.results,
+        "results": results,
         "settings": list(settings),
         "labels": list(names),
-        "hashes": told,
-        "configs": [json.loads(text) for text in configs],
+        "hashes": known,
+        "configs": [_finite(json.loads(text)) for text in configs],
         "runs": runs,
     }
     return json.dumps(whole, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", " ")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with words for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

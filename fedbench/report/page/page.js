@@ -51,8 +51,11 @@ data.settings.forEach((name, number) => setting.append(make("option", name, { va
 const filter = () => {
   const words = method.value.toLowerCase().split(/\s+/).filter(Boolean), only = setting.value;
   const wanted = (text) => words.every((word) => text.toLowerCase().includes(word));
-  for (const one of document.querySelectorAll("[data-method]")) one.hidden = !wanted(one.dataset.method);
-  for (const one of document.querySelectorAll("[data-in]")) one.hidden = only !== "" && one.dataset.in !== only;
+  for (const row of document.querySelectorAll("[data-method]")) row.hidden = !wanted(row.dataset.method);
+  for (const part of document.querySelectorAll("[data-in]")) {
+    if (!part.dataset.method) part.hidden = only !== "" && part.dataset.in !== only;
+    else if (only !== "" && part.dataset.in !== only) part.hidden = true;
+  }
   for (const table of document.querySelectorAll("table.grid")) {
     const columns = [...table.querySelectorAll("thead th.sorts")];
     table.closest(".scroll").hidden = columns.length > 1 && columns.slice(1).every((head) => head.hidden);
@@ -70,7 +73,7 @@ data.runs.forEach((run) => {
   cells.get(place).push(run);
 });
 const dialog = document.getElementById("dialog");
-const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24"];
+const colours = ["#D55E00", "#332288", "#CC79A7", "#882255", "#56B4E9", "#117733", "#E69F00"];
 const svg = (tag, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, item] of Object.entries(attributes)) made.setAttribute(name, item);

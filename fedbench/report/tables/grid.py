@@ -116,18 +116,6 @@ def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
     return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind != "share"], trim=True)
 
 
-def split(grid: Grid, columns: int = 5) -> list[Grid]:
-    """A grid of one group as several with at most `columns` columns each, for paper."""
-    ((heading, titles),) = grid.groups
-    return [
-        Grid(
-            ((heading, titles[i : i + columns]),),
-            tuple(Row(row.label, row.reference, row.cells[i : i + columns]) for row in grid.rows),
-        )
-        for i in range(0, len(titles), columns)
-    ]
-
-
 def _grid(
     table: pd.DataFrame, settings: Sequence[str], names: Sequence[str], trim: bool = False, spread: Spread = "std"
 ) -> Grid:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +20,7 @@ def alarms(runs: pd.DataFrame) -> list[str]:
     backbone's weights and (save for references) the rounds. Two runs of one method under one seed, and finished runs
     without a usable last record, are told as well.
     """
-    told = []
+    sentences = []
     for columns, what, own in (
         (["setting", "seed"], "partition_hash", runs),
         (["setting", "seed", "rounds"], "cohort_hash", runs),
@@ -41,16 +43,16 @@ def alarms(runs: pd.DataFrame) -> list[str]:
                 "backbone_hash": "methods were run on different backbone weights",
                 "rounds": "methods had different budgets (rounds)",
             }[what]
-            told.append(f"{where}: {problem}, so their numbers do not compare ({sides}).")
+            sentences.append(f"{where}: {problem}, so their numbers do not compare ({sides}).")
     twice = runs[runs.duplicated(["setting", "label", "seed"], keep=False)]
     for (setting, label, seed), group in twice.groupby(["setting", "label", "seed"], sort=False):
-        told.append(
+        sentences.append(
             f"{setting}: {label} has {len(group)} runs with seed {seed}, of which only the first counts: "
             f"{', '.join(group['run'])}."
         )
     broken = runs[(runs["state"] == "failed") & runs["said"].astype(str).str.startswith("marked as done")]
-    told += [f"{row.run} is {row.said}; it counts as failed." for row in broken.itertuples()]
-    return told + code_changes(runs)
+    sentences += [f"{row.run} is {row.said}; it counts as failed." for row in broken.itertuples()]
+    return sentences + code_changes(runs)
 
 
 def code_changes(runs: pd.DataFrame) -> list[str]:
@@ -58,19 +60,19 @@ def code_changes(runs: pd.DataFrame) -> list[str]:
 
     ``code`` is <core>-<plug-ins>: it tells changes that were never committed; commits alone serve where it is missing.
     """
-    told = []
+    sentences = []
     commits = sorted({str(commit) for commit in runs["commit"].dropna()})
     parts = runs["code"].dropna().astype(str).str.split("-", expand=True).reindex(columns=[0, 1])
     if len(commits) > 1 or parts[0].nunique() > 1:
         by = f"{parts[0].nunique()} versions" if parts[0].nunique() > 1 else f"{len(commits)} commits"
-        told.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
+        sentences.append(f"Runs were made by {by} of the code: {', '.join(commits) or 'commits unknown'}.")
     if "codes" in runs:
         mixed = runs.loc[runs["codes"] > 1, "run"]
-        told += [f"{run}: the code changed while it ran, so its records mix versions." for run in mixed]
+        sentences += [f"{run}: the code changed while it ran, so its records mix versions." for run in mixed]
     # Within a setting: another setting has another data set's or partitioner's plug-in.
     versions = parts[1].groupby([runs["label"], runs["setting"]], sort=False).nunique()
     changed = versions[versions > 1].index.get_level_values("label").unique()
-    return told + [f"{label}: its plug-ins changed between its runs." for label in changed]
+    return sentences + [f"{label}: its plug-ins changed between its runs." for label in changed]
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -78,17 +80,17 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join([*names[:most], *more])
 
 
-def footer(runs: pd.DataFrame, told: Sequence[str]) -> list[str]:
+def footer(runs: pd.DataFrame, warnings: Sequence[str]) -> list[str]:
     """Lines on what the tables were made from: runs by state, seeds, commits, rounds, partition check.
 
-    told: the `alarms` that stand beside them.
+    warnings: the `alarms` that stand beside them.
     """
     states = runs["state"].value_counts()
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if state in states.index)
     commits = sorted({str(commit) for commit in runs["commit"].dropna()})
     seeds = sorted(set(runs["seed"]))
     rounds = sorted({int(value) for value in runs["rounds"].dropna()})
-    clash = any("different partitions" in alarm for alarm in told)
+    clash = any("different partitions" in alarm for alarm in warnings)
     known = runs.dropna(subset=["partition_hash"])
     pairs = len(known.drop_duplicates(["setting", "seed"]))
     return [
@@ -128,3 +130,43 @@ def legend(table: pd.DataFrame, spread: str = "std") -> list[str]:
 
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings(texts: Mapping[str, str]) -> list[str]:
+    """A line that says what short names of settings stand for; {short name: full text}."""
+    longer = [f"{short} is {full}" for short, full in texts.items() if short != full]
+    return [f"Settings: {'; '.join(longer)}."] if longer else []
+
+
+def tuning_lines(runs: pd.DataFrame) -> list[str]:
+    """A line on how searched values were chosen; none without a tuning."""
+    tunings = _tunings(runs)
+    if not tunings:
+        return []
+    budgets = sorted({tuning["budget_rounds"] for _, tuning in tunings if "budget_rounds" in tuning})
+    spent = f", {' or '.join(map(str, budgets))} rounds for each method in each setting" if budgets else ""
+    if any(tuning.get("per_seed") for _, tuning in tunings):
+        where = "for each seed anew, so the spread over seeds includes the luck of the search"
+    else:
+        where = "on the first seed and kept for all, so the spread over seeds does not include the luck of the search"
+    return [f"Tuning: values were chosen by validation accuracy {where}{spent}"]
+
+
+def tuning_alarms(runs: pd.DataFrame) -> list[str]:
+    """A sentence for each chosen value that lies at the edge of its range."""
+    lines: dict[str, None] = {}
+    for row, tuning in _tunings(runs):
+        for path in tuning.get("edges") or ():
+            widened = "widened " if path in (tuning.get("widened") or ()) else ""
+            value = (tuning.get("values") or {}).get(path)
+            lines[f"{row.setting}: {row.label} was tuned to {path} = {value}, at the edge of its {widened}range."] = (
+                None
+            )
+    return list(lines)
+
+
+def _tunings(runs: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
+    """(row, what its run.yaml keeps of the search) of every run with chosen values."""
+    if "tuning" not in runs:
+        return []
+    return [(row, tuning) for row in runs.itertuples() if (tuning := json.loads(str(row.tuning)))]

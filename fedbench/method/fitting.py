@@ -1,0 +1,36 @@
+"""What the core asks of every method before a run: blocks that exist, and parameters that go with the options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fedbench.method.method import Method
+from fedbench.method.param import Param
+
+
+def moments(method: Method) -> Iterator[Method]:
+    """The method as its hooks see it in evaluation, and in each phase and view of training."""
+    yield method
+    for phase in (None, *range(len(method.phases or ()))):
+        for view in (None, *method.views):
+            if phase is not None or view is not None:
+                yield method.at(phase, view)
+
+
+def check_blocks(method: Method, depth: int) -> None:
+    """Raise ValueError if `layers` or `taps`, in any phase or view, names a block that a backbone of `depth` blocks lacks."""
+    for moment in moments(method):
+        for hook, blocks in (("layers", moment.layers(depth)), ("taps", moment.taps(depth))):
+            if outside := [block for block in blocks if not 0 <= block < depth]:
+                raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
+
+
+def check_parameters(method: Method, spec: Mapping[str, Param]) -> None:
+    """Raise ValueError if the parameters `spec`, those of the aggregation included, do not go with the method's options."""
+    local = sorted(name for name, param in spec.items() if param.home == "local")
+    if method.uses_prior or method.logit_prior != "none":
+        local.append("prior (logit_prior must be none)")
+    if method.centralized and local:
+        raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
+    if method.finetune_epochs and not any(param.trains for param in spec.values()):
+        raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")

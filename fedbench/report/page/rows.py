@@ -1,0 +1,98 @@
+"""Rows of the page's smaller tables, in words: tuning, published numbers, accuracy at equal budget."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from fedbench.report.tables.grid import scaled
+from fedbench.report.tables.metrics import METRIC
+
+Rows = list[Mapping[str, Any]]
+
+
+def tuning_budget(trials: pd.DataFrame) -> str:
+    """What the search took, and what it chose by."""
+    if trials.empty:
+        return ""
+    each = sorted(set(trials.groupby(["setting", "label", "seed"]).size()))
+    rounds = sorted({int(value) for value in trials["rounds"].dropna()})
+    spent = pd.to_numeric(trials["total_multiply_adds"]).sum()
+    seeds = trials.groupby(["setting", "label"])["seed"].nunique().max()
+    where = "for each seed anew" if seeds > 1 else "on the first seed"
+    return (
+        f"{len(trials)} trials, {' or '.join(map(str, each))} for each method in each setting, of "
+        f"{' or '.join(map(str, rounds))} rounds, {scaled(float(spent)).strip()} multiply-adds in all. Values were chosen "
+        f"{where} by mean validation accuracy over clients after the last round; test data were evaluated for the values "
+        "chosen only."
+    )
+
+
+def tuning(trials: pd.DataFrame) -> Rows:
+    """A row per method and setting."""
+    rows: Rows = []
+    for (setting, label), own in trials.groupby(["setting", "label"], sort=False):
+        best = own[own["chosen"]]
+        values = json.loads(best["values"].iloc[0]) if len(best) else {}
+        ended = int(own["state"].isin(["done", "diverged"]).sum())
+        spent = float(pd.to_numeric(own["total_multiply_adds"]).sum())
+        rows.append(
+            {
+                "setting": setting,
+                "label": label,
+                "trials": len(own),
+                "diverged": int((own["state"] == "diverged").sum()),
+                "chosen": ", ".join(f"{k} = {v}" for k, v in values.items())
+                or f"undecided: {ended} of {len(own)} ended",
+                "validation": f"{100 * float(best['validation'].iloc[0]):.1f}" if len(best) else "",
+                "cost": scaled(spent).strip(),
+            }
+        )
+    return rows
+
+
+def reported(frame: pd.DataFrame) -> Rows:
+    """Published numbers that a run here repeats."""
+    return [
+        {
+            "source": f"{row.source}, {row.where}",
+            "setting": row.setting,
+            "method": f"{row.method} ({METRIC[str(row.metric)].title})",
+            "reported": f"{row.reported:.2f}",
+            "here": "–" if math.isnan(row.here) else f"{row.here:.1f}" + (f" ± {row.std:.1f}" if row.seeds > 1 else ""),  # type: ignore[operator,arg-type]
+            "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]
+            "protocol": row.protocol or "as far as stated, none",
+        }
+        for row in frame[frame["label"] != ""].itertuples()
+    ]
+
+
+def budgets(frame: pd.DataFrame) -> Rows:
+    """A row per setting and method: its accuracy at each budget and at the end, the best at the first budget first."""
+    rows: Rows = []
+    for setting, part in frame.groupby("setting", sort=False):
+        by_cost = {str(cost): own.set_index("label") for cost, own in part.groupby("cost", sort=False)}
+        labels = list(dict.fromkeys(part["label"]))
+        first = next(iter(by_cost.values()))["accuracy"].to_dict()
+        labels = sorted(labels, key=functools.partial(_worst_last, first))
+        for label in labels:
+            cells = {}
+            for cost, own in by_cost.items():
+                value = float(own["accuracy"].get(label, math.nan))
+                unit = "B" if cost == "bytes" else ""
+                budget = scaled(float(own["budget"].iloc[0])).strip()
+                text = f"{100 * value:.1f}" if math.isfinite(value) else "–"
+                cells[cost] = (text, f"at {budget}{unit}")
+            last = float(part.loc[part["label"] == label, "last"].iloc[0])
+            rows.append({"setting": setting, "label": label, "cells": cells, "last": f"{100 * last:.1f}"})
+    return rows
+
+
+def _worst_last(accuracy: Mapping[Any, float], label: str) -> float:
+    value = accuracy.get(label, math.nan)
+    return -value if math.isfinite(value) else math.inf

@@ -1,0 +1,105 @@
+"""The first screen: the best method, by how much, how sure, and what the log class prior alone does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from written import write_run
+
+from fedbench.report import answer
+from fedbench.report.content import Content, ReportOptions
+from fedbench.report.evidence import gather
+from fedbench.report.short_names import short_settings
+
+
+def content(results: Path) -> Content:
+    return Content(gather([], results), ReportOptions())
+
+
+def runs_of(results: Path, label: str, values: tuple[float, ...], **more: object) -> None:
+    for seed, value in enumerate(values):
+        write_run(results, label, seed, {20: value}, clients=True, **more)  # type: ignore[arg-type]
+
+
+def test_the_answer_says_who_leads_by_how_much_and_how_sure(tmp_path: Path) -> None:
+    runs_of(tmp_path, "good", (0.80, 0.82, 0.84))
+    runs_of(tmp_path, "near", (0.795, 0.825, 0.83))
+    runs_of(tmp_path, "poor", (0.40, 0.42, 0.44))
+    runs_of(tmp_path, "top", (0.90, 0.92, 0.94), reference=True)
+    (found,) = content(tmp_path).answers
+    assert (found.best, found.accuracy) == ("good", "82.0 ± 2.0")
+    assert found.next is not None
+    assert (found.next.over, found.next.points) == ("near", "+0.3")
+    assert found.next.sure.startswith("may be luck: -")
+    assert found.reference is not None
+    assert (found.reference.over, found.reference.points) == ("top", "-10.0")
+    assert found.tied == ("near",)
+    assert found.sent == "40.0 kB"  # 20 rounds of 1000 bytes up and as many down
+    assert found.computed == "20.0 G"
+    one, two = (int(part) for part in found.needed.split(" / "))
+    assert one > two >= 2
+    assert answer.headline([found]) == (
+        "good has the largest mean accuracy, 82.0 ± 2.0 %, 0.3 points over the next. This lead may be luck."
+    )
+
+
+def test_with_one_seed_the_answer_is_not_tested(tmp_path: Path) -> None:
+    runs_of(tmp_path, "good", (0.8,))
+    runs_of(tmp_path, "poor", (0.4,))
+    (found,) = content(tmp_path).answers
+    assert found.next is not None
+    assert found.next.sure == "not tested: one seed"
+    assert answer.headline([found]).endswith("40.0 points over the next. With one seed this is not tested.")
+
+
+def test_several_settings_have_an_overall_answer(tmp_path: Path) -> None:
+    for alpha, first, second in ((0.1, 0.8, 0.5), (0.3, 0.5, 0.8), (1.0, 0.9, 0.5)):
+        runs_of(tmp_path, "A", (first, first + 0.01, first + 0.015), alpha=alpha)
+        runs_of(tmp_path, "B", (second, second + 0.012, second + 0.01), alpha=alpha)
+    found = content(tmp_path).answers
+    assert [each.setting for each in found] == [
+        answer.OVERALL,
+        *(f"glyphs · dirichlet {a}" for a in ("0.1", "0.3", "1.0")),
+    ]
+    assert found[0].best == "A"
+    assert found[0].tied == ("B",)  # three settings that disagree
+    text = answer.headline(found)
+    assert text.startswith("No method leads everywhere: the largest mean accuracy has A in 2, B in 1 of 3 settings")
+    assert text.endswith("This lead is clear in every setting.")
+
+
+def test_nothing_done_is_no_answer(tmp_path: Path) -> None:
+    write_run(tmp_path, state="pending")
+    assert content(tmp_path).answers == []
+    assert answer.headline([]).startswith("No contestant is done")
+
+
+def test_the_control_stands_beside_what_it_controls(tmp_path: Path) -> None:
+    for label, prior, values in (("plain", "none", (0.3, 0.32)), ("plain + prior", "eval", (0.6, 0.62))):
+        block = {"name": "plain", "logit_prior": prior}
+        runs_of(tmp_path, label, values, method="plain", config={"method": block})
+    runs_of(tmp_path, "other", (0.4, 0.42))
+    whole = content(tmp_path)
+    (control,) = whole.controls
+    assert (control.method, control.control) == ("plain", "plain + prior")
+    ((_, before, after),) = control.values
+    assert (before, after) == (pytest.approx(31.0), pytest.approx(61.0))
+    assert answer.below_control(whole.table, whole.controls) == (
+        "Below the strongest such control (plain + prior on average) in every setting: other, plain."
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "short"),
+    [
+        (["glyphs(a=1) · iid"], ["glyphs · iid"]),
+        (["glyphs(a=1) · dirichlet(alpha=0.3)"], ["glyphs · dirichlet 0.3"]),
+        (["g(a=1) · x(n=2, m=3)", "g(a=2) · x(n=2, m=4)"], ["g 1 · x 3", "g 2 · x 4"]),
+        (["g · x(n=1, m=3)", "g · x(n=2, m=4)"], ["g · x n=1 m=3", "g · x n=2 m=4"]),
+        (["g · x(n=1) · [clients.number=4]", "g · x(n=1) · [clients.number=9]"], None),
+    ],
+)
+def test_settings_have_short_names_that_differ(texts: list[str], short: list[str] | None) -> None:
+    wanted = short or ["g · x 1 · [clients.number=4]", "g · x 1 · [clients.number=9]"]
+    assert list(short_settings(texts).values()) == wanted
