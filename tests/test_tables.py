@@ -120,7 +120,7 @@ def test_seeds_that_were_never_planned_show(tmp_path: Path) -> None:
     assert (row.label, row.cells[2]) == ("A", grid.Cell("", "–"))  # no run of A in the second setting
 
 
-@pytest.mark.parametrize("accuracies", [{10: 0.9}, {20: math.nan}, {}])
+@pytest.mark.parametrize("accuracies", [{10: 0.9}, {}])
 def test_a_done_run_without_its_last_record_counts_as_failed_and_warns(
     tmp_path: Path, accuracies: dict[int, float]
 ) -> None:
@@ -129,6 +129,15 @@ def test_a_done_run_without_its_last_record_counts_as_failed_and_warns(
     runs = gather([], tmp_path).runs
     assert shown(tmp_path, "A") == grid.Cell("", "failed")
     assert any("counts as failed" in alarm for alarm in notes.alarms(runs))
+
+
+def test_a_run_whose_accuracy_is_no_number_is_left_out_and_named(tmp_path: Path) -> None:
+    hurt = write_run(tmp_path, accuracies={20: math.nan})
+    write_run(tmp_path, "B")
+    evidence = gather([], tmp_path)
+    assert list(evidence.runs["label"]) == ["B"]
+    (note,) = evidence.notes
+    assert f"{hurt.path.name}/records.jsonl" in note
 
 
 def test_a_half_written_last_line_is_passed_over(tmp_path: Path) -> None:
