@@ -239,6 +239,6 @@ def test_tables_tell_two_folders_apart_by_their_names(folder: Path, tmp_path: Pa
     assert sweep_command.main([str(file), "--results", str(results), "--cluster", "inline"]) == 0
     runs = gather([file], results).runs
     assert sorted(runs["setting"]) == [
-        "imagefolder(path=drawings, image_size=8) · iid",
-        "imagefolder(path=photos, image_size=8) · iid",
+        "imagefolder drawings · iid",
+        "imagefolder photos · iid",
     ]

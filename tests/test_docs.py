@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,7 @@ from workplace import Workplace
 
 from fedbench.base.hooks import hooks_of
 from fedbench.base.record_schema import columns
-from fedbench.cli import check, docs_generator, hook_tables, markdown
-from fedbench.cli.main import VERBS
+from fedbench.cli import check, data, docs_generator, hook_tables, markdown
 from fedbench.method import Aggregation, ClientUpdates, Method
 from fedbench.plan.config import Block
 from fedbench.plan.planning import check_sweep
@@ -37,8 +32,6 @@ from fedbench.report.tables.metrics import METRICS
 ADD = {kind: Page(f"docs/add_a_{kind}.md") for kind in ("method", "dataset", "partitioner")}
 ADD["aggregation"] = Page("docs/add_an_aggregation.md")
 RECIPES = Page("docs/recipes.md")
-PAGES = [Page(path.relative_to(HOME).as_posix()) for path in (*HOME.glob("*.md"), *HOME.glob("docs/*.md"))]
-PAGES.append(Page("benchmarks/README.md"))
 TUTORIAL = Page("docs/tutorial.md")
 
 
@@ -126,69 +119,6 @@ def test_the_page_on_hooks_names_plug_ins_that_override_them():
     assert hook_tables.users_of("aggregation", "extra_loss", plugins()) == ["fedprox", "scaffold"]
     inheriting = hook_tables.users_of("method", "layers", plugins())
     assert inheriting.index("sgpt") < inheriting.index("fedvpt")  # its own file first, then its base's
-
-
-# ---------------------------------------------------------------- commands
-
-
-def quoted_commands(page: Page) -> list[str]:
-    """Every command of a page: lines of its bash blocks and of blocks of plain text, and code in its text."""
-    prose = re.sub(r"^```.*?^```", "", page.text, flags=re.DOTALL | re.MULTILINE)
-    inline = [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", prose)]
-    plain = [line.split(" #")[0] for block in page.blocks("text") for line in block.splitlines()]
-    return [*page.commands, *(text for text in plain + inline if re.match(r"(fedbench|python|make) [\w-]", text))]
-
-
-def mistake(command: str) -> str | None:
-    """Why a command cannot run as it is written: an unknown target, file, module or option. Nothing is run."""
-    program, *words = shlex.split(command)
-    if program == "make":
-        known = re.findall(r"^([\w-]+):", (HOME / "Makefile").read_text(), re.MULTILINE)
-        return None if words[0] in known else f"no target {words[0]}"
-    if program == "python" and words[0] == "-m":
-        return None if find_spec(words[1]) else f"no module {words[1]}"
-    if program == "python":
-        return None if (HOME / words[0]).is_file() else f"no file {words[0]}"
-    if program != "fedbench":
-        return None
-    if words[0] not in VERBS:
-        return f"no verb {words[0]}"
-    parser = import_module(VERBS[words[0]][0]).parser(f"fedbench {words[0]}")
-    said = io.StringIO()
-    with redirect_stderr(said), redirect_stdout(said):
-        try:
-            parser.parse_args(
-                [word.strip("[]") for word in words[1:] if word != "..."]
-            )  # [--option]: it may be left out
-        except SystemExit as end:
-            # A page may name a command or an option without its arguments.
-            short = re.search("arguments are required|expected (at least )?one argument", said.getvalue())
-            return None if end.code == 0 or short else said.getvalue()
-    return None
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_quoted_command_has_legal_options(page):
-    assert {command: why for command in quoted_commands(page) if (why := mistake(command))} == {}
-
-
-def test_a_wrong_command_is_seen():
-    wrong = ["make nothing", "python -m fedbench.nowhere", "python reports/nothing.py", "fedbench sweeep x.yaml"]
-    for command in (*wrong, "fedbench sweep x.yaml --dryrun", "fedbench data unpack cifar10"):
-        assert mistake(command), command
-    assert mistake("fedbench sweep sweeps/quickstart.yaml --dry-run") is None
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_have_one_spelling(page):
-    verbs = "|".join(VERBS)
-    modules = re.findall(rf"python -m fedbench[. ](?:{verbs})\b.*|python reports/make_figures.*", page.text)
-    if page.name == "README.md":
-        assert len(modules) == 1  # says that they are the same
-    elif page.name == "ARCHITECTURE.md":
-        assert all("same as `fedbench" in line for line in modules)
-    elif page.name != "docs/architecture.md":  # the same file
-        assert modules == []
 
 
 # ---------------------------------------------------------------- messages
@@ -381,14 +311,23 @@ def test_the_tutorial_starts_as_the_gate_does():
 def test_the_tutorial_leads_to_a_report(tmp_path):
     """All of it but what the gate does in a clean clone and what needs a Slurm (tests/slurm/test_pages.py)."""
     TUTORIAL.lay_out(tmp_path)
-    (tmp_path / "Downloads").mkdir()
-    archives.tiny_imagenet(tmp_path / "Downloads")
     printed = {}
     for command in TUTORIAL.commands:
-        if command not in (*BY_THE_GATE, *TUTORIAL.on_slurm):
+        if command not in (*BY_THE_GATE, *TUTORIAL.on_slurm) and not command.startswith("fedbench data prepare"):
             printed[command] = TUTORIAL.run(command, tmp_path)
     assert "6 runs: 6 missing" in printed["fedbench sweep mine.yaml --dry-run"]
     assert "6 runs: 6 done" in printed["fedbench sweep mine.yaml --status"]
     assert re.search(r"^\W*PEP\W", printed["fedbench figures mine.yaml"], re.MULTILINE)
     assert (tmp_path / "reports" / "out" / "index.html").is_file()
+
+
+def test_the_tutorial_prepares_an_archive_that_is_on_disk(tmp_path, monkeypatch):
+    """In this process, since ten images of Tiny ImageNet are a whole dataset only here."""
+    (command,) = [command for command in TUTORIAL.commands if command.startswith("fedbench data prepare")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "Downloads").mkdir()
+    archives.tiny_imagenet(tmp_path / "Downloads")
+    archives.publish(monkeypatch, "tiny_imagenet", tmp_path / "Downloads")
+    assert data.main([str(Path(word).expanduser()) for word in shlex.split(command)[2:]]) == 0
     assert list((tmp_path / "data" / "cache").iterdir())

@@ -28,6 +28,7 @@ from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import HOME
 from fedbench.report.evidence import gather
 from fedbench.report.published import COLUMNS, ReferencesError, read
+from fedbench.report.selection import ReportError
 from fedbench.run import checkpoint
 from fedbench.vit import backbone
 from fedbench.vit.features import features
@@ -86,7 +87,7 @@ def test_a_run_yaml_runs_nothing(canary, tmp_path):
     (run.path / "run.yaml").write_text(f"identity: {tag(canary)}\n")
     with pytest.raises(RecordsError, match=r"run\.yaml: cannot be read"):
         run.config()
-    with pytest.raises(RecordsError, match=r"run\.yaml: cannot be read"):
+    with pytest.raises(ReportError, match=r"run\.yaml cannot be read"):
         gather([], tmp_path / "results")
 
 

@@ -226,4 +226,5 @@ class Method:
 
         `server`: its values at the end of a run, in float64; `prior` [C]: the class distribution of one client, None if
         unknown. The first paragraph of the override's docstring is the figure's caption.
+        Called when the report of a finished run is made.
         """

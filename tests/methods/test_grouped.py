@@ -114,11 +114,6 @@ def test_sgpt_fits_its_blocks_to_the_backbone(depth, shared, grouped):
     assert method.at(phase=0).layers(depth) == tuple(range(shared))
 
 
-def test_sgpt_names_blocks_that_the_backbone_lacks():
-    with pytest.raises(ValueError, match="3 shared and 2 group blocks, but the backbone has 4"):
-        SGPT(shared_blocks=3, group_blocks=2).layers(4)
-
-
 def test_sgpt_keys_start_orthonormal():
     for groups in (20, 40):  # of 32 dimensions
         spec = tiny.mini_run(SGPT(groups=groups)).server.spec
@@ -241,11 +236,6 @@ def test_pfpt_chooses_per_sample():
     assert method.extra_loss(p, {}, {}, query).tolist() == pytest.approx([0.014] * 4)
     used = method.observe(p, {}, query, torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 1.0]))["used"]
     assert used.tolist() == [3, 2, 0, 1]  # the third sample is padding
-
-
-def test_pfpt_takes_no_more_prompts_than_there_are():
-    with pytest.raises(ValueError, match="prompt_length 5 is more than pool_size 4"):
-        tiny.mini_run(PFPT(pool_size=4, prompt_length=5))
 
 
 # -- FedPR -----------------------------------------------------------------------------------------------------------

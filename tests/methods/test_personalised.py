@@ -286,11 +286,6 @@ def test_pfedpt_trains_the_border_first_and_the_head_on_what_it_shows():
             assert same(got[n], value - LR * g)
 
 
-def test_pfedpts_border_must_leave_an_image():
-    with pytest.raises(ValueError, match="border is 8, but an image of 16 pixels has room for 7"):
-        one_step("pfedpt", border=8)
-
-
 # -- pFedPG ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from fedbench.vit.backbone import Backbone
 
@@ -18,22 +20,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "norm in the MLP": {"scale_mlp_norm": True},
     "no bias of queries": {"qkv_bias": False},
     "another activation": {"act_layer": "relu"},
-    "approximate GELU": {"act_layer": "gelu_tanh"},
+    "approximate GELU": {"act_layer": partial(nn.GELU, approximate="tanh")},
+    "timm's approximate GELU": {"act_layer": "gelu_tanh"},
     "quick GELU": {"act_layer": "quick_gelu"},
-    "norms without weights": {"norm_layer": "layernormx"},
+    "norms without weights": {"norm_layer": partial(nn.LayerNorm, elementwise_affine=False)},
     "registers": {"reg_tokens": 2},
     "norm before the blocks": {"pre_norm": True},
 }
 
 
 def foreign(options: dict[str, Any]) -> VisionTransformer:
-    from functools import partial
-
-    from torch import nn
-
-    options = dict(options)
-    if options.get("norm_layer") == "layernormx":
-        options["norm_layer"] = partial(nn.LayerNorm, elementwise_affine=False)
     torch.manual_seed(2)
     size = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
     vit = VisionTransformer(**size, num_classes=0, **options)

@@ -158,6 +158,11 @@ NEEDED = {
 # Shown by tests of their own, against numbers made by hand.
 ELSEWHERE = {
     ("partition", "file", "path"): "test_splits.py::test_a_file_of_ones_own",
+    (
+        "partition",
+        "dirichlet_client",
+        "order",
+    ): "test_partitioners.py::test_clients_in_turn_are_less_alike_than_at_once",
     ("partition", "natural", "users"): "test_splits.py::test_natural_merge_deals_users_evenly",
     ("partition", "quantity", "sigma"): "test_splits.py::test_quantity_sizes_are_log_normal",
     ("partition", "shards", "shards_per_client"): "test_splits.py::test_shards_may_straddle_classes",

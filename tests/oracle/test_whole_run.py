@@ -162,7 +162,7 @@ def facts(world: World, case: Case, folder: RunFolder, seeds: dict[str, int]) ->
         "label": "the oracle's",
         "family": "global",
         "reference": method["name"] == "head_only",
-        "dataset": "npz",
+        "dataset": "npz(path=tiny.npz)",
         "partition": "dirichlet(min_train=2, alpha=0.6, balanced=False)",
         "aggregation": case.shown,
         "backbone": "test_vit@32",
