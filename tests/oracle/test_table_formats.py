@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from written import summarise, write_run
 
-from fedbench.report.tables.grid import Cell, Grid, Row
+from fedbench.report.tables.grid import Cell, Grid, Row, main_grids
 from fedbench.report.tables.latex import latex, to_latex
 from fedbench.report.tables.text import markdown, to_csv, to_markdown
 
@@ -59,3 +61,9 @@ def test_csv_reads_back_without_any_escape_of_another_format(label: str) -> None
 
 def test_a_label_stays_on_its_line() -> None:
     assert latex("a\nb\t c") == markdown("a\nb\t c") == "a b c"
+
+
+def test_a_page_has_three_settings_side_by_side(tmp_path: Path) -> None:
+    for alpha in (0.1, 0.2, 0.3, 0.4):
+        write_run(tmp_path, "A", alpha=alpha)
+    assert [len(one.groups) for one in main_grids(summarise(tmp_path))] == [3, 1]
