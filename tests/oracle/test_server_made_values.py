@@ -50,3 +50,10 @@ def test_an_unknown_client_has_a_uniform_prior_and_initial_values() -> None:
     assert not torch.allclose(small.server.send(torch.tensor([0]))["prior"], unknown["prior"])
     for name in ("prompt", "class_prompt", "head.weight"):
         assert torch.equal(unknown[name][0], small.server.values[name])
+
+
+def test_a_clients_values_take_as_many_bytes_as_their_precision_says() -> None:
+    method = tiny.plugins().classes["method"]["fedvpt"](prompt_length=3)
+    numbers = 3 * 32 + tiny.CLASSES * 32 + tiny.CLASSES
+    assert tiny.mini_run(method, dtype=torch.float64).server.row_bytes() == 8 * numbers
+    assert tiny.mini_run(method, dtype=torch.float32).server.row_bytes() == 4 * numbers
