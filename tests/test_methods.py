@@ -28,7 +28,14 @@ def test_plug_ins_are_found():
     assert len(CHECKS) >= 15
 
 
-@pytest.mark.parametrize("name", CASES)
+def is_quick(name: str) -> bool:
+    """Whether a case is a method with its defaults, or FedVPT with another aggregation."""
+    return name.startswith("fedvpt+") if name in tiny.PAIRS else "-" not in name
+
+
+@pytest.mark.parametrize(
+    "name", [name if is_quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_contract(name: str):
     """All checks on one case, whose runs are warmed up once."""
     case = Case(*CASES[name])
