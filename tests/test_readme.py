@@ -65,3 +65,18 @@ def test_every_sweep_file_is_legal():
     assert files
     for path in files:
         assert read_sweep(path).runs
+
+
+def test_its_table_is_that_of_the_demos_report(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(HOME / "reports"))
+    import make_readme
+
+    report = "# demo\n\nThe answer.\n\n| a | b |\n| - | - |\n| x | 1 |\n\n- Note.\n- Runs: 2\n\n## More\n\n| c |\n\n- other\n"
+    table = make_readme.demo_table(report)
+    assert table == "| a | b |\n| - | - |\n| x | 1 |\n\n- Note.\n- Runs: 2"
+    page = make_readme.with_table(README.text, table)
+    assert make_readme.with_table(page, make_readme.demo_table(README.text)) == README.text  # nothing else changes
+    with pytest.raises(ValueError, match="lacks"):
+        make_readme.with_table("no marks", table)
+    with pytest.raises(ValueError, match="no table"):
+        make_readme.demo_table("# demo\n")
