@@ -95,8 +95,8 @@ class Dataset(data.Dataset):
                 gap = int(np.flatnonzero(present != np.arange(len(present)))[0])
                 self._wrong("labels in 0..C-1 with every class present", f"up to {classes - 1}, but none with {gap}")
 
-    def _wrong(self, expected: str, found: str) -> None:
-        raise DataError(f"{self.path}: expected {expected}, found {found}")
+    def _wrong(self, expected: str, actual: str) -> None:
+        raise DataError(f"{self.path}: expected {expected}, found {actual}")
 
 
 def _form(values: NDArray[Any]) -> str:

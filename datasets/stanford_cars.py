@@ -82,14 +82,14 @@ def _annotations(source: Source, name: str) -> list[tuple[str, int]]:
         raise DataError(
             f"{source.path}: expected {sorted(missing)[0]} in the annotations of {name}, found {rows.dtype}"
         )
-    found = []
+    annotations = []
     for file, label in zip(rows["fname"].tolist(), rows["class"].tolist(), strict=True):
         if not (isinstance(file, str) and re.fullmatch(r"[\w-]+\.\w+", file) and label in range(1, 197)):
             raise DataError(
                 f"{source.path}: expected a file and a class in 1..196 in {name}, found {file!r:.40}, {label!r:.40}"
             )
-        found.append((file, int(label) - 1))
-    return found
+        annotations.append((file, int(label) - 1))
+    return annotations
 
 
 def _variable(source: Source, name: str, variable: str) -> Any:

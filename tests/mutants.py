@@ -192,12 +192,12 @@ def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.conn
 
 def killer(tree: Path, arguments: Sequence[str], seconds: float) -> str:
     """The test that fails, "" if none does. The time is limited, since a mutant may never end."""
-    mine, its = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, its))
+    parent_end, child_end = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, child_end))
     process.start()
-    its.close()
+    child_end.close()
     try:
-        return mine.recv() if mine.poll(seconds) else "the time limit"
+        return parent_end.recv() if parent_end.poll(seconds) else "the time limit"
     except EOFError:
         return "a process that died"
     finally:
@@ -244,18 +244,18 @@ def covered(tree: Path, tests: Sequence[str]) -> coverage.CoverageData:
 
 def tests_of(data: coverage.CoverageData, mutant: Mutant) -> list[str] | None:
     """The tests that run a line of the mutant; [] for all, if it runs at import alone; None if nothing runs it."""
-    found: set[str] = set()
+    contexts: set[str] = set()
     name = next((name for name in data.measured_files() if name.endswith("/" + mutant.file)), "")
     by_line = data.contexts_by_lineno(name) if name else {}
     for line in range(mutant.line, mutant.line + mutant.old.count("\n") + 1):
-        found |= set(by_line.get(line, ()))
-    return sorted({context.partition("|")[0] for context in found} - {""}) if found else None
+        contexts |= set(by_line.get(line, ()))
+    return sorted({context.partition("|")[0] for context in contexts} - {""}) if contexts else None
 
 
 def changed_files() -> list[str]:
     """The files that differ from main."""
-    found = subprocess.run(["git", "diff", "--name-only", "main"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in found.stdout.split() if name.endswith(".py") and name.startswith(CODE)]
+    diff = subprocess.run(["git", "diff", "--name-only", "main"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in diff.stdout.split() if name.endswith(".py") and name.startswith(CODE)]
 
 
 def drawn(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
@@ -284,10 +284,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=30, help="mutants to draw; 0: all (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
     parser.add_argument("--seconds", type=float, default=300.0, help="time limit of a mutant's tests (default: 300)")
-    given = parser.parse_args()
+    options = parser.parse_args()
     files = [
         path.relative_to(ROOT).as_posix()
-        for name in given.files or changed_files()
+        for name in options.files or changed_files()
         for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name])
     ]
     if not files:
@@ -298,8 +298,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         tree = copied_tree(Path(place).resolve())
         os.environ["PYTHONPATH"] = str(tree)
-        data = covered(tree, given.tests)
-        return examine(tree, data, drawn(files, given.count, given.seed), given.tests, given.seconds)
+        data = covered(tree, options.tests)
+        return examine(tree, data, drawn(files, options.count, options.seed), options.tests, options.seconds)
 
 
 def examine(

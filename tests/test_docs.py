@@ -126,12 +126,12 @@ def test_the_page_on_hooks_names_plug_ins_that_override_them():
 
 def words_of_the_source() -> list[str]:
     """Every text of the package and its plug-ins; of one with values in it, the fixed parts."""
-    found = []
+    texts = []
     for folder in ("fedbench", "methods", "datasets"):
         for path in (HOME / folder).rglob("*.py"):
             nodes = ast.walk(ast.parse(path.read_text()))
-            found += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return found
+            texts += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return texts
 
 
 def unknown(message: str, texts: list[str]) -> list[str]:
@@ -291,9 +291,9 @@ def test_the_message_in_the_page_on_methods_is_what_is_said(tmp_path):
     path = tmp_path / "without_batch_axis.py"
     path.write_text(code.replace('tokens(p["own"], cls)', 'p["own"]'))
     _, cls = check.find(path)
-    wrong = (check.first_wrong(one, subjects) for one, subjects in check.plan("method", {"m": cls()}, Path()))
-    (told,) = page.blocks("text")
-    assert next(filter(None, wrong)).split(": ", 1)[1].startswith(told.strip())
+    wrong = (check.first_wrong(check_, subjects) for check_, subjects in check.plan("method", {"m": cls()}, Path()))
+    (message,) = page.blocks("text")
+    assert next(filter(None, wrong)).split(": ", 1)[1].startswith(message.strip())
 
 
 BY_THE_GATE = ("make demo", ". .venv/bin/activate")

@@ -49,6 +49,6 @@ def test_clients_differ_in_size_and_batches_hold_their_samples(folder):
         user, is_test = data["user"], data["is_test"]
     for r, k in np.ndindex(task.cohort.shape):
         drawn = np.concatenate(task.batches(r, k))
-        mine = np.flatnonzero((user == task.cohort[r, k]) & ~is_test)
-        np.testing.assert_array_equal(np.sort(drawn), mine)
+        samples = np.flatnonzero((user == task.cohort[r, k]) & ~is_test)
+        np.testing.assert_array_equal(np.sort(drawn), samples)
         assert all(len(batch) <= 4 for batch in task.batches(r, k))

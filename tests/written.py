@@ -120,9 +120,9 @@ def summarise(results: Path) -> pd.DataFrame:
 
 def cell(results: Path, label: str, metric: str = "mean_accuracy") -> Any:
     table = summarise(results)
-    found = table[(table["label"] == label) & (table["metric"] == metric)]
-    assert len(found) == 1
-    return found.iloc[0]
+    rows = table[(table["label"] == label) & (table["metric"] == metric)]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def shown(results: Path, label: str) -> grid.Cell:

@@ -72,14 +72,14 @@ else:
 
 def hooks_of(base: type) -> Mapping[str, inspect.Signature]:
     """``{hook: signature without self}`` of all hooks that `base` and its parents declare, in order of declaration."""
-    found = {}
+    signatures = {}
     for cls in reversed(base.__mro__):
         for name, value in vars(cls).items():
             stub = value.stub if isinstance(value, _Absent) else value
             if getattr(stub, "is_hook", False):
                 whole = inspect.signature(stub)
-                found[name] = whole.replace(parameters=list(whole.parameters.values())[1:])
-    return found
+                signatures[name] = whole.replace(parameters=list(whole.parameters.values())[1:])
+    return signatures
 
 
 def is_optional(base: type, name: str) -> bool:

@@ -91,9 +91,9 @@ def errors_at(path: Path) -> Iterator[None]:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """`error`, the error it was raised from, and so on."""
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited = set[int]()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -57,8 +57,8 @@ def parser(program: str) -> argparse.ArgumentParser:
 @exits_when_pipe_closes
 def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
-    given = parser(program).parse_args(arguments)
-    reading = fork_pool.start_in_fork(select, given.sweeps, given.results, given.plugins, given.set)
+    parsed = parser(program).parse_args(arguments)
+    reading = fork_pool.start_in_fork(select, parsed.sweeps, parsed.results, parsed.plugins, parsed.set)
     # what draws is imported while the sweep files are read: each takes seconds
     from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected
@@ -66,10 +66,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "python reports/
     from fedbench.report.writer import write
 
     try:
-        evidence = gather_selected(reading(), given.sweeps, given.results)
-        versus = tuple(given.versus) if given.versus else None
-        options = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
-        written = write(evidence, given.out, options)
+        evidence = gather_selected(reading(), parsed.sweeps, parsed.results)
+        versus = tuple(parsed.versus) if parsed.versus else None
+        options = ReportOptions(
+            tuple(parsed.metrics), "interval" if parsed.intervals else "std", versus, parsed.reference
+        )
+        written = write(evidence, parsed.out, options)
     except (ReportError, ReferencesError) as error:  # any other is a fault of the program
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         return 2

@@ -46,8 +46,8 @@ def described(base: type, name: str) -> tuple[str, str]:
 def users_of(kind: Kind, name: str, plugins: Plugins) -> list[str]:
     """The shipped plug-ins of a kind that override the hook `name`, those that do so in their own file first."""
     classes = plugins.classes[kind]
-    own = [plugin for plugin, cls in classes.items() if name in vars(cls)]
-    return own + [plugin for plugin in _inheriting(name, BASES[kind], classes) if plugin not in own]
+    overriding = [plugin for plugin, cls in classes.items() if name in vars(cls)]
+    return overriding + [plugin for plugin in _inheriting(name, BASES[kind], classes) if plugin not in overriding]
 
 
 def _inheriting(name: str, base: type, classes: dict[str, type]) -> Iterator[str]:

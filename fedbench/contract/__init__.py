@@ -16,8 +16,8 @@ from fedbench.method.hooks import hooks_of
 class ContractError(ValueError):
     """A plug-in breaks the contract. The message names the hook, parameter or field, what was expected and what was found."""
 
-    def __init__(self, where: str, expected: str, found: str) -> None:
-        super().__init__(f"{where}: expected {expected}; found {found}")
+    def __init__(self, where: str, expected: str, actual: str) -> None:
+        super().__init__(f"{where}: expected {expected}; found {actual}")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until all runs have ended or the job must leave."""
-        seen = _out_of_memory_kills()
+        kills = _out_of_memory_kills()
         while not all(slot.over for slot in self.slots):
             for slot in self.slots:
                 if slot.over:
@@ -61,8 +61,8 @@ class Supervisor:
                     slot.over = bool(self.leaving)
                     slot.process = None if slot.over else self._start(slot)
                 elif (code := slot.process.poll()) is not None:
-                    out_of_memory = _out_of_memory_kills() > seen
-                    seen = _out_of_memory_kills()
+                    out_of_memory = _out_of_memory_kills() > kills
+                    kills = _out_of_memory_kills()
                     self._handle_end(slot, code, out_of_memory)
                 elif time.monotonic() > self.kill_at:
                     slot.process.kill()

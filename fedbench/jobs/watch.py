@@ -216,7 +216,7 @@ def used(views: Sequence[View]) -> str:
 
 def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lambda: False) -> None:
     """Show the runs until none waits or runs, or `ended()` holds: a live table on a terminal, else a line per change."""
-    seen: dict[str, Status] = {}
+    last_states: dict[str, Status] = {}
     begun: tuple[float, int] | None = None  # when, and how many rounds were over then
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     if live:
@@ -232,7 +232,7 @@ def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lamb
                 eta = (rounds - over) * (start - begun[0]) / more if more > 0 else None
                 live.update(table(views, max(3, console.height - 7), eta), refresh=True)
             else:
-                _print_changes(views, seen, console)
+                _print_changes(views, last_states, console)
             if last or not any(view.state in ("pending", "running") for view in views):
                 return
             time.sleep(max(1.0, time.monotonic() - start))  # we use at most half the time of a slow file server
@@ -241,10 +241,10 @@ def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lamb
             live.stop()
 
 
-def _print_changes(views: Sequence[View], seen: dict[str, Status], console: Console) -> None:
+def _print_changes(views: Sequence[View], last_states: dict[str, Status], console: Console) -> None:
     for view in views:
-        before = seen.get(view.name)
-        seen[view.name] = view.state
+        before = last_states.get(view.name)
+        last_states[view.name] = view.state
         if view.state != before and (before is not None or view.state == "running"):
             more = f" ({view.kind}): {view.reason}" if view.state == "failed" else ""
             line = f"{time.strftime('%H:%M:%S')} {view.state:7} {view.name}{more}"

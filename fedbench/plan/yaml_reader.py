@@ -90,12 +90,12 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node: Any = super().compose_mapping_node(anchor)
-        seen = set()
+        keys = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
+                if (key.tag, key.value) in keys:
                     raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-                seen.add((key.tag, key.value))
+                keys.add((key.tag, key.value))
         return node
 
     def construct_yaml_int(self, node: Any) -> int:

@@ -30,12 +30,14 @@ class Estimate:
 
 def scores(done: pd.DataFrame, settings: Sequence[str], metric: str = "mean_accuracy") -> dict[str, list[Floats]]:
     """{label: scores by setting} of methods that are done in every one of `settings`."""
-    found = {}
-    for label, own in done.dropna(subset=[metric]).groupby("label", sort=False):
-        parts = {setting: part[metric].to_numpy(dtype=float) for setting, part in own.groupby("setting", sort=False)}
+    by_label = {}
+    for label, of_label in done.dropna(subset=[metric]).groupby("label", sort=False):
+        parts = {
+            setting: part[metric].to_numpy(dtype=float) for setting, part in of_label.groupby("setting", sort=False)
+        }
         if all(setting in parts for setting in settings):
-            found[str(label)] = [parts[setting] for setting in settings]
-    return found
+            by_label[str(label)] = [parts[setting] for setting in settings]
+    return by_label
 
 
 def interquartile_mean(values: Floats) -> Floats:
@@ -116,14 +118,14 @@ def at_equal_budget(records: pd.DataFrame, cost: str) -> pd.DataFrame:
         if not (spent > 0).any():
             continue
         budget = float(spent[spent > 0].min())
-        for label, own in part.groupby("label", sort=False):
-            inside = own[own[cost] <= budget * (1 + 1e-9)].sort_values("round", kind="stable")
+        for label, of_label in part.groupby("label", sort=False):
+            inside = of_label[of_label[cost] <= budget * (1 + 1e-9)].sort_values("round", kind="stable")
             last = inside.groupby("seed").tail(1)
-            whole = last["seed"].nunique() == own["seed"].nunique()
+            whole = last["seed"].nunique() == of_label["seed"].nunique()
             end = ends.loc[ends["label"] == label, "mean_accuracy"].mean()
             rows.append(
                 (
-                    setting, label, bool(own["reference"].iloc[0]), budget,
+                    setting, label, bool(of_label["reference"].iloc[0]), budget,
                     float(last["mean_accuracy"].mean()) if whole else np.nan,
                     float(last["round"].mean()) if whole else np.nan, float(end),
                 )

@@ -59,11 +59,11 @@ class Control:
 
 def answers(table: pd.DataFrame, within: Mapping[str, Sequence[Comparison]], overall: Overall) -> list[Answer]:
     """An answer for all settings together, if there are several, and one for each. table: from `summary`."""
-    found = []
+    per_setting = []
     for setting, part in table.groupby("setting", sort=False):
         if (answer := _of_setting(str(setting), part, within.get(str(setting), ()))) is not None:
-            found.append(answer)
-    return [*([_of_all(table, overall)] if overall.pairs else []), *found]
+            per_setting.append(answer)
+    return [*([_of_all(table, overall)] if overall.pairs else []), *per_setting]
 
 
 def _of_setting(setting: str, table: pd.DataFrame, pairs: Sequence[Comparison]) -> Answer | None:
@@ -131,9 +131,9 @@ def _lead(pair: Comparison | None) -> Lead | None:
 
 def _cost(table: pd.DataFrame, label: str) -> tuple[str, str]:
     """Bytes of all rounds, up and down, and multiply-adds of clients."""
-    own = table[table["label"] == label].set_index("metric")["mean"]
-    sent = own.get("total_bytes_up", math.nan) + own.get("total_bytes_down", math.nan)
-    computed = own.get("total_multiply_adds", math.nan)
+    values = table[table["label"] == label].set_index("metric")["mean"]
+    sent = values.get("total_bytes_up", math.nan) + values.get("total_bytes_down", math.nan)
+    computed = values.get("total_multiply_adds", math.nan)
     return (
         f"{scaled(float(sent))}B" if math.isfinite(sent) else "",
         scaled(float(computed)).strip() if math.isfinite(computed) else "",
@@ -148,9 +148,11 @@ def _needed(pair: Comparison | None) -> str:
     return " / ".join(f"over {MOST}" if count is None else str(count) for count in counts)
 
 
-def headline(found: Sequence[Answer]) -> str:
+def headline(all_answers: Sequence[Answer]) -> str:
     """The answers in one or two sentences."""
-    each = [answer for answer in found if answer.setting != OVERALL] if len(found) > 1 else list(found)
+    each = (
+        [answer for answer in all_answers if answer.setting != OVERALL] if len(all_answers) > 1 else list(all_answers)
+    )
     if not each:
         return "No contestant is done with all seeds of a setting, so there is no answer yet."
     wins: dict[str, int] = {}
@@ -189,7 +191,7 @@ def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
     """Methods beside the same method with the client's log class prior added (`logit_prior`), if both are done somewhere."""
     means = table[table["metric"] == "mean_accuracy"].set_index(["setting", "label"])["mean"]
     blocks = {str(label): json.loads(text)["method"] for label, text in zip(runs["label"], runs["config"], strict=True)}
-    found = []
+    comparisons = []
     for label, block in blocks.items():
         if not isinstance(block, dict) or block.get("logit_prior") in CONTROLLING:
             continue
@@ -198,8 +200,8 @@ def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
             if isinstance(twin, dict) and twin.get("logit_prior") in CONTROLLING:
                 values = tuple(_beside(means, label, other)) if {**twin, "logit_prior": None} == plain else ()
                 if values:
-                    found.append(Control(label, other, values))
-    return found
+                    comparisons.append(Control(label, other, values))
+    return comparisons
 
 
 def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[str, float, float]]:
@@ -209,11 +211,11 @@ def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[s
             yield str(setting), 100 * float(a), 100 * float(b)
 
 
-def below_control(table: pd.DataFrame, found: Sequence[Control]) -> str:
+def below_control(table: pd.DataFrame, comparisons: Sequence[Control]) -> str:
     """Which contestants stay below the strongest control of every setting, in a sentence; "" if there is none."""
-    if not found:
+    if not comparisons:
         return ""
-    names = {control.control for control in found}
+    names = {control.control for control in comparisons}
     part = table[(table["metric"] == "mean_accuracy") & ~table["reference"].astype(bool)]
     wide = part.pivot(index="label", columns="setting", values="mean")
     strongest = wide.loc[[name for name in wide.index if name in names]].max()

@@ -74,8 +74,8 @@ def seed_means(world: World, methods: int, seeds: int, better: float = 0.0) -> F
     effect = np.zeros((methods, 1))
     effect[0] = better
     shared = draw.normal(0, 3, (REPEATS, 1, seeds))
-    own = (SEED * world.noise(draw, shape) + CLIENT / np.sqrt(CLIENTS) * draw.normal(size=shape)) / np.sqrt(2)
-    return np.asarray(effect + shared + own)
+    noise = (SEED * world.noise(draw, shape) + CLIENT / np.sqrt(CLIENTS) * draw.normal(size=shape)) / np.sqrt(2)
+    return np.asarray(effect + shared + noise)
 
 
 def claims(values: Floats) -> NDArray[np.bool_]:

@@ -82,15 +82,15 @@ class Content:
     @cached_property
     def details(self) -> list[Detail]:
         """Every setting in full."""
-        found = []
+        details = []
         for setting, part in self.table.groupby("setting", sort=False):
-            own = part[(part["metric"] == "mean_accuracy") & ~part["reference"].astype(bool)]
-            means = {str(label): float(mean) for label, mean in zip(own["label"], own["mean"], strict=True)}
+            rows = part[(part["metric"] == "mean_accuracy") & ~part["reference"].astype(bool)]
+            means = {str(label): float(mean) for label, mean in zip(rows["label"], rows["mean"], strict=True)}
             known = {label: mean for label, mean in means.items() if math.isfinite(mean)}
             pairs = contests.against_best(self.within.get(str(setting), ()), known)
             grids = grid.detail_grid(part, str(setting)), grid.cost_grid(part, str(setting))
-            found.append(Detail(str(setting), *grids, pairs))
-        return found
+            details.append(Detail(str(setting), *grids, pairs))
+        return details
 
     @cached_property
     def budgets(self) -> pd.DataFrame:

@@ -174,7 +174,7 @@ def _name_settings_and_labels(frame: pd.DataFrame, planned: Sequence[Planned]) -
     frame["setting"] = frame["setting_text"].map(short)
     methods = [{name: value for name, value in run.config.items() if name not in SETTING} for run in planned]
     # trials of a method differ in what they try, and keep its name
-    differing = [{} if run.tuning.get("trial_of") else own for run, own in zip(planned, methods, strict=True)]
+    differing = [{} if run.tuning.get("trial_of") else config for run, config in zip(planned, methods, strict=True)]
     places = [f"{setting} {trial}" for setting, trial in zip(frame["setting"], frame["trial_of"], strict=True)]
     frame["label"] = told_apart(frame["label"], differing, places, " ")
 
@@ -218,9 +218,9 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """A row per trial; `chosen` marks the best of each method and setting, once all of its trials have ended."""
     trials = described.assign(label=described["trial_of"])
     tuning = [_mapping(value) for value in described["tuning"]]
-    trials["values"] = [key(_mapping(one.get("values"))) for one in tuning]
-    trials["number"] = [one.get("number", place) for place, one in enumerate(tuning)]
-    trials["kind"] = [str(one.get("kind", "search")) for one in tuning]
+    trials["values"] = [key(_mapping(entry.get("values"))) for entry in tuning]
+    trials["number"] = [entry.get("number", place) for place, entry in enumerate(tuning)]
+    trials["kind"] = [str(entry.get("kind", "search")) for entry in tuning]
     columns = ["val_mean_accuracy", "total_multiply_adds"]
     if records.empty:
         last = pd.DataFrame(columns=["run", *columns])

@@ -52,7 +52,7 @@ class Published:
 
 def read(folder: Path = FOLDER) -> list[Published]:
     """All numbers of the CSV files in `folder`; columns besides `COLUMNS` are the protocol. Raises ReferencesError."""
-    found = []
+    numbers = []
     for path in sorted(folder.glob("*.csv")):
         with open(path, newline="") as file:
             rows = csv.DictReader(line for line in file if not line.startswith("#"))
@@ -60,8 +60,8 @@ def read(folder: Path = FOLDER) -> list[Published]:
             if missing:
                 raise ReferencesError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
             for number, row in enumerate(rows, 1):
-                found.append(_published(row, f"{path}, row {number}"))
-    return found
+                numbers.append(_published(row, f"{path}, row {number}"))
+    return numbers
 
 
 def _published(row: Mapping[str, str], where: str) -> Published:
@@ -91,35 +91,35 @@ def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:
     configs = {text: json.loads(text) for text in runs["config"].unique()}
     datasets = {json.dumps(config.get("dataset", {}).get("name")) for config in configs.values()}
     rows = []
-    for one in published:
-        if json.dumps(one.dataset.get("name")) not in datasets:
+    for number in published:
+        if json.dumps(number.dataset.get("name")) not in datasets:
             continue
-        told = {
-            "source": one.source, "where": one.where, "method": one.method_there, "setting": one.setting_there,
-            "metric": one.metric, "reported": one.percent,
+        reported = {
+            "source": number.source, "where": number.where, "method": number.method_there, "setting": number.setting_there,
+            "metric": number.metric, "reported": number.percent,
         }  # fmt: skip
-        texts = {text for text, config in configs.items() if one.is_of(config)}
+        texts = {text for text, config in configs.items() if number.is_of(config)}
         ours = runs[runs["config"].isin(texts)]
-        for (_, label), own in ours.groupby(["setting", "label"], sort=False):
-            values = 100 * own[one.metric].dropna()
+        for (_, label), of_method in ours.groupby(["setting", "label"], sort=False):
+            values = 100 * of_method[number.metric].dropna()
             here = float(values.mean()) if len(values) else math.nan
-            differs = "; ".join(protocol(one, configs[own["config"].iloc[0]]))
+            differs = "; ".join(protocol(number, configs[of_method["config"].iloc[0]]))
             rows.append(
-                told
+                reported
                 | {"label": label, "here": here, "std": float(values.std()), "seeds": len(values)}
-                | {"difference": here - one.percent, "protocol": differs}
+                | {"difference": here - number.percent, "protocol": differs}
             )
         if ours.empty:
             nothing = {"label": "", "here": math.nan, "std": math.nan, "seeds": 0, "difference": math.nan}
-            rows.append(told | nothing | {"protocol": "no run of this method and partition"})
+            rows.append(reported | nothing | {"protocol": "no run of this method and partition"})
     columns = ["source", "where", "method", "setting", "metric", "reported", "label", "here", "std", "seeds"]
     return pd.DataFrame(rows, columns=[*columns, "difference", "protocol"])
 
 
-def protocol(one: Published, config: Mapping[str, Any]) -> Iterator[str]:
+def protocol(number: Published, config: Mapping[str, Any]) -> Iterator[str]:
     """``path: there / here`` for each stated part of the protocol that is another here."""
     here = flat(config)
-    for path, there in one.protocol.items():
+    for path, there in number.protocol.items():
         if path == "note":
             yield str(there)
         elif path == "backbone.name":

@@ -82,9 +82,9 @@ def read_clients(folder: Path) -> Clients | None:
     path = folder / "clients.parquet"
     try:
         table = parquet.ParquetFile(path).read(list(CLIENT_COLUMNS), use_threads=False)
-        found = {name: table.column(name).to_numpy() for name in CLIENT_COLUMNS}
-        accuracy = found["accuracy"].astype(float)
-        found |= {"held_out": found["held_out"].astype(bool), "accuracy": accuracy}
+        columns = {name: table.column(name).to_numpy() for name in CLIENT_COLUMNS}
+        accuracy = columns["accuracy"].astype(float)
+        columns |= {"held_out": columns["held_out"].astype(bool), "accuracy": accuracy}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, ArrowException) as error:
@@ -92,4 +92,4 @@ def read_clients(folder: Path) -> Clients | None:
     known = accuracy[~np.isnan(accuracy)]
     if ((known < 0) | (known > 1)).any():
         raise RecordsError(f"{path}: an accuracy is {known.max():g}, expected shares from 0 to 1")
-    return found
+    return columns

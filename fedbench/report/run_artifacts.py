@@ -30,7 +30,7 @@ def state(folder: Path, names: Collection[str]) -> Arrays:
                     arrays[key] = file.get_tensor(key).astype(np.float64)
                 elif home == "client" and (whole := name.rpartition("."))[0] in names:
                     rows.setdefault(whole[0], {})[int(whole[2])] = file.get_tensor(key).astype(np.float64)
-        by_client = {name: np.stack([own[k] for k in sorted(own)]) for name, own in rows.items()}
+        by_client = {name: np.stack([by_number[k] for k in sorted(by_number)]) for name, by_number in rows.items()}
     except DAMAGED:
         return {}
     return arrays | {f"client.{name}": value for name, value in by_client.items()}

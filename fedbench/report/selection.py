@@ -133,7 +133,7 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
     runs: list[Planned] = []
     notes: list[str] = []
     pictures: Pictures = {}
-    seen: set[str] = set()
+    keys: set[str] = set()
     for path in map(sweep_file, sweeps):
         if not path.is_file():
             near = ", ".join(sorted(str(file) for file in path.parent.glob("*.yaml"))) or "none"
@@ -150,9 +150,9 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
             pictures, failures = pictures_of(now.runs, sweep.plugins, results)
             notes += failures
         for planned in todo:
-            if planned.key in seen:
+            if planned.key in keys:
                 continue
-            seen.add(planned.key)
+            keys.add(planned.key)
             identity = json.loads(json.dumps(planned.identity, default=str))
             seed = identity.pop("seed")
             cls = sweep.plugins.classes["method"][planned.run.method["name"]]

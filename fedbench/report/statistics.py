@@ -215,12 +215,12 @@ def residual_variance(values: Floats) -> Floats:
     centred = values - values.mean(-1, keepdims=True) - values.mean(-2, keepdims=True)
     centred = centred + values.mean((-2, -1), keepdims=True)
     pooled = (centred**2).sum((-2, -1)) / ((methods - 1) * (blocks - 1))
-    own = (values[..., :, None, :] - values[..., None, :, :]).var(-1, ddof=1) / 2
+    per_pair = (values[..., :, None, :] - values[..., None, :, :]).var(-1, ddof=1) / 2
     ordered = np.sort(values.reshape(*values.shape[:-2], -1).round(9), axis=-1)
     gaps = np.diff(ordered, axis=-1)
     grain = np.where(gaps > 0, gaps, np.inf).min(-1)
     rounding = np.where(np.isfinite(grain), grain, 0.0) ** 2 / 12
-    return np.asarray(np.maximum(own, np.maximum(pooled, rounding)[..., None, None]))
+    return np.asarray(np.maximum(per_pair, np.maximum(pooled, rounding)[..., None, None]))
 
 
 def client_pairs(difference: Floats) -> ClientPairs:
@@ -290,11 +290,11 @@ def studentized_range_sf(q: Floats, groups: int, freedom: int) -> Floats:
     """
     z, weight = normal_nodes()
     s, mass = deviation_nodes(freedom)
-    found = []
+    tails = []
     for part in np.array_split(np.ravel(q), max(1, np.size(q) // 256)):  # NODES x NODES each: bounds the memory
         inner = np.maximum(ndtr(z) - ndtr(z - part[:, None, None] * s[:, None]), 0.0) ** (groups - 1)
-        found.append(1 - groups * (inner * weight).sum(-1) @ mass)
-    return np.asarray(np.clip(np.concatenate(found).reshape(np.shape(q)), 0.0, 1.0))
+        tails.append(1 - groups * (inner * weight).sum(-1) @ mass)
+    return np.asarray(np.clip(np.concatenate(tails).reshape(np.shape(q)), 0.0, 1.0))
 
 
 @lru_cache(maxsize=1)

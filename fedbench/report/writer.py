@@ -77,11 +77,11 @@ def _write_figures(folder: Path, drawings: list[Drawing]) -> tuple[Path, ...]:
 
 def _files_of_runs(evidence: Evidence) -> dict[str, list[str]]:
     """Which of the files that the page links to each run has, by one look into its folder."""
-    found = {}
+    by_run = {}
     for run in evidence.runs["run"]:
         try:
             names = set(os.listdir(evidence.results / run))  # noqa: PTH208 - one look for ten thousand runs
         except OSError:
             continue
-        found[str(run)] = [name for name in page.FILES if name in names]
-    return found
+        by_run[str(run)] = [name for name in page.FILES if name in names]
+    return by_run

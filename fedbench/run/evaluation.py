@@ -168,16 +168,16 @@ def _client_accuracies(experiment: Experiment) -> tuple[Accuracies, Accuracies]:
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
         values = personal(experiment, block)
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
-        for found, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
-            found.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
+        for results, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
+            results.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
     return Accuracies.joined(test), Accuracies.joined(validation)
 
 
-def _mean_accuracy(found: Accuracies, clients: NDArray[np.bool_]) -> float | None:
+def _mean_accuracy(accuracy: Accuracies, clients: NDArray[np.bool_]) -> float | None:
     """Mean over those of `clients` that have samples; None if none has."""
-    if not found.count[clients].any():
+    if not accuracy.count[clients].any():
         return None
-    return float(np.nanmean(found.each[clients]))
+    return float(np.nanmean(accuracy.each[clients]))
 
 
 def _client_table(experiment: Experiment, test: Accuracies, validation: Accuracies) -> pa.Table:

@@ -65,8 +65,8 @@ class Trainer:
         """The local phases; none for a method that trains nothing. Raises HookError."""
         method = self.model.method
         named = bool(method.phases) and not (self.finetuning and method.finetune_phases)
-        found = trained_in(method, self.model.spec, self.finetuning)
-        return [self._phase(names, i if named else None) for i, names in enumerate(found)]
+        trained = trained_in(method, self.model.spec, self.finetuning)
+        return [self._phase(names, i if named else None) for i, names in enumerate(trained)]
 
     def _phase(self, names: list[str], number: int | None) -> Phase:
         method = self.model.method
@@ -81,9 +81,9 @@ class Trainer:
         """
 
         def train_chunk(clients: slice) -> ClientUpdates:
-            mine = [_clients(batches, clients.start, clients.stop) for batches in phases]
+            chunk_phases = [_clients(batches, clients.start, clients.stop) for batches in phases]
             read_here = self.model.read_rows(read, clients)
-            return _ChunkTraining(self, rows(received, clients), read_here, recipe.rows(clients)).train(mine)
+            return _ChunkTraining(self, rows(received, clients), read_here, recipe.rows(clients)).train(chunk_phases)
 
         chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
         return replace(_joined(self.model.thread_map(train_chunk, chunks)), received=received)
@@ -266,14 +266,14 @@ def _joined(parts: Sequence[ClientUpdates]) -> ClientUpdates:
 def _clients(batches: Batches, start: int, stop: int) -> Batches:
     """The clients `start` to `stop` of a cohort's batches, without the steps that only others take."""
     active = tuple(min(max(a - start, 0), stop - start) for a in batches.active)
-    steps, mine = sum(1 for a in active if a), slice(start, stop)
+    steps, clients = sum(1 for a in active if a), slice(start, stop)
     return replace(
         batches,
-        clients=batches.clients[mine],
-        index=batches.index[:steps, mine],
-        weight=batches.weight[:steps, mine],
-        flip=batches.flip[:steps, mine],
-        shift=batches.shift[:steps, mine],
+        clients=batches.clients[clients],
+        index=batches.index[:steps, clients],
+        weight=batches.weight[:steps, clients],
+        flip=batches.flip[:steps, clients],
+        shift=batches.shift[:steps, clients],
         active=active[:steps],
     )
 

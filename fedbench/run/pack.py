@@ -64,8 +64,8 @@ def run_pack(members: Sequence[Member]) -> None:
             member.do(member.send)
         ready = [(member, member.sent.training) for member in active if member.sent is not None]
         updates = train_together([training for _, training in ready], [member.clock for member, _ in ready])
-        for (member, _), mine in zip(ready, updates, strict=True):
-            member.do(member.receive, mine)
+        for (member, _), client_updates in zip(ready, updates, strict=True):
+            member.do(member.receive, client_updates)
 
 
 def train_together(trainings: Sequence[Training], clocks: Sequence[SharedClock] = ()) -> list[ClientUpdates]:
@@ -136,9 +136,9 @@ def _recipe(trainings: Sequence[Training], counts: Sequence[int], place: Tensor)
     if len({(recipe.lr, recipe.clip) for recipe in recipes}) == 1:
         return recipes[0]
     largest = max(recipe.lr for recipe in recipes)
-    own = [(recipe.lr / largest, math.inf if recipe.clip is None else recipe.clip) for recipe in recipes]
+    rates = [(recipe.lr / largest, math.inf if recipe.clip is None else recipe.clip) for recipe in recipes]
     repeats = torch.tensor(counts, device=place.device)
-    share, clip = torch.tensor(own, dtype=torch.float64, device=place.device).repeat_interleave(repeats, 0)[place].T
+    share, clip = torch.tensor(rates, dtype=torch.float64, device=place.device).repeat_interleave(repeats, 0)[place].T
     return Recipe(largest, clip, share)
 
 
@@ -160,17 +160,17 @@ def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
     return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active)
 
 
-def _part(whole: ClientUpdates, mine: Tensor, training: Training) -> ClientUpdates:
-    """The updates of one training: the rows `mine` of all."""
+def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpdates:
+    """The updates of one training: the rows `index` of all."""
     return replace(
         whole,
         clients=training.clients,
         received=training.received,
-        updated=rows(whole.updated, mine),
-        sums=rows(whole.sums, mine),
-        gradient=rows(whole.gradient, mine),
-        num_samples=whole.num_samples[mine],
-        steps=whole.steps[mine],
-        loss=whole.loss[mine],
+        updated=rows(whole.updated, index),
+        sums=rows(whole.sums, index),
+        gradient=rows(whole.gradient, index),
+        num_samples=whole.num_samples[index],
+        steps=whole.steps[index],
+        loss=whole.loss[index],
         lr=training.lr,
     )

@@ -91,7 +91,7 @@ class Server:
             return {}
         if self.mode == "loop":
             each = [call_hook(hook, lambda k=k: hook(self.values, k)) for k in clients.split(1)]  # type: ignore[misc]
-            made = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+            made = {name: torch.cat([row[name] for row in each]) for name in each[0]}
         else:
             made = call_hook(hook, lambda: hook(self.values, clients))
         return self._declared(hook, made, rows=len(clients), stacked=True)
@@ -152,9 +152,9 @@ class Server:
         Down: copies of shared values, values that clients read, values that `send` makes. Up: those of them that clients
         train, and their gradients if the aggregation wants them.
         """
-        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        client = torch.zeros(1, dtype=torch.long, device=self.device)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
-        exchanged |= {name: value[0] for name, value in self.generated(one).items()}
+        exchanged |= {name: value[0] for name, value in self.generated(client).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
@@ -163,8 +163,8 @@ class Server:
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""
-        one = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
-        return sum(value.numel() * value.element_size() for value in one.values())
+        values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
+        return sum(value.numel() * value.element_size() for value in values.values())
 
     def unseen_client(self) -> Stacked | None:
         """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.

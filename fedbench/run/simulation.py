@@ -217,8 +217,8 @@ def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
         return 0
     reported = []
     for k in new:
-        own = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
-        reported.append(server.statistics(model.features[own], model.labels[own]))
+        samples = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
+        reported.append(server.statistics(model.features[samples], model.labels[samples]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
     server.has_reported[new] = True

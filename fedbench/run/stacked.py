@@ -42,13 +42,13 @@ def call_hook(hook: Any, call: Callable[[], Any]) -> Any:
 
 
 def _leaves(args: Sequence[Any], dims: Sequence[Any]) -> list[tuple[Tensor, int | None]]:
-    found: list[tuple[Tensor, int | None]] = []
+    leaves: list[tuple[Tensor, int | None]] = []
     for arg, dim in zip(args, dims, strict=True):
         if isinstance(dim, dict):
-            found += _leaves([arg[name] for name in dim], list(dim.values()))
+            leaves += _leaves([arg[name] for name in dim], list(dim.values()))
         else:
-            found += [(leaf, dim) for leaf in pytree.tree_leaves(arg)]
-    return found
+            leaves += [(leaf, dim) for leaf in pytree.tree_leaves(arg)]
+    return leaves
 
 
 def pick(arg: Any, dim: Any, k: int) -> Any:

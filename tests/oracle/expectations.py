@@ -23,7 +23,7 @@ class Change:
 
     value: Any
     aspects: set[str] = field(default_factory=set)
-    given: dict[str, Any] = field(default_factory=dict)
+    block: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
 

@@ -56,10 +56,10 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     counts = {}
     for setting, part in done.groupby("setting", sort=False):
         for run in part.sort_values("seed", kind="stable")["run"].iloc[:1]:
-            found = run_artifacts.class_counts(evidence.results / run)
-            if not found.empty:
-                own = evidence.clients[evidence.clients["run"] == run]
-                counts[str(setting)] = found, own.sort_values("client")["held_out"]
+            class_counts = run_artifacts.class_counts(evidence.results / run)
+            if not class_counts.empty:
+                rows = evidence.clients[evidence.clients["run"] == run]
+                counts[str(setting)] = class_counts, rows.sort_values("client")["held_out"]
     catalogue.add(
         "split",
         "Who holds what",

@@ -66,15 +66,15 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
 
 def sets(state: Mapping[str, Floats]) -> dict[str, Floats]:
     """The prompts of a last state by kind, each [n, D]: shared, class (mean of a class's tokens), client (likewise)."""
-    found = {}
+    points = {}
     if "server.prompt" in state:
-        found["shared"] = state["server.prompt"].reshape(-1, state["server.prompt"].shape[-1])
+        points["shared"] = state["server.prompt"].reshape(-1, state["server.prompt"].shape[-1])
     if "server.class_prompt" in state:
-        found["class"] = state["server.class_prompt"].mean(1)
+        points["class"] = state["server.class_prompt"].mean(1)
     if "client.prompt" in state:
         value = state["client.prompt"]
-        found["client"] = value.reshape(len(value), -1, value.shape[-1]).mean(1)
-    return found
+        points["client"] = value.reshape(len(value), -1, value.shape[-1]).mean(1)
+    return points
 
 
 def plane(points: Floats) -> Floats:
@@ -90,10 +90,10 @@ def plane(points: Floats) -> Floats:
 def prompts(axes: Axes, state: Mapping[str, Floats]) -> None:
     """Prompts of a run: black squares are shared ones, dots class prompts (coloured by where the class's prototype lies on
     the first principal component of all prototypes), triangles the prompts of clients."""
-    found = sets(state)
-    whole = plane(np.concatenate(list(found.values())))
+    by_set = sets(state)
+    whole = plane(np.concatenate(list(by_set.values())))
     start = 0
-    for name, points in found.items():
+    for name, points in by_set.items():
         at = whole[start : start + len(points)]
         start += len(points)
         look = dict(LOOKS.get(name, {"marker": "o"}))

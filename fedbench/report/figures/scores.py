@@ -144,10 +144,10 @@ def average_ranks(ranking: Ranking, look: Looks) -> Figure:
     count, half = len(names), (len(names) + 1) // 2
     cliques = ranking.cliques
     fits = int((WIDTH - AXIS) / 2 / LETTER) - RANK - 2  # characters of a name beside its rank
-    told = [wrap(name, fits) for name in names]
-    side = LETTER * (RANK + 2 + max(len(line) for name in told for line in name.split("\n")))
+    wrapped = [wrap(name, fits) for name in names]
+    side = LETTER * (RANK + 2 + max(len(line) for name in wrapped for line in name.split("\n")))
     width = min(WIDTH, max(0.85 * WIDTH, AXIS + 2 * side))
-    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in told)
+    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in wrapped)
     top = 0.55 + 0.11 * len(cliques)
     height = top + step * half + 0.35
     figure, (axes,) = plain(width, height)
@@ -178,7 +178,7 @@ def average_ranks(ranking: Ranking, look: Looks) -> Figure:
         there: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": 7}
         axes.text(edge, y, f" {rank:.2f} ", **there)
         beyond = RANK * LETTER * (high - low + 2 * margin) / width
-        axes.text(edge - beyond if left else edge + beyond, y, told[i], **there)
+        axes.text(edge - beyond if left else edge + beyond, y, wrapped[i], **there)
     return figure
 
 

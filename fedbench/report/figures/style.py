@@ -56,12 +56,12 @@ def looks(names: Sequence[str], references: Sequence[str] = ()) -> Looks:
     References are black to grey with broken lines, so that colour means a contestant.
     """
     contestants = [name for name in names if name not in set(references)]
-    found = {
+    by_name = {
         name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], i % 2 == 1)
         for i, name in enumerate(contestants)
     }
     for i, name in enumerate(name for name in names if name in set(references)):
         shade = ("#000000", "#6b6b6b")[i % 2]
         marker = MARKERS[(len(contestants) + i) % len(MARKERS)]
-        found[name] = Look(shade, marker, REFERENCES[i % len(REFERENCES)], i % 2 == 1)
-    return found
+        by_name[name] = Look(shade, marker, REFERENCES[i % len(REFERENCES)], i % 2 == 1)
+    return by_name

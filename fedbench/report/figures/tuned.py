@@ -67,13 +67,13 @@ def unfolded(trials: pd.DataFrame) -> pd.DataFrame:
 def over_trials(axes: Axes, trials: pd.DataFrame, look: Looks) -> None:
     """One setting: number of the trial across; a seed's trials that were searched apart make a line of their own."""
     for name, shape in look.items():
-        for _, own in trials[trials["label"] == name].groupby("seed"):
-            own = own.sort_values("number", kind="stable")
-            full = own["rounds"] == own["rounds"].max()
-            known = own[full & own["validation"].notna()]
+        for _, of_seed in trials[trials["label"] == name].groupby("seed"):
+            of_seed = of_seed.sort_values("number", kind="stable")
+            full = of_seed["rounds"] == of_seed["rounds"].max()
+            known = of_seed[full & of_seed["validation"].notna()]
             best = np.maximum.accumulate(known["validation"].to_numpy(dtype=float))
             axes.plot(known["number"], best, color=shape.colour, linestyle=shape.line, drawstyle="steps-post")
-            _dots(axes, own["number"].astype(float), own, shape)
+            _dots(axes, of_seed["number"].astype(float), of_seed, shape)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     percent(axes.yaxis)
 
@@ -83,10 +83,14 @@ def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
     numeric = tried["value"].map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
     words: Sequence[str] = sorted({str(value) for value in tried["value"]})
     for name, shape in look.items():
-        own = tried[tried["label"] == name]
-        if len(own):
-            x = own["value"].astype(float) if numeric else own["value"].map(lambda v: float(words.index(str(v))))
-            _dots(axes, x, own, shape)
+        of_label = tried[tried["label"] == name]
+        if len(of_label):
+            x = (
+                of_label["value"].astype(float)
+                if numeric
+                else of_label["value"].map(lambda v: float(words.index(str(v))))
+            )
+            _dots(axes, x, of_label, shape)
     if numeric:
         values = tried["value"].astype(float)
         if values.min() > 0 and values.max() / values.min() >= 8:
@@ -97,15 +101,15 @@ def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
     percent(axes.yaxis)
 
 
-def _dots(axes: Axes, x: pd.Series[float], own: pd.DataFrame, shape: Look) -> None:
+def _dots(axes: Axes, x: pd.Series[float], rows: pd.DataFrame, shape: Look) -> None:
     """A marker per trial, pale for shorter ones; a ring around the chosen; a cross at the foot for what diverged."""
-    full = own["rounds"] == own["rounds"].max()
+    full = rows["rounds"] == rows["rounds"].max()
     for part, alpha in ((full, 1.0), (~full, 0.35)):
         axes.plot(
-            x[part], own.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
+            x[part], rows.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
         )
-    ring = own["chosen"].astype(bool)
-    axes.plot(x[ring], own.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
-    lost = own["state"] == "diverged"
+    ring = rows["chosen"].astype(bool)
+    axes.plot(x[ring], rows.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
+    lost = rows["state"] == "diverged"
     foot = axes.get_xaxis_transform()
     axes.plot(x[lost], [0.02] * int(lost.sum()), "x", color=shape.colour, transform=foot, clip_on=False)

@@ -36,19 +36,19 @@ def tuning_budget(trials: pd.DataFrame) -> str:
 def tuning(trials: pd.DataFrame) -> Rows:
     """A row per method and setting."""
     rows: Rows = []
-    for (setting, label), own in trials.groupby(["setting", "label"], sort=False):
-        best = own[own["chosen"]]
+    for (setting, label), of_label in trials.groupby(["setting", "label"], sort=False):
+        best = of_label[of_label["chosen"]]
         values = json.loads(best["values"].iloc[0]) if len(best) else {}
-        ended = int(own["state"].isin(["done", "diverged"]).sum())
-        spent = float(pd.to_numeric(own["total_multiply_adds"]).sum())
+        ended = int(of_label["state"].isin(["done", "diverged"]).sum())
+        spent = float(pd.to_numeric(of_label["total_multiply_adds"]).sum())
         rows.append(
             {
                 "setting": setting,
                 "label": label,
-                "trials": len(own),
-                "diverged": int((own["state"] == "diverged").sum()),
+                "trials": len(of_label),
+                "diverged": int((of_label["state"] == "diverged").sum()),
                 "chosen": ", ".join(f"{k} = {v}" for k, v in values.items())
-                or f"undecided: {ended} of {len(own)} ended",
+                or f"undecided: {ended} of {len(of_label)} ended",
                 "validation": f"{100 * float(best['validation'].iloc[0]):.1f}" if len(best) else "",
                 "cost": scaled(spent).strip(),
             }
@@ -76,16 +76,16 @@ def budgets(frame: pd.DataFrame) -> Rows:
     """A row per setting and method: its accuracy at each budget and at the end, the best at the first budget first."""
     rows: Rows = []
     for setting, part in frame.groupby("setting", sort=False):
-        by_cost = {str(cost): own.set_index("label") for cost, own in part.groupby("cost", sort=False)}
+        by_cost = {str(cost): at_budget.set_index("label") for cost, at_budget in part.groupby("cost", sort=False)}
         labels = list(dict.fromkeys(part["label"]))
         first = next(iter(by_cost.values()))["accuracy"].to_dict()
         labels = sorted(labels, key=functools.partial(_worst_last, first))
         for label in labels:
             cells = {}
-            for cost, own in by_cost.items():
-                value = float(own["accuracy"].get(label, math.nan))
+            for cost, at_budget in by_cost.items():
+                value = float(at_budget["accuracy"].get(label, math.nan))
                 unit = "B" if cost == "bytes" else ""
-                budget = scaled(float(own["budget"].iloc[0])).strip()
+                budget = scaled(float(at_budget["budget"].iloc[0])).strip()
                 text = f"{100 * value:.1f}" if math.isfinite(value) else "–"
                 cells[cost] = (text, f"at {budget}{unit}")
             last = float(part.loc[part["label"] == label, "last"].iloc[0])

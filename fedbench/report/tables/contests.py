@@ -39,13 +39,13 @@ def _within(group: pd.DataFrame, clients: pd.DataFrame) -> Iterator[Comparison]:
     references = set(runs.loc[runs["reference"].astype(bool), "label"])
     contestants = [label for label in complete if label not in references]
     accuracies = _by_client(runs, clients)
-    found = compare_all(contestants, wide.loc[contestants].to_numpy())
+    comparisons = compare_all(contestants, wide.loc[contestants].to_numpy())
     for reference in complete:
         if reference in references:
             family = [*contestants, reference]
             pairs = compare_all(family, wide.loc[family].to_numpy())
-            found += [pair for pair in pairs if pair.second == reference]
-    for pair in found:
+            comparisons += [pair for pair in pairs if pair.second == reference]
+    for pair in comparisons:
         yield replace(pair, clients=_client_pairs(accuracies, pair))
 
 
@@ -57,10 +57,10 @@ def _by_client(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, pd.Series
     """
     if clients.empty:
         return {}
-    own = clients[(clients["setting"] == runs["setting"].iloc[0]) & ~clients["held_out"].astype(bool)]
-    own = own.drop_duplicates(["label", "seed", "client"])
+    rows = clients[(clients["setting"] == runs["setting"].iloc[0]) & ~clients["held_out"].astype(bool)]
+    rows = rows.drop_duplicates(["label", "seed", "client"])
     keys = ["client"] if shares_split(runs) else ["seed", "client"]
-    return {str(label): part.groupby(keys)["accuracy"].mean() for label, part in own.groupby("label", sort=False)}
+    return {str(label): part.groupby(keys)["accuracy"].mean() for label, part in rows.groupby("label", sort=False)}
 
 
 def shares_split(runs: pd.DataFrame) -> bool:
@@ -93,10 +93,10 @@ def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
     Settings are the blocks. Seeds count as blocks as well, see `compare_over_settings`: only seeds that all settings
     have are compared.
     """
-    own = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
-    wide = own.pivot(index="label", columns=["setting", "seed"], values=metric).astype(float)
-    names = [label for label in dict.fromkeys(own["label"]) if wide.loc[label].notna().all()]
-    settings = list(dict.fromkeys(own["setting"]))
+    contestants = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
+    wide = contestants.pivot(index="label", columns=["setting", "seed"], values=metric).astype(float)
+    names = [label for label in dict.fromkeys(contestants["label"]) if wide.loc[label].notna().all()]
+    settings = list(dict.fromkeys(contestants["setting"]))
     if len(names) < 2 or len(settings) < 2:
         return Overall(None, [], "")
     values = _by_setting_and_seed(wide.loc[names], settings)
@@ -121,8 +121,8 @@ def against_best(pairs: Sequence[Comparison], values: Mapping[str, float]) -> li
     if not known:
         return []
     best = max(known, key=lambda name: values[name])
-    found = [pair if pair.first == best else pair.reversed for pair in pairs if best in (pair.first, pair.second)]
-    return sorted(found, key=lambda pair: pair.difference)
+    against = [pair if pair.first == best else pair.reversed for pair in pairs if best in (pair.first, pair.second)]
+    return sorted(against, key=lambda pair: pair.difference)
 
 
 COLUMNS = (

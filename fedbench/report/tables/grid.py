@@ -85,10 +85,10 @@ def transposed_grids(
     table: pd.DataFrame, methods_each: int = 3, names: Sequence[str] = MAIN, spread: Spread = "std"
 ) -> list[Grid]:
     """The same cells with settings as rows and methods as columns, in blocks of `methods_each` methods."""
-    own = table[table["metric"].isin(names)]
-    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
-    references = set(own.loc[own["reference"].astype(bool), "label"])
-    settings, methods = list(dict.fromkeys(own["setting"])), labels(own)
+    shown = table[table["metric"].isin(names)]
+    at = {(row.setting, row.label, row.metric): row for row in shown.itertuples()}
+    references = set(shown.loc[shown["reference"].astype(bool), "label"])
+    settings, methods = list(dict.fromkeys(shown["setting"])), labels(shown)
     titles = tuple(METRIC[name].title for name in names)
     grids = []
     for start in range(0, len(methods), methods_each):
@@ -119,13 +119,13 @@ def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
 def _grid(
     table: pd.DataFrame, settings: Sequence[str], names: Sequence[str], trim: bool = False, spread: Spread = "std"
 ) -> Grid:
-    own = table[table["setting"].isin(settings) & table["metric"].isin(names)]
+    cells = table[table["setting"].isin(settings) & table["metric"].isin(names)]
     if trim:
-        filled = set(own.loc[own["n"] > 0, "metric"])
+        filled = set(cells.loc[cells["n"] > 0, "metric"])
         names = [name for name in names if name in filled] or list(names[:1])
-    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
+    at = {(row.setting, row.label, row.metric): row for row in cells.itertuples()}
     rows = []
-    for label, reference in own.drop_duplicates("label")[["label", "reference"]].itertuples(index=False):
+    for label, reference in cells.drop_duplicates("label")[["label", "reference"]].itertuples(index=False):
         keys = [(setting, label, name) for setting in settings for name in names]
         rows.append(Row(label, bool(reference), tuple(_cell(at.get(key), spread, key[:2]) for key in keys)))
     rows.sort(key=lambda row: row.reference)
@@ -160,10 +160,10 @@ def _letters(counts: dict[str, int]) -> str:
 
 def _number(metric: Metric, mean: float, around: tuple[float, ...]) -> str:
     if metric.kind == "share":
-        number, told = f"{100 * mean:.1f}", [f"{100 * value:.1f}" for value in around]
+        number, errors = f"{100 * mean:.1f}", [f"{100 * value:.1f}" for value in around]
         if math.isnan(around[0]):
             return number
-        return f"{number} ± {told[0]}" if len(told) == 1 else f"{number} [{', '.join(told)}]"
+        return f"{number} ± {errors[0]}" if len(errors) == 1 else f"{number} [{', '.join(errors)}]"
     if metric.kind == "seconds":
         return f"{mean:.0f} s" if mean < 600 else f"{mean / 60:.0f} min" if mean < 36000 else f"{mean / 3600:.1f} h"
     if metric.kind == "rate":

@@ -138,8 +138,8 @@ def tabular_width(grid: Grid) -> float:
         for row in grid.rows:
             cells = row.cells[start : start + len(titles)]
             widths = [max(old, _cell_width(cell)) for old, cell in zip(widths, cells, strict=True)]
-        own = sum(widths) + 2 * SEPARATION * (len(widths) - 1)
-        total += 2 * SEPARATION + max([own, *(min(width(line), HEADING) for line in heading)])
+        cells_width = sum(widths) + 2 * SEPARATION * (len(widths) - 1)
+        total += 2 * SEPARATION + max([cells_width, *(min(width(line), HEADING) for line in heading)])
         start += len(titles)
     return total
 

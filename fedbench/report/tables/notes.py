@@ -21,14 +21,14 @@ def alarms(runs: pd.DataFrame) -> list[str]:
     without a usable last record, are told as well.
     """
     sentences = []
-    for columns, what, own in (
+    for columns, what, rows in (
         (["setting", "seed"], "partition_hash", runs),
         (["setting", "seed", "rounds"], "cohort_hash", runs),
         (["setting"], "data_hash", runs),
         (["setting"], "backbone_hash", runs),
         (["setting"], "rounds", runs[~runs["reference"].astype(bool)]),
     ):
-        for place, group in own.dropna(subset=[what]).groupby(columns, sort=False):
+        for place, group in rows.dropna(subset=[what]).groupby(columns, sort=False):
             if group[what].nunique() < 2:
                 continue
             where = ", seed ".join(str(part) for part in place[:2])

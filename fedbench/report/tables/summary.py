@@ -91,11 +91,11 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def _marks(group: pd.DataFrame, seeds: int) -> dict[tuple[str, str], Mark]:
     """{(label, metric): mark} for the runs of one setting with `seeds` seeds."""
     marks: dict[tuple[str, str], Mark] = {}
-    own = group[~group["reference"].astype(bool)]
-    if seeds < SEEDS_FOR_MARKS or own.empty:
+    contestants = group[~group["reference"].astype(bool)]
+    if seeds < SEEDS_FOR_MARKS or contestants.empty:
         return marks
     for name in RANKED:
-        wide = own.pivot(index="label", columns="seed", values=name).astype(float)
+        wide = contestants.pivot(index="label", columns="seed", values=name).astype(float)
         wide = wide[wide.notna().all(axis=1)]
         if wide.empty or wide.shape[1] < seeds:
             continue
@@ -112,6 +112,6 @@ def _marks(group: pd.DataFrame, seeds: int) -> dict[tuple[str, str], Mark]:
 
 def labels(runs: pd.DataFrame) -> list[str]:
     """Every method's label, in order of appearance, references last."""
-    seen = runs.drop_duplicates("label")
-    last = seen["reference"].astype(bool)
-    return [*seen.loc[~last, "label"], *seen.loc[last, "label"]]
+    by_label = runs.drop_duplicates("label")
+    last = by_label["reference"].astype(bool)
+    return [*by_label.loc[~last, "label"], *by_label.loc[last, "label"]]
