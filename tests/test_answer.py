@@ -65,7 +65,7 @@ def test_several_settings_have_an_overall_answer(tmp_path: Path) -> None:
     assert answers[0].best == "A"
     assert answers[0].tied == ("B",)  # three settings that disagree
     text = answer.headline(answers)
-    assert text.startswith("No method leads everywhere: the largest mean accuracy has A in 2, B in 1 of 3 settings")
+    assert text.startswith("No method leads everywhere: A has the largest mean accuracy in 2 of 3 settings, B in 1")
     assert text.endswith("This lead is clear in every setting.")
 
 
@@ -86,7 +86,7 @@ def test_the_control_stands_beside_what_it_controls(tmp_path: Path) -> None:
     ((_, before, after),) = control.values
     assert (before, after) == (pytest.approx(31.0), pytest.approx(61.0))
     assert answer.below_control(whole.table, whole.controls) == (
-        "Below the strongest such control (plain + prior on average) in every setting: other, plain."
+        "Below the strongest of these controls (plain + prior on average) in every setting: other, plain."
     )
 
 

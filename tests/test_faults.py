@@ -409,7 +409,7 @@ def test_a_broken_accelerator_ends_a_sweep_in_its_own_process_with_a_word(
     place.write(methods=["asserts"], seeds=[0, 1], rounds=1)
     place.faults(1)
     assert place.run("--cluster", "inline", "--no-watch") == 1
-    assert "the accelerator is of no more use to this process" in capsys.readouterr().err
+    assert "the accelerator is unusable in this process" in capsys.readouterr().err
     first, second = place.folders
     assert [note["kind"] for note in first.notes()] == ["crashed"]
     assert not second.notes()
@@ -559,7 +559,7 @@ def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFix
     assert place.run("--cancel") == 0
     said = capfd.readouterr().out
     assert "1 runs cancelled" in said
-    assert "Runs that another sweep started, and that go on: 1." in said
+    assert "Runs that another sweep started, and that continue: 1." in said
     assert lease.holder(cancelled.path) is None
     assert lease.holder(other.path) is not None
     assert place.run("--status", "--json") == 0

@@ -252,7 +252,7 @@ def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet,
     monkeypatch.setattr(pack, "train_together", broken)
     sweep_ = packed(data)
     job.run_job(tmp_path / "results", planned(sweep_, tmp_path / "results"))
-    assert "4 runs cannot be trained together; each goes on by itself" in caplog.text
+    assert "4 runs cannot be trained together; each continues alone" in caplog.text
     same(done(sweep_, tmp_path / "results"), quiet)
 
 

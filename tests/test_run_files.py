@@ -202,7 +202,7 @@ def test_without_any_usable_checkpoint_a_run_begins_anew(place: Workplace, kille
         cut(killed.path / name)
     assert place.run("--cluster", "inline", "--no-watch") == 0
     assert_undisturbed(killed, undisturbed)
-    assert "the run begins anew" in killed.log.read_text()
+    assert "the run starts from the beginning" in killed.log.read_text()
 
 
 def test_a_checkpoint_of_an_older_version_without_checksums_is_read(tmp_path: Path) -> None:

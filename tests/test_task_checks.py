@@ -91,7 +91,7 @@ def test_every_method_fits_the_embedded_default(method: str) -> None:
         ("cudaa", "machine.device: expected auto, cpu, cuda or cuda:N, found 'cudaa'"),
         ("mps", "machine.device: expected auto, cpu, cuda or cuda:N, found 'mps'"),
         ("meta", "machine.device: expected auto, cpu, cuda or cuda:N, found 'meta'"),
-        ("cuda:7", "machine.device: 'cuda:7' is not there: torch finds "),
+        ("cuda:7", "machine.device: 'cuda:7' does not exist: torch finds "),
     ],
 )
 def test_a_device_that_is_not_there_is_a_mistake(device: str, message: str) -> None:
@@ -108,7 +108,7 @@ def test_a_gpu_beyond_the_last_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert mistakes(machine={"device": "cuda:1"}) == []
     assert mistakes(machine={"device": "cuda:7"}) == [
-        "machine.device: 'cuda:7' is not there: torch finds 2 GPUs: cuda:0..1"
+        "machine.device: 'cuda:7' does not exist: torch finds 2 GPUs: cuda:0..1"
     ]
 
 

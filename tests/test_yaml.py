@@ -282,7 +282,7 @@ def test_a_path_that_exists_is_taken_literally(tmp_path: Path, images: Path, mon
         ("$NOT_SET_HERE/x.npz", "the environment variable $NOT_SET_HERE is not set"),
         ("~nobody_of_this_name/x.npz", "no user is called 'nobody_of_this_name'"),
         ("missing.npz", "missing.npz: No such file or directory (relative to the current folder)"),
-        ("a\0b", "a path cannot hold a NUL character"),
+        ("a\0b", "a path cannot contain a NUL character"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_named(written: str, message: str) -> None:

@@ -249,7 +249,7 @@ def inline(results: Path, names: Sequence[str], observer: watch.Observer, consol
     try:
         run_job(results, names)
     except BrokenAccelerator as error:
-        warn(f"the accelerator is of no more use to this process, so the same command has to go on: {error}")
+        warn(f"the accelerator is unusable in this process; repeat the command to continue: {error}")
     finally:
         over.set()
         if display:

@@ -10,7 +10,7 @@ from fedbench.method.param import Param
 
 
 def trained_in(method: Method, spec: Mapping[str, Param], finetuning: bool = False) -> list[list[str]]:
-    """The names that each local phase trains, one list a phase; no phase for a method that trains nothing.
+    """The names that each local phase trains, one list for each phase; [] for a method that trains nothing.
 
     Raises HookError if a phase names no parameter, or if no phase trains a parameter that is declared as trained.
     """

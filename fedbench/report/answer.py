@@ -1,4 +1,4 @@
-"""The answer of a report: the best method, by how much, how sure, at what cost, and what could not be decided."""
+"""The answer of a report: the best method, its lead, the certainty of the lead, its cost, and the undecided pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTROLLING = ("eval", "both")  # values of `logit_prior` that add the prior whe
 
 @dataclass(frozen=True)
 class Lead:
-    """The best method's lead over another one: its name, the points, and how sure the lead is, in words."""
+    """The best method's lead over another method: its name, the points, and the certainty of the lead, in words."""
 
     over: str
     points: str
@@ -30,7 +30,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a setting, or all of them together, says.
+    """The answer of one setting, or of all settings together.
 
     best: the contestant with the largest mean accuracy; accuracy: in percent; next, reference: its leads over the second
     contestant and the best reference; sent, computed: its cost; tied: contestants that the test cannot distinguish from it;
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Control:
-    """What the client's log class prior alone does to a method: accuracies in percent without and with it, by setting."""
+    """The effect of the client's log class prior alone on a method: accuracies in percent without and with it, by setting."""
 
     method: str
     control: str
@@ -165,14 +165,15 @@ def headline(all_answers: Sequence[Answer]) -> str:
     elif len(ordered) == 1:
         first = f"{ordered[0][0]} has the largest mean accuracy in {everywhere}"
     else:
-        counts = ", ".join(f"{name} in {count}" for name, count in ordered[:4])
-        first = f"No method leads everywhere: the largest mean accuracy has {counts} of {len(each)} settings"
+        (name, count), *others = ordered[:4]
+        first = f"No method leads everywhere: {name} has the largest mean accuracy in {count} of {len(each)} settings"
+        first += "".join(f", {name} in {count}" for name, count in others)
     leads = [answer.next for answer in each if answer.next]
     return f"{first}{_leads(leads)}"
 
 
 def _leads(leads: Sequence[Lead]) -> str:
-    """How far the best is ahead of the next, and how sure that is; the end of a sentence."""
+    """The end of a sentence: the best method's lead over the next, and its certainty."""
     if not leads:
         return "; no other contestant is done."
     sizes = [points.removeprefix("+") for points in sorted((lead.points for lead in leads), key=float)]
@@ -188,7 +189,7 @@ def _leads(leads: Sequence[Lead]) -> str:
 
 
 def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
-    """Methods beside the same method with the client's log class prior added (`logit_prior`), if both are done somewhere."""
+    """Methods and the same methods with the client's log class prior added (`logit_prior`), if a setting has both."""
     means = table[table["metric"] == "mean_accuracy"].set_index(["setting", "label"])["mean"]
     blocks = {str(label): json.loads(text)["method"] for label, text in zip(runs["label"], runs["config"], strict=True)}
     comparisons = []
@@ -212,7 +213,7 @@ def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[s
 
 
 def below_control(table: pd.DataFrame, comparisons: Sequence[Control]) -> str:
-    """Which contestants stay below the strongest control of every setting, in a sentence; "" if there is none."""
+    """A sentence that lists the contestants below the strongest control in every setting; "" if there are none."""
     if not comparisons:
         return ""
     names = {control.control for control in comparisons}
@@ -226,4 +227,4 @@ def below_control(table: pd.DataFrame, comparisons: Sequence[Control]) -> str:
     best = wide.loc[[n for n in wide.index if n in names]].mean(axis=1).idxmax()
     if not below:
         return ""
-    return f"Below the strongest such control ({best} on average) in every setting: {', '.join(below)}."
+    return f"Below the strongest of these controls ({best} on average) in every setting: {', '.join(below)}."

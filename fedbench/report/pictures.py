@@ -1,6 +1,6 @@
-"""What methods show of themselves: the hook `picture`, called on the last state of a finished run.
+"""Pictures that methods offer: the hook `picture`, called on the last state of a finished run.
 
-Methods are plug-ins and compute with torch, so this runs where sweep files are read, in a process of its own.
+Methods are plug-ins and use torch, so this runs in the separate process that reads sweep files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: which run repeats which published cell, the difference, and how the protocols differ."""
+"""Compares published numbers with this report's: the runs that repeat them, differences of numbers and of protocols."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLUMNS = ("source", "where", "method_there", "setting_there", "metric", "percen
 
 
 class ReferencesError(ValueError):
-    """A file of published numbers that cannot be used; names the line and what was expected."""
+    """A file of published numbers cannot be used. The message names the line and the expected content."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a paper. method, dataset, partition: blocks that a run of ours must contain to count as its repetition;
+    """A number in a paper. method, dataset, partition: blocks that a run must contain to count as its repetition;
     protocol: {dotted path of the run: value there}, as far as the source states it."""
 
     source: str
@@ -83,7 +83,7 @@ def _published(row: Mapping[str, str], where: str) -> Published:
 
 
 def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:
-    """A row per published number whose dataset is among the runs' and method and setting of ours that repeats it.
+    """A row per published number, if its dataset is among the runs', and per method and setting that repeats it.
 
     runs: as `fedbench.report.evidence.Evidence.runs`. Columns: source, where, method, setting, metric, reported (percent),
     label, here (percent, mean over finished seeds), std, seeds, difference, protocol (words; "" where nothing differs).
@@ -117,7 +117,7 @@ def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:
 
 
 def protocol(number: Published, config: Mapping[str, Any]) -> Iterator[str]:
-    """``path: there / here`` for each stated part of the protocol that is another here."""
+    """``path: there / here`` for each stated part of the protocol that differs."""
     here = flat(config)
     for path, there in number.protocol.items():
         if path == "note":

@@ -1,4 +1,4 @@
-"""Writes a report: every table, every figure and the page into one folder."""
+"""Writes a report: all tables, all figures and the page, to one folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedbench.report.selection import ReportError
 from fedbench.report.statistics import Ranking
 
 DEFAULTS = ReportOptions()
-SOMETIMES = ("budget.csv", "tuning.csv", "reported.csv")  # files that not every report has
+SOMETIMES = ("budget.csv", "tuning.csv", "reported.csv")  # files that only some reports have
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` made."""
+    """The files that `write` made, and its messages."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -76,7 +76,7 @@ def _write_figures(folder: Path, drawings: list[Drawing]) -> tuple[Path, ...]:
 
 
 def _files_of_runs(evidence: Evidence) -> dict[str, list[str]]:
-    """Which of the files that the page links to each run has, by one look into its folder."""
+    """The files of each run that the page links to, from one listing of its folder."""
     by_run = {}
     for run in evidence.runs["run"]:
         try:

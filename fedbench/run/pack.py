@@ -1,4 +1,4 @@
-"""Several runs of one method trained together: the clients of all runs are rows of one graph, so one pass serves them all."""
+"""Several runs of one method trained together: the clients of all runs are rows of one graph, which needs one pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedbench.run.stacked import rows
 
 @dataclass
 class Member:
-    """A run of a pack. ``error``: why it left the pack. Its own work is done inside `around()`, which redirects its log."""
+    """A run of a pack. ``error``: why it left the pack. `around()` redirects the log during work for this run alone."""
 
     state: RunState
     clock: SharedClock
@@ -42,11 +42,11 @@ class Member:
         """End the round."""
         assert self.sent is not None  # noqa: S101 - for the type checker
         result = receive(self.state.experiment, self.state.rounds_done + 1, self.sent, updates)
-        self.sent = None  # its tensors are not needed any more
+        self.sent = None  # frees its tensors
         self.state.close(result, self.must_leave)
 
     def do(self, work: Callable[..., None], *args: Any) -> None:
-        """Do work that belongs to this run alone; if it fails, the others go on."""
+        """Do work for this run alone. If it fails, the other runs continue."""
         with self.around(), self.clock.counting():
             try:
                 work(*args)
@@ -55,9 +55,9 @@ class Member:
 
 
 def run_pack(members: Sequence[Member]) -> None:
-    """All rounds of all members, one round of each at a time, until each is over or has left with an error.
+    """Run all rounds of all members, one round of each at a time, until each member is done or has left with an error.
 
-    Raises whatever the common training raises.
+    Raises any exception of the common training.
     """
     while active := [member for member in members if member.error is None and not member.state.over]:
         for member in active:
@@ -71,7 +71,7 @@ def run_pack(members: Sequence[Member]) -> None:
 def train_together(trainings: Sequence[Training], clocks: Sequence[SharedClock] = ()) -> list[ClientUpdates]:
     """``[training.train() for training in trainings]`` up to rounding, in as few passes as they allow.
 
-    Each of `clocks` gets its run's part of the time, in proportion to its samples.
+    Each of `clocks` receives its run's share of the time, in proportion to the run's samples.
     """
     groups: dict[Any, list[int]] = {}
     for i, training in enumerate(trainings):
@@ -88,13 +88,13 @@ def train_together(trainings: Sequence[Training], clocks: Sequence[SharedClock] 
 
 
 def _idle_time(training: Training) -> float:
-    """The clock when the device has done all work so far; a GPU works after the calls that start its kernels return."""
+    """The time on the clock once the device is idle: a GPU still works after the calls that start its kernels return."""
     wait(training.clients.device)
     return time.monotonic()
 
 
 def _stackable(training: Training) -> Any:
-    """Equal for trainings whose clients can be rows of one graph."""
+    """A key that is equal for trainings whose clients can be rows of one graph."""
     model, aggregation = training.trainer.model, training.trainer.aggregation
     if not training.batches or model.method.backbone_weights is not None:  # nothing can be shared
         return id(training)
@@ -125,13 +125,13 @@ def _train(trainings: Sequence[Training]) -> list[ClientUpdates]:
 
 
 def _read_rows(trainings: Sequence[Training], name: str, counts: Sequence[int]) -> Tensor:
-    """What the clients of all trainings read under `name`, with a row for each client."""
+    """The server's value `name` for the clients of all trainings, with a row for each client."""
     values = [training.read[name] for training in trainings]
     return torch.cat([value.expand(k, *value.shape) for value, k in zip(values, counts, strict=True)])
 
 
 def _recipe(trainings: Sequence[Training], counts: Sequence[int], place: Tensor) -> Recipe:
-    """One recipe for the clients of all trainings, in their places."""
+    """One recipe for the clients of all trainings; ``place`` gives their order."""
     recipes = [training.recipe for training in trainings]
     if len({(recipe.lr, recipe.clip) for recipe in recipes}) == 1:
         return recipes[0]
@@ -143,12 +143,12 @@ def _recipe(trainings: Sequence[Training], counts: Sequence[int], place: Tensor)
 
 
 def _steps(batches: Batches) -> Ints:
-    """How many steps each client takes, [K]."""
+    """The number of steps of each client, [K]."""
     return np.array([sum(active > row for active in batches.active) for row in range(len(batches.clients))])
 
 
 def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
-    """The clients of all `parts` as one cohort in this order; each is numbered by its row before it was ordered."""
+    """The clients of all `parts` as one cohort in the given `order`. Client numbers are rows before that ordering."""
     longest = max(len(part.active) for part in parts)
 
     def joined(name: str, mode: Any = "constant") -> Any:

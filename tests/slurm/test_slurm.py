@@ -207,7 +207,7 @@ def test_a_time_limit_and_preemption_stop_at_a_round(
     )
     for folder, rounds in ((limited, 160), (pushed, 60)):
         log = folder.log.read_text()
-        assert log.count("start of") == log.count("stopping; a later process goes on") + 1 > 1
+        assert log.count("start of") == log.count("stopping; a later process continues the run") + 1 > 1
         assert [record["round"] for record in folder.records()] == [rounds]
     # Neither job was killed with work undone: each life ended by its own will, with a checkpoint.
     assert not [note for note in pushed.notes() if note["kind"] != "preempted"]

@@ -1,4 +1,4 @@
-"""All settings in one picture: interquartile means, performance profiles, improvement, and who beats whom."""
+"""Figures over all settings: interquartile means, performance profiles, improvement, wins and losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOO_FEW = "it needs two methods that are done in every setting"
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Interquartile means, profiles, probabilities of improvement, outcomes."""
+    """Add interquartile means, profiles, probabilities of improvement, and outcomes."""
     by_label = scores(data.done, data.settings)
     names = [name for name in data.names if name in by_label]
     where = f"all runs of {len(data.settings)} setting{'s' * (len(data.settings) > 1)}"
@@ -29,7 +29,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "iqm",
         "Interquartile mean",
         f"Mean of the middle half of {where}, mean accuracy over clients at the last round; bars: 95 % intervals of a "
-        "bootstrap over seeds within settings, too narrow for few seeds. The tests, not these bars, say what differs."
+        "bootstrap over seeds within settings, too narrow for few seeds. The tests, not these bars, decide what differs."
         + catalogue.marks,
         TOO_FEW,
         partial(_rows, means, catalogue, "interquartile mean accuracy (%)") if several else None,

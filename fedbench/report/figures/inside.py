@@ -22,7 +22,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Prompts and pictures of the first seed of every method, in the first setting that has some."""
+    """Add prompts and pictures of the first seed of every method, in the first setting that has some."""
     states: list[tuple[str, dict[str, Floats]]] = []
     for setting in data.settings:
         here = data.done[data.done["setting"] == setting].sort_values("seed", kind="stable").drop_duplicates("label")
@@ -105,14 +105,14 @@ def prompts(axes: Axes, state: Mapping[str, Floats]) -> None:
 
 
 def order(rows: Floats) -> NDArray[np.int64]:
-    """Rows [n, m] so that like ones are neighbours: the leaves of an average-linkage tree."""
+    """The order of rows [n, m] that makes similar rows neighbours: the leaves of an average-linkage tree."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
     return np.asarray(leaves_list(linkage(rows, "average")), dtype=np.int64)
 
 
 def matrix(axes: Axes, values: Floats, leaves: NDArray[np.int64] | None) -> None:
-    """A heat map of values [rows, columns] from 0 to 1, square roots, so that small ones show; a square one in the order
+    """A heat map of square roots of values [rows, columns] from 0 to 1, so that small values show; square matrices in the order
     `leaves`."""
     if leaves is not None and values.shape == (len(leaves), len(leaves)):
         values = values[np.ix_(leaves, leaves)]

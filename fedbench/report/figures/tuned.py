@@ -1,4 +1,4 @@
-"""What a tuning tried: the best validation accuracy over trials, and every trial's against each searched value."""
+"""Figures of a tuning: the best validation accuracy over trials, and accuracy against each searched value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "searched",
         "Tuning: accuracy by value",
         "Validation accuracy of every trial against a value that it tried. A trial varies all values of a method at once, so "
-        "points differ in more than what is across. Ring: the values chosen; pale: trials of fewer rounds; × at the foot: "
+        "points differ in more than the value shown. Ring: the chosen values; pale: trials of fewer rounds; × at the foot: "
         "diverged.",
         "no trial is planned",
         list(parts),
@@ -49,7 +49,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         shown=lambda key: list(parts[key]["label"].unique()),
         y="validation accuracy (%)",
         lines=False,
-        tall=2.3,  # each panel has words of its own below it
+        tall=2.3,  # each panel has its own label below it
         heading=lambda key: key[0],
     )
 
@@ -65,7 +65,7 @@ def unfolded(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_trials(axes: Axes, trials: pd.DataFrame, look: Looks) -> None:
-    """One setting: number of the trial across; a seed's trials that were searched apart make a line of their own."""
+    """One setting: number of the trial across. If each seed was searched separately, each has its own line."""
     for name, shape in look.items():
         for _, of_seed in trials[trials["label"] == name].groupby("seed"):
             of_seed = of_seed.sort_values("number", kind="stable")
@@ -102,7 +102,7 @@ def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
 
 
 def _dots(axes: Axes, x: pd.Series[float], rows: pd.DataFrame, shape: Look) -> None:
-    """A marker per trial, pale for shorter ones; a ring around the chosen; a cross at the foot for what diverged."""
+    """A marker per trial, pale for shorter trials, with a ring if chosen, and a cross at the foot if it diverged."""
     full = rows["rounds"] == rows["rounds"].max()
     for part, alpha in ((full, 1.0), (~full, 0.35)):
         axes.plot(

@@ -1,4 +1,4 @@
-"""Accuracy against whatever a sweep varies: alpha, classes per client, participation, prompt length, a block, a switch."""
+"""Accuracy against any field that a sweep varies, such as alpha, participation, prompt length or a switch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedbench.report.figures.frame import Panel, percent, wrap
 from fedbench.report.figures.style import Look, Looks
 from fedbench.report.short_names import JOINT
 
-# A field's title and axis, where more can be said than its name does.
+# {field: (title, axis)} for fields whose names need explanation.
 TITLES = {
     "partition.alpha": ("Accuracy against heterogeneity: Dirichlet's alpha", "alpha (smaller is more skewed)"),
     "partition.classes_per_client": ("Accuracy against heterogeneity: classes per client", "classes per client"),
@@ -33,7 +33,7 @@ NAMES = ("dataset.name", "partition.name", "method.name", "aggregation.name", "b
 
 @dataclass(frozen=True)
 class Family:
-    """A panel: done runs that differ in one field (and in the method), where each lies on the x axis, and on which line."""
+    """A panel: finished runs that differ in one field (and in the method), with their x values and lines."""
 
     field: str
     title: str
@@ -51,7 +51,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     if not by_key:
         catalogue.add(
             "by-field",
-            "Accuracy against what was varied",
+            "Accuracy against varied fields",
             "",
             "no two finished runs of a method differ in one field",
             [],
@@ -80,7 +80,7 @@ def _against(look: Looks) -> Panel:
 
 
 def _line_looks(look: Looks, group: Sequence[Family]) -> Looks:
-    """A look for each line: its label's own, or where a line joins several labels that of the first of them."""
+    """A look for each line: that of its label; if a line joins several labels, that of the first."""
     line_looks: dict[str, Look] = {}
     for family in group:
         first = family.runs.drop_duplicates("line")
@@ -98,9 +98,9 @@ def _never(axes: Any, key: Any) -> None:
 
 
 def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
-    """{field: panels}: every field of the config that varies alone for some method; and {"": ...}, kinds of partition.
+    """{field: panels} for every field of the config that varies alone for some method, and {"": ...} for kinds of partition.
 
-    Runs: done, with config (JSON without the seed) and tuned (JSON list of paths that a tuning chose). Values that a
+    runs: finished runs with config (JSON without the seed) and tuned (JSON list of paths that a tuning chose). Values that a
     tuning chose count as no difference.
     """
     runs = runs.reset_index(drop=True)
@@ -136,7 +136,7 @@ def _panels(name: str, varied: pd.DataFrame, configs: Sequence[dict[str, Any]]) 
     if not numeric:
         varied = varied.assign(level=varied["level"].map(lambda value: "default" if value is None else str(value)))
     if name.split(".")[0] in ("partition", "clients", "backbone"):
-        # the setting is what varies: a panel for all that share the rest of it
+        # the setting varies: one panel for all runs that share the rest of it
         kept = 1 if name.startswith("partition") else 2  # of a setting's blocks: dataset, partition
         varied = varied.assign(panel=varied["setting"].map(lambda setting: JOINT.join(setting.split(JOINT)[:kept])))
     else:

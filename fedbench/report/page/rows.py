@@ -1,4 +1,4 @@
-"""Rows of the page's smaller tables, in words: tuning, published numbers, accuracy at equal budget."""
+"""Rows of the page's smaller tables: tuning, published numbers, accuracy at equal budget."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Rows = list[Mapping[str, Any]]
 
 
 def tuning_budget(trials: pd.DataFrame) -> str:
-    """What the search took, and what it chose by."""
+    """The budget of the search, and its criterion."""
     if trials.empty:
         return ""
     each = sorted(set(trials.groupby(["setting", "label", "seed"]).size()))
     rounds = sorted({int(value) for value in trials["rounds"].dropna()})
     spent = pd.to_numeric(trials["total_multiply_adds"]).sum()
     seeds = trials.groupby(["setting", "label"])["seed"].nunique().max()
-    where = "for each seed anew" if seeds > 1 else "on the first seed"
+    where = "for each seed separately" if seeds > 1 else "on the first seed"
     return (
         f"{len(trials)} trials, {' or '.join(map(str, each))} for each method in each setting, of "
         f"{' or '.join(map(str, rounds))} rounds, {scaled(float(spent)).strip()} multiply-adds in all. Values were chosen "
-        f"{where} by mean validation accuracy over clients after the last round; test data were evaluated for the values "
-        "chosen only."
+        f"{where} by mean validation accuracy over clients after the last round. Test data were evaluated only for the "
+        "chosen values."
     )
 
 
@@ -57,7 +57,7 @@ def tuning(trials: pd.DataFrame) -> Rows:
 
 
 def reported(frame: pd.DataFrame) -> Rows:
-    """Published numbers that a run here repeats."""
+    """Published numbers whose method and setting a run of this report repeats."""
     return [
         {
             "source": f"{row.source}, {row.where}",
@@ -66,14 +66,14 @@ def reported(frame: pd.DataFrame) -> Rows:
             "reported": f"{row.reported:.2f}",
             "here": "–" if math.isnan(row.here) else f"{row.here:.1f}" + (f" ± {row.std:.1f}" if row.seeds > 1 else ""),  # type: ignore[operator,arg-type]
             "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]
-            "protocol": row.protocol or "as far as stated, none",
+            "protocol": row.protocol or "none stated",
         }
         for row in frame[frame["label"] != ""].itertuples()
     ]
 
 
 def budgets(frame: pd.DataFrame) -> Rows:
-    """A row per setting and method: its accuracy at each budget and at the end, the best at the first budget first."""
+    """A row per setting and method: its accuracy at each budget and at the end. Best accuracy at the first budget first."""
     rows: Rows = []
     for setting, part in frame.groupby("setting", sort=False):
         by_cost = {str(cost): at_budget.set_index("label") for cost, at_budget in part.groupby("cost", sort=False)}

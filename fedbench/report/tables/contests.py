@@ -1,4 +1,4 @@
-"""Methods against each other: which runs form a family within a setting, over all settings, and client by client."""
+"""Comparisons between methods: the families of runs within a setting and over all settings, and client by client."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Contests = Mapping[str, Sequence[Comparison]]
 def within(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, list[Comparison]]:
     """{setting: comparisons in mean accuracy over its seeds}, for methods with all seeds of the setting done.
 
-    The contestants are one family. Each reference is compared with the contestants in a family of its own, so that more
-    references do not weaken what is said of contestants. runs: a row per run; clients: a row per client and run.
+    The contestants are one family. Each reference forms a separate family with the contestants, so that more
+    references do not weaken the comparisons of contestants. runs: a row per run; clients: a row per client and run.
     """
     return {str(setting): list(_within(group, clients)) for setting, group in runs.groupby("setting", sort=False)}
 
@@ -52,7 +52,7 @@ def _within(group: pd.DataFrame, clients: pd.DataFrame) -> Iterator[Comparison]:
 def _by_client(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, pd.Series[float]]:
     """{label: accuracy of each client that trains}, indexed by seed and client.
 
-    Where all seeds share one split (`seeds: {partition: ...}`) a client is the same in each: its accuracies are averaged
+    If all seeds share one split (`seeds: {partition: ...}`), a client is the same in each: its accuracies are averaged
     over seeds first, and the index is the client alone.
     """
     if clients.empty:
@@ -64,7 +64,7 @@ def _by_client(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, pd.Series
 
 
 def shares_split(runs: pd.DataFrame) -> bool:
-    """Whether the several seeds of one setting's runs share a single split, so that clients are crossed with seeds."""
+    """Whether several seeds of one setting's runs share one split, so that clients are crossed with seeds."""
     if "partition_hash" not in runs or runs["seed"].nunique() < 2:
         return False
     known = runs.dropna(subset=["partition_hash"])
@@ -80,7 +80,7 @@ def _client_pairs(accuracies: Mapping[str, pd.Series[float]], pair: Comparison) 
 
 @dataclass(frozen=True)
 class Overall:
-    """Contestants over all settings: their ranking, every two of them, and what was compared, in words ("2 settings")."""
+    """Contestants over all settings: their ranking, all pairs of them, and the blocks in words ("2 settings")."""
 
     ranking: Ranking | None
     pairs: list[Comparison]
@@ -88,9 +88,9 @@ class Overall:
 
 
 def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
-    """Contestants that are done in every setting and seed, compared over settings; empty for a single setting.
+    """Compares contestants that are done in every setting and seed over settings; empty for a single setting.
 
-    Settings are the blocks. Seeds count as blocks as well, see `compare_over_settings`: only seeds that all settings
+    Settings and seeds are the blocks, see `compare_over_settings`. Only seeds that all settings
     have are compared.
     """
     contestants = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
@@ -106,7 +106,7 @@ def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
 
 
 def _by_setting_and_seed(wide: pd.DataFrame, settings: Sequence[str]) -> Floats:
-    """[methods, settings, seeds] of the seeds that all settings have; without two of them, means over each one's seeds."""
+    """[methods, settings, seeds] for the seeds that all settings share; if fewer than two, means over seeds."""
     seeds = [set(wide[setting].columns) for setting in settings]
     common = sorted(set.intersection(*seeds))
     if len(common) < 2:
@@ -115,7 +115,7 @@ def _by_setting_and_seed(wide: pd.DataFrame, settings: Sequence[str]) -> Floats:
 
 
 def against_best(pairs: Sequence[Comparison], values: Mapping[str, float]) -> list[Comparison]:
-    """The comparisons of the method with the largest of `values` with each other method, the nearest first."""
+    """The comparisons of the method with the largest of `values` with every other method, closest first."""
     names = {name for pair in pairs for name in (pair.first, pair.second)}
     known = [name for name in values if name in names]
     if not known:
@@ -132,7 +132,7 @@ COLUMNS = (
 
 
 def as_frame(contests: Contests) -> pd.DataFrame:
-    """A row per setting and two methods (`COLUMNS`); accuracies in [0, 1], p adjusted for the family."""
+    """A row per setting and pair of methods (`COLUMNS`); accuracies in [0, 1], p adjusted for the family."""
     rows = []
     for setting, pairs in contests.items():
         for c in pairs:
