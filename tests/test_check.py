@@ -126,14 +126,14 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             "clients.double().mean()}"
         },
         "send_keeps_clients_apart",
-        r"^send\(\), 'prompt': expected client 4's row to be the same alone; found a difference of",
+        r"^send\(\), 'prompt': expected the same row for client 4 alone; found a difference of",
     ),
     "merge() that mixes clients": (
         {
             "merge": 'def merge(self, server, updates): g = updates.updated["own"]; return {"own": g.mean(0).expand_as(g)}'
         },
         "merge_keeps_clients_apart",
-        r"^merge\(\), 'own': expected client 4's row to come from its own updates alone; found a difference of",
+        r"^merge\(\), 'own': expected a row for client 4 that depends on its own updates only; found a difference of",
     ),
     "merge() that reads what stays with the client": (
         {"merge": 'def merge(self, server, updates): return {"prompt": updates.updated["own"].mean(0)}'},

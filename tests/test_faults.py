@@ -610,7 +610,7 @@ def test_env_json_names_code_packages_and_machine(place: Workplace) -> None:
     (folder,) = place.folders
     env = json.loads((folder.path / "env.json").read_text())
     assert env["packages"]["torch"] == env["torch"]
-    assert env["sweep_command"].startswith("python -m fedbench.sweep ")
+    assert env["sweep_command"].startswith("fedbench sweep ")
     assert {"commit", "dirty", "code", "command", "job", "device", "hostname"} <= env.keys()
     assert folder.records()[0]["code"] == env["code"]
 

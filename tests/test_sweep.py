@@ -337,7 +337,7 @@ def test_ctrl_c_only_stops_watching(place: Workplace) -> None:
         watcher.communicate()
     assert watcher.returncode == 130
     assert "Traceback" not in said
-    assert "nothing was cancelled and the local workers go on. Come back with: python -m fedbench.sweep" in said
+    assert "nothing was cancelled and the local workers continue. Watch them again with: fedbench sweep" in said
     assert [worker_of(folder) for folder in busy] == workers
     assert place.run("--cluster", "local") == 0  # watches those that go on
     assert [folder.status for folder in place.folders] == ["done"] * 3
