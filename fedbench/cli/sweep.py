@@ -274,4 +274,5 @@ def interrupted(cluster: str, again: str) -> str:
     if cluster == "inline":
         return f"\nStopped; resume unfinished runs from their last checkpoints with: {again}"
     what = "all jobs continue" if cluster == "slurm" else "the local workers continue"
-    return f"\nNo longer watching; nothing was cancelled and {what}. Watch them again with: {again}\nEnd them with: {again} --cancel"
+    kept = f"\nNo longer watching; nothing was cancelled and {what}."
+    return f"{kept} Watch them again with: {again}\nEnd them with: {again} --cancel"
