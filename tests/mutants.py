@@ -6,8 +6,8 @@
 The tree is copied, so nothing here changes. TESTS (by default the fast tests) run once with coverage, which says how long each
 test takes and which lines it covers. This is kept in .mutants/ until a file changes. COUNT mutants are drawn with SEED; 0 takes
 all. A mutant is killed if a test fails or takes far longer than usual. Otherwise it survives, or no test covers it, which is as
-bad. The list of survivors at the end gives the place, the change and the tests that ran. A survivor calls for a test, unless its
-change has no effect that can be observed.
+bad. The list of survivors at the end gives the place, the change and the tests that ran. A survivor calls for a test, unless
+its change has no effect that can be observed.
 """
 
 from __future__ import annotations
