@@ -337,3 +337,9 @@ def test_a_resumed_run_goes_on_counting(data, tmp_path):
     assert last["total_bytes_up"] == 4 * before["bytes_up"]
     assert last["total_multiply_adds"] == sum(record["multiply_adds"] for record in folder.records())
     assert last["samples_per_second"] > 1  # of this execution: over all 5,000 seconds it would be a fraction
+
+
+def test_a_method_without_clients_sends_nothing(data, tmp_path):
+    plan = sweep(data, ["central_vpt"], rounds=1, evaluate_every=1)
+    (record,) = run(plan.runs[0], plan, tmp_path).records()
+    assert (record["bytes_up"], record["bytes_down"], record["total_bytes_up"], record["total_bytes_down"]) == (0,) * 4

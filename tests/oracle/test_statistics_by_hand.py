@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fedbench.report.aggregates import at_equal_budget
+from fedbench.report.aggregates import at_equal_budget, improvement, iqm
 from fedbench.report.statistics import client_pairs, compare_over_settings, crossed_error
 
 NAN = math.nan
@@ -83,3 +83,19 @@ def test_a_budget_is_what_the_thriftiest_method_that_spends_has_spent() -> None:
         columns=["setting", "label", "reference", "budget", "accuracy", "round", "last"],
     )
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_intervals_hold_what_resampled_seeds_give() -> None:
+    """Two seeds are drawn as 0 0, 0 1, 1 0 or 1 1: the ends have a quarter each, so the interval reaches both."""
+    two, half = [np.array([0.0, 1.0])], [np.array([0.5])]
+    assert (iqm(two).low, iqm(two).value, iqm(two).high) == (0.0, 0.5, 1.0)
+    found = improvement(two, half)
+    assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
+    # Each side is drawn by itself: with the same draws for both, nothing would differ.
+    many = [np.arange(20.0)]
+    found = improvement(many, many)
+    assert found.value == 0.5
+    # The variance of the Mann-Whitney share of 20 and 20 values: 1/12 (1/20 + 1/20), nearly.
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 120), rel=0.1)
+    twice = improvement(many * 2, many * 2)  # two settings
+    assert (twice.high - twice.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 240), rel=0.1)
