@@ -71,7 +71,16 @@ def entry(kind: Kind, name: str, cls: Any) -> Entry:
     header = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
     sentence, _, about = header.strip().partition("\n\n")
     family, reference = getattr(cls, "family", kind), getattr(cls, "reference", False)
-    return Entry(kind, name, family, reference, " ".join(sentence.split()), cls.citation, fields_of(cls), about)
+    return Entry(
+        kind=kind,
+        name=name,
+        family=family,
+        reference=reference,
+        sentence=" ".join(sentence.split()),
+        citation=cls.citation,
+        fields=fields_of(cls),
+        about=about,
+    )
 
 
 def fields_of(cls: Any) -> tuple[Field, ...]:

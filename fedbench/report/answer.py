@@ -41,11 +41,11 @@ class Answer:
     best: str
     accuracy: str
     next: Lead | None
-    reference: Lead | None
-    sent: str
-    computed: str
     tied: tuple[str, ...]
-    needed: str
+    reference: Lead | None = None
+    sent: str = ""
+    computed: str = ""
+    needed: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,17 @@ def _of_setting(setting: str, table: pd.DataFrame, pairs: Sequence[Comparison]) 
     spread = "" if math.isnan(best["std"]) else f" ± {100 * best['std']:.1f}"
     runner_up = str(contestants.iloc[1]["label"]) if len(contestants) > 1 else ""
     nearest = against.get(runner_up)
+    sent, computed = _cost(table, label)
     return Answer(
-        setting,
-        label,
-        f"{100 * best['mean']:.1f}{spread}",
-        _lead(nearest),
-        _lead(against.get(str(references.iloc[0]["label"]))) if len(references) else None,
-        *_cost(table, label),
-        tuple(name for name in contestants["label"].iloc[1:] if name in against and against[name].undecided),
-        _needed(nearest),
+        setting=setting,
+        best=label,
+        accuracy=f"{100 * best['mean']:.1f}{spread}",
+        next=_lead(nearest),
+        tied=tuple(name for name in contestants["label"].iloc[1:] if name in against and against[name].undecided),
+        reference=_lead(against.get(str(references.iloc[0]["label"]))) if len(references) else None,
+        sent=sent,
+        computed=computed,
+        needed=_needed(nearest),
     )
 
 
@@ -107,15 +109,11 @@ def _of_all(table: pd.DataFrame, overall: Overall) -> Answer:
             against[oriented.second] = oriented
     tied = tuple(str(name) for name in means.index[1:] if against[str(name)].undecided)
     return Answer(
-        OVERALL,
-        best,
-        f"{100 * means.iloc[0]:.1f}",
-        _lead(against[runner_up]),
-        None,
-        "",
-        "",
-        tied,
-        "",
+        setting=OVERALL,
+        best=best,
+        accuracy=f"{100 * means.iloc[0]:.1f}",
+        next=_lead(against[runner_up]),
+        tied=tied,
     )
 
 

@@ -82,7 +82,15 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
     labels = dict(zip(runs["run"], runs["label"], strict=True))
     pictures = {labels[run]: picture for run, picture in selection.pictures.items() if run in labels}
     return Evidence(
-        runs, records, _clients(clients, runs), trials, title, results, settings, [*notes, *damaged], pictures
+        runs=runs,
+        records=records,
+        clients=_clients(clients, runs),
+        trials=trials,
+        title=title,
+        results=results,
+        settings=settings,
+        notes=[*notes, *damaged],
+        pictures=pictures,
     )
 
 

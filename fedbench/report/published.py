@@ -79,7 +79,18 @@ def _published(row: Mapping[str, str], where: str) -> Published:
         )
     method, dataset, partition = blocks
     source, place, method_there, setting_there, metric = (row[name] for name in COLUMNS[:5])
-    return Published(source, place, method_there, setting_there, metric, percent, method, dataset, partition, protocol)
+    return Published(
+        source=source,
+        where=place,
+        method_there=method_there,
+        setting_there=setting_there,
+        metric=metric,
+        percent=percent,
+        method=method,
+        dataset=dataset,
+        partition=partition,
+        protocol=protocol,
+    )
 
 
 def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:

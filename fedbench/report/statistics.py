@@ -195,11 +195,18 @@ def _comparisons(
     low, high = difference - half, difference + half
     return [
         Comparison(
-            names[i], names[j], blocks, float(difference[k]), float(low[k]), float(high[k]), float(p[k]), len(names),
-            float(variance[k]),
+            first=names[i],
+            second=names[j],
+            blocks=blocks,
+            difference=float(difference[k]),
+            low=float(low[k]),
+            high=float(high[k]),
+            p=float(p[k]),
+            family=len(names),
+            variance=float(variance[k]),
         )
         for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def residual_variance(values: Floats) -> Floats:

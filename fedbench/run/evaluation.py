@@ -205,8 +205,8 @@ def global_accuracy(experiment: Experiment, test: Accuracies) -> float | None:
     None if there is no such model because clients train or fine-tune values of their own.
     """
     samples, server = experiment.samples, experiment.server
-    whole = experiment.split.global_test(samples)
-    if experiment.model.method.finetune_epochs or (unseen := server.unseen_client()) is None:
+    whole, unseen = experiment.split.global_test(samples), server.unseen_client()
+    if unseen is None or experiment.model.method.finetune_epochs:
         return None
     if not server.memory.spec and np.array_equal(np.sort(experiment.split.test.indices), whole):
         return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough

@@ -281,4 +281,13 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
 def without_training(clients: Tensor, received: Stacked, samples: Sequence[int], lr: float) -> ClientUpdates:
     """The updates of clients that train nothing, for a method whose server learns from statistics alone."""
     n = torch.tensor(samples, dtype=torch.float64, device=clients.device)
-    return ClientUpdates(clients, received, {}, {}, n, torch.zeros_like(n), torch.full_like(n, torch.nan), lr)
+    return ClientUpdates(
+        clients=clients,
+        received=received,
+        updated={},
+        sums={},
+        num_samples=n,
+        steps=torch.zeros_like(n),
+        loss=torch.full_like(n, torch.nan),
+        lr=lr,
+    )
