@@ -120,7 +120,7 @@ def code_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST | str]:
-    """What may stand in place of a node."""
+    """The replacements of a node."""
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         yield ast.BinOp(node.left, BINARY[type(node.op)], node.right)
         yield from (node.left, node.right)
@@ -181,7 +181,7 @@ class Watcher:
 
 
 def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.connection.Connection) -> None:
-    """In a process of its own: run pytest in the copied tree and say which test failed first."""
+    """In a separate process: run pytest in the copied tree and report the test that failed first."""
     os.chdir(tree)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

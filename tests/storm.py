@@ -1,4 +1,4 @@
-"""A fault storm: a sweep of short runs is hit by random faults until it is done, and every record is then compared.
+"""A fault storm: random faults hit a sweep of short runs until it is done. Then every record is compared.
 
 Faults hit processes, disks and the scheduler, and damage the files of runs.
 
@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 
 def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of every run without what a clock says."""
+    """The records of every run without measured times."""
     from fedbench.base.records import MEASURED, run_folders
 
     return {

@@ -1,4 +1,4 @@
-"""The first screen: the best method, by how much, how sure, and what the log class prior alone does."""
+"""The report's answer: the best method, its lead, the certainty of the lead, and the effect of the log class prior alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen backbone: any timm ViT by name or file, any size, clear refusals; images and costs on the same footing."""
+"""The frozen backbone: any timm ViT by name or file, any size, clear refusals; its images and costs."""
 
 from __future__ import annotations
 

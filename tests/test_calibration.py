@@ -1,4 +1,4 @@
-"""The verdicts keep their promise: equal methods are rarely told apart, in simulations and in real runs."""
+"""The error rates of verdicts: equal methods are rarely called different, in simulations and in real runs."""
 
 from __future__ import annotations
 

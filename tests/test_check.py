@@ -1,4 +1,4 @@
-"""The contract checks on plug-ins with one mistake each: the message names the hook, what was expected and what was found."""
+"""The contract checks on plug-ins with one mistake each: the message names the hook, the expected and the actual result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 come out of the official layout right; a flaw is named, and nothing in the pickles runs."""
+"""CIFAR-10 and CIFAR-100 are read correctly from the official layout, flaws are named, and no code in the pickles runs."""
 
 from __future__ import annotations
 

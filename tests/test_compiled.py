@@ -1,4 +1,4 @@
-"""torch.compile: the same numbers, and few compiled forms, whatever sizes the passes have."""
+"""torch.compile: the same numbers, and few compiled forms for passes of all sizes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_clients_with_backbone_weights_of_their_own_are_not_compiled(data, tmp_p
 
 
 def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypatch):  # noqa: F811
-    """Other runs read them, so they are not compiled, whatever was done before in this process."""
+    """Other runs read the features, so they are computed without compiled blocks."""
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     plan = sweep(data, ["fedvpt", "pep_fedpt"], **RECIPE)
     cached = []

@@ -1,4 +1,4 @@
-"""From a sweep file to runs: what multiplies, what names a run, and what is said about mistakes."""
+"""From a sweep file to runs: how lists multiply, how runs are named, and how mistakes are reported."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The content of a user's files in a run's identity: what the loader reads, and read once."""
+"""A user's files in a run's identity: the files that the loader reads count by content, and are read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every dataset found keeps the contract, those of official archives on small archives of the same layout."""
+"""Every dataset keeps the contract; those with official archives are tested on small archives of the same layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages: what they take from the code is what it says, the site builds, and whoever follows a page gets there."""
+"""The pages: their generated parts are up to date, the site builds, and following a page gives the stated results."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_page_on_hooks_names_plug_ins_that_override_them():
 
 
 def words_of_the_source() -> list[str]:
-    """Every text of the package and its plug-ins; of one with values in it, the fixed parts."""
+    """Every text in the package and its plug-ins; of a text with values in it, the fixed parts."""
     texts = []
     for folder in ("fedbench", "methods", "datasets"):
         for path in (HOME / folder).rglob("*.py"):
@@ -224,7 +224,7 @@ def test_a_page_on_plug_ins_is_short_enough(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ADD)
 def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
-    """Follow it literally, in a folder outside the repository."""
+    """Follow the page literally, in a folder outside the repository."""
     page = ADD[kind]
     page.lay_out(tmp_path)
     printed = [page.run(command, tmp_path) for command in page.commands]

@@ -1,4 +1,4 @@
-"""Downloads against a real server on this machine: whole, in pieces, cut off, wrong, missing, moved."""
+"""Downloads from a real server on this machine: whole, in pieces, cut off, wrong, missing, moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs end despite full disks, unreachable shares, lack of memory, crashes, signals and second copies of a sweep."""
+"""Runs finish despite full disks, unreachable shares, lack of memory, crashes, signals and second copies of a sweep."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Figures: that all are made, hold something, stay the same, and put every method where its numbers say."""
+"""Figures: all are drawn, none is empty, they are reproducible, and every method is at the position of its numbers."""
 
 from __future__ import annotations
 

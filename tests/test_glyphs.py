@@ -1,4 +1,4 @@
-"""The embedded default - glyphs, digits and nano - is what it says: complete, repeatable, kept whole, and of use."""
+"""The embedded default - glyphs, digits and nano - is complete, reproducible, intact and useful."""
 
 from __future__ import annotations
 

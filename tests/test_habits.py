@@ -1,4 +1,4 @@
-"""What surrounds the code says the same everywhere: make targets, Python versions, the version, and what reports must hold."""
+"""Files around the code agree with each other: make targets, Python versions, the version, and issue templates."""
 
 from __future__ import annotations
 

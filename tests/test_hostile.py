@@ -1,4 +1,4 @@
-"""Data is never code: sweep files, settings, weights, checkpoints and records that try to run something are refused.
+"""Data never run as code: sweep files, settings, weights, checkpoints and records that try to run code are refused.
 
 Pickles of data sets, archives, npz files, caches and the page have tests of their own beside what reads them.
 """

@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own: the verbs outside the checkout, with a user's own plug-in."""
+"""The wheel, installed in a separate environment: the verbs outside the checkout, with a user's plug-in."""
 
 from __future__ import annotations
 

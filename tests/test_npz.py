@@ -1,4 +1,4 @@
-"""A user's npz file gives back what was saved; every flaw of it is named, and nothing in it runs."""
+"""A user's npz file gives back the saved arrays, every flaw is named, and no code in it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of image files: each official layout gives the right images, labels, domains and users, whatever form it comes in."""
+"""Datasets of image files: each official layout, in every form, gives the right images, labels, domains and users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slow twins: a FedVPT client in plain PyTorch, and PEP-FedPT's forward pass written from its formula."""
+"""Slow reference implementations: a FedVPT client in plain PyTorch, and PEP-FedPT's forward pass from its formula."""
 
 from __future__ import annotations
 

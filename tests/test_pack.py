@@ -1,4 +1,4 @@
-"""Runs that are trained together get the numbers that each gets by itself, and what befalls one is no matter of the others."""
+"""Runs that are trained together get the same numbers as alone, and a failure of one does not affect the others."""
 
 from __future__ import annotations
 

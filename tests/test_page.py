@@ -1,4 +1,4 @@
-"""The page: self-contained, and alive in a real browser - it sorts, filters, opens the runs of a cell, without an error."""
+"""The page is self-contained, and works in a real browser: it sorts, filters and opens the runs of a cell without errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every partitioner found keeps the promises of a split; each also keeps its own; batches are what training expects."""
+"""Every partitioner keeps the contract of splits and its own promises, and batches are as training expects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The side-by-side benchmark compares the same computation: what needs no peer ends with the same prompts and heads."""
+"""The benchmark against other frameworks compares the same computation: loops without them end with equal prompts and heads."""
 
 from __future__ import annotations
 

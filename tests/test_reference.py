@@ -1,4 +1,4 @@
-"""Published numbers: every one cited and legal, beside ours only where method and setting are the same, differences told."""
+"""Published numbers: each is cited and legal, compared only with runs of the same method and setting, with all differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole report: its files, their LaTeX, Markdown and CSV, what it warns of, and the command."""
+"""A whole report: its files, their LaTeX, Markdown and CSV, its warnings, and the command."""
 
 from __future__ import annotations
 

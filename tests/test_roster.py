@@ -1,4 +1,4 @@
-"""The whole roster on the embedded default: every method learns, and its numbers are those of tests/pinned.csv.
+"""All methods on the embedded default: every method learns, and its numbers are those of tests/pinned.csv.
 
 A three-round run of every method with its default fields, FedAvg, and of FedVPT with every aggregation. `make pin` writes
 the table anew after a change that is meant; its diff shows whose numbers moved. float32 sums differ a little between

@@ -1,4 +1,4 @@
-"""Damaged and odd files of runs: every one is named, the others go on, and no number is lost without a word."""
+"""Damaged and odd files of runs: each is named, the other runs continue, and no number is lost silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs: the same numbers however often a run is killed, whoever else is in the table, however it is computed."""
+"""Whole runs give the same numbers if they are killed and resumed, with other methods in the sweep, and on other paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split verb: it shows the very splits that runs train on, publishes them, and says all that cannot be dealt."""
+"""`fedbench data split` shows exactly the splits that runs train on, publishes them, and reports all impossible splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics against numbers worked out by hand, other software's distributions, and what must hold of any data."""
+"""Statistics against numbers worked out by hand, other software's distributions, and properties of any data."""
 
 from __future__ import annotations
 

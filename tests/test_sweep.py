@@ -1,4 +1,4 @@
-"""The sweep's command line on real runs: what it starts, what it leaves alone, what it says, and how it is interrupted."""
+"""The sweep's command line on real runs: what it starts and leaves alone, its messages, and interruptions."""
 
 import json
 import os

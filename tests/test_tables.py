@@ -1,4 +1,4 @@
-"""Tables: what cells say of runs that the test writes; every expected number is derived here."""
+"""Tables of runs that the test writes. Every expected number is derived here."""
 
 from __future__ import annotations
 

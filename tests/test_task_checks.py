@@ -1,4 +1,4 @@
-"""Every mistake before anything starts: a sweep's plan checks plug-ins, splits and the device against the task."""
+"""All mistakes are reported before anything starts: planning checks plug-ins, splits and the device against the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers receive the numbers of records; a tracker that fails is left alone, a missing package is a planning mistake."""
+"""Trackers receive the numbers of records. A tracker that fails is not used again; a missing package is a planning mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fair tuning: equal budgets, validation data alone, test data for what was chosen - on real runs of the command."""
+"""Fair tuning on real runs: equal budgets, choices by validation data only, and test data only for the chosen values."""
 
 from __future__ import annotations
 

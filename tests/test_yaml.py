@@ -1,4 +1,4 @@
-"""Sweep files as YAML: merge keys, numbers as they are meant, and hostile files refused in a short message, at once."""
+"""Sweep files as YAML: merge keys, numbers read as meant, and hostile files refused at once with a short message."""
 
 from __future__ import annotations
 

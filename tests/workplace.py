@@ -1,4 +1,4 @@
-"""A folder for tests of sweeps: a tiny dataset, methods that wait or break, a sweep file, and the command line on it."""
+"""A folder for tests of sweeps: a tiny dataset, methods that wait or fail, a sweep file, and its command line."""
 
 import os
 import signal

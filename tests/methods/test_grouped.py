@@ -20,7 +20,7 @@ pfpt = sys.modules[PFPT.__module__]
 
 
 def report(weight, updated, sums):
-    """What two or three clients bring back, of what `merge` reads."""
+    """The updates of two or three clients, as far as `merge` reads them."""
     k = len(weight)
     return ClientUpdates(torch.arange(k), {}, updated, sums, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
 

@@ -1,4 +1,4 @@
-"""Training-free methods: each classifier is the pooled data's own, whoever reports when; the backbone does not run."""
+"""Training-free methods: each classifier equals that of the pooled data, in any order of reports; the backbone does not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each option must change, and nothing else: aspects of `oracle.fingerprint`, by option and value."""
+"""The aspects of `oracle.fingerprint` that each option must change, by option and value. It must change no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be seen of a run, aspect by aspect, so that a test can say which aspects an option changes and which it leaves."""
+"""The observable aspects of a run, so that a test can say which aspects an option changes and which it does not."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def fingerprint(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def logits(experiment: Experiment) -> torch.Tensor:
-    """What a client that trains and the one that is held out answer, as in evaluation."""
+    """The logits of a client that trains and of the held-out client, as in evaluation."""
     held_out = experiment.split.held_out
     clients = np.array([np.flatnonzero(~held_out)[0], np.flatnonzero(held_out)[0] if held_out.any() else 0])
     values = evaluation.personal(experiment, clients)

@@ -1,4 +1,4 @@
-"""A backbone with shortcuts computes what timm computes, whatever form its blocks have."""
+"""A backbone with shortcuts computes the same as timm's, for blocks of every form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option changes what it must and nothing else; the options are read from the code, so a new one needs an expectation."""
+"""Every option changes what it must and nothing else. Options are read from the code, so a new option needs an expectation."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def unevenness(split: data.Split) -> float:
 
 
 def partition_option(name: str, option: str) -> bool:
-    """Check a partitioner's option against what it means; False if this function does not know it."""
+    """Check that a partitioner's option has its documented effect; False if this function does not know the option."""
     if (name, option) == ("natural", "min_train"):
         made = data.split(MANY, CLASSES["partition"][name](min_train=50), 4)
         assert [np.unique(MANY.user[part]).tolist() for part in made.train] == [[0], [1], [2], [3]]
@@ -255,7 +255,7 @@ def partition_option(name: str, option: str) -> bool:
 
 
 def dataset_option(name: str, option: str) -> bool:
-    """The same for a dataset's."""
+    """As `partition_option`, for a dataset."""
     if (name, option) == ("digits", "test_every"):
         for every in (3, 7):
             made = CLASSES["dataset"]["digits"](test_every=every).load(TESTS)

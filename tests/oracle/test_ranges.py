@@ -1,4 +1,4 @@
-"""What is no range of a search is refused, wherever it was written, and what is one is taken."""
+"""Invalid ranges of a search are refused wherever they were written, and valid ranges are accepted."""
 
 from __future__ import annotations
 
