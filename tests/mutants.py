@@ -327,7 +327,7 @@ def main() -> int:
 
 
 def examine(tree: Path, known: TestMap, chosen: Sequence[Mutant], tests: Sequence[str]) -> int:
-    """Try all chosen mutants and print what became of each."""
+    """Try all chosen mutants and print the outcome of each."""
     import timm  # noqa: F401 - once here, so that the children need not load torch and its company again
     import torch
     import torchvision  # noqa: F401

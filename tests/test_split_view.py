@@ -80,7 +80,7 @@ def test_what_it_publishes_is_the_same_split_again(file: Path, tmp_path: Path, c
 def test_one_file_takes_one_split(file: Path, tmp_path: Path, capsys: Any) -> None:
     code, text, wrong = shown(capsys, file, "--out", tmp_path / "out", "--write", tmp_path / "mine.csv")
     assert (code, text) == (2, "")
-    assert "has 2; choose one by --set" in wrong
+    assert "has 2; choose one with --set" in wrong
     assert "· iid ·" in wrong
     assert not (tmp_path / "mine.csv").exists()
     code, _, wrong = shown(capsys, tmp_path / "absent.yaml")

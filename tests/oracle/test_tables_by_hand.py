@@ -130,15 +130,15 @@ def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
         ({}, []),
         (
             {"partition_hash": {"S-A-1": "other"}},
-            ["S, seed 1: methods were run on different partitions, so their numbers do not compare (same: R, B; other: A)."],
+            ["S, seed 1: methods were run on different partitions, so their numbers cannot be compared (same: R, B; other: A)."],
         ),
         (
             {"cohort_hash": {"S-A-0": "other"}},
-            ["S, seed 0: methods trained other cohorts of clients, so their numbers do not compare (same: R, B; other: A)."],
+            ["S, seed 0: methods trained other cohorts of clients, so their numbers cannot be compared (same: R, B; other: A)."],
         ),
         (
             {"data_hash": {"S-R-0": "other"}},
-            ["S: methods were run on different data, so their numbers do not compare (other: R; same: R, A, B)."],
+            ["S: methods were run on different data, so their numbers cannot be compared (other: R; same: R, A, B)."],
         ),
         (
             {"backbone_hash": {"S-B-0": "other"}},
@@ -149,7 +149,7 @@ def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
         ),
         (
             {"rounds": {"S-B-0": 10.0, "S-R-0": 5.0}},  # a reference may have other rounds
-            ["S: methods had different budgets (rounds), so their numbers do not compare (20: A, B; 10: B)."],
+            ["S: methods had different budgets (rounds), so their numbers cannot be compared (20: A, B; 10: B)."],
         ),
         (
             {"seed": {"S-A-1": 0}},
