@@ -175,7 +175,7 @@ def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, li
     starts from the step of the client before, so clients follow each other. The gradient is written out, and Adam is fused
     on a GPU, because a step is hardly more than the time in which its kernels start.
     """
-    clients, n, width = local.shape
+    clients, n = local.shape[:2]
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global stream
         torch.manual_seed(rng.seed(seed, "pfpt", round_))
         centroids = Centroids.initial(local.flatten(0, 1))  # every local prompt is a candidate

@@ -34,9 +34,10 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 HOST, PINNED, NEUTRAL, DEVICE = "host", "pinned", "neutral", "device"
 
 FACTORIES = (
-    "arange empty empty_like empty_strided eye full full_like linspace ones ones_like rand rand_like randint randn "
-    "randn_like randperm scalar_tensor tril_indices triu_indices zeros zeros_like"
-).split()
+    "arange", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace", "ones", "ones_like", "rand",
+    "rand_like", "randint", "randn", "randn_like", "randperm", "scalar_tensor", "tril_indices", "triu_indices", "zeros",
+    "zeros_like",
+)  # fmt: skip
 NEW = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 NO_KERNEL = {
     "_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
@@ -47,7 +48,19 @@ READS = {
     "unique_consecutive", "unique_dim",
 }  # fmt: skip
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
-NO_SCALAR = {"mm", "bmm", "addmm", "baddbmm", "cat", "stack", "index_select", "gather", "scatter", "scatter_", "embedding"}
+NO_SCALAR = {
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "cat",
+    "stack",
+    "index_select",
+    "gather",
+    "scatter",
+    "scatter_",
+    "embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -375,6 +388,9 @@ def _patches(gpu: PretendedGPU):
     yield cuda, "empty_cache", lambda: None
     yield cuda, "reset_peak_memory_stats", lambda *device: None
     yield cuda, "max_memory_allocated", lambda *device: 0
-    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # depends on the version
+    for name in (
+        "_accelerator_graph_capture_health_check",
+        "_cuda_graph_capture_health_check",
+    ):  # depends on the version
         if hasattr(torch.optim.Optimizer, name):
             yield torch.optim.Optimizer, name, lambda self: None

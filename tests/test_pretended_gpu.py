@@ -11,7 +11,6 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from fedbench.base.records import MEASURED, RunFolder
 from fedbench.bench.cases import Case, World
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.run import client_optimizer, evaluation, local, pack, simulation
+from fedbench.run import evaluation, local, pack, simulation
 from fedbench.run.client_optimizer import ClientOptimizer
 from fedbench.run.experiment import Experiment, build
 from fedbench.run.local import _ChunkTraining
@@ -54,7 +53,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def sweep(world: World, device: str, **base: Any) -> Any:
     """A sweep of one run on `world`; `base` changes keys of the run."""
     content = {
-        "backbone": {"name": CASE.backbone, "weights": str(world.root / "vit.safetensors"), "image_size": CASE.image_size},
+        "backbone": {
+            "name": CASE.backbone,
+            "weights": str(world.root / "vit.safetensors"),
+            "image_size": CASE.image_size,
+        },
         "dataset": {"name": "npz", "path": str(world.root / "images.npz")},
         "partition": "natural",
         "clients": {"number": CASE.clients, "per_round": CASE.clients, "validation": 0},
@@ -93,7 +96,11 @@ def assert_equal(found: Outcome, expected: Outcome) -> None:
     assert found.state.keys() == expected.state.keys()
     for name, value in expected.state.items():
         torch.testing.assert_close(
-            found.state[name].double(), value.double(), rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+            found.state[name].double(),
+            value.double(),
+            rtol=TOLERANCE,
+            atol=TOLERANCE,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
     assert found.accuracies == expected.accuracies
     for here, there in zip(found.costs, expected.costs, strict=True):
@@ -195,7 +202,10 @@ def test_the_table_of_counts_holds_every_method_and_no_other():
 
 OTHERS: dict[str, dict[str, Any]] = {
     **{f"{a}": {"aggregation": a} for a in CLASSES["aggregation"] if a != "fedavg"},
-    **{f"local+{a}": {"aggregation": a, "method": {"name": "fedvpt", "prompt": "local"}} for a in ("scaffold", "fedprox")},
+    **{
+        f"local+{a}": {"aggregation": a, "method": {"name": "fedvpt", "prompt": "local"}}
+        for a in ("scaffold", "fedprox")
+    },
     "float64": {"precision": "float64"},
     "tf32": {"precision": "tf32"},
     "adam": {"local": {"optimizer": "adam", "clip": 1.0}},
@@ -266,7 +276,9 @@ def test_a_run_that_is_interrupted_on_a_gpu_goes_on_there_and_on_a_cpu_with_the_
                 simulation.run_rounds(checked.runs[0], checked.machine, plugins(), folder, lambda: must_leave)
             except simulation.Stopped:
                 assert must_leave
-        return [{k: v for k, v in record.items() if k not in (*MEASURED, "commit", "code")} for record in folder.records()]
+        return [
+            {k: v for k, v in record.items() if k not in (*MEASURED, "commit", "code")} for record in folder.records()
+        ]
 
     expected = run("cpu", "cpu")
     assert len(expected) == 1
@@ -372,7 +384,7 @@ def test_one_more_kernel_in_a_step_is_counted_and_refused(run_on_gpu, monkeypatc
 def test_other_numbers_than_the_cpus_are_seen(world, monkeypatch):
     planted(monkeypatch, lambda v: v * (1 + 1e-3 * v.is_cuda))
     found, _, _ = counted(world, "float32", method="fedvpt")
-    with pytest.raises(AssertionError, match="server."):
+    with pytest.raises(AssertionError, match=r"server\."):
         assert_equal(found, outcome(experiment(world, "cpu", method="fedvpt")))
 
 

@@ -64,7 +64,8 @@ class Server:
     def send(self, clients: Tensor) -> Stacked:
         """The values that the clients [K] start from, [K, ...]: their own memory and copies of the shared values.
 
-        `clients` is on the host, so that no client number is read back from a GPU. Raises HookError if `newcomer` returns something that is not a local value of the declared shape.
+        `clients` is on the host, so that no client number is read back from a GPU.
+        Raises HookError if `newcomer` returns something that is not a local value of the declared shape.
         """
         values = self.memory.read(clients)
         for name, param in self.spec.items():

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyarrow import parquet
-from torch import Tensor
 
 from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
 from fedbench.base.records import RunFolder, record_line
