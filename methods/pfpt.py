@@ -126,9 +126,10 @@ class Centroids:
     @classmethod
     def initial(cls, phi: Tensor) -> "Centroids":
         """`phi` with the networks that torch's default initialisation draws from the global stream."""
-        s, g = (_network(phi.shape[1], out) for out in (phi.shape[1], 1))
-        values = (torch.cat([s[0].weight, g[0].weight]), torch.cat([s[0].bias, g[0].bias]))
-        values += (s[2].weight, s[2].bias, g[2].weight[0], g[2].bias)
+        width = phi.shape[1]
+        s, s_out, g, g_out = (nn.Linear(*sizes) for out in (width, 1) for sizes in ((width, HIDDEN), (HIDDEN, out)))
+        joined = (torch.cat([s.weight, g.weight]), torch.cat([s.bias, g.bias]))
+        values = (*joined, s_out.weight, s_out.bias, g_out.weight[0], g_out.bias)
         return cls(phi.clone(), *(value.detach().to(phi) for value in values))
 
     def tensors(self) -> list[Tensor]:
@@ -218,7 +219,3 @@ def assign(scores: Tensor) -> Tensor:
     columns = [linear_sum_assignment(gain, maximize=True)[1] for gain in scores.cpu().numpy()]
     chosen = torch.from_numpy(np.stack(columns))
     return chosen.pin_memory().to(scores.device, non_blocking=True) if scores.is_cuda else chosen
-
-
-def _network(width: int, out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out))
