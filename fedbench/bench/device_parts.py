@@ -149,7 +149,7 @@ class Operators(TorchDispatchMode):
     """Counts operators that compute something, without views and allocations: about the kernels that a GPU starts."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
