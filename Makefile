@@ -1,6 +1,7 @@
 # make demo         create the environment, run a small benchmark and make its report
 # make env          create only the environment, .venv, with the packages of requirements.lock and the command `fedbench`
 # make test         run the fast tests (five minutes on two cores); test-all: also the slow tests and those on Slurm
+# make kernels      count the kernels of a step and the waits for a GPU on a pretended GPU, and write them to tests/gpu_counts.csv
 # make check        check lint and types; coverage: run the fast tests and list the lines that they miss
 # make paper        make all tables and figures of a paper from shrunk sweep files (21 minutes on two idle cores)
 # make docs         update the generated parts of the pages, and build the site in site/
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo paper test test-all coverage mutants audit pin check docs lock bench-peers
+.PHONY: help env demo paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,9 @@ audit: env
 
 pin: env
 	PYTHONPATH=. $(BIN)/python tests/test_roster.py
+
+kernels: env
+	PYTHONPATH=.:tests $(BIN)/python tests/test_pretended_gpu.py
 
 check: env
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.features import data_hash, features
-from fedbench.vit.images import Images
+from fedbench.vit.images import Images, sent_to
 from fedbench.vit.token_cache import CachedTokens, cached_tokens, first_block
 
 
@@ -103,13 +103,13 @@ class Experiment:
             data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
             for phase in range(len(trainer.phases))
         ]
-        rows = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
+        rows = torch.from_numpy(batches[0].clients if batches else clients)
         received = server.send(rows)
         if epochs is None and not self._trains_with_prior:
             received.pop("prior", None)
         return Training(
             trainer=trainer,
-            clients=rows,
+            clients=sent_to(server.device, rows),
             received=received,
             read=server.read(),
             batches=batches,

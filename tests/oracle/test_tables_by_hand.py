@@ -130,11 +130,17 @@ def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
         ({}, []),
         (
             {"partition_hash": {"S-A-1": "other"}},
-            ["S, seed 1: methods were run on different partitions, so their numbers cannot be compared (same: R, B; other: A)."],
+            [
+                "S, seed 1: methods were run on different partitions, so their numbers cannot be compared "
+                "(same: R, B; other: A)."
+            ],
         ),
         (
             {"cohort_hash": {"S-A-0": "other"}},
-            ["S, seed 0: methods trained other cohorts of clients, so their numbers cannot be compared (same: R, B; other: A)."],
+            [
+                "S, seed 0: methods trained other cohorts of clients, so their numbers cannot be compared "
+                "(same: R, B; other: A)."
+            ],
         ),
         (
             {"data_hash": {"S-R-0": "other"}},
