@@ -149,7 +149,7 @@ def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
         (
             {"backbone_hash": {"S-B-0": "other"}},
             [
-                "S: methods were run on different backbone weights, so their numbers do not compare "
+                "S: methods were run on different backbone weights, so their numbers cannot be compared "
                 "(same: R, A, B; other: B)."
             ],
         ),
