@@ -150,7 +150,7 @@ def test_figures_of_an_earlier_report_do_not_linger(made: Path, tmp_path: Path) 
     assert [path.name for path in (out / "figures").iterdir()] == ["mine.png"]
 
 
-def test_more_settings_than_panels_make_more_figures_up_to_a_limit_that_is_told(
+def test_more_settings_than_panels_make_more_figures_up_to_a_stated_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_figures, "MOST", 2 * PANELS)
@@ -177,7 +177,7 @@ def test_partitions_without_a_common_number_stand_side_by_side(tmp_path: Path) -
     assert sorted(family.runs["level"]) == ["dirichlet 0.1", "iid"]
 
 
-def test_whatever_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
+def test_every_field_that_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
     for length in (4, 8):
         for inject in (2, 3):
             write_run(
