@@ -42,7 +42,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
     multiply-adds per second, memory in bytes, ``times_*`` the speed relative to that baseline, ``fraction`` the share of
     the measured matrix product rate. Methods that train nothing have no ``training``, and methods that never run the
     backbone no ``fraction``. ``compile_error`` says why torch.compile failed, if it did.
-    Raises ConfigError, and whatever building a run raises.
+    Raises ConfigError, and any exception of building a run.
     """
     with tempfile.TemporaryDirectory() as root:
         world = World.make(CASES[name], Path(root))

@@ -170,7 +170,7 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
     log = folder / f"local_{host}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
     work = {"groups": groups, "count": count, "devices": gpus, "threads": threads}
     with ignoring_interrupts(), environment(**env), open(log, "ab") as out:
-        # A session of its own: neither a Ctrl-C nor a closed terminal reaches it.
+        # A separate session, so that neither Ctrl-C nor a closed terminal reaches it.
         supervisor = subprocess.Popen(
             [sys.executable, "-m", SUPERVISOR, str(results), sweep.name],
             stdin=subprocess.PIPE,
