@@ -82,7 +82,7 @@ class Partitioner(SplitSource):
 
     @hook
     def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
-        """Each client's share of each group, [G, clients], with rows that sum to 1. Raises DataError if the split is impossible."""
+        """Each client's share of each group, [G, clients]; rows sum to 1. Raises DataError if the split is impossible."""
         raise TypeError(f"{type(self).__module__} must define shares()")
 
     @hook
