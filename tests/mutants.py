@@ -17,15 +17,18 @@ import ast
 import difflib
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -182,6 +185,7 @@ class Watcher:
 
 def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.connection.Connection) -> None:
     """In a process of its own: run pytest in the copied tree and say which test failed first."""
+    os.setsid()  # so that the processes which tests start end with this one
     os.chdir(tree)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -195,15 +199,20 @@ def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.conn
 
 def killer(tree: Path, arguments: Sequence[str], seconds: float) -> str:
     """The test that fails, "" if none does. The time is limited, since a mutant may never end."""
-    mine, its = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, its))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, sender))
     process.start()
-    its.close()
+    sender.close()
     try:
-        return mine.recv() if mine.poll(seconds) else "the time limit"
+        # Not only the pipe: a process that the tests started may hold its other end.
+        if not multiprocessing.connection.wait([receiver, process.sentinel], seconds):
+            return "the time limit"
+        return receiver.recv() if receiver.poll() else "a process that died"
     except EOFError:
         return "a process that died"
     finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
 
