@@ -170,6 +170,6 @@ def test_a_picture_gets_the_class_prior_of_the_first_client(tmp_path: Path) -> N
     assert [(name, panel.shape) for name, panel in panels.items()] == [("server.prompt", (2, 3))]
     pictures._panels(Method(), {"server.bias": np.zeros(9), "server.prompt": np.ones((2, 3))}, folder)  # nine classes
     assert seen == [prior, [*prior, 0, 0, 0]]
+    Method.picture = lambda self, state, prior: {"x": np.ones(2)}  # type: ignore[method-assign,assignment]
     with pytest.raises(ValueError, match=r"expected matrices \[rows, columns\], found 'x' of shape \(2,\)"):
-        Method.picture = lambda self, state, prior: {"x": np.ones(2)}  # type: ignore[method-assign,assignment]
         pictures._panels(Method(), values, folder)

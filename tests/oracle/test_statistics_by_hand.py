@@ -105,5 +105,5 @@ def test_two_blocks_are_enough_for_a_test() -> None:
     values = np.array([[0.5, 0.75], [0.25, 0.25]])
     (pair,) = compare_all(["A", "B"], values)
     assert pair.p == pytest.approx(stats.ttest_rel(values[0], values[1]).pvalue, abs=1e-6)
-    (over,) = compare_over_settings(["A", "B"], np.stack([values, values + [[0.1], [0.0]]], axis=1))
+    (over,) = compare_over_settings(["A", "B"], np.stack([values, values + np.array([[0.1], [0.0]])], axis=1))
     assert math.isfinite(over.p)
