@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyarrow import parquet
-from torch import Tensor
 
 from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
 from fedbench.base.records import RunFolder, record_line
@@ -28,6 +27,7 @@ from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
 from fedbench.run.server import bytes_of_sums
+from fedbench.vit.images import sent_to
 
 
 class Diverged(ArithmeticError):
@@ -192,16 +192,17 @@ def send(experiment: Experiment, round_: int) -> SentRound:
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
     """Merge the cohort's updates, and count what the round cost. Raises Diverged."""
     server, run = experiment.server, experiment.run
-    if not _finite_values(updates):
+    finite, loss, num_samples = _read_back(updates)
+    if not finite:
         raise Diverged(
             f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
         )
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
-    samples = int(updates.num_samples.sum()) * run.local.epochs
+    samples = num_samples * run.local.epochs
     costs = RoundCosts(
-        train_loss=_finite(weighted_mean(updates.loss, updates.num_samples)),
+        train_loss=_finite(loss),
         bytes_up=up * sent.cohort_size + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
         bytes_down=down * sent.cohort_size,
         multiply_adds=samples * experiment.multiply_adds,
@@ -217,7 +218,7 @@ def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
         return 0
     reported = []
     for k in new:
-        own = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
+        own = sent_to(model.labels.device, experiment.split.train[k])
         reported.append(server.statistics(model.features[own], model.labels[own]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
@@ -225,14 +226,14 @@ def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
     return sum(map(bytes_of_sums, stacked.values()))
 
 
-def weighted_mean(value: Tensor, weight: Tensor) -> float:
-    """Weighted mean as a number."""
-    return float((value * weight).sum() / weight.sum())
-
-
-def _finite_values(updates: ClientUpdates) -> bool:
-    values = [*updates.updated.values(), *updates.sums.values()]
-    return all(bool(value.isfinite().all()) for value in values if value.is_floating_point())
+def _read_back(updates: ClientUpdates) -> tuple[bool, float, int]:
+    """Whether all values are finite, the mean loss over samples, and the number of samples; read from the device at once."""
+    n = updates.num_samples
+    values = [value for value in (*updates.updated.values(), *updates.sums.values()) if value.is_floating_point()]
+    finite = torch.stack([value.isfinite().all() for value in values]).all() if values else torch.ones_like(n[0])
+    numbers = torch.stack([finite.to(n), (updates.loss * n).sum() / n.sum(), n.sum()])
+    is_finite, loss, num_samples = numbers.tolist()
+    return bool(is_finite), loss, int(num_samples)
 
 
 def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:
