@@ -1,4 +1,4 @@
-"""Archives are read in place; one that would write elsewhere, link, or grow without end is refused by name."""
+"""Archives are read in place. An archive with outside paths, links or unlimited growth is refused by name."""
 
 from __future__ import annotations
 

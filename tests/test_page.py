@@ -1,4 +1,4 @@
-"""The page: self-contained, and alive in a real browser - it sorts, filters, opens the runs of a cell, without an error."""
+"""The page is self-contained, and works in a real browser: it sorts, filters and opens the runs of a cell without errors."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ def browse(page: Path, width: int, tmp_path: Path) -> tuple[dict[str, Any], str]
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     trial.unlink()
-    found = re.findall(r'data-said="(.*?)"', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(text.unescape(found[0])), done.stderr
+    measures = re.findall(r'data-said="(.*?)"', done.stdout, re.DOTALL)
+    assert measures, done.stderr[-2000:]
+    return json.loads(text.unescape(measures[0])), done.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
