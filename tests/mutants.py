@@ -17,15 +17,18 @@ import ast
 import difflib
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -182,6 +185,7 @@ class Watcher:
 
 def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.connection.Connection) -> None:
     """In a separate process: run pytest in the copied tree and report the test that failed first."""
+    os.setsid()  # so that the processes which tests start end with this one
     os.chdir(tree)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -200,10 +204,15 @@ def killer(tree: Path, arguments: Sequence[str], seconds: float) -> str:
     process.start()
     child_end.close()
     try:
-        return parent_end.recv() if parent_end.poll(seconds) else "the time limit"
+        # Not only the pipe: a process that the tests started may hold its other end.
+        if not multiprocessing.connection.wait([parent_end, process.sentinel], seconds):
+            return "the time limit"
+        return parent_end.recv() if parent_end.poll() else "a process that died"
     except EOFError:
         return "a process that died"
     finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
 

@@ -8,7 +8,7 @@ import pytest
 from written import write_run
 
 from fedbench.report import answer
-from fedbench.report.content import Content, ReportOptions
+from fedbench.report.content import BUDGETS, Content, ReportOptions
 from fedbench.report.evidence import gather
 from fedbench.report.short_names import short_settings
 
@@ -103,3 +103,15 @@ def test_the_control_stands_beside_what_it_controls(tmp_path: Path) -> None:
 def test_settings_have_short_names_that_differ(texts: list[str], short: list[str] | None) -> None:
     wanted = short or ["g · x 1 · [clients.number=4]", "g · x 1 · [clients.number=9]"]
     assert list(short_settings(texts).values()) == wanted
+
+
+def test_budgets_count_bytes_both_ways_and_arithmetic(tmp_path: Path) -> None:
+    for label, up, down, arithmetic in (("A", 3000, 1000, 90), ("B", 500, 4500, 60)):
+        totals = {"total_bytes_up": up, "total_bytes_down": down, "total_multiply_adds": arithmetic}
+        write_run(tmp_path, label, accuracies={20: 0.5}, **totals)
+    found = content(tmp_path).budgets
+    sent, computed = BUDGETS["sent"], BUDGETS["total_multiply_adds"]
+    rows = [tuple(row) for row in found[["cost", "label", "budget", "accuracy"]].fillna(-1.0).to_numpy()]
+    assert sorted(rows) == sorted(
+        [(sent, "A", 4000.0, 0.5), (sent, "B", 4000.0, -1.0), (computed, "A", 60.0, -1.0), (computed, "B", 60.0, 0.5)]
+    )

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.data import DataError
+from fedbench.data import Archive, DataError
 from fedbench.sources import download as module
+from fedbench.sources.archive_files import fetch
 from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -189,3 +190,32 @@ def test_a_page_in_place_of_an_archive_is_thrown_away(server: Server, tmp_path: 
     with pytest.raises(DataError, match=r"expected a zip or tar archive, found 41 bytes that begin with b'<!DOCTYPE"):
         download(f"{server.url}/file", tmp_path / "x.tar.gz")
     assert not [name for name in named(tmp_path) if not name.endswith(".json")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, ", as published)"),
+        ({"md5": ""}, ", no published checksum)"),
+        ({"official": False}, ", as third parties report)"),
+        ({"official": False, "md5": "0" * 32}, f", not {'0' * 32} as third parties report)"),
+        ({"official": False, "size": 7}, ", as third parties report)"),
+        ({"md5": "0" * 32}, None),
+        ({"size": 7}, None),
+    ],
+)
+def test_only_what_the_makers_published_refuses_a_download(
+    server: Server, tmp_path: Path, changes: dict[str, Any], verdict: str | None
+) -> None:
+    facts = {"size": len(CONTENT), "md5": MD5, "official": True, **changes}
+    archive = Archive("file.bin", url=f"{server.url}/file", **facts)
+    path = tmp_path / "file.bin"
+    if verdict is None:
+        with pytest.raises(
+            DataError, match=r"could not be downloaded .*expected .*; fetch .* or name it: prepare --from"
+        ):
+            fetch(archive, path, False, "prepare", "")
+        assert not path.exists()
+    else:
+        assert fetch(archive, path, False, "prepare", "").description().endswith(verdict)
+        assert path.read_bytes() == CONTENT

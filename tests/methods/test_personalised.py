@@ -375,3 +375,14 @@ def test_family_and_citation_are_listed():
     for name in ("fedrep", "fedbabu", "ditto", "apfl", "pfedpt", "pfedpg", "fedpgp"):
         assert METHOD[name].family == "personalised", name
         assert METHOD[name].citation != Method.citation, name
+
+
+def test_own_initial_values_scatter_as_the_common_ones_do():
+    small = tiny.mini_run(METHOD["fedvpt"](prompt="local", own_init=True))
+    prompt, head = small.model.spec["prompt"], small.model.spec["head.weight"]
+    assert prompt.rows is not None
+    assert head.rows is None  # shared: all clients start from one value
+    drawn = prompt.rows(torch.arange(40))
+    assert drawn.mean().abs() < 0.01 * prompt.init.abs().max()
+    assert drawn.std() == pytest.approx(float(prompt.init.square().mean() ** 0.5), rel=0.02)
+    assert prompt.rows(torch.tensor([7]))[0].equal(drawn[7])

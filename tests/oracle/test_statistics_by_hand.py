@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fedbench.report.aggregates import at_equal_budget, improvement, iqm
-from fedbench.report.statistics import client_pairs, compare_over_settings, crossed_error
+from fedbench.report.statistics import client_pairs, compare_all, compare_over_settings, crossed_error
 
 NAN = math.nan
 
@@ -99,3 +99,11 @@ def test_intervals_hold_what_resampled_seeds_give() -> None:
     assert (chance.high - chance.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 120), rel=0.1)
     twice = improvement(many * 2, many * 2)  # two settings
     assert (twice.high - twice.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 240), rel=0.1)
+
+
+def test_two_blocks_are_enough_for_a_test() -> None:
+    values = np.array([[0.5, 0.75], [0.25, 0.25]])
+    (pair,) = compare_all(["A", "B"], values)
+    assert pair.p == pytest.approx(stats.ttest_rel(values[0], values[1]).pvalue, abs=1e-6)
+    (over,) = compare_over_settings(["A", "B"], np.stack([values, values + np.array([[0.1], [0.0]])], axis=1))
+    assert math.isfinite(over.p)
