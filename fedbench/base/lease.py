@@ -6,7 +6,6 @@ are never compared, and no kernel lock is needed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -218,7 +217,7 @@ def acquire(folder: Path) -> Iterator[Lease | None]:
 def _link(path: Path, me: Owner) -> bool:
     """Make the claim file `path` with its content in one step; False if it exists."""
     source = path.with_name(f".owner.{me.host.replace('/', '.')}.{me.pid}.{threading.get_ident()}")
-    write_atomically(source, json.dumps(asdict(me)).encode())
+    write_atomically(source, run_files.encode(asdict(me)))
     try:
         os.link(source, path)
     except FileExistsError:

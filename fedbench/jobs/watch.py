@@ -41,6 +41,7 @@ HOW = {
     "out_of_memory": "because memory ran out",
     "preempted": "because it had to make room",
 }
+GONE = "failed.json was removed a moment ago"
 LOCAL_PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0  # a file server may hide for so long that a run was done before its job ended
 
@@ -127,9 +128,10 @@ class Observer:
             reason = f"done before, but {'; '.join(damage)}; the same command makes it again"
             return view(state="failed", kind="damaged", reason=reason, log=str(folder.log))
         if status in ("done", "failed"):
-            failure = folder.failure() if status == "failed" else {}
+            problems: list[str] = []
+            failure = folder.failure(problems) if status == "failed" else {}
             if status == "failed" and not failure:
-                failure = {"kind": "unknown", "reason": "failed.json cannot be read", "log": str(folder.log)}
+                failure = {"kind": "unknown", "reason": "; ".join(problems) or GONE, "log": str(folder.log)}
             kind, reason, log = (failure.get(key, "") for key in ("kind", "reason", "log"))
             return view(state=status, kind=kind, reason=reason, log=log)
         if busy:
