@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.base.record_schema import TestMetrics, ValidationMetrics
+from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
@@ -181,7 +181,10 @@ def _mean_accuracy(found: Accuracies, clients: NDArray[np.bool_]) -> float | Non
 
 
 def _client_table(experiment: Experiment, test: Accuracies, validation: Accuracies) -> pa.Table:
-    """Each client's accuracies, and the classes that it trains on with the number of samples of each."""
+    """Each client's accuracies, and the classes that it trains on with the number of samples of each.
+
+    The table's metadata holds the multiply-adds of classifying one image.
+    """
     split = experiment.split
     kept = [np.unique(experiment.samples.labels[part], return_counts=True) for part in split.train]
     return pa.table(
@@ -194,7 +197,8 @@ def _client_table(experiment: Experiment, test: Accuracies, validation: Accuraci
             "val_accuracy": validation.each,
             "classes": [names for names, _ in kept],
             "class_samples": [counts for _, counts in kept],
-        }
+        },
+        metadata={INFERENCE: str(experiment.image_cost.inference)},
     )
 
 

@@ -36,7 +36,7 @@ def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Server:
-    """Global values [...], per-client memory, and which clients have reported their statistics."""
+    """Global values [...], per-client memory, and which clients have taken part so far."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Server:
         for name, param in spec.items():
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
-        self.has_reported = torch.zeros(clients, dtype=torch.bool)
+        self.has_taken_part = torch.zeros(clients, dtype=torch.bool)
 
     def read(self) -> Stacked:
         """The values that clients read and do not change."""
@@ -182,7 +182,7 @@ class Server:
     def state(self) -> Stacked:
         """Everything that survives a round, flat, for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | self.memory.state() | {"introduced": self.has_reported}
+        return values | self.memory.state() | {"introduced": self.has_taken_part}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError if the checkpoint belongs to another method."""
@@ -192,7 +192,7 @@ class Server:
             raise ValueError(f"the checkpoint and this run differ in {sorted(other)[:5]}")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
         self.memory.restore(rows)
-        self.has_reported = state["introduced"].clone()
+        self.has_taken_part = state["introduced"].clone()
 
 
 def nbytes(value: Tensor) -> int:
