@@ -13,9 +13,14 @@ import tiny
 from oracle import laws
 from pyarrow import parquet
 from workplace import Workplace
+from written import write_run
 
 from fedbench.base.records import RunFolder
 from fedbench.method import Method
+from fedbench.report import writer
+from fedbench.report.evidence import gather
+from fedbench.report.figures import report_figures
+from fedbench.report.figures.catalogue import FigureCatalogue
 from fedbench.run import cost
 
 CLASSES, CLIENTS, PER_ROUND, ROUNDS = 2, 4, 2, 5  # of the workplace
@@ -175,3 +180,22 @@ def test_the_table_of_clients_holds_the_inference_cost_of_its_run(runs: dict[str
 
     assert held("fedncm") == held("head_only") == PROMPT_FREE
     assert held("fedvpt") == forward(16, 8, WIDTH, HIDDEN, [TOKENS + 8] * DEPTH)
+
+
+def test_inference_cost_is_a_column_of_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
+    for seed in (0, 1):
+        write_run(tmp_path / "r", "A", seed, {20: 0.5}, clients=True, inference=32_694_000_000)
+        write_run(tmp_path / "r", "old", seed, {20: 0.5}, clients=True)  # a run of an older version
+    write_run(tmp_path / "r", "going on", 0, {10: 0.5}, state="running")
+    writer.write(gather([], tmp_path / "r"), tmp_path / "out")
+    made = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    runs = pd.read_csv(tmp_path / "out" / "runs.csv").set_index("label")["inference_multiply_adds"]
+    assert runs["A"].tolist() == [32_694_000_000] * 2
+    assert runs["old"].isna().all()
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    own = table[table["metric"] == "inference_multiply_adds"].set_index("label")["mean"]
+    assert own["A"] == 32_694_000_000
+    for name in ("index.html", "table.md", "details.tex"):
+        assert "MACs/image" in made[name], name
+        assert "32.7 G" in made[name], name

@@ -20,7 +20,7 @@ from fedbench.report.statistics import Ranking
 # column of the runs: what its axis says
 COSTS = {
     "sent": "bytes sent, up + down",
-    "total_multiply_adds": "multiply-adds of training",
+    "total_multiply_adds": "multiply-adds of clients",
     "seconds": "seconds of the run",
 }
 CHARACTER = 0.05  # inches that one takes in the heat map's column heads
