@@ -191,7 +191,7 @@ class RunFolder:
         if changed:
             raise DamagedError(f"{self.path / changed[0]} was changed or removed while the run was going on")
         (self.path / "failed.json").unlink(missing_ok=True)
-        write_atomically(self.path / "done", json.dumps(seal).encode())
+        write_atomically(self.path / "done", run_files.encode(seal))
 
     def damage(self) -> list[str]:
         """Why a run that is marked as done is not whole; empty if it is. Raises OSError if the folder is away."""
