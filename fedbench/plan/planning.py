@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,18 @@ def check_sweep(
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
     return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, available, tune)
+
+
+def check_not_begun(sweep: Sweep, names: Collection[str], source: str) -> None:
+    """Check the runs `names` of a sweep that was read without `where`. Raises ConfigError with every mistake.
+
+    The device is not checked, since jobs may run elsewhere.
+    """
+    runs = [planned.run for planned in sweep.runs if planned.name in names]
+    if runs:
+        checker = Checker(sweep.plugins)
+        check_tasks(checker, runs, sweep.machine, "elsewhere")
+        checker.mistakes.raise_if_any(source)
 
 
 def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
