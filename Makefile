@@ -1,6 +1,7 @@
 # make demo         a small benchmark from sweep to page, in an environment that it makes
 # make env          only the environment, .venv, with what requirements.lock pins and the command `fedbench`
 # make test         the fast tests (five minutes on two cores); test-all: the slow ones and those on Slurm as well
+# make kernels      the kernels of a step and the waits for a GPU in tests/gpu_counts.csv anew, counted on the pretended GPU
 # make check        lint and types; coverage: the fast tests and the lines they miss
 # make paper        every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores)
 # make docs         what the pages take from the code, and the pages as a site in site/
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo paper test test-all coverage mutants audit pin check docs lock bench-peers
+.PHONY: help env demo paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,9 @@ audit: env
 
 pin: env
 	PYTHONPATH=. $(BIN)/python tests/test_roster.py
+
+kernels: env
+	PYTHONPATH=.:tests $(BIN)/python tests/test_pretended_gpu.py
 
 check: env
 	$(BIN)/ruff check .

@@ -64,6 +64,12 @@ def test_nesterov_is_an_unknown_name() -> None:
 
 
 VAIN = [
+    (
+        {"name": "fedvpt", "own_init": True},
+        "method fedvpt.own_init: True",
+        "`prompt: local` or `head: local`",
+        {"head": "local"},
+    ),
     ({"name": "pep_fedpt", "momentum": 0.5}, "method pep_fedpt.momentum: 0.5", "`query: inject`", {"query": "inject"}),
     (
         {"name": "pep_fedpt", "prompt_length": 0, "prompt_lr_scale": 3},

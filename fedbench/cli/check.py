@@ -17,7 +17,8 @@ from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, rounds, samples, violation
-from fedbench.contract.world import Case, variants
+from fedbench.contract.world import CPU, Case, variants
+from fedbench.plan.device import choose_device
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
@@ -31,6 +32,7 @@ Exit code: 0 if the plug-in keeps the contract, 1 if not, 2 if the file holds no
 examples:
   %(prog)s my_methods/methods/mine.py
   %(prog)s datasets/npz.py --set path=mine.npz
+  %(prog)s my_methods/methods/mine.py --device cuda
 """
 
 
@@ -54,6 +56,11 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
     options.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets (default: data)"
     )
+    options.add_argument(
+        "--device",
+        default="cpu",
+        help="auto, cpu, cuda or cuda:N: where the rounds of methods and aggregations run (default: cpu)",
+    )
     return options
 
 
@@ -62,24 +69,32 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
     """Check the files named on the command line and return the exit code."""
     options = parser(program).parse_args(arguments)
     torch.set_num_threads(1)  # fastest for tiny tensors
+    try:
+        device = choose_device(options.device)
+    except ValueError as error:
+        sys.stderr.write(f"error: --device: {error}\n")
+        return MISTAKE
     codes = []
     for file in options.files:
         try:
-            codes.append(check_file(file, options.fields, options.data))
+            codes.append(check_file(file, options.fields, options.data, device))
         except PluginError as error:
             sys.stderr.write(f"error: {error}\n")
             codes.append(MISTAKE)
     return max(codes)
 
 
-def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
-    """Print one line per check and return the exit code. Raises PluginError if there is no plug-in to check."""
+def check_file(file: Path, fields: Iterable[str], root: Path, device: torch.device = CPU) -> int:
+    """Print one line per check and return the exit code; rounds run on `device`.
+
+    Raises PluginError if there is no plug-in to check.
+    """
     kind, cls = find(file)
     values = _values(file, cls, fields)
     made: dict[str, Any] = variants(file.stem, cls, **values)
     say(f"{file}: {kind} {file.stem}" + (f", {len(made)} variants" if len(made) > 1 else ""))
     failed = 0
-    for check, subjects in plan(kind, made, root):
+    for check, subjects in plan(kind, made, root, device):
         if not subjects:
             continue  # the plug-in trains nothing
         wrong = first_wrong(check, subjects)
@@ -132,8 +147,10 @@ def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(made, name) for name in values}
 
 
-def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, dict[str, Any]]]:
-    """Each check with the subjects {name: ...} that it is run on."""
+def plan(
+    kind: Kind, made: dict[str, Any], root: Path, device: torch.device = CPU
+) -> Iterator[tuple[Check, dict[str, Any]]]:
+    """Each check with the subjects {name: ...} that it is run on; rounds run on `device`."""
     for check in form.CHECKS:
         yield check, made
     if kind in ("dataset", "partition"):
@@ -141,7 +158,7 @@ def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, 
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
         yield from ((check, subjects) for check in samples.CHECKS if check.subject_kind == kind)
         return
-    cases = dict(_cases(kind, made))
+    cases = {name: dataclasses.replace(case, device=device) for name, case in _cases(kind, made)}
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
     for check in (*isolation.CHECKS, *rounds.CHECKS[1:]):

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.rounds import COHORT, TOLERANCE, agree, client_updates, local_values, updates_agree
-from fedbench.contract.world import Case, mini_run
+from fedbench.contract.world import Case
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
 from fedbench.run.stacked import rows
@@ -92,8 +92,7 @@ def samples_do_not_see_each_other(case: Case) -> None:
 @check("round")
 def nothing_is_remembered_outside_params(case: Case) -> None:
     """A hook stores nothing on the method, its class or its module: state is declared in params()."""
-    method = dataclasses.replace(case.method)
-    world = mini_run(method, case.aggregation)
+    world = dataclasses.replace(case, method=dataclasses.replace(case.method)).new_run()
     world.report_statistics(range(len(world.train)))
     first = world.round(COHORT[:1])
     world.round(COHORT[1:])

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, mini_run, task
+from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, task
 from fedbench.method import ClientUpdates, Param
 from fedbench.method.hooks import describe
 from fedbench.run.evaluation import accuracies
@@ -225,7 +225,7 @@ def bytes_of_statistics_are_those_of_what_is_serialised(case: Case) -> None:
     """The bytes of statistics are those of a client's non-zero rows or of all rows in safetensors files, whichever is less."""
     if case.method.statistics is None:
         return
-    world = mini_run(case.method, case.aggregation, dtype=torch.float32)
+    world = case.new_run(dtype=torch.float32)
     each = world.statistics(range(CLIENTS))
     counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
     written = sum(cheapest({name: value[None]}) for stats in each for name, value in stats.items())
@@ -257,7 +257,8 @@ def evaluation_equals_the_loop_over_samples(case: Case) -> None:
         client_values = rows(values, slice(k, k + 1)) | world.server.read()
         right = 0
         for i in part:
-            logits = world.model.forward(client_values, torch.tensor([[i]]), prior).logits
+            index = world.model.sample_index(np.array([[i]]))
+            logits = world.model.forward(client_values, index, prior).logits
             right += int(logits[0, 0].argmax() == world.model.labels[i])
         if (batched.right[k], batched.count[k]) != (right, len(part)):
             raise ContractError(

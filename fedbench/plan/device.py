@@ -10,9 +10,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}") from error
+        device: torch.device | None = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name!r} is not there: torch finds no GPU")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):

@@ -222,6 +222,6 @@ def personal(experiment: Experiment, clients: Ints) -> Stacked:
     server, run = experiment.server, experiment.run
     epochs = experiment.model.method.finetune_epochs
     if not epochs:
-        return server.send(torch.from_numpy(clients).to(server.device))
+        return server.send(torch.from_numpy(clients))
     updates = experiment.train(clients, run.local.lr, "finetune", epochs=epochs)
     return rows(updates.updated, torch.argsort(updates.clients))

@@ -114,7 +114,7 @@ class _ChunkTraining:
             self._phase(phase, batches)
         epochs = max(1, self.local.epochs * len(phases))
         return ClientUpdates(
-            clients=torch.from_numpy(np.array(phases[0].clients)).to(self.device),
+            clients=sent_to(self.device, np.array(phases[0].clients)),
             received=self.received,
             updated={name: value.detach() for name, value in self.values.items()},
             sums=self.sums,
@@ -280,5 +280,5 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
 
 def without_training(clients: Tensor, received: Stacked, samples: Sequence[int], lr: float) -> ClientUpdates:
     """The updates of clients that train nothing: a method whose server learns from statistics alone."""
-    n = torch.tensor(samples, dtype=torch.float64, device=clients.device)
+    n = sent_to(clients.device, np.array(samples, dtype=np.float64))
     return ClientUpdates(clients, received, {}, {}, n, torch.zeros_like(n), torch.full_like(n, torch.nan), lr)

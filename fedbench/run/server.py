@@ -12,6 +12,7 @@ from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param
 from fedbench.method.hooks import describe
 from fedbench.run.client_memory import ClientMemory
 from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, per_client, weighted_mean
+from fedbench.vit.images import sent_to
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
@@ -63,6 +64,7 @@ class Server:
     def send(self, clients: Tensor) -> Stacked:
         """The values that the clients [K] start from, [K, ...]: their own memory and copies of the shared values.
 
+        `clients` is on the host, so that no client number is read back from a GPU.
         Raises HookError if `newcomer` returns something that is not a local value of the declared shape.
         """
         values = self.memory.read(clients)
@@ -85,10 +87,14 @@ class Server:
         return made
 
     def generated(self, clients: Tensor) -> Stacked:
-        """{name: [K, ...]} that the method's `send` makes for the clients [K] instead of copies of the server's values."""
+        """{name: [K, ...]} that the method's `send` makes for the clients [K] instead of copies of the server's values.
+
+        `clients` is on the host; the hook gets it on the device.
+        """
         hook = self.method.send
         if hook is None:
             return {}
+        clients = sent_to(self.device, clients)
         if self.mode == "loop":
             each = [call_hook(hook, lambda k=k: hook(self.values, k)) for k in clients.split(1)]  # type: ignore[misc]
             made = {name: torch.cat([one[name] for one in each]) for name in each[0]}
@@ -120,9 +126,11 @@ class Server:
         merge = self.aggregation.merge
         averaged = {name: new[name] for name in mean}
         new |= self._declared(merge, call_hook(merge, lambda: merge(self.values, updates, averaged)), count)
+        local = {name: value for name, value in new.items() if spec[name].home == "local"}
+        clients = updates.clients.cpu() if local else updates.clients
         for name, value in new.items():
-            if spec[name].home == "local":
-                self.memory.write(updates.clients, name, value)
+            if name in local:
+                self.memory.write(clients, name, value)
             else:
                 self.values[name] = value.detach()
 
@@ -152,7 +160,7 @@ class Server:
         Down: copies of shared values, values that clients read, values that `send` makes. Up: those of them that clients
         train, and their gradients if the aggregation wants them.
         """
-        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        one = torch.zeros(1, dtype=torch.long)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
         exchanged |= {name: value[0] for name, value in self.generated(one).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
@@ -163,7 +171,7 @@ class Server:
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""
-        one = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
+        one = self.send(torch.zeros(1, dtype=torch.long))
         return sum(value.numel() * value.element_size() for value in one.values())
 
     def unseen_client(self) -> Stacked | None:
@@ -173,10 +181,10 @@ class Server:
         """
         if self.method.send is not None or any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
-        values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
+        values = self.send(torch.zeros(1, dtype=torch.long))
         for name, param in self.spec.items():
             if param.home == "local":
-                values[name] = param.init.to(values[name])[None]
+                values[name] = sent_to(self.device, param.init.to(values[name].dtype))[None]
         return values
 
     def state(self) -> Stacked:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyarrow import parquet
-from torch import Tensor
 
 from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
 from fedbench.base.records import RunFolder, record_line
@@ -28,6 +27,7 @@ from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
 from fedbench.run.server import bytes_of_sums
+from fedbench.vit.images import sent_to
 
 
 class Diverged(ArithmeticError):
@@ -200,7 +200,8 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     the classifier comes down once. Cached features cost each client one pass over its images, in its first round as well.
     """
     server, run = experiment.server, experiment.run
-    if not _finite_values(updates):
+    finite, loss, num_samples = _read_back(updates)
+    if not finite:
         raise Diverged(
             f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
         )
@@ -208,10 +209,10 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
     receivers = len(sent.cohort) if sent.training.batches else len(sent.new)
-    samples = int(updates.num_samples.sum()) * run.local.epochs
+    samples = num_samples * run.local.epochs
     first_passes = int(experiment.split.train.sizes[sent.new].sum())
     costs = RoundCosts(
-        train_loss=_finite(weighted_mean(updates.loss, updates.num_samples)),
+        train_loss=_finite(loss),
         bytes_up=up * receivers + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
         bytes_down=down * receivers,
         multiply_adds=samples * experiment.image_cost.training + first_passes * experiment.image_cost.features,
@@ -226,21 +227,21 @@ def collect_statistics(experiment: Experiment, new: Ints) -> int:
         return 0
     reported = []
     for k in new:
-        own = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
+        own = sent_to(model.labels.device, experiment.split.train[k])
         reported.append(server.statistics(model.features[own], model.labels[own]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
     return sum(map(bytes_of_sums, stacked.values()))
 
 
-def weighted_mean(value: Tensor, weight: Tensor) -> float:
-    """Weighted mean as a number."""
-    return float((value * weight).sum() / weight.sum())
-
-
-def _finite_values(updates: ClientUpdates) -> bool:
-    values = [*updates.updated.values(), *updates.sums.values()]
-    return all(bool(value.isfinite().all()) for value in values if value.is_floating_point())
+def _read_back(updates: ClientUpdates) -> tuple[bool, float, int]:
+    """Whether all values are finite, the mean loss over samples, and the number of samples; read from the device at once."""
+    n = updates.num_samples
+    values = [value for value in (*updates.updated.values(), *updates.sums.values()) if value.is_floating_point()]
+    finite = torch.stack([value.isfinite().all() for value in values]).all() if values else torch.ones_like(n[0])
+    numbers = torch.stack([finite.to(n), (updates.loss * n).sum() / n.sum(), n.sum()])
+    is_finite, loss, num_samples = numbers.tolist()
+    return bool(is_finite), loss, int(num_samples)
 
 
 def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:

@@ -90,9 +90,9 @@ class Images:
         return pixels.to(self.dtype).mul_(self.scale).add_(self.offset)
 
 
-def sent_to(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """`array` on `device`; through pinned memory to a GPU, so that the host does not wait for the copy."""
-    tensor = torch.from_numpy(array)
+def sent_to(device: torch.device, values: NDArray[Any] | Tensor) -> Tensor:
+    """`values` of the host on `device`; through pinned memory to a GPU, so that the host does not wait for the copy."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

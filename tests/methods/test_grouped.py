@@ -145,10 +145,11 @@ def test_pfpt_log_likelihood_is_that_of_the_model():
     x = torch.tensor([[1.0, 0.0]])
     phi, std = torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [1.0, 1.0]])
     logit = torch.tensor([0.0, math.log(0.2 / 0.8)])
-    scores, unused = pfpt.log_likelihood(x, phi, std, logit)
+    scores = pfpt.gains(torch.cat([x.square(), -2 * x], 1), phi, std, logit)
+    unused = math.log(1 - 0.5) + math.log(1 - 0.2)
     normal = [-0.5 - math.log(2) - math.log(2 * math.pi), -2.0 - math.log(2 * math.pi)]
-    assert (scores[0, 0] + unused).item() == pytest.approx(normal[0] + math.log(0.5) + math.log(0.8), abs=1e-5)
-    assert (scores[0, 1] + unused).item() == pytest.approx(normal[1] + math.log(0.5) + math.log(0.2), abs=1e-5)
+    assert scores[0, 0].item() + unused == pytest.approx(normal[0] + math.log(0.5) + math.log(0.8), abs=1e-5)
+    assert scores[0, 1].item() + unused == pytest.approx(normal[1] + math.log(0.5) + math.log(0.2), abs=1e-5)
 
 
 def test_pfpt_merges_close_versions_and_keeps_strangers_apart():
