@@ -25,7 +25,7 @@ from fedbench.base import record_schema
 
 JOB_ID = re.compile(r"\d+(_\d+)?")  # a Slurm job, or a task of a job array
 CHECKSUM = "checksum"  # the key of a file's own checksum
-LARGEST = 1 << 100  # no count of ours comes near it, and every tool of a reader takes it as a float
+LARGEST = 1 << 100  # far above all counts here, and small enough for a float in every reader's tools
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ def _checksum_of(value: Mapping[str, Any]) -> str:
 
 
 def misfit(value: Any, shape: Shape, more_keys: bool = False) -> str:
-    """What keeps `value` from being a mapping of this shape, or an empty text.
+    """Why `value` is not a mapping of this shape; "" if it is.
 
-    `more_keys`: keys beside the shape's may hold anything; else each is a misfit.
+    `more_keys`: keys outside the shape may hold anything; else each is a misfit.
     """
     if not isinstance(value, dict):
         return f"expected a mapping, found {_shortened(value)}"
@@ -190,7 +190,7 @@ def _shortened(value: Any) -> str:
 
 
 def content(path: Path, problems: list[str]) -> bytes | None:
-    """The bytes of a file, or None if it is absent or cannot be read, which is a problem."""
+    """The bytes of a file; None if it is absent, or if it cannot be read, which is added to `problems`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -216,8 +216,8 @@ def lines(
 ) -> list[tuple[bytes, dict[str, Any]]]:
     """(text, value without its checksum) of every whole line of this shape in `data`, the content of `path`.
 
-    `more_keys` is as in `misfit`. A last line without its line break is what a kill leaves of a line. It is ignored, and it
-    is only a problem if it holds more than a part of a line.
+    `more_keys` is as in `misfit`. A last line without a line break was cut by a kill. It is ignored, and reported as a
+    problem only if it holds more than a part of a line.
     """
     *whole, rest = data.split(b"\n")
     checked = []
