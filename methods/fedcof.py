@@ -36,7 +36,7 @@ class Method(Base):
     temperature: Annotated[float, Field(gt=0)] = option(
         0.25,
         "tau: the scores are divided by it; matters only with a prior",
-        needs=("`logit_prior: eval`", lambda own: own.logit_prior in ("eval", "both")),
+        needs=("`logit_prior: eval`", lambda options: options.logit_prior in ("eval", "both")),
     )
 
     family: ClassVar[str] = "training-free"

@@ -35,7 +35,7 @@ class Method(Base):
     own_init: bool = option(
         False,
         "whether each client draws its own initial local values",
-        needs=("`prompt: local` or `head: local`", lambda own: "local" in (own.prompt, own.head)),
+        needs=("`prompt: local` or `head: local`", lambda options: "local" in (options.prompt, options.head)),
     )
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"

@@ -42,7 +42,7 @@ class Method(Base):
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         1.0,
         "factor on the learning rate of the prompts",
-        needs=("shared prompts (`prompt_length`)", lambda own: own.prompt_length > 0),
+        needs=("shared prompts (`prompt_length`)", lambda options: options.prompt_length > 0),
     )
     class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
     class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
@@ -65,7 +65,7 @@ class Method(Base):
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
         0.0,
         "momentum of the prototypes over rounds; with query inject only",
-        needs=("`query: inject`", lambda own: own.query == "inject"),
+        needs=("`query: inject`", lambda options: options.query == "inject"),
     )
     average: Literal["samples", "class_counts"] = option(
         "samples",
