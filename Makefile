@@ -1,4 +1,5 @@
 # make demo         create the environment, run a small benchmark and make its report
+# make readme       put the table and the picture of the demo's report into README.md
 # make env          create only the environment, .venv, with the packages of requirements.lock and the command `fedbench`
 # make test         run the fast tests (five minutes on two cores); test-all: also the slow tests and those on Slurm
 # make kernels      count the kernels of a step and the waits for a GPU on a pretended GPU, and write them to tests/gpu_counts.csv
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
+.PHONY: help env demo readme paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +31,9 @@ env: .venv/installed
 demo: env
 	$(BIN)/python -m fedbench.sweep sweeps/quickstart.yaml --cluster local
 	$(BIN)/python reports/make_figures.py sweeps/quickstart.yaml
+
+readme: env
+	$(BIN)/python reports/make_readme.py
 
 paper: env
 	$(BIN)/python reports/make_paper.py

@@ -47,7 +47,7 @@ def test_it_is_legal_and_fair(name: str) -> None:
     made = read(name)
     assert made.name == name
     seeds = {planned.run.seed for planned in made.runs}
-    assert len(seeds) >= (2 if name == "quickstart" else 3)
+    assert len(seeds) >= 3
     for setting in {repr((p.run.dataset, p.run.partition, p.run.clients)) for p in made.runs}:
         here = [p for p in made.runs if repr((p.run.dataset, p.run.partition, p.run.clients)) == setting]
         for label in {p.label for p in here}:

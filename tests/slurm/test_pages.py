@@ -15,8 +15,8 @@ def test_the_commands_of_the_readme(slurm: Cluster, tmp_path: Path) -> None:
     page = Page("README.md")
     page.lay_out(tmp_path)
     submit, status, cancel = page.on_slurm
-    assert "28 started to Slurm" in page.run(submit, tmp_path)
-    assert "28 runs:" in page.run(status, tmp_path)
+    assert "42 started to Slurm" in page.run(submit, tmp_path)
+    assert "42 runs:" in page.run(status, tmp_path)
     assert "runs cancelled" in page.run(cancel, tmp_path)
 
 
