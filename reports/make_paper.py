@@ -52,9 +52,9 @@ SWEEPS: dict[str, dict[str, str]] = {
 
 def flags(name: str, further: Sequence[str]) -> list[str]:
     """What shrinks the sweep file `name`, as arguments of the sweep and of the report alike."""
-    own = SWEEPS[name]
-    small = {key: value for key, value in SMALL.items() if f"grid.{key}" not in own}
-    settings = [f"{key}={' '.join(value.split())}" for key, value in {**small, **own}.items()]
+    overrides = SWEEPS[name]
+    small = {key: value for key, value in SMALL.items() if f"grid.{key}" not in overrides}
+    settings = [f"{key}={' '.join(value.split())}" for key, value in {**small, **overrides}.items()]
     return [word for setting in [*settings, *further] for word in ("--set", setting)]
 
 
@@ -68,19 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="further settings for all sweeps"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     worst, rows = 0, []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])}
-    for name in [name for name in SWEEPS if name in given.only]:
+    for name in [name for name in SWEEPS if name in options.only]:
         start = time.monotonic()
-        file, both = str(HOME / "sweeps" / f"{name}.yaml"), ["--results", str(given.results), *flags(name, given.set)]
-        sweep = [sys.executable, "-m", "fedbench.sweep", file, "--cluster", given.cluster, *both]
+        file, both = (
+            str(HOME / "sweeps" / f"{name}.yaml"),
+            ["--results", str(options.results), *flags(name, options.set)],
+        )
+        sweep = [sys.executable, "-m", "fedbench.sweep", file, "--cluster", options.cluster, *both]
         figures = [
             sys.executable,
             str(HOME / "reports" / "make_figures.py"),
             file,
             "--out",
-            str(given.out / name),
+            str(options.out / name),
             *both,
         ]
         codes = [subprocess.run(command, env=environment, check=False).returncode for command in (sweep, figures)]
@@ -91,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if codes[1] == 2:
             break  # a mistake, and the same one for each sweep
     links = "".join(f'<li><a href="{html.escape(name)}/index.html">{html.escape(name)}</a></li>' for name, _ in rows)
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>fedbench: paper</title><ul>{links}</ul></html>\n'
     )
-    (given.out / "index.html").write_text(page)
-    sys.stdout.write(f"{given.out / 'index.html'}: {sum(seconds for _, seconds in rows) / 60:.1f} minutes in all\n")
+    (options.out / "index.html").write_text(page)
+    sys.stdout.write(f"{options.out / 'index.html'}: {sum(seconds for _, seconds in rows) / 60:.1f} minutes in all\n")
     return worst
 
 

@@ -1,4 +1,4 @@
-"""The verdicts keep their promise: equal methods are rarely told apart, in simulations and in real runs."""
+"""The error rates of verdicts: equal methods are rarely called different, in simulations and in real runs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_equal_methods_are_rarely_told_apart_over_settings(luck: float, settings
 
 
 def test_a_difference_is_found_when_seeds_suffice() -> None:
-    found = {seeds: calibration.detection(calibration.PLAIN, 8, seeds, 2.0) for seeds in (2, 3, 5)}
-    assert found[2] > 0.3
-    assert found[3] > 0.65
-    assert found[5] > 0.95
+    powers = {seeds: calibration.detection(calibration.PLAIN, 8, seeds, 2.0) for seeds in (2, 3, 5)}
+    assert powers[2] > 0.3
+    assert powers[3] > 0.65
+    assert powers[5] > 0.95
 
 
 def test_the_simulation_would_see_a_test_that_takes_clients_for_replicates() -> None:
@@ -81,9 +81,9 @@ def test_one_method_under_eight_labels_is_not_told_apart_from_itself(tmp_path: P
     runs = evidence.runs.assign(reference=False)  # `head_only` is a reference; here its labels compete
     assert (len(runs), set(runs["state"])) == (12 * 8 * 3, {"done"})
     assert runs.groupby(["setting", "seed"])["mean_accuracy"].nunique().min() > 2  # the stream does change the numbers
-    found = contests.within(runs, evidence.clients)
-    claiming = [setting for setting, pairs in found.items() if any(pair.significant for pair in pairs)]
-    assert len(found) == 12
+    comparisons = contests.within(runs, evidence.clients)
+    claiming = [setting for setting, pairs in comparisons.items() if any(pair.significant for pair in pairs)]
+    assert len(comparisons) == 12
     assert len(claiming) <= 1, claiming
     assert not any(pair.significant for pair in contests.overall(runs).pairs)
     table = summary(runs)

@@ -1,4 +1,4 @@
-"""Figures: that all are made, hold something, stay the same, and put every method where its numbers say."""
+"""Figures: all are drawn, none is empty, they are reproducible, and every method is at the position of its numbers."""
 
 from __future__ import annotations
 
@@ -108,26 +108,26 @@ DEUTERANOPIA = np.array(
 
 
 def test_looks_differ_by_more_than_the_marker_in_grey_and_without_green_cones() -> None:
-    found = list(style.looks([f"m{i}" for i in range(14)]).values())
-    for first, second in combinations(found, 2):
+    looks = list(style.looks([f"m{i}" for i in range(14)]).values())
+    for first, second in combinations(looks, 2):
         assert first.marker != second.marker
         if first.line == second.line:
             colours = light(first.colour), light(second.colour)
             grey = [lab(np.full(3, [0.2126, 0.7152, 0.0722] @ colour))[0] for colour in colours]
-            seen = [lab(np.clip(DEUTERANOPIA @ colour, 0, 1)) for colour in colours]
+            colours_seen = [lab(np.clip(DEUTERANOPIA @ colour, 0, 1)) for colour in colours]
             assert abs(grey[0] - grey[1]) > 9
-            assert np.linalg.norm(seen[0] - seen[1]) > 9
-    for first, second in pairwise(found):  # variants of a method stand next to each other
+            assert np.linalg.norm(colours_seen[0] - colours_seen[1]) > 9
+    for first, second in pairwise(looks):  # variants of a method stand next to each other
         assert first.line != second.line
         assert first.hollow != second.hollow
 
 
 def test_looks_differ_for_28_methods_and_stay_with_their_label() -> None:
     names = [f"m{i}" for i in range(29)]
-    found = style.looks(names, ["m3"])
-    assert len({(look.colour, look.line) for look in found.values()}) == 29
-    assert found["m3"].colour == "#000000"
-    assert style.looks(names[:5], ["m3"])["m4"] == found["m4"]
+    looks = style.looks(names, ["m3"])
+    assert len({(look.colour, look.line) for look in looks.values()}) == 29
+    assert looks["m3"].colour == "#000000"
+    assert style.looks(names[:5], ["m3"])["m4"] == looks["m4"]
 
 
 def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_whatever_varies_alone_becomes_an_axis(tmp_path: Path) -> None:
                 config={"method": {"name": "pep", "prompt_length": length, "inject": inject}},
             )  # fmt: skip
     write_run(tmp_path, "other", config={"method": {"name": "other", "prompt_length": 4}})
-    found = of(tmp_path)
-    assert set(found) == {"method.prompt_length", "method.inject"}
-    (family,) = found["method.prompt_length"]
+    families = of(tmp_path)
+    assert set(families) == {"method.prompt_length", "method.inject"}
+    (family,) = families["method.prompt_length"]
     assert family.numeric
     assert sorted(set(family.runs["line"])) == ["pep(inject=2)", "pep(inject=3)"]  # `other` varies nothing
     assert sorted(family.runs["level"]) == [4, 4, 8, 8]
@@ -198,11 +198,11 @@ def test_a_choice_is_drawn_as_words_and_participation_as_panels_of_a_partition(t
         write_run(tmp_path, f"pep {prior}", method="pep", config={"method": {"name": "pep", "prior": prior}})
     for cohort in (1, 2):
         write_run(tmp_path, "A", config={"clients": {"number": 9, "per_round": cohort}})
-    found = of(tmp_path)
-    (choice,) = found["method.prior"]
+    families = of(tmp_path)
+    (choice,) = families["method.prior"]
     assert not choice.numeric
     assert set(choice.runs["line"]) == {"pep"}
-    (cohorts,) = found["clients.per_round"]
+    (cohorts,) = families["clients.per_round"]
     assert sorted(cohorts.runs["level"]) == [1, 2]
     assert cohorts.title == "glyphs · dirichlet 0.3"
 
@@ -268,8 +268,8 @@ def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path
         label="A", name=folder.path.name, tuning={}, run=SimpleNamespace(method={}, dataset={}, partition={})
     )
     made = SimpleNamespace(make=lambda kind, block: Shown())
-    found, notes = pictures.pictures_of([planned], made, tmp_path)  # type: ignore[list-item,arg-type]
-    caption, panels = found[folder.path.name]
+    pictures_, notes = pictures.pictures_of([planned], made, tmp_path)  # type: ignore[list-item,arg-type]
+    caption, panels = pictures_[folder.path.name]
     assert (caption, notes) == ("What it knows.", [])
     np.testing.assert_array_equal(panels["all"], values)
     # client 0 holds 1 sample of class 0 and 8 of class 1 (see `write_run`)
@@ -342,7 +342,7 @@ def overflow(figure: Figure) -> list[str]:
     """Texts of a figure as it is saved that reach over its edge, or over a neighbour on the same axis."""
     frame.save(figure, ("png",))
     renderer = FigureCanvasAgg(figure).get_renderer()
-    edge, found = figure.bbox.padded(1.0), []
+    edge, cut = figure.bbox.padded(1.0), []
     for axes in figure.axes:
         texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
@@ -350,15 +350,17 @@ def overflow(figure: Figure) -> list[str]:
             ticks = [tick for tick in axis.get_major_ticks() if tick.label1.get_visible()]
             shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]  # others are not drawn
             boxes = [text.get_window_extent(renderer) for text in shown]
-            found += [
-                text.get_text() for text, (one, two) in zip(shown, pairwise(boxes), strict=False) if one.overlaps(two)
+            cut += [
+                text.get_text()
+                for text, (first, second) in zip(shown, pairwise(boxes), strict=False)
+                if first.overlaps(second)
             ]
             texts += shown
         for text in texts:
             box = text.get_window_extent(renderer)
             if text.get_text().strip() and not (edge.contains(*box.min) and edge.contains(*box.max)):
-                found.append(text.get_text())
-    return found
+                cut.append(text.get_text())
+    return cut
 
 
 @pytest.mark.parametrize("rows", [1, 7])

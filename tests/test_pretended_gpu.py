@@ -96,18 +96,18 @@ def outcome(run: Experiment) -> Outcome:
     return Outcome({name: value.cpu() for name, value in run.server.state().items()}, accuracies, costs)
 
 
-def assert_equal(found: Outcome, expected: Outcome) -> None:
-    assert found.state.keys() == expected.state.keys()
+def assert_equal(actual: Outcome, expected: Outcome) -> None:
+    assert actual.state.keys() == expected.state.keys()
     for name, value in expected.state.items():
         torch.testing.assert_close(
-            found.state[name].double(),
+            actual.state[name].double(),
             value.double(),
             rtol=TOLERANCE,
             atol=TOLERANCE,
             msg=lambda m, n=name: f"{n}: {m}",
         )
-    assert found.accuracies == expected.accuracies
-    for here, there in zip(found.costs, expected.costs, strict=True):
+    assert actual.accuracies == expected.accuracies
+    for here, there in zip(actual.costs, expected.costs, strict=True):
         for name, value in there.items():  # the loss is None if nothing is trained
             assert here[name] == (value if value is None else pytest.approx(value, rel=1e-5)), name
 
@@ -194,10 +194,10 @@ ROSTER = [
 @pytest.mark.parametrize(("name", "precision"), ROSTER)
 def test_a_method_has_the_cpus_numbers_and_waits_in_no_step_and_starts_no_more_kernels(name, precision, world):
     """bfloat16 is rounded as on a CPU, so its numbers are the CPU's too."""
-    found, counts, waits_in_steps = counted(world, precision, method=METHODS[name])
+    actual, counts, waits_in_steps = counted(world, precision, method=METHODS[name])
     assert not waits_in_steps
     assert not too_many(name, precision, counts), "fewer kernels, or `make kernels` if it is worth them"
-    assert_equal(found, outcome(experiment(world, "cpu", precision=precision, method=METHODS[name])))
+    assert_equal(actual, outcome(experiment(world, "cpu", precision=precision, method=METHODS[name])))
 
 
 def test_the_table_of_counts_holds_every_method_and_no_other():
@@ -227,19 +227,19 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_every_other_part_of_a_run_has_the_cpus_numbers_and_waits_in_no_step(case, world):
     base = {"method": "fedvpt", "precision": "float32", **OTHERS[case]}
-    found, _, waits_in_steps = counted(world, base.pop("precision"), **base)
+    actual, _, waits_in_steps = counted(world, base.pop("precision"), **base)
     assert not waits_in_steps
     expected = outcome(experiment(world, "cpu", **{"method": "fedvpt", **OTHERS[case]}))
-    assert_equal(found, expected)
+    assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["fedvpt", "pep_fedpt"])
 def test_streamed_images_give_the_same_numbers_and_no_step_waits(name, world, monkeypatch):
     expected = outcome(experiment(world, "cpu", method=name))
     monkeypatch.setattr(images_module, "RESIDENT_BYTES", 0)
-    found, _, waits_in_steps = counted(world, "float32", method=name)
+    actual, _, waits_in_steps = counted(world, "float32", method=name)
     assert not waits_in_steps
-    assert_equal(found, expected)
+    assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("kept", ["resized", "source"])
@@ -275,8 +275,8 @@ def test_a_pack_on_a_gpu_gives_each_run_the_numbers_that_it_has_alone_on_a_cpu(w
                 updates = pack.train_together([each.training for each in sent])
             assert len(steps.phases) == 1  # both runs in one graph
             assert not steps.waits
-            for i, (run, one, mine) in enumerate(zip(runs, sent, updates, strict=True)):
-                costs[i].append(vars(simulation.receive(run, round_, one, mine).costs))
+            for i, (run, round_sent, client_updates) in enumerate(zip(runs, sent, updates, strict=True)):
+                costs[i].append(vars(simulation.receive(run, round_, round_sent, client_updates).costs))
         for run, cost, alone in zip(runs, costs, expected, strict=True):
             state = {name: value.cpu() for name, value in run.server.state().items()}
             accuracies = evaluation.evaluate(run).clients["accuracy"].to_pylist()
@@ -306,10 +306,10 @@ def test_a_run_that_is_interrupted_on_a_gpu_goes_on_there_and_on_a_cpu_with_the_
     assert len(expected) == 1
     for place, second in (("both", "cuda"), ("first", "cpu")):
         assert run(place, "cuda", must_leave=True) == []
-        (found,) = run(place, second)
+        (record,) = run(place, second)
         for key, value in expected[0].items():
             if key != "chunk_images":  # a device's own
-                assert found[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+                assert record[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,9 +441,9 @@ def test_one_more_kernel_in_a_step_is_counted_and_refused(run_on_gpu, monkeypatc
 
 def test_other_numbers_than_the_cpus_are_seen(world, monkeypatch):
     planted(monkeypatch, lambda v: v * (1 + 1e-3 * v.is_cuda))
-    found, _, _ = counted(world, "float32", method="fedvpt")
+    actual, _, _ = counted(world, "float32", method="fedvpt")
     with pytest.raises(AssertionError, match=r"server\."):
-        assert_equal(found, outcome(experiment(world, "cpu", method="fedvpt")))
+        assert_equal(actual, outcome(experiment(world, "cpu", method="fedvpt")))
 
 
 def test_nothing_of_the_pretended_gpu_is_left_behind(world):

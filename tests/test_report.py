@@ -1,4 +1,4 @@
-"""A whole report: its files, their LaTeX, Markdown and CSV, what it warns of, and the command."""
+"""A whole report: its files, their LaTeX, Markdown and CSV, its warnings, and the command."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     (tmp_path / "there.yaml").write_text("grd: {}\n")
     results = ["--results", str(tmp_path / "good")]
-    for arguments, told in (
+    for arguments, message in (
         (["--results", str(tmp_path / "bad")], "does not exist; folders beside it that hold runs: good"),
         (["--results", str(tmp_path / "empty")], "holds no runs"),
         (["--results", str(tmp_path / "file")], "is a file"),
@@ -203,7 +203,7 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
         ([*results, "--versus", "A", "B"], "no method is labelled B; legal: A"),
     ):
         assert figures.main(arguments) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit) as stop:
         figures.main(["--resutls", "x"])
     assert stop.value.code == 2
@@ -278,8 +278,8 @@ def test_a_damaged_file_is_named_and_the_report_goes_on(
     printed = " ".join(capsys.readouterr().out.split())
     assert "75.0" in printed
     html = (tmp_path / "out" / "index.html").read_text()
-    for told in (printed, html):
-        assert f"{hurt.path.name}/{file}" in told.replace(" ", "")
+    for output in (printed, html):
+        assert f"{hurt.path.name}/{file}" in output.replace(" ", "")
     assert ("50.0" in printed) == (file == "clients.parquet")  # without its clients the run still counts
 
 
@@ -367,11 +367,11 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
     assert set(evidence.runs["setting"]) == {"my_data · dirichlet 0.2"}
 
 
-@pytest.mark.parametrize("asked", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
-def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweeps", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
+def test_reports_import_no_torch(sweeps: list[str], tmp_path: Path) -> None:
     """Not even where a sweep file is read, which needs the plug-ins: a process of its own reads it."""
     write_run(tmp_path / "results", clients=True)
-    arguments = [*asked, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    arguments = [*sweeps, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
     code = (
         f"import sys; from fedbench.cli import figures; code = figures.main({arguments!r}); "
         "assert 'torch' not in sys.modules; sys.exit(code)"

@@ -1,4 +1,4 @@
-"""Damaged and odd files of runs: every one is named, the others go on, and no number is lost without a word."""
+"""Damaged and odd files of runs: each is named, the other runs continue, and no number is lost silently."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_without_any_usable_checkpoint_a_run_begins_anew(place: Workplace, kille
         cut(killed.path / name)
     assert place.run("--cluster", "inline", "--no-watch") == 0
     assert_undisturbed(killed, undisturbed)
-    assert "the run begins anew" in killed.log.read_text()
+    assert "the run starts from the beginning" in killed.log.read_text()
 
 
 def test_a_checkpoint_of_an_older_version_without_checksums_is_read(tmp_path: Path) -> None:

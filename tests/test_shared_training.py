@@ -1,4 +1,4 @@
-"""Runs that differ in evaluation alone are trained once, and each gets exactly the numbers that it gets by itself."""
+"""Runs that differ only in evaluation are trained once, and each gets exactly the same numbers as alone."""
 
 from __future__ import annotations
 

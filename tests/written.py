@@ -1,4 +1,4 @@
-"""Run folders that a test writes itself, so that every number of a report about them can be derived in the test."""
+"""Run folders that a test writes itself, so that it can derive every number of a report about them."""
 
 from __future__ import annotations
 
@@ -114,15 +114,15 @@ def write_run(
 
 @cache
 def summarise(results: Path) -> pd.DataFrame:
-    """Of the runs below `results`, which the test has written before it asks."""
+    """The summary of the runs below `results`, which the test has written before."""
     return summary(evidence.gather([], results).runs)
 
 
 def cell(results: Path, label: str, metric: str = "mean_accuracy") -> Any:
     table = summarise(results)
-    found = table[(table["label"] == label) & (table["metric"] == metric)]
-    assert len(found) == 1
-    return found.iloc[0]
+    rows = table[(table["label"] == label) & (table["metric"] == metric)]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def shown(results: Path, label: str) -> grid.Cell:

@@ -16,7 +16,7 @@ LIMIT = 900.0  # most seconds of a run: a server whose workers never came up wai
 
 def resident(pid: int) -> int:
     """Resident bytes of `pid` and of all its descendants now; pages that they share count in each of them."""
-    parents, found, total = {}, {pid}, 0
+    parents, family, total = {}, {pid}, 0
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             try:
@@ -25,10 +25,10 @@ def resident(pid: int) -> int:
                 continue  # it has ended meanwhile
     grown = True
     while grown:
-        below = {child for child, parent in parents.items() if parent in found} - found
-        found |= below
+        below = {child for child, parent in parents.items() if parent in family} - family
+        family |= below
         grown = bool(below)
-    for process in found:
+    for process in family:
         try:
             total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
         except (OSError, IndexError):

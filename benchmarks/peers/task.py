@@ -69,8 +69,8 @@ class Task:
 
     def samples(self, round_: int, row: int) -> NDArray[np.int64]:
         """The training samples of the client in `row` of the cohort, in order."""
-        found: NDArray[np.int64] = self.order[round_, row]
-        taken: NDArray[np.int64] = found[found >= 0]
+        row_samples: NDArray[np.int64] = self.order[round_, row]
+        taken: NDArray[np.int64] = row_samples[row_samples >= 0]
         return taken
 
     def batches(self, round_: int, row: int) -> list[NDArray[np.int64]]:
@@ -120,10 +120,12 @@ class Log:
         np.savez(out.with_suffix(".npz"), **arrays)
 
 
-def mean_of(got: list[tuple[int, Values]]) -> Values:
+def mean_of(updates: list[tuple[int, Values]]) -> Values:
     """FedAvg: the mean of the clients' values, weighted by their number of samples, summed in float64."""
-    total = sum(n for n, _ in got)
+    total = sum(n for n, _ in updates)
     return {
-        name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in got], axis=0).astype(np.float32)
+        name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in updates], axis=0).astype(
+            np.float32
+        )
         for name in VALUES
     }

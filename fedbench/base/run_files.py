@@ -19,7 +19,7 @@ from typing import Any, get_args
 from fedbench.base import record_schema
 
 JOB_ID = re.compile(r"\d+(_\d+)?")  # a Slurm job, or a task of a job array
-LARGEST = 1 << 100  # no count of ours comes near it, and every tool of a reader takes it as a float
+LARGEST = 1 << 100  # far above all counts here, and small enough for a float in every reader's tools
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def misfit(value: Any, shape: Shape) -> str:
-    """What keeps `value` from being a mapping of this shape, or an empty text. Keys beside the shape's may hold anything."""
+    """Why `value` is not a mapping of this shape; "" if it is. Keys outside the shape may hold anything."""
     if not isinstance(value, dict):
         return f"expected a mapping, found {_shortened(value)}"
     for name, field in shape.items():
@@ -145,7 +145,7 @@ def _shortened(value: Any) -> str:
 
 
 def content(path: Path, problems: list[str]) -> bytes | None:
-    """The bytes of a file, or None if it is absent or cannot be read, which is a problem."""
+    """The bytes of a file; None if it is absent, or if it cannot be read, which is added to `problems`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -175,7 +175,7 @@ def mapping(path: Path, shape: Shape, problems: list[str]) -> dict[str, Any]:
 def lines(path: Path, data: bytes, shape: Shape, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
     """(text, value) of every whole line of this shape in `data`, the content of `path`.
 
-    A last line without its line break is what a kill leaves of a line. It is not a problem, and it is ignored.
+    A last line without a line break was cut by a kill. It is ignored, and not reported as a problem.
     """
     *whole, _ = data.split(b"\n")
     checked = []

@@ -30,7 +30,7 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.bench") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench bench") -> int:
     """Run the program. Returns 0, 1 if a part of a device report failed, or 2 after a mistake on the command line."""
     args = parser(program).parse_args(arguments)
     try:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
         return 2
 
 
-def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench bench") -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -57,12 +57,12 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
         nargs="+",
         metavar="METHOD",
         default=METHODS,
-        help=f"their names, or all (default: {' '.join(METHODS)})",
+        help=f"names of methods, or all (default: {' '.join(METHODS)})",
     )
     options.add_argument(
         "--plugins", nargs="+", type=Path, default=(), metavar="DIR", help="folders of your own plug-ins"
     )
-    options.add_argument("--repeat", type=int, default=5, help="how often everything is measured in turn (default: 5)")
+    options.add_argument("--repeat", type=int, default=5, help="how often to repeat all measurements (default: 5)")
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
     options.add_argument(
@@ -72,7 +72,7 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     )
     options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
-    options.add_argument("--figure", type=Path, metavar="FILE", help="draw them, as .png or .pdf")
+    options.add_argument("--figure", type=Path, metavar="FILE", help="draw the results, as .png or .pdf")
     options.add_argument("--profile", type=Path, metavar="FILE", help="also profile a round of the first case and method: "
                         "a Chrome trace if FILE ends in .json, else a table")  # fmt: skip
     options.add_argument(

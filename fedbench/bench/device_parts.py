@@ -89,22 +89,22 @@ def agreement(device: torch.device, small: bool) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as root:
         world = World.make(CASES["smoke@16"], Path(root))
         for name in SMALL_ROSTER if small else plugins().classes["method"]:
-            found = {}
+            by_precision = {}
             for precision, tolerance in TOLERANCES.items():
                 try:
                     expected, accuracies = _two_rounds(world, name, "cpu", precision)
                     values, measured = _two_rounds(world, name, str(device), precision)
                     differences = {n: relative_difference(values[n], value) for n, value in expected.items()}
                     worst = max(differences, key=differences.__getitem__)
-                    found[precision] = {
+                    by_precision[precision] = {
                         "agrees": differences[worst] <= tolerance,
                         "difference": differences[worst],
                         "of": worst,
                         "accuracy_difference": max(abs(a - b) for a, b in zip(accuracies, measured, strict=True)),
                     }
                 except Exception as error:  # noqa: BLE001 - a method that fails must not end the part
-                    found[precision] = {"agrees": False, "error": f"{type(error).__name__}: {error}"}
-            yield {"methods": {name: found}}
+                    by_precision[precision] = {"agrees": False, "error": f"{type(error).__name__}: {error}"}
+            yield {"methods": {name: by_precision}}
 
 
 def _two_rounds(world: World, name: str, device: str, precision: str) -> tuple[dict[str, Tensor], list[float]]:

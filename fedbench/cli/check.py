@@ -1,4 +1,4 @@
-"""The command line of the contract checks: `fedbench check FILE` says what is wrong with a plug-in, in seconds."""
+"""The command line of the contract checks: `fedbench check FILE` reports what is wrong with a plug-in, in seconds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ examples:
 """
 
 
-def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench check") -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -51,7 +51,7 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
         default=[],
         metavar="FIELD=VALUE",
         dest="fields",
-        help="value of a field in all checks",
+        help="the value of a field for all checks",
     )
     options.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets (default: data)"
@@ -65,7 +65,7 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench check") -> int:
     """Check the files named on the command line and return the exit code."""
     options = parser(program).parse_args(arguments)
     torch.set_num_threads(1)  # fastest for tiny tensors
@@ -110,7 +110,7 @@ def check_file(file: Path, fields: Iterable[str], root: Path, device: torch.devi
 
 
 def find(file: Path) -> tuple[Kind, type]:
-    """The kind and class of the plug-in in a file, by the name of the class. Raises PluginError."""
+    """The kind and class of the plug-in in a file, found by the class's name. Raises PluginError."""
     try:
         tree = ast.parse(file.read_text())
     except OSError as error:
@@ -181,7 +181,7 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
 
 
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
-    """What is wrong with the first subject that breaks the check, or None."""
+    """The violation of the first subject that breaks the check; None if all keep it."""
     for name, subject in subjects.items():
         if says := violation(check, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")

@@ -29,7 +29,7 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
     """D = 32, L = 4, four patches of 8 px, random weights."""
     torch.manual_seed(3)
     vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2, num_classes=0)
-    for value in vit.parameters():  # timm starts with a near-zero CLS and positions; here every part must matter
+    for value in vit.parameters():  # timm's initial CLS token and positions are near zero; here every part must matter
         torch.nn.init.normal_(value, std=0.15)
     return Backbone(vit, (0.5,) * 3, (0.5,) * 3).to(dtype)
 
@@ -74,7 +74,7 @@ class MiniRun:
         return dataclasses.replace(self, server=server)
 
     def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
-        """The statistics that each of `clients` reports once; [] for a method without `statistics`."""
+        """The statistics of each of `clients`; [] for a method without `statistics`."""
         hook, features, labels = self.model.method.statistics, self.model.features, self.model.labels
         if hook is None or features is None:
             return []
@@ -131,7 +131,7 @@ def mini_run(
 
 
 def variants(name: str, cls: type, **fields: Any) -> dict[str, Any]:
-    """{name: plug-in}: with its defaults and `fields`, and with each other value of each field that is a choice or a bool."""
+    """{name: plug-in}: with its defaults and `fields`, and with each other value of each choice or boolean field."""
     first = cls(**fields)
     plugins: dict[str, Any] = {name: first}
     hints = get_type_hints(cls)
@@ -163,7 +163,7 @@ class Case:
         return mini_run(self.method, self.aggregation, device=self.device, **options)
 
     def warmed_up(self, **options: Any) -> MiniRun:
-        """A run after one merged round, so that no value is still zero; `options` as in `mini_run`."""
+        """A run after one merged round, so that no value is zero any more; `options` as in `mini_run`."""
         key = repr(sorted(options.items(), key=str))
         if key not in self._runs:
             run = self.new_run(**options)

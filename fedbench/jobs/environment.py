@@ -1,4 +1,4 @@
-"""Where and with what a run was computed: env.json in its folder, and a warning if an earlier part was computed elsewhere."""
+"""The environment of a run: env.json in its folder, and a warning if an earlier part of the run had another environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedbench.base.storage import write_atomically
 
 log = logging.getLogger("fedbench")
 
-# Keys of env.json that may change numbers.
+# Keys of env.json that may affect results.
 CHANGES_NUMBERS = ("python", "commit", "dirty", "code", "device", "threads", "pack", "compile")
 
 
@@ -41,7 +41,7 @@ def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
             if packages.get(name, version) != version
         ]
         if changed:
-            log.warning("begun before in another environment; its numbers mix both: %s", changed)
+            log.warning("the run was started in another environment; its numbers mix both: %s", changed)
     write_atomically(folder.path / "env.json", json.dumps(here, indent=2).encode())
     return here
 
@@ -67,6 +67,6 @@ def _process() -> dict[str, Any]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """{name: version} of the installed packages, from the names of their metadata folders: opening each takes time."""
+    """{name: version} of the installed packages, from the names of their metadata folders, since opening each takes time."""
     stems = [path.stem for folder in sys.path if Path(folder).is_dir() for path in Path(folder).glob("*.dist-info")]
     return dict(sorted(stem.rsplit("-", 1) for stem in stems if "-" in stem))

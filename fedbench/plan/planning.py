@@ -44,7 +44,7 @@ def read_sweep(
     `folders` hold further plug-ins. `settings` are ``key=value`` texts that override the file: keys of a run (dotted keys
     reach into blocks), ``grid.key=[...]``, and keys of the sections `cluster`, `machine` and `tune`. With `where`, plug-ins
     and splits are also checked against the task, see `fedbench.plan.task_checks`.
-    Raises ConfigError with every mistake, each with the legal names and the nearest one.
+    Raises ConfigError with all mistakes. A mistake in a name comes with the legal names and the closest one.
     """
     try:
         available = plugins(tuple(folders))
@@ -122,7 +122,7 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
 
 
 def _check_tune(tune: Tune, runs: Sequence[PlannedRun], available: Plugins, mistakes: Mistakes) -> None:
-    """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
+    """Add the mistakes of `tune`: invalid ranges, fields that no plug-in has, and missing validation data."""
     if any(planned.run.clients.validation == 0 for planned in runs):
         mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
     for path, range_ in tune.search.items():
@@ -157,7 +157,7 @@ def with_values(
 
 
 def missing_trackers(names: Iterable[str]) -> list[str]:
-    """A sentence for each of the trackers `names` whose package, of the same name, is not installed."""
+    """A sentence for each of the trackers `names` whose package is not installed. Packages have the trackers' names."""
     installed = [name for name in TRACKERS if importlib.util.find_spec(name)]
     return [
         f"{name} needs the package {name}, which is not installed; installed: {', '.join(installed) or 'none'}"

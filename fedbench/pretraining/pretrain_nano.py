@@ -245,13 +245,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=1, help="part of what makes a run repeatable")
     parser.add_argument("--measure", action="store_true", help="keep the weights, only measure them on glyphs again")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(given.threads)
-    if given.measure:
+    torch.set_num_threads(options.threads)
+    if options.measure:
         recipe = json.loads(RECIPE.read_text(encoding="utf-8"))
     else:
-        model, training = train(given.seed, given.steps, given.batch_size, given.lr, given.weight_decay)
+        model, training = train(options.seed, options.steps, options.batch_size, options.lr, options.weight_decay)
         content = save({name: value.half().contiguous() for name, value in model.state_dict().items()})
         WEIGHTS.write_bytes(content)
         recipe = {
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
             "mean": MEAN,
             "std": STD,
             "sha256": hashlib.sha256(content).hexdigest(),
-            "pretraining": {**training, "threads": given.threads},
+            "pretraining": {**training, "threads": options.threads},
             "versions": {
                 "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in (torch, timm, np, PIL, matplotlib)},

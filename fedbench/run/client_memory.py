@@ -16,8 +16,8 @@ from fedbench.vit.images import sent_to
 class ClientMemory:
     """The local values of `spec`, read and written by client.
 
-    Rows are on the host, one tensor for each client and name, so memory and checkpoints grow with the clients that took
-    part, not with the population. A client without a row has the initial value, which is computed when it is read.
+    Rows are on the host, one tensor for each client and name. Memory and checkpoints therefore grow with the number of
+    clients that took part, not with the population. A client without a row has the initial value, computed on reading.
     """
 
     def __init__(self, spec: Mapping[str, Param], device: torch.device, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""The server's values and each client's memory: what is sent, what comes back, how it is merged, and what that costs."""
+"""The server's values and the clients' memory: what the server sends and receives, how it merges updates, and the bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedbench.vit.images import sent_to
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
-    """Every tensor of a run by name: the method's, the aggregation's, and for a method that uses it ``prior``.
+    """Every tensor of a run by name: the method's, the aggregation's, and ``prior`` if the method uses it.
 
     ``prior`` [clients, C] is each client's class distribution.
     """
@@ -37,7 +37,7 @@ def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Server:
-    """Global values [...], per-client memory, and which clients have reported their statistics."""
+    """The global values [...], the clients' memory, and which clients have reported their statistics."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Server:
         return values if self.method.newcomer is None else values | self._newcomers(values, clients)
 
     def _newcomers(self, values: Stacked, clients: Tensor) -> Stacked:
-        """Local values [K, ...], where clients that never took part have what `newcomer` returns."""
+        """Local values [K, ...]; clients that never took part get what `newcomer` returns."""
         p, hook, made = values | self.read(), self.method.newcomer, {}
         dims = {name: None if self.spec[name].home == "server" else 0 for name in p}
         for name, value in call_hook(hook, lambda: each_client(hook, (p,), (dims,), self.mode)).items():
@@ -87,9 +87,9 @@ class Server:
         return made
 
     def generated(self, clients: Tensor) -> Stacked:
-        """{name: [K, ...]} that the method's `send` makes for the clients [K] instead of copies of the server's values.
+        """{name: [K, ...]} that the method's `send` returns for the clients [K], to replace copies of the server's values.
 
-        `clients` is on the host; the hook gets it on the device.
+        `clients` is on the host; the hook receives it on the device.
         """
         hook = self.method.send
         if hook is None:
@@ -97,7 +97,7 @@ class Server:
         clients = sent_to(self.device, clients)
         if self.mode == "loop":
             each = [call_hook(hook, lambda k=k: hook(self.values, k)) for k in clients.split(1)]  # type: ignore[misc]
-            made = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+            made = {name: torch.cat([row[name] for row in each]) for name in each[0]}
         else:
             made = call_hook(hook, lambda: hook(self.values, clients))
         return self._declared(hook, made, rows=len(clients), stacked=True)
@@ -109,13 +109,13 @@ class Server:
         return made
 
     def absorb(self, stats: Mapping[str, Tensor]) -> None:
-        """Take in the statistics {name: [K, ...]} of clients that take part for the first time."""
+        """Pass the statistics {name: [K, ...]} of clients that take part for the first time to the method."""
         hook = self.method.absorb
         new = self._declared(hook, call_hook(hook, lambda: hook(self.values, stats)))
         self.values |= {name: value.detach() for name, value in new.items()}
 
     def merge(self, updates: ClientUpdates) -> None:
-        """Average the updates by n_k, let the method and then the aggregation replace values, and keep local rows."""
+        """Average the updates by n_k, let the method and then the aggregation replace values, and store local rows."""
         updated, spec, count = updates.updated, self.spec, len(updates.clients)
         mean = {
             name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
@@ -135,9 +135,9 @@ class Server:
                 self.values[name] = value.detach()
 
     def _declared(self, hook: Any, made: Any, rows: int = 0, stacked: bool = False) -> Stacked:
-        """What `hook` returned, if it is as params() declares it.
+        """The result `made` of `hook`, checked against params().
 
-        Local values have a row for each of `rows` clients, and if `stacked` so has everything. A value that is not averaged
+        Local values have a row for each of `rows` clients; with `stacked`, all values have one. A value that is not averaged
         may change its shape. Raises HookError.
         """
         if not isinstance(made, dict):
@@ -157,12 +157,12 @@ class Server:
     def bytes_per_client(self) -> tuple[int, int]:
         """Bytes (up, down) of one client's round, without observed sums and statistics; each value at its own size.
 
-        Down: copies of shared values, values that clients read, values that `send` makes. Up: those of them that clients
-        train, and their gradients if the aggregation wants them.
+        Down: copies of shared values, values that clients read, values that `send` makes. Up: the trained ones among them,
+        and their gradients if the aggregation wants them.
         """
-        one = torch.zeros(1, dtype=torch.long)
+        client = torch.zeros(1, dtype=torch.long)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
-        exchanged |= {name: value[0] for name, value in self.generated(one).items()}
+        exchanged |= {name: value[0] for name, value in self.generated(client).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
@@ -171,13 +171,13 @@ class Server:
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""
-        one = self.send(torch.zeros(1, dtype=torch.long))
-        return sum(value.numel() * value.element_size() for value in one.values())
+        values = self.send(torch.zeros(1, dtype=torch.long))
+        return sum(value.numel() * value.element_size() for value in values.values())
 
     def unseen_client(self) -> Stacked | None:
         """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.
 
-        None if clients train values of their own or `send` makes values for each client: then there is no global model.
+        None if there is no global model: clients train values of their own, or `send` makes values for each client.
         """
         if self.method.send is not None or any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
@@ -188,7 +188,7 @@ class Server:
         return values
 
     def state(self) -> Stacked:
-        """Everything that survives a round, flat, for a checkpoint."""
+        """Everything that survives a round, as one flat mapping for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
         return values | self.memory.state() | {"introduced": self.has_reported}
 
@@ -204,15 +204,15 @@ class Server:
 
 
 def nbytes(value: Tensor) -> int:
-    """Bytes of a tensor as it would be sent, in single precision if it is floating point."""
+    """Bytes of a tensor on the wire; floating point is sent in single precision."""
     return value.numel() * (4 if value.is_floating_point() else value.element_size())
 
 
 def bytes_of_sums(value: Tensor) -> int:
-    """Bytes in which K clients send sums [K, rows, ...], such as one row a class.
+    """Bytes that K clients need to send sums [K, rows, ...], such as one row for each class.
 
-    A row of zeros, of a class that the client lacks, is not sent. The other rows are sent with their numbers (4 bytes each),
-    or all rows without numbers if that is less.
+    A client leaves out rows of zeros, such as those of classes that it lacks, and sends the other rows with their numbers
+    (4 bytes each). It sends all rows without numbers if that takes fewer bytes.
     """
     if value.dim() < 2 or not value.numel():
         return nbytes(value)

@@ -31,11 +31,11 @@ from fedbench.vit.images import sent_to
 
 
 class Diverged(ArithmeticError):
-    """Training produced numbers that are not finite; says in which round."""
+    """Training produced numbers that are not finite. The message names the round."""
 
 
 class Stopped(Exception):
-    """The run was asked to leave its machine; the checkpoint holds all its rounds so far."""
+    """The run was asked to leave its machine. The checkpoint holds all rounds so far."""
 
 
 def run_rounds(
@@ -46,11 +46,11 @@ def run_rounds(
     must_leave: Callable[[], bool] = lambda: False,
     halvings: int = 0,
 ) -> dict[str, str]:
-    """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
+    """Run all rounds that `folder` does not hold yet, and write their results to `folder`.
 
-    `must_leave` is called after each round, before anything of it is written, and may raise. `halvings`: how often the
-    images in a pass are halved. Returns the checksums of what was written, by file. Raises Stopped if `must_leave` returned
-    True, Diverged, DataError, BackboneError, and whatever a plug-in raises.
+    `must_leave` is called after each round, before the round is written, and may raise. `halvings`: how often to halve the
+    number of images in a pass. Returns the checksums of the written files, by name. Raises Stopped if `must_leave` returned
+    True, Diverged, DataError, BackboneError, and any exception of a plug-in.
     """
     state = begin(planned, machine, plugins, folder, halvings=halvings)
     while not state.over:
@@ -60,7 +60,7 @@ def run_rounds(
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round cost, and how many training images it took."""
+    """The costs of a round and its number of training images."""
 
     costs: RoundCosts
     images: int
@@ -68,7 +68,7 @@ class RoundResult:
 
 @dataclass
 class RunState:
-    """A run between two rounds: how many are done, what they cost in all, and where everything is written."""
+    """A run between two rounds: how many rounds are done, their total costs, and the folder they are written to."""
 
     experiment: Experiment
     folder: RunFolder
@@ -80,7 +80,7 @@ class RunState:
     clients_checksum: str = ""  # of clients.parquet, once it is written
 
     def written(self) -> dict[str, str]:
-        """SHA-256 of the run's files as it wrote them, whatever became of them since."""
+        """SHA-256 of the run's files as it wrote them. A file on disk may have changed since."""
         clients = {resume.CLIENTS: self.clients_checksum} if self.clients_checksum else {}
         return {resume.RECORDS: self.records_checksum.hexdigest(), **clients}
 
@@ -90,13 +90,13 @@ class RunState:
         return self.rounds_done == self.experiment.run.rounds
 
     def close(self, result: RoundResult, must_leave: Callable[[], bool]) -> None:
-        """Count one more round, evaluate it if it is due, ask `must_leave` and write. Raises Stopped if it must leave."""
+        """Count one more round, evaluate if due, call `must_leave`, and write. Raises Stopped if the run must leave."""
         self.rounds_done += 1
         self.totals = _added(self.totals, result.costs)
         self.meter.count(result.images)
         due = self.over or self.rounds_done % self.experiment.run.evaluate_every == 0
         evaluated = evaluation.evaluate(self.experiment) if due else None
-        leaving = must_leave()  # only now: right before writing, it also checks that the folder is still ours
+        leaving = must_leave()  # right before writing, since it also checks that this process still holds the folder
         if evaluated is not None:
             self._write(evaluated, result.costs)
         if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
@@ -133,7 +133,7 @@ class RunState:
             self.clients_checksum = hashlib.sha256(content.getvalue()).hexdigest()
 
     def _tell_progress(self) -> None:
-        with suppress(OSError):  # progress is only for display
+        with suppress(OSError):  # progress is for display only
             self.folder.report_progress(
                 round=self.rounds_done,
                 rounds=self.experiment.run.rounds,
@@ -174,7 +174,7 @@ def one_round(experiment: Experiment, round_: int) -> RoundResult:
 
 @dataclass(frozen=True)
 class SentRound:
-    """A round whose cohort has everything that it needs to train."""
+    """A round before training: the cohort has received all that it needs."""
 
     training: Training
     cohort_size: int
@@ -182,7 +182,7 @@ class SentRound:
 
 
 def send(experiment: Experiment, round_: int) -> SentRound:
-    """Draw the cohort of round `round_` (from 1), collect its statistics, and send it what it starts from."""
+    """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
     local, cohort = experiment.run.local, experiment.cohort_of(round_)
     statistics_bytes = collect_statistics(experiment, cohort)
     lr = local.lr * local.lr_decay ** (round_ - 1)
@@ -211,15 +211,15 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
 
 
 def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
-    """Let clients that take part for the first time report their statistics; returns the bytes that they send."""
+    """Let clients that take part for the first time report their statistics. Returns the bytes that they send."""
     model, server = experiment.model, experiment.server
     new = [k for k in cohort if not server.has_reported[k]]
     if model.method.statistics is None or not new or model.features is None:
         return 0
     reported = []
     for k in new:
-        own = sent_to(model.labels.device, experiment.split.train[k])
-        reported.append(server.statistics(model.features[own], model.labels[own]))
+        samples = sent_to(model.labels.device, experiment.split.train[k])
+        reported.append(server.statistics(model.features[samples], model.labels[samples]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
     server.has_reported[new] = True

@@ -1,4 +1,4 @@
-"""What each option must change, and nothing else: aspects of `oracle.fingerprint`, by option and value."""
+"""The aspects of `oracle.fingerprint` that each option must change, by option and value. It must change no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Change:
 
     value: Any
     aspects: set[str] = field(default_factory=set)
-    given: dict[str, Any] = field(default_factory=dict)
+    block: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
 

@@ -93,16 +93,16 @@ class Replay:
         self.start = {name: value.double() for name, value in start.items()}
         homes = {"prompt": self.method.get("prompt"), "head.weight": self.method.get("head")}
         homes["head.bias"] = homes["head.weight"]
-        self.own = [name for name in self.start if homes.get(name) == "local"]
-        self.memory = {name: {} for name in self.own}
-        self.server = {name: value for name, value in self.start.items() if name not in self.own}
+        self.local_names = [name for name in self.start if homes.get(name) == "local"]
+        self.memory = {name: {} for name in self.local_names}
+        self.server = {name: value for name, value in self.start.items() if name not in self.local_names}
         if self.scaffold:
             self.c = {name: torch.zeros_like(value) for name, value in self.server.items()}
             self.c_k = {}
 
     def of_client(self, k: int) -> Values:
         """What client k starts from: the shared values, and its own or their initial values."""
-        return self.server | {name: self.memory[name].get(k, self.start[name]) for name in self.own}
+        return self.server | {name: self.memory[name].get(k, self.start[name]) for name in self.local_names}
 
     def prior(self, k: int | None) -> Tensor:
         """The class distribution of client k's training samples, in single precision; uniform for an unknown client."""
@@ -274,7 +274,7 @@ class Replay:
             rate = self.aggregation["lr"]
             mean = {n: self.server[n] + rate * (v - self.server[n]) for n, v in mean.items()}
         self.server = mean
-        for name in self.own:
+        for name in self.local_names:
             self.memory[name] |= {k: u.values[name] for k, u in updates.items()}
 
     def merge_prompts(self, updates: dict[int, Update], mean: Values) -> None:
@@ -324,8 +324,8 @@ class Replay:
         below, part = int(place), place - int(place)
         mean = sum(inside) / len(inside)
         everyone = np.concatenate([test[k] for k in clients if not out[k]])
-        unknown = self.server | {name: self.start[name] for name in self.own}
-        alone = bool(self.own) or epochs > 0
+        unknown = self.server | {name: self.start[name] for name in self.local_names}
+        alone = bool(self.local_names) or epochs > 0
         self.table = {
             "client": list(clients),
             "held_out": out.tolist(),

@@ -74,9 +74,9 @@ def sweep_file(folder: Path, data: Path, method: str, seeds: int, rounds: int, *
     return path
 
 
-def until(found: Callable[[], Any], seconds: float = 240.0) -> Any:
+def until(probe: Callable[[], Any], seconds: float = 240.0) -> Any:
     end = time.monotonic() + seconds
-    while not (value := found()):
+    while not (value := probe()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
     return value
@@ -150,8 +150,8 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
 
     capfd.readouterr()
     assert sweep.main([str(file), *plugins, "--results", str(results), "--status", "--json"]) == 1
-    told = json.loads(capfd.readouterr().out)
-    assert told["counts"] == {"missing": 0, "pending": 0, "running": 0, "failed": 1, "done": 2}
+    status = json.loads(capfd.readouterr().out)
+    assert status["counts"] == {"missing": 0, "pending": 0, "running": 0, "failed": 1, "done": 2}
 
     assert sweep.main([*command, "--watch"]) == 0  # the same command goes on where they were lost
     monkeypatch.setenv("TEST_PAUSE", "0")
@@ -162,8 +162,8 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
 
 
 def all_of(results: Path, count: int) -> list[RunFolder]:
-    found = [folder for folder in run_folders(results) if folder.job()]
-    return found if len(found) == count else []
+    folders = [folder for folder in run_folders(results) if folder.job()]
+    return folders if len(folders) == count else []
 
 
 def under_way(folder: RunFolder) -> None:
@@ -207,7 +207,7 @@ def test_a_time_limit_and_preemption_stop_at_a_round(
     )
     for folder, rounds in ((limited, 160), (pushed, 60)):
         log = folder.log.read_text()
-        assert log.count("start of") == log.count("stopping; a later process goes on") + 1 > 1
+        assert log.count("start of") == log.count("stopping; a later process continues the run") + 1 > 1
         assert [record["round"] for record in folder.records()] == [rounds]
     # Neither job was killed with work undone: each life ended by its own will, with a checkpoint.
     assert not [note for note in pushed.notes() if note["kind"] != "preempted"]
@@ -256,11 +256,11 @@ def test_cancel_ends_the_jobs_of_this_sweep_alone(
     file = sweep_file(tmp_path, data, "fedvpt", seeds=4, rounds=400)
     command = [str(file), "--results", str(results)]
     assert sweep.main([*command, "--no-watch"]) == 0
-    own = {folder.job()["id"] for folder in run_folders(results)}
+    ids = {folder.job()["id"] for folder in run_folders(results)}
     stranger = run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
     try:
         assert sweep.main([*command, "--cancel"]) == 0
-        until(lambda: not own & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
+        until(lambda: not ids & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
         assert stranger in run("squeue", "--noheader", "--format=%i").split()
         assert not any(folder.job() for folder in run_folders(results))
     finally:

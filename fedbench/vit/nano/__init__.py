@@ -27,7 +27,7 @@ RECIPE = Path(__file__).with_name("nano.json")
 
 
 def build() -> VisionTransformer:
-    """The pretrained backbone in float32, in evaluation mode. Raises ValueError if the weights are not those of the recipe."""
+    """The pretrained backbone in float32 and evaluation mode. Raises ValueError if the weights are not those of the recipe."""
     content = WEIGHTS.read_bytes()
     expected = json.loads(RECIPE.read_text(encoding="utf-8"))["sha256"]
     digest = hashlib.sha256(content).hexdigest()
