@@ -470,7 +470,7 @@ def test_a_plug_in_error_names_the_file(tmp_path):
     [
         ("tpu", "expected auto, cpu, cuda or cuda:N, found 'tpu'"),
         ("mps", "expected auto, cpu, cuda or cuda:N, found 'mps'"),
-        ("cuda", "'cuda' is not there: torch finds no GPU"),
+        ("cuda", "'cuda' does not exist: torch finds no GPU"),
     ],
 )
 def test_an_unknown_or_absent_device_is_one_message_and_exit_code_2(device, message, tmp_path, monkeypatch, capsys):

@@ -171,8 +171,8 @@ def test_operators_are_counted_without_views_and_allocations():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "cuda"], "--device: 'cuda' is not there: torch finds no GPU"),
-        ([], "--device: 'cuda' is not there: torch finds no GPU"),
+        (["--device", "cuda"], "--device: 'cuda' does not exist: torch finds no GPU"),
+        ([], "--device: 'cuda' does not exist: torch finds no GPU"),
         (["--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
         (["--device", "cpu", "--deadline", "0"], "--deadline: expected more than 0 seconds"),
         (["--device", "cpu", "--sweep", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
