@@ -48,7 +48,7 @@ def test_the_small_report_on_a_cpu_holds_every_part_and_the_sweep_goes_on_from_i
     parts = ["device", "agreement", "contract", "speed_smoke_16", "sweep"]
     assert {name: part["status"] for name, part in read("report")["parts"].items()} == dict.fromkeys(parts, "done")
     assert capsys.readouterr().out.splitlines() == [f"{name}: done" for name in parts]
-    assert read("device")["packages"]["torch"] == torch.__version__
+    assert read("device")["torch"] == torch.__version__
     assert read("device")["multiply_adds_per_second_float32"] > 1e6
     agreement = read("agreement")["methods"]
     assert set(agreement) == set(device_parts.SMALL_ROSTER)
