@@ -5,7 +5,7 @@ images are drawn here, as large as photographs of iNaturalist (800 x 600) or of 
 median of the ratios is printed. Usage: ``python -m benchmarks.prepare [--images N] [--side PX] [--size PX] [--out FILE]``
 
 ``--memory`` shows instead that memory does not grow with the number of images: peak memory of preparing an iNaturalist of
-2,000 and of 20,000 small images, from its own archives, each in a process of its own.
+2,000 and of 20,000 small images, from its own archives, each in a separate process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepared(archive: Path, count: int, size: int) -> float:
 
 
 def draw_inaturalist(folder: Path, count: int) -> None:
-    """The two archives of iNaturalist-User-120k with `count` images of 24 x 18 pixels, ten to a user, a tenth for testing."""
+    """The two archives of iNaturalist-User-120k with `count` images of 24 x 18 pixels: ten per user, a tenth for testing."""
     file = io.BytesIO()
     Image.new("RGB", (24, 18), (90, 160, 70)).save(file, "JPEG")
     content = file.getvalue()
@@ -125,7 +125,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--images", type=int, default=1000)
     options.add_argument("--side", type=int, default=800, help="long side of the images")
-    options.add_argument("--size", type=int, default=224, help="pixels per side of what is stored")
+    options.add_argument("--size", type=int, default=224, help="pixels per side of the stored images")
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--out", type=Path)
     options.add_argument("--memory", action="store_true", help="peak memory instead of speed")

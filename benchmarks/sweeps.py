@@ -69,7 +69,7 @@ def clocked(command: list[str]) -> tuple[float, float, str]:
 
 
 def plan(folder: Path) -> None:
-    """Expand and dedupe, --dry-run and --status of 10,200 runs, whole commands and their parts."""
+    """Expansion and deduplication, --dry-run and --status of 10,200 runs, as whole commands and by parts."""
     sys.path.insert(0, str(HOME))
     file, results = folder / "ten_thousand.yaml", folder / "results"
     file.write_text(json.dumps(PLAN))
@@ -104,7 +104,7 @@ def plan(folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    """One run of about a minute with nano on glyphs, its caches warm: the first execution fills them."""
+    """One run of about a minute with nano on glyphs and warm caches, which a first execution fills."""
     sweep = {
         "base": {
             "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},

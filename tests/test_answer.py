@@ -109,9 +109,9 @@ def test_budgets_count_bytes_both_ways_and_arithmetic(tmp_path: Path) -> None:
     for label, up, down, arithmetic in (("A", 3000, 1000, 90), ("B", 500, 4500, 60)):
         totals = {"total_bytes_up": up, "total_bytes_down": down, "total_multiply_adds": arithmetic}
         write_run(tmp_path, label, accuracies={20: 0.5}, **totals)
-    found = content(tmp_path).budgets
+    leads = content(tmp_path).budgets
     sent, computed = BUDGETS["sent"], BUDGETS["total_multiply_adds"]
-    rows = [tuple(row) for row in found[["cost", "label", "budget", "accuracy"]].fillna(-1.0).to_numpy()]
+    rows = [tuple(row) for row in leads[["cost", "label", "budget", "accuracy"]].fillna(-1.0).to_numpy()]
     assert sorted(rows) == sorted(
         [(sent, "A", 4000.0, 0.5), (sent, "B", 4000.0, -1.0), (computed, "A", 60.0, -1.0), (computed, "B", 60.0, 0.5)]
     )

@@ -58,8 +58,8 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
     [
         ("vit_tinny_patch16_224", {}, "no timm model is called 'vit_tinny_patch16_224'"),
         ("resnet18", {}, "not a plain ViT .* it is of the class ResNet"),
-        ("vit_small_r26_s32_224", {}, r"its patches come from a network of their own \(HybridEmbed\)"),
-        ("vit_base_mci_224", {}, r"its patches come from a network of their own \(HybridEmbed\)"),
+        ("vit_small_r26_s32_224", {}, r"its patches come from a separate network \(HybridEmbed\)"),
+        ("vit_base_mci_224", {}, r"its patches come from a separate network \(HybridEmbed\)"),
         ("deit_tiny_distilled_patch16_224", {}, "it has a distillation token beside CLS"),
         ("vit_base_patch16_siglip_224", {}, "it has no CLS token"),
         ("eva02_tiny_patch14_224", {}, "rotary position embeddings"),

@@ -19,7 +19,7 @@ MOST = 0.06  # family-wise error; the nominal level is 5 %
 @pytest.mark.parametrize("seeds", calibration.SEEDS)
 @pytest.mark.parametrize("methods", calibration.METHODS)
 @pytest.mark.parametrize("world", calibration.WORLDS, ids=lambda world: world.name)
-def test_equal_methods_are_rarely_told_apart(world: calibration.World, methods: int, seeds: int) -> None:
+def test_equal_methods_are_rarely_called_different(world: calibration.World, methods: int, seeds: int) -> None:
     assert calibration.family_error(world, methods, seeds) <= MOST
     if methods > 2:
         assert calibration.error_beside_a_better_one(world, methods, seeds) <= MOST
@@ -28,7 +28,7 @@ def test_equal_methods_are_rarely_told_apart(world: calibration.World, methods: 
 @pytest.mark.parametrize("seeds", calibration.SEEDS)
 @pytest.mark.parametrize("settings", calibration.SETTINGS)
 @pytest.mark.parametrize("luck", [0.0, 0.5, 1.0])
-def test_equal_methods_are_rarely_told_apart_over_settings(luck: float, settings: int, seeds: int) -> None:
+def test_equal_methods_are_rarely_called_different_over_settings(luck: float, settings: int, seeds: int) -> None:
     assert calibration.error_over_settings(8, settings, seeds, luck) <= MOST
 
 
@@ -70,7 +70,7 @@ SWEEP = {
 
 
 @pytest.mark.slow
-def test_one_method_under_eight_labels_is_not_told_apart_from_itself(tmp_path: Path) -> None:
+def test_one_method_under_eight_labels_is_not_called_different_from_itself(tmp_path: Path) -> None:
     """A real A/A: the labels differ in the order of batches alone; at most one of twelve settings may claim anything."""
     file, results = tmp_path / "aa.yaml", tmp_path / "results"
     file.write_text(

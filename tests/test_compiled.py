@@ -131,7 +131,7 @@ def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: 
     assert case["baselines"]["compiled"]["evaluation"]["times_bare_loop"] > 0
 
 
-def test_a_benchmark_goes_on_without_a_compiler_and_gives_the_reason(
+def test_a_benchmark_continues_without_a_compiler_and_gives_the_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("nowhere",))

@@ -177,7 +177,7 @@ def mistakes(content: dict[str, Any], settings: tuple[str, ...] = ()) -> str:
     return str(error.value)
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
+def test_all_mistakes_are_reported_at_once_with_the_nearest_names() -> None:
     said = mistakes(
         {
             "base": {**BASE, "roundz": 3, "local": {"learning_rate": 1}},
@@ -203,7 +203,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
     assert "8 mistakes" in said
 
 
-def test_mistakes_in_blocks_are_each_told_once_however_many_runs_share_them() -> None:
+def test_a_mistake_in_a_block_is_reported_once_for_all_runs_that_share_it() -> None:
     said = mistakes(
         {
             "base": {**BASE, "method": {"name": "fedvtp"}, "dataset": {"name": "digits", "sice": 3}},

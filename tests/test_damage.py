@@ -48,7 +48,7 @@ def status(place: Workplace, capsys: pytest.CaptureFixture[str]) -> tuple[dict[s
 
 
 @pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.slow)])
-def test_nothing_is_lost_silently_whatever_is_damaged(
+def test_no_damage_loses_anything_silently(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Workplace(tmp_path)

@@ -113,14 +113,14 @@ def test_a_file_comes_whole(page: str, server: Server, tmp_path: Path) -> None:
     assert len(server.ranges_asked) == requests, "and is not fetched again"
 
 
-def test_a_cut_connection_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_resumes(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000, 0, 50_000]
     download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.ranges_asked == ["", "bytes=100000-", "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_later_command_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_later_command_resumes_a_download(server: Server, tmp_path: Path) -> None:
     server.cuts = [120_000] + [0] * 20
     with pytest.raises(
         DataError, match=r"could not be fetched .*120,000 bytes are in .*file.part, and the same command"
@@ -160,7 +160,7 @@ def test_a_wrong_size_is_refused_before_it_comes(server: Server, tmp_path: Path)
     assert "file" not in named(tmp_path)
 
 
-def test_a_missing_page_and_a_dead_server_are_told(server: Server, tmp_path: Path) -> None:
+def test_a_missing_page_and_a_dead_server_are_reported(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"/nothing: the server says 404 Not Found"):
         download(f"{server.url}/nothing", tmp_path / "file")
     with pytest.raises(DataError, match=r"could not be fetched .*refused"):
@@ -168,7 +168,7 @@ def test_a_missing_page_and_a_dead_server_are_told(server: Server, tmp_path: Pat
     assert named(tmp_path) == []
 
 
-def test_no_room_is_told_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DataError, match=r"300,000 more bytes are needed for file.part, 1,000 are free"):

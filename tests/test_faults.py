@@ -251,12 +251,12 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "killed", "by itself")
     assert not failures.note(folder, "error", "no second try")
     assert not failures.note(folder, "error", "nor a third")
-    folder.report_progress(round=3)
+    folder.report_progress(round=3, rounds=9)
     assert failures.note(folder, "out_of_memory", "but further than before")
     assert failures.without_progress(folder.notes()) == {"out_of_memory": 1}
     assert failures.counted(folder.notes())["out_of_memory"] == 6
     assert failures.halvings(folder.notes()) == 6
-    folder.note(kind=failures.RETRY)
+    folder.note(kind=failures.RETRY, reason="asked for")
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again
@@ -387,7 +387,7 @@ def test_errors_of_accelerators_have_a_kind(message: str, kind: str) -> None:
 
 @pytest.mark.slow  # starts several processes
 @pytest.mark.parametrize("pack", [False, True])
-def test_a_broken_accelerator_ends_the_process_and_another_goes_on(place: Workplace, pack: bool) -> None:
+def test_a_broken_accelerator_ends_the_process_and_another_continues(place: Workplace, pack: bool) -> None:
     """Two device-side asserts, in one process if the runs are packed: each costs one attempt of the run that it met."""
     machine = {"checkpoint_seconds": 0, "data": str(place.path / "data"), "device": "cpu", "pack": pack}
     place.write(methods=["asserts"], seeds=[0, 1], rounds=3, cluster={"workers": 1}, machine=machine)
@@ -444,7 +444,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
 
 
 # -- leases ----------------------------------------------------------------------------------------------------
-def test_a_lease_of_another_host_holds_while_its_heartbeat_goes_on(
+def test_a_lease_of_another_host_holds_while_its_heartbeat_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)

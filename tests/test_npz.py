@@ -128,7 +128,9 @@ def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels")])
-def test_files_of_keras_and_medmnist_are_told_how_to_convert(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_messages_for_files_of_keras_and_medmnist_say_how_to_convert_them(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
     np.savez(tmp_path / "mine.npz", **{name: np.zeros(3) for name in names})
     with pytest.raises(DataError, match=r"docs/data.md shows how to convert files of Keras and MedMNIST"):
         DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)

@@ -256,7 +256,7 @@ def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet,
     same(done(sweep_, tmp_path / "results"), quiet)
 
 
-def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path, quiet, monkeypatch):
+def test_all_runs_of_a_pack_stop_after_the_round_if_asked_to_leave_and_resume_later(data, tmp_path, quiet, monkeypatch):
     sweep_, before = packed(data), pack.train_together
     monkeypatch.setattr(stop_request, "received", False)
     rounds = []

@@ -157,11 +157,11 @@ def test_in_a_browser_it_sorts_filters_and_opens_the_runs_of_a_cell(made: Path, 
 def test_a_picture_gets_the_class_prior_of_the_first_client(tmp_path: Path) -> None:
     """Client 0 has one image of class 0 and eight of class 1; class 5 is the last that any client has."""
     folder = write_run(tmp_path, clients=True).path
-    seen: list[Any] = []
+    priors: list[Any] = []
 
     class Method:
         def picture(self, state: Any, prior: Any) -> dict[str, Any]:
-            seen.append(prior.tolist())
+            priors.append(prior.tolist())
             return {name: value for name, value in state.items() if value.ndim == 2}
 
     prior = [1 / 9, 8 / 9, 0, 0, 0, 0]
@@ -169,7 +169,7 @@ def test_a_picture_gets_the_class_prior_of_the_first_client(tmp_path: Path) -> N
     panels = pictures._panels(Method(), values, folder)
     assert [(name, panel.shape) for name, panel in panels.items()] == [("server.prompt", (2, 3))]
     pictures._panels(Method(), {"server.bias": np.zeros(9), "server.prompt": np.ones((2, 3))}, folder)  # nine classes
-    assert seen == [prior, [*prior, 0, 0, 0]]
+    assert priors == [prior, [*prior, 0, 0, 0]]
     Method.picture = lambda self, state, prior: {"x": np.ones(2)}  # type: ignore[method-assign,assignment]
     with pytest.raises(ValueError, match=r"expected matrices \[rows, columns\], found 'x' of shape \(2,\)"):
         pictures._panels(Method(), values, folder)

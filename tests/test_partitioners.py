@@ -214,7 +214,7 @@ def test_the_hash_changes_with_anything() -> None:
 
 
 @every_partitioner
-def test_too_few_samples_are_told_with_the_numbers(partitioner: Any) -> None:
+def test_too_few_samples_are_reported_with_the_numbers(partitioner: Any) -> None:
     dataset = samples([2] * 6, [2] * 6)
     with pytest.raises(DataError, match="impossible split") as error:
         split(dataset, dataclasses.replace(partitioner, redraws=3), 40)

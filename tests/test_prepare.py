@@ -100,7 +100,7 @@ def test_prepare_and_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prepare", "pacs"], 1, "cannot be fetched without a person; it is offered at https://sketchx"),
     ],
 )
-def test_mistakes_are_told(words: list[str], code: int, said: str, tmp_path: Path, capsys: Any) -> None:
+def test_mistakes_are_reported(words: list[str], code: int, said: str, tmp_path: Path, capsys: Any) -> None:
     assert main([*words, "--root", str(tmp_path)]) == code
     assert said in capsys.readouterr().err
 
@@ -231,7 +231,7 @@ def prepare(root: Path, size: int = 8) -> None:
     DATASETS["tiny_imagenet"](image_size=size).load(root)
 
 
-def test_a_killed_prepare_goes_on(tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_prepare_resumes(tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "cores", lambda: 1)
     Counted.seconds = 0.1
     victim = fork.Process(target=prepare, args=(tiny,))

@@ -262,7 +262,7 @@ def test_a_pack_on_a_gpu_gives_each_run_the_numbers_that_it_has_alone_on_a_cpu(w
 
 
 @pytest.mark.parametrize("name", ["fedrep", "pfpt"])
-def test_a_run_that_is_interrupted_on_a_gpu_goes_on_there_and_on_a_cpu_with_the_same_numbers(name, world, tmp_path):
+def test_a_run_that_is_interrupted_on_a_gpu_resumes_there_and_on_a_cpu_with_the_same_numbers(name, world, tmp_path):
     """Local values and a pool that changes its size go through the checkpoint."""
 
     def run(place: str, device: str, must_leave: bool = False) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def test_ours_stands_beside_theirs_with_the_difference_and_the_protocol(tmp_path
     assert row["protocol"] == "clients.number: 10 / 4; one model for all"  # the learning rate is the same
 
 
-def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_not(tmp_path: Path) -> None:
+def test_a_number_without_a_run_is_listed_and_a_number_of_another_dataset_is_not(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A")
     other = ROW.replace("{name: ma}", "{name: mb}")
     foreign = ROW.replace("glyphs", "digits")

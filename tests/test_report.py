@@ -209,7 +209,7 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
     assert stop.value.code == 2
 
 
-def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
+def test_comparisons_have_words_and_numbers(tmp_path: Path) -> None:
     for seed in range(3):
         for label, value in (("good", 0.8), ("poor", 0.4)):
             write_run(tmp_path / "r", label, seed, {20: value + 0.01 * seed}, clients=True)
@@ -266,7 +266,7 @@ DAMAGES: dict[str, tuple[str, Callable[[RunFolder], object]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_the_report_goes_on(
+def test_a_damaged_file_is_named_and_the_report_continues(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
@@ -381,7 +381,7 @@ def test_reports_import_no_torch(sweeps: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").is_file()
 
 
-def test_mistakes_in_a_sweep_file_are_told_by_the_process_that_asked(tmp_path: Path) -> None:
+def test_mistakes_in_a_sweep_file_are_reported_by_the_process_of_the_command(tmp_path: Path) -> None:
     """A process of its own reads the file: what it raises comes back as one message, not as a traceback."""
     (tmp_path / "there.yaml").write_text("grd: {}\n")
     command = [sys.executable, str(ROOT / "reports" / "make_figures.py"), "there.yaml"]

@@ -315,7 +315,7 @@ def test_without_shortcuts_a_wrong_shortcut_is_seen(data, tmp_path, monkeypatch,
     assert abs(losses[True, True] - losses[True, False]) > 1e-3
 
 
-def test_a_resumed_run_goes_on_counting(data, tmp_path):
+def test_a_resumed_run_continues_its_counts(data, tmp_path):
     """Seconds and costs of all executions add up; images per second are those of the present one."""
     plan = sweep(data, ["head_only"], evaluate_every=1)
     folder = RunFolder(tmp_path / plan.runs[0].name)

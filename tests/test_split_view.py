@@ -88,7 +88,7 @@ def test_one_file_takes_one_split(file: Path, tmp_path: Path, capsys: Any) -> No
     assert "cannot be read" in wrong
 
 
-def test_what_cannot_be_dealt_is_told_and_the_rest_is_shown(file: Path, tmp_path: Path, capsys: Any) -> None:
+def test_impossible_splits_are_reported_and_the_others_shown(file: Path, tmp_path: Path, capsys: Any) -> None:
     content = yaml.safe_load(file.read_text())
     content["grid"]["partition"] = ["domain", "iid", "natural"]
     file.write_text(yaml.safe_dump(content))

@@ -50,7 +50,7 @@ def test_shards_may_straddle_classes() -> None:
     ]
 
 
-def test_too_many_shards_are_told() -> None:
+def test_too_many_shards_are_reported() -> None:
     with pytest.raises(DataError, match="7 clients with 2 shards each are 14 shards of 12 training samples"):
         split(samples([4] * 3, [9] * 3), PARTITIONERS["shards"](), 7)
 

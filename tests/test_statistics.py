@@ -111,7 +111,7 @@ def test_zero_variance_is_no_certainty() -> None:
     assert (pair.p, pair.verdict) == (1.0, NO_DIFFERENCE)
 
 
-def test_eight_equal_methods_with_grainy_worst_accuracies_are_rarely_told_apart() -> None:
+def test_eight_equal_methods_with_coarse_worst_accuracies_are_rarely_called_different() -> None:
     """The worst of 20 clients with 10 test samples each: 2000 tables without any difference between the methods."""
     draw = np.random.default_rng(0)
     for seeds in (2, 3, 5):

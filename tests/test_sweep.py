@@ -143,7 +143,7 @@ def test_status_for_scripts(place: Workplace, capsys: pytest.CaptureFixture[str]
     ]
 
 
-def test_all_mistakes_of_a_file_are_told_and_nothing_is_started(
+def test_all_mistakes_of_a_file_are_reported_and_nothing_is_started(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.write(methods=["fedvtp", "head_onli"], cluster={"gpu": 1})
@@ -173,7 +173,7 @@ def test_mistakes_on_the_command_line_are_2(place: Workplace, more: list[str]) -
     assert error.value.code == 2
 
 
-def test_results_on_a_disk_that_is_away_are_not_begun_anew(
+def test_results_on_a_disk_that_is_away_are_not_started_again(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.results = place.path / "away" / "results"

@@ -184,7 +184,7 @@ def test_draws_meet_each_stratum_once() -> None:
         ({"lr": {"log": [0.1, 1]}}, "tune.search: unknown name 'lr'"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], search: Any, message: str
 ) -> None:
     file = write(tmp_path, tune={"trials": 2, "search": search})

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-BEAT = 0.1  # seconds between two looks
-LIMIT = 900.0  # most seconds of a run: a server whose workers never came up waits for them for an hour
+BEAT = 0.1  # seconds between two measurements
+LIMIT = 900.0  # most seconds of a run: a server waits for an hour for workers that never start
 
 
 def resident(pid: int) -> int:
@@ -22,7 +22,7 @@ def resident(pid: int) -> int:
             try:
                 parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # it has just ended
     grown = True
     while grown:
         below = {child for child, parent in parents.items() if parent in family} - family
@@ -55,7 +55,7 @@ def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) ->
                         raise RuntimeError(f"{words}:\n{output.read_text()[-3000:]}") from None
                     peak = max(peak, resident(process.pid))
             end = time.monotonic()
-        finally:  # also of an interrupted benchmark: whatever is left would disturb the next one
+        finally:  # also if interrupted, since leftover processes would disturb the next benchmark
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

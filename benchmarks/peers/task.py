@@ -28,7 +28,7 @@ class Task:
     """A run, drawn in advance.
 
     `images` uint8 [N, S, S, 3], `labels` [N]; `cohort` [R, K]; `order` [R, K, M]: the samples of the k-th client of round r
-    in the order in which it takes them, -1 behind its last; `test` [T]: the samples of all clients' test sets, one after the
+    in the order of use, padded with -1; `test` [T]: the samples of all clients' test sets, one after the
     other; `start`: initial values by name.
     """
 
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def rounds(self) -> int:
-        """Rounds in all."""
+        """The number of rounds."""
         return len(self.order)
 
     def evaluates(self, round_: int) -> bool:
@@ -74,7 +74,7 @@ class Task:
         return taken
 
     def batches(self, round_: int, row: int) -> list[NDArray[np.int64]]:
-        """The same, cut into batches; the last may be smaller."""
+        """The training samples in batches; the last may be smaller."""
         samples, size = self.samples(round_, row), int(self.case["batch"])
         return [samples[i : i + size] for i in range(0, len(samples), size)]
 
@@ -88,14 +88,14 @@ class Task:
 class Log:
     """A system's log of its run, in seconds of a clock that all processes of the machine share."""
 
-    first_step: float | None = None  # when the first batch of all was begun
+    first_step: float | None = None  # the start of the first batch
     rounds: list[float] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
     right: list[int] = field(default_factory=list)  # right answers on all test sets, of each evaluation
     versions: dict[str, str] = field(default_factory=dict)
 
     def step(self, when: float | None = None) -> None:
-        """A training step begins now, or began then; only the first one counts."""
+        """A training step starts now, or at the time `when`. Only the first step counts."""
         if self.first_step is None:
             self.first_step = time.monotonic() if when is None else when
 

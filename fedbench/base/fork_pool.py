@@ -37,7 +37,7 @@ def submit(pool: ProcessPoolExecutor, work: Callable[..., T], *arguments: object
 
 
 def start_in_fork(work: Callable[..., T], *arguments: object) -> Callable[[], T]:
-    """Start `work(*arguments)` in a process of its own, and return a function that waits for its result.
+    """Start `work(*arguments)` in a separate process, and return a function that waits for its result.
 
     Whatever `work` imports stays in that process. Its result or exception must be picklable. If this process must not
     fork, the work is done when its result is asked for.

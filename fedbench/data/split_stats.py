@@ -1,4 +1,4 @@
-"""Statistics of a split: sizes of clients, numbers of classes, and distances of clients from all clients together."""
+"""Statistics of a split: sizes of clients, numbers of classes, and distances between each client and all clients together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SplitStats:
     sizes: tuple[Ints, Ints, Ints]  # [K] training, validation, test samples
     held_out: Bools  # [K]
     variation: Floats  # [K] total variation between the training samples of a client and of all clients
-    by_chance: Floats  # [K] the same for as many random samples: small clients always differ
+    by_chance: Floats  # [K] the same for equally many random samples, since small clients always differ
     shannon: Floats  # [K] Jensen-Shannon divergence of the same distributions, in bits
     test_variation: Floats  # [K] total variation between a client's training and test samples
     unused: int  # samples of the dataset that no client holds

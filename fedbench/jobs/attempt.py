@@ -86,7 +86,7 @@ def has_ended(folder: RunFolder) -> bool:
 
 def _attempt(folder: RunFolder, threads: int | None, patience: storage.Patience) -> Outcome:
     if stop_request.received:
-        raise Stopped(f"{folder.path.name}: not begun")
+        raise Stopped(f"{folder.path.name}: not started")
     try:
         if has_ended(folder):
             log.info("%s: %s before", folder.path.name, folder.status)

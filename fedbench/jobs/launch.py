@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedbench.base import lease, processes
+from fedbench.base import lease, processes, run_files
 from fedbench.base.home import ROOT
 from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
@@ -36,7 +36,7 @@ class LaunchError(RuntimeError):
 def remember(results: Path, names: Sequence[str], job: Mapping[str, Any]) -> None:
     """Write to each run's job.json which job has the run."""
     for name in names:
-        write_atomically(results / name / "job.json", json.dumps(job).encode())
+        write_atomically(results / name / "job.json", run_files.encode(job))
 
 
 def forget(results: Path, names: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
     log = folder / f"local_{host}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
     work = {"groups": groups, "count": count, "devices": gpus, "threads": threads}
     with ignoring_interrupts(), environment(**env), open(log, "ab") as out:
-        # A session of its own: neither a Ctrl-C nor a closed terminal reaches it.
+        # A separate session, so that neither Ctrl-C nor a closed terminal reaches it.
         supervisor = subprocess.Popen(
             [sys.executable, "-m", SUPERVISOR, str(results), sweep.name],
             stdin=subprocess.PIPE,

@@ -160,7 +160,7 @@ def tracked(folder: RunFolder, names: Sequence[str], config: Mapping[str, Any]) 
     for name in names:
         try:
             trackers[name] = TRACKERS[name](folder.path, config, done)
-        except Exception as error:  # noqa: BLE001 - the run goes on without it
+        except Exception as error:  # noqa: BLE001 - the run continues without it
             log.warning("%s does not follow this run: %s: %s", name, type(error).__name__, error)
     try:
         yield TrackedFolder(folder.path, trackers)

@@ -299,7 +299,7 @@ def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
     return True, value
 
 
-# -- in words ------------------------------------------------------------------------------------------------------------------
+# -- texts ---------------------------------------------------------------------------------------------------------------------
 def budget_rounds(steps: Iterable[Sequence[int]]) -> int:
     """The rounds of all trials of a method in a setting together."""
     return sum(trials * rounds for trials, rounds in steps)

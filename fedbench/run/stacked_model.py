@@ -98,7 +98,7 @@ class StackedModel:
 
     def thread_map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``[work(item) for item in items]``, side by side where possible; see `fedbench.vit.thread_map`."""
-        # torch.func puts each client's weights into the one backbone, and compiled blocks have threads of their own.
+        # torch.func puts each client's weights into the one backbone, and compiled blocks use their own threads.
         if self.method.backbone_weights is not None or self.compiled is not None:
             return [work(item) for item in items]
         return thread_map(work, items, self.labels.device)

@@ -259,9 +259,7 @@ def _why_not(vit: Any) -> str | None:
     if vit.global_pool != "token":
         return f"its pooling is {vit.global_pool!r}, not the CLS token"
     if type(vit.patch_embed) is not PatchEmbed:
-        return (
-            f"its patches come from a network of their own ({type(vit.patch_embed).__name__}), not from one projection"
-        )
+        return f"its patches come from a separate network ({type(vit.patch_embed).__name__}), not from one projection"
     if vit.pos_embed is None:
         return "it has no absolute position embeddings"
     return None

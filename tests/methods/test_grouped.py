@@ -189,7 +189,7 @@ def test_pfpt_prompts_that_nobody_used_are_gone():
     assert new["pool"].max() < 10
 
 
-def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbers(tmp_path):
+def test_pfpt_pool_changes_its_size_and_a_checkpoint_continues_with_the_same_numbers(tmp_path):
     straight, killed = tiny.mini_run(PFPT()), tiny.mini_run(PFPT())
     sizes = []
     for round_ in (1, 2, 3):

@@ -371,7 +371,7 @@ def test_fedpgps_factors_get_the_gradient_of_their_product(mu):
         assert same(updated["prompt"], sent["prompt"] - LR * (g_k + g_g))
 
 
-def test_family_and_citation_are_told():
+def test_family_and_citation_are_listed():
     for name in ("fedrep", "fedbabu", "ditto", "apfl", "pfedpt", "pfedpg", "fedpgp"):
         assert METHOD[name].family == "personalised", name
         assert METHOD[name].citation != Method.citation, name

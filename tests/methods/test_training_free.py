@@ -26,7 +26,7 @@ def score(small: tiny.MiniRun, clients: tuple[int, ...], index: torch.Tensor) ->
     return small.model.forward(sent | small.server.read(), index, prior).logits
 
 
-def test_fedncm_is_the_pooled_class_means_in_whatever_order():
+def test_fedncm_is_the_pooled_class_means_in_any_order():
     small = tiny.mini_run(METHOD["fedncm"](temperature=0.5))
     small.report_statistics((3, 0))
     small.report_statistics((4,))

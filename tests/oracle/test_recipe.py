@@ -115,7 +115,7 @@ def test_clipping_shortens_long_gradients_and_leaves_short_ones_alone() -> None:
     torch.testing.assert_close(gradients[1], torch.tensor([[0.8], [0.4], [0.0]]))
 
 
-def test_each_client_is_clipped_by_itself() -> None:
+def test_each_client_is_clipped_separately() -> None:
     gradients = [torch.tensor([[30.0], [2.0]])]
     clip(gradients, torch.tensor([10.0, 1.0]))
     assert gradients[0].tolist() == [[10.0], [1.0]]
