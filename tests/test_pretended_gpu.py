@@ -343,7 +343,8 @@ def test_the_contract_on_a_gpu_refuses_a_hook_that_mixes_devices(place, found):
 @pytest.mark.parametrize("name", CLASSES["method"])
 def test_every_method_keeps_the_contract_on_a_gpu(name, world):
     with PretendedGPU():
-        case = ContractCase(CLASSES["method"][name](), device=CUDA)
+        fields = {key: value for key, value in METHODS[name].items() if key != "name"}
+        case = ContractCase(CLASSES["method"][name](**fields), device=CUDA)
         checks = [c for c in (*isolation.CHECKS, *rounds.CHECKS) if c.subject_kind == "run" or case.trains]
         assert {c.name: found for c in checks if (found := violation(c, case))} == {}
 
