@@ -38,7 +38,9 @@ class Dataset(ImageDataset):
         always_shown=True,
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.2, "share of each class of each domain for testing; without effect with kfold"
+        0.2,
+        "share of each class of each domain for testing; without effect with kfold",
+        needs=("`parts: drawn`", lambda options: options.parts == "drawn"),
     )
 
     def table(self, sources: Mapping[str, Source]) -> Table:

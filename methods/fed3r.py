@@ -31,7 +31,9 @@ class Method(Base):
     ridge: Annotated[float, Field(gt=0)] = option(0.01, "lambda: added to the diagonal of the summed second moments")
     normalize: bool = option(True, "whether each class's weights are scaled to norm 1")
     temperature: Annotated[float, Field(gt=0)] = option(
-        0.25, "tau: the scores are divided by it; matters only with a prior"
+        0.25,
+        "tau: the scores are divided by it; matters only with a prior",
+        needs=("`logit_prior: eval`", lambda options: options.logit_prior in ("eval", "both")),
     )
 
     family: ClassVar[str] = "training-free"

@@ -68,14 +68,15 @@ def test_training_is_counted_to_a_hundredth(name):
     assert ours == pytest.approx(counted(lambda: small.round([CLIENT], batches=batches)), rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only"])
+@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only", "fedncm"])
 def test_a_forward_pass_is_counted_to_a_hundredth(name):
     small, _ = run_and_batches(name)
     model = small.model
     values = small.server.send(torch.tensor([CLIENT])) | small.server.read()
     index = torch.from_numpy(small.train[CLIENT])[None]
     with torch.no_grad():
-        theirs = counted(lambda: model.forward(values, index, add_prior=False))
+        flip = torch.zeros(index.shape, dtype=torch.bool)  # augmented images have no cached features
+        theirs = counted(lambda: model.forward(values, index, False, "flip", flip, torch.zeros(*index.shape, 2)))
     head = CLASSES * model.backbone.width
     ours = cost.one_pass(model.method, model.spec, model.backbone).forward + head
     assert SAMPLES * ours == pytest.approx(theirs, rel=0.01)

@@ -251,12 +251,12 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "killed", "by itself")
     assert not failures.note(folder, "error", "no second try")
     assert not failures.note(folder, "error", "nor a third")
-    folder.report_progress(round=3)
+    folder.report_progress(round=3, rounds=9)
     assert failures.note(folder, "out_of_memory", "but further than before")
     assert failures.without_progress(folder.notes()) == {"out_of_memory": 1}
     assert failures.counted(folder.notes())["out_of_memory"] == 6
     assert failures.halvings(folder.notes()) == 6
-    folder.note(kind=failures.RETRY)
+    folder.note(kind=failures.RETRY, reason="asked for")
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again

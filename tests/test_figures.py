@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import zlib
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from written import write_run
@@ -450,3 +453,18 @@ def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> 
     assert {line.get_linestyle() for line in axes.lines if len(line.get_xdata()) > 1} == {"None"}
     assert axes.lines[0].get_xdata().tolist() == [0.01, 0.1, 0.03, 3.0, 0.05]
     assert axes.get_xlabel() == "local.lr"
+
+
+def test_fonts_of_a_pdf_are_embedded_without_the_tables_that_lay_out_text() -> None:
+    """A viewer of PDF places glyphs by number; a font with these tables takes twice as long to cut down."""
+    with style.style():
+        figure = Figure(figsize=(1, 1))
+        figure.text(0.1, 0.5, "AV fi – ± ≈")
+        (data,) = frame.save(figure, ("pdf",)).values()
+    streams = [zlib.decompress(part.split(b"endstream")[0].strip(b"\r\n")) for part in data.split(b"stream\n")[1::2]]
+    fonts = [stream for stream in streams if stream[:4] == b"\0\1\0\0"]
+    assert fonts
+    for font in fonts:
+        tables = set(TTFont(io.BytesIO(font)).keys())
+        assert {"glyf", "loca", "cmap", "head", "hmtx"} <= tables
+        assert not tables & set(frame.FONT_LAYOUT)

@@ -11,7 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from fedbench.base.records import RunFolder
 from fedbench.cli import sweep
+from fedbench.plan import planning
 from fedbench.plan.config import ConfigError
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
@@ -331,3 +333,29 @@ def test_a_file_of_the_user_that_cannot_be_read_as_images_is_a_mistake(tmp_path:
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8, 3), np.float32), labels=np.arange(4) % 2)
     (line,) = mistakes({"dataset": {"name": "npz", "path": str(tmp_path / "x.npz")}})
     assert line.startswith("dataset npz: ")
+
+
+def test_status_names_the_mistakes_of_runs_that_have_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    base = {**BASE, "rounds": 1, "method": {"name": "pfpt", "prompt_length": 30}}
+    file.write_text(yaml.safe_dump({"base": base, "machine": {"device": "cuda:7"}}))
+    arguments = [str(file), "--results", str(tmp_path / "results"), "--status"]
+    for form in ([], ["--json"]):
+        assert sweep.main([*arguments, *form]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.splitlines() == [
+            f"error: {file}: 1 mistake",
+            "  - method pfpt: prompt_length 30 is more than pool_size 20",
+        ]
+
+
+def test_status_does_not_check_runs_again_that_have_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": {**BASE, "rounds": 1}, "machine": {"data": str(tmp_path)}}))
+    for planned in sweep.read_sweep(file).runs:
+        RunFolder(tmp_path / "results" / planned.name).plan({"identity": planned.identity})
+    monkeypatch.setattr(planning, "check_tasks", lambda *_: pytest.fail("checked again"))
+    assert sweep.main([str(file), "--results", str(tmp_path / "results"), "--status"]) == 0

@@ -6,7 +6,6 @@ hosts are never compared, and no kernel lock is needed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -214,7 +213,7 @@ def acquire(folder: Path) -> Iterator[Lease | None]:
 def _link(path: Path, me: Owner) -> bool:
     """Create the claim file `path` and its content in one step; False if it exists."""
     source = path.with_name(f".owner.{me.host.replace('/', '.')}.{me.pid}.{threading.get_ident()}")
-    write_atomically(source, json.dumps(asdict(me)).encode())
+    write_atomically(source, run_files.encode(asdict(me)))
     try:
         os.link(source, path)
     except FileExistsError:

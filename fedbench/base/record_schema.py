@@ -75,7 +75,9 @@ class RoundCosts:
     )
     bytes_up: int = described("bytes that the cohort sent to the server in this round")
     bytes_down: int = described("bytes that the server sent to the cohort in this round")
-    multiply_adds: int = described("multiply-adds of the cohort's local training in this round")
+    multiply_adds: int = described(
+        "multiply-adds of the cohort in this round: local training, and new clients' features"
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class TotalCosts:
 
     total_bytes_up: int = described("bytes up, all rounds so far")
     total_bytes_down: int = described("bytes down, all rounds so far")
-    total_multiply_adds: int = described("multiply-adds of local training, all rounds so far")
+    total_multiply_adds: int = described("multiply-adds of clients, all rounds so far")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Record:
             flat |= vars(part) if part is not None else {}
         return flat
 
+
+INFERENCE = "inference_multiply_adds"  # metadata of clients.parquet: multiply-adds of classifying one image
 
 PARTS = (RunFacts, TestMetrics, ValidationMetrics, RoundCosts, TotalCosts, Measured)
 

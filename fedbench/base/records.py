@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from fedbench.base.storage import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("fedbench")
 
 Status = Literal["missing", "pending", "running", "failed", "done"]
 
@@ -134,7 +137,8 @@ class RunFolder:
 
     def _record_lines(self, data: bytes, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
         by_round: dict[int, tuple[bytes, dict[str, Any]]] = {}
-        for line, record in run_files.lines(self.path / "records.jsonl", data, run_files.record_shape(), problems):
+        path, shape = self.path / "records.jsonl", run_files.record_shape()
+        for line, record in run_files.lines(path, data, shape, problems, more_keys=True):
             by_round.setdefault(record["round"], (line, record))
         return list(by_round.values())
 
@@ -165,7 +169,7 @@ class RunFolder:
 
     def report_progress(self, **progress: Any) -> None:
         """Replace progress.json."""
-        write_atomically(self.path / "progress.json", json.dumps(progress).encode())
+        write_atomically(self.path / "progress.json", run_files.encode(progress))
 
     def failure(self, problems: list[str] | None = None) -> dict[str, Any]:
         """{} or {"kind", "reason", "round", "log"} of a failed run; kind is a key of `jobs.failures.MORE_ATTEMPTS`."""
@@ -174,7 +178,7 @@ class RunFolder:
     def fail(self, kind: str, reason: str, **more: Any) -> None:
         """Mark the run as failed."""
         failure = {"kind": kind, "reason": reason, "log": str(self.log), **more}
-        write_atomically(self.path / "failed.json", json.dumps(failure).encode())
+        write_atomically(self.path / "failed.json", run_files.encode(failure))
 
     def finish(self, expected: Mapping[str, str] | None = None) -> None:
         """Mark the run as done, as its last step. `expected`: checksums of files as the run wrote them.
@@ -187,7 +191,7 @@ class RunFolder:
         if changed:
             raise DamagedError(f"{self.path / changed[0]} was changed or removed during the run")
         (self.path / "failed.json").unlink(missing_ok=True)
-        write_atomically(self.path / "done", json.dumps(seal).encode())
+        write_atomically(self.path / "done", run_files.encode(seal))
 
     def damage(self) -> list[str]:
         """Why a run that is marked as done is not whole; empty if it is. Raises OSError if the folder is away."""
@@ -234,14 +238,29 @@ class RunFolder:
 
     def note(self, **words: Any) -> None:
         """Append a note on how an attempt ended: "kind", "reason" and more."""
-        line = json.dumps({"time": time.time(), **words}).encode() + b"\n"
-        _append(self.path / "notes.jsonl", line)
+        for sentence in self.mend():
+            log.warning("%s", sentence)
+        _append(self.path / "notes.jsonl", run_files.encode({"time": time.time(), **words}) + b"\n")
 
     def notes(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
         """All notes, oldest first."""
         path, problems = self.path / "notes.jsonl", [] if problems is None else problems
         data = run_files.content(path, problems) or b""
         return [note for _, note in run_files.lines(path, data, run_files.NOTE, problems)]
+
+    def mend(self) -> list[str]:
+        """Move a damaged env.json or notes.jsonl aside, and keep the readable notes; a sentence for each such file."""
+        of_environment, of_notes, said = list[str](), list[str](), []
+        self.environment(of_environment)
+        notes = self.notes(of_notes)
+        for name, problems, kept in (("env.json", of_environment, []), ("notes.jsonl", of_notes, notes)):
+            path = self.path / name
+            if problems and run_files.content(path, []) is not None:  # else it is only unreadable at the moment
+                aside = run_files.set_aside(path)
+                for note in kept:
+                    _append(path, run_files.encode(note) + b"\n")
+                said.append(f"{'; '.join(problems)}; the file was moved to {aside.name}")
+        return said
 
     def job(self, problems: list[str] | None = None) -> dict[str, Any]:
         """{} or the run's last job: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes)}."""

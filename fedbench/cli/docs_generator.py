@@ -171,7 +171,7 @@ def _model(field: FieldInfo) -> type[Block] | None:
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
     rows = [(f"`{metric.name}`", metric.title, "yes" if metric.ranked else "", metric.meaning) for metric in METRICS]
-    metrics = table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    metrics = table(("name", "title in tables", "ranked", "what it is"), rows)
     return f"{metrics}\n\nEvery column of a record:\n\n{_record_columns()}"
 
 

@@ -23,7 +23,7 @@ from fedbench.jobs import cancellation, launch, slurm, watch
 from fedbench.jobs.submission import plan
 from fedbench.plan import content, tuning
 from fedbench.plan.config import ConfigError, Sweep
-from fedbench.plan.planning import read_sweep
+from fedbench.plan.planning import check_not_begun, read_sweep
 from fedbench.plan.plugins import PluginError
 from fedbench.plan.task_checks import Where
 
@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         dry_run(sweep, results, options.json)
         return DONE
     if options.status:
-        return status(sweep, results, options.json)
+        return status(sweep, results, options.json, str(options.sweep))
     if options.cancel:
         return cancel(sweep, results)
     if whole.tune:
@@ -157,9 +157,16 @@ def _run(options: argparse.Namespace, command: str) -> int:
             return code  # no trials, or the trials have led to no further runs
 
 
-def status(sweep: Sweep, results: Path, as_json: bool) -> int:
-    """Show the state of the runs, and return the exit code."""
-    views = watch.Observer(results, sweep.runs).look()
+def status(sweep: Sweep, results: Path, as_json: bool, source: str) -> int:
+    """Show the state of the runs, and return the exit code.
+
+    Runs without a folder are checked against their task as before a start; the others were checked when they were planned,
+    and looking at them must be fast. Raises ConfigError.
+    """
+    observer = watch.Observer(results, sweep.runs)
+    views = observer.look()
+    missing = {view.name for view in views if view.state == "missing" and not observer.folders[view.name].files()}
+    check_not_begun(sweep, missing, source)
     if as_json:
         whole = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
         odd = watch.odd_files(results, sweep.runs, views)

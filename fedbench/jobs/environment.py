@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedbench.base import processes, provenance
+from fedbench.base import processes, provenance, run_files
 from fedbench.base.records import RunFolder
 from fedbench.base.storage import write_atomically
 
@@ -28,11 +27,10 @@ CHANGES_NUMBERS = ("python", "commit", "dirty", "code", "device", "threads", "pa
 
 def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write env.json, this process and `more`, into a run's folder, and return it. Raises OSError."""
-    here, problems = _process() | dict(more), list[str]()
-    before = folder.environment(problems)
-    for problem in problems:
-        log.warning("%s", problem)
-    if before:
+    here = _process() | dict(more)
+    for sentence in folder.mend():
+        log.warning("%s", sentence)
+    if before := folder.environment():
         changed = [(key, before.get(key), here[key]) for key in CHANGES_NUMBERS if before.get(key) != here[key]]
         packages = before.get("packages", {})
         changed += [
@@ -42,7 +40,7 @@ def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
         ]
         if changed:
             log.warning("the run was started in another environment; its numbers mix both: %s", changed)
-    write_atomically(folder.path / "env.json", json.dumps(here, indent=2).encode())
+    write_atomically(folder.path / "env.json", run_files.encode(here, indent=2))
     return here
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedbench.base import lease, processes
+from fedbench.base import lease, processes, run_files
 from fedbench.base.home import ROOT
 from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
@@ -36,7 +36,7 @@ class LaunchError(RuntimeError):
 def remember(results: Path, names: Sequence[str], job: Mapping[str, Any]) -> None:
     """Write to each run's job.json which job has the run."""
     for name in names:
-        write_atomically(results / name / "job.json", json.dumps(job).encode())
+        write_atomically(results / name / "job.json", run_files.encode(job))
 
 
 def forget(results: Path, names: Sequence[str]) -> None:

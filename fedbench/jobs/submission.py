@@ -34,6 +34,8 @@ def plan(
         if planned.name in odd:
             warn(f"{odd[planned.name]}; it is written again")
             write(planned)
+        for sentence in folders[planned.name].mend():
+            warn(sentence)
         if _starts(folders[planned.name], view, retry_failed):
             write(planned)
             names.append(planned.name)

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedbench.base import lease
+from fedbench.base import configless, lease
 from fedbench.base.records import RunFolder, Status, rounds_in_words, status_of
 from fedbench.jobs import failures, launch
 from fedbench.jobs.slurm import Queue
@@ -41,6 +41,7 @@ HOW = {
     "out_of_memory": "because memory ran out",
     "preempted": "because it was preempted",
 }
+GONE = "failed.json was removed a moment ago"
 LOCAL_PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0  # a file server may hide for this long that a run was done
 
@@ -127,9 +128,10 @@ class Observer:
             reason = f"it was done, but {'; '.join(damage)}; the same command repairs it"
             return view(state="failed", kind="damaged", reason=reason, log=str(folder.log))
         if status in ("done", "failed"):
-            failure = folder.failure() if status == "failed" else {}
+            problems: list[str] = []
+            failure = folder.failure(problems) if status == "failed" else {}
             if status == "failed" and not failure:
-                failure = {"kind": "unknown", "reason": "failed.json cannot be read", "log": str(folder.log)}
+                failure = {"kind": "unknown", "reason": "; ".join(problems) or GONE, "log": str(folder.log)}
             kind, reason, log = (failure.get(key, "") for key in ("kind", "reason", "log"))
             return view(state=status, kind=kind, reason=reason, log=log)
         if busy:
@@ -166,19 +168,27 @@ def _damage(folder: RunFolder) -> list[str]:
 
 
 def odd_files(results: Path, runs: Sequence[PlannedRun], views: Sequence[View]) -> list[str]:
-    """A sentence for each odd file, and each gap in the records, of the runs that are not done."""
-    lines = []
+    """A sentence for each odd file and each gap in the records of the runs, and for each folder without a run.yaml.
+
+    The records of a run that is done are checked with its state (`RunFolder.damage`).
+    """
+    lines: list[str] = []
     for planned, view in zip(runs, views, strict=True):
         folder = RunFolder(results / planned.name)
-        if view.state == "done" or not folder.files():
-            continue
-        lines += folder.problems()
-        run, reached = planned.run, view.round
-        if missing := folder.missing_rounds(run.rounds, run.evaluate_every, reached):
-            lines.append(
-                f"{folder.path / 'records.jsonl'} lacks {rounds_in_words(missing)} of {reached} that were done"
-            )
-    return lines
+        if view.state == "done":
+            folder.environment(lines)
+            folder.notes(lines)
+        elif folder.files():
+            lines += folder.problems()
+            lines += _gap(folder, planned, view.round)
+    return lines + [configless.sentence(folder) for folder in configless.folders_without_config(results)]
+
+
+def _gap(folder: RunFolder, planned: PlannedRun, reached: int) -> list[str]:
+    """A sentence if the records lack a round that was done."""
+    if missing := folder.missing_rounds(planned.run.rounds, planned.run.evaluate_every, reached):
+        return [f"{folder.path / 'records.jsonl'} lacks {rounds_in_words(missing)} of {reached} that were done"]
+    return []
 
 
 def counts(views: Sequence[View]) -> dict[str, int]:

@@ -32,5 +32,11 @@ def check_parameters(method: Method, spec: Mapping[str, Param]) -> None:
         local.append("prior (logit_prior must be none)")
     if method.centralized and local:
         raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
-    if method.finetune_epochs and not any(param.trains for param in spec.values()):
+    if any(param.trains for param in spec.values()):
+        return
+    if method.finetune_epochs:
         raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")
+    if method.logit_prior == "train":
+        raise ValueError(
+            "logit_prior is 'train', but this method trains nothing; eval adds the prior where it has an effect"
+        )

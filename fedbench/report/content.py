@@ -198,6 +198,7 @@ def _latex(content: Content) -> dict[str, str]:
     warning = " WARNING: " + " ".join([*content.alarms[:3], *more]) if content.alarms else ""
     details = "\n".join(
         to_latex([detail.accuracy], f"{detail.setting}. {caption}{warning}", f"detail-{i}")
+        + to_latex([detail.cost], f"{detail.setting}. Costs, mean over seeds.", f"costs-{i}")
         for i, detail in enumerate(content.details, 1)
     )
     return {

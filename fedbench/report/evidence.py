@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedbench.base import fork_pool
 from fedbench.base.naming import key, made_distinct, natural, together, words
+from fedbench.base.record_schema import INFERENCE
 from fedbench.base.records import RecordsError
 from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
 from fedbench.report.selection import Planned, ReportError, Selection, select
@@ -77,6 +78,8 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
             runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
         )
     clients, damaged = reading()
+    inference = {run: table[INFERENCE][0] for run, table in clients.items()}
+    runs[INFERENCE] = runs["run"].map(inference).where(runs["state"] == "done").astype(float)
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
     settings = dict(zip(described["setting"], described["setting_text"], strict=True))
     labels = dict(zip(runs["run"], runs["label"], strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet
 
-from fedbench.base.record_schema import columns
+from fedbench.base.record_schema import INFERENCE, columns
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.report.tables.metrics import METRIC
 
@@ -77,14 +77,19 @@ def _shown(value: Any) -> str:
 def read_clients(folder: Path) -> Clients | None:
     """Client, held_out and accuracy of a finished run, [clients] each; None without a clients.parquet.
 
+    The run's inference cost [1] is beside them, NaN in files of versions up to 0.1.
+
     Raises RecordsError if the file is damaged or an accuracy is not a share.
     """
     path = folder / "clients.parquet"
     try:
-        table = parquet.ParquetFile(path).read(list(CLIENT_COLUMNS), use_threads=False)
+        file = parquet.ParquetFile(path)
+        table = file.read(list(CLIENT_COLUMNS), use_threads=False)
+        inference = int((file.schema_arrow.metadata or {}).get(INFERENCE.encode(), -1))
         columns = {name: table.column(name).to_numpy() for name in CLIENT_COLUMNS}
         accuracy = columns["accuracy"].astype(float)
         columns |= {"held_out": columns["held_out"].astype(bool), "accuracy": accuracy}
+        columns[INFERENCE] = np.array([inference if inference >= 0 else math.nan])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, ArrowException) as error:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.base.record_schema import TestMetrics, ValidationMetrics
+from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
@@ -182,7 +182,10 @@ def _mean_accuracy(accuracy: Accuracies, clients: NDArray[np.bool_]) -> float | 
 
 
 def _client_table(experiment: Experiment, test: Accuracies, validation: Accuracies) -> pa.Table:
-    """Each client's accuracies, and its number of training samples for each of its classes."""
+    """Each client's accuracies, and its number of training samples for each of its classes.
+
+    The table's metadata holds the multiply-adds of classifying one image.
+    """
     split = experiment.split
     kept = [np.unique(experiment.samples.labels[part], return_counts=True) for part in split.train]
     return pa.table(
@@ -195,7 +198,8 @@ def _client_table(experiment: Experiment, test: Accuracies, validation: Accuraci
             "val_accuracy": validation.each,
             "classes": [names for names, _ in kept],
             "class_samples": [counts for _, counts in kept],
-        }
+        },
+        metadata={INFERENCE: str(experiment.image_cost.inference)},
     )
 
 

@@ -71,7 +71,7 @@ class Experiment:
     model: StackedModel
     trainer: Trainer
     server: Server
-    multiply_adds: int  # of local training, for one sample and epoch
+    image_cost: cost.ImageCost
     chunk: int  # images in one pass
     facts: RunFacts
 
@@ -174,7 +174,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         model=model,
         trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
         server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
-        multiply_adds=cost.training(method, spec, frozen.vit),
+        image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
         facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
     )

@@ -37,7 +37,7 @@ def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Server:
-    """The global values [...], the clients' memory, and which clients have reported their statistics."""
+    """The global values [...], the clients' memory, and which clients have taken part so far."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Server:
         for name, param in spec.items():
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
-        self.has_reported = torch.zeros(clients, dtype=torch.bool)
+        self.has_taken_part = torch.zeros(clients, dtype=torch.bool)
 
     def read(self) -> Stacked:
         """The values that clients read and do not change."""
@@ -190,7 +190,7 @@ class Server:
     def state(self) -> Stacked:
         """Everything that survives a round, as one flat mapping for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | self.memory.state() | {"introduced": self.has_reported}
+        return values | self.memory.state() | {"introduced": self.has_taken_part}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError if the checkpoint belongs to another method."""
@@ -200,7 +200,7 @@ class Server:
             raise ValueError(f"the checkpoint and this run differ in {sorted(other)[:5]}")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
         self.memory.restore(rows)
-        self.has_reported = state["introduced"].clone()
+        self.has_taken_part = state["introduced"].clone()
 
 
 def nbytes(value: Tensor) -> int:

@@ -177,20 +177,28 @@ class SentRound:
     """A round before training: the cohort has received all that it needs."""
 
     training: Training
-    cohort_size: int
-    statistics_bytes: int  # sent by clients that take part for the first time
+    cohort: Ints
+    new: Ints  # the clients of the cohort that take part for the first time
+    statistics_bytes: int  # which the new clients sent
 
 
 def send(experiment: Experiment, round_: int) -> SentRound:
     """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
     local, cohort = experiment.run.local, experiment.cohort_of(round_)
-    statistics_bytes = collect_statistics(experiment, cohort)
+    taken_part = experiment.server.has_taken_part
+    new = cohort[~taken_part.numpy()[cohort]]
+    statistics_bytes = collect_statistics(experiment, new)
+    taken_part[new] = True
     lr = local.lr * local.lr_decay ** (round_ - 1)
-    return SentRound(experiment.prepare(cohort, lr, round_), len(cohort), statistics_bytes)
+    return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
 
 
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
-    """Merge the cohort's updates, and count what the round cost. Raises Diverged."""
+    """Merge the cohort's updates, and count what the round cost. Raises Diverged.
+
+    A method that trains nothing needs the network only in a client's first round: the client's statistics go up once, and
+    the classifier comes down once. Cached features cost each client one pass over its images, in its first round as well.
+    """
     server, run = experiment.server, experiment.run
     finite, loss, num_samples = _read_back(updates)
     if not finite:
@@ -200,21 +208,22 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
+    receivers = len(sent.cohort) if sent.training.batches else len(sent.new)
     samples = num_samples * run.local.epochs
+    first_passes = int(experiment.split.train.sizes[sent.new].sum())
     costs = RoundCosts(
         train_loss=_finite(loss),
-        bytes_up=up * sent.cohort_size + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
-        bytes_down=down * sent.cohort_size,
-        multiply_adds=samples * experiment.multiply_adds,
+        bytes_up=up * receivers + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
+        bytes_down=down * receivers,
+        multiply_adds=samples * experiment.image_cost.training + first_passes * experiment.image_cost.features,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))
 
 
-def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
-    """Let clients that take part for the first time report their statistics. Returns the bytes that they send."""
+def collect_statistics(experiment: Experiment, new: Ints) -> int:
+    """Let the clients `new`, which take part for the first time, report their statistics; returns the bytes that they send."""
     model, server = experiment.model, experiment.server
-    new = [k for k in cohort if not server.has_reported[k]]
-    if model.method.statistics is None or not new or model.features is None:
+    if model.method.statistics is None or not len(new) or model.features is None:
         return 0
     reported = []
     for k in new:
@@ -222,7 +231,6 @@ def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
         reported.append(server.statistics(model.features[samples], model.labels[samples]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
-    server.has_reported[new] = True
     return sum(map(bytes_of_sums, stacked.values()))
 
 

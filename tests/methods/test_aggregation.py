@@ -32,7 +32,7 @@ def server_of(aggregation: Aggregation, clients: int, held_out: int = 0) -> Serv
 
 def kept(server: Server, name: str) -> Tensor:
     """What every client keeps of a local value, [clients, ...]; a single number as [clients]."""
-    return server.memory.read(torch.arange(len(server.has_reported)))[name].squeeze(-1)
+    return server.memory.read(torch.arange(len(server.has_taken_part)))[name].squeeze(-1)
 
 
 def merge(server: Server, clients: list[int], ends: list[float], gradients: list[float] | None = None) -> None:

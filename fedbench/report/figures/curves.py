@@ -24,8 +24,8 @@ SPENT = {
     "compute": (
         "total_multiply_adds",
         "Accuracy against computation",
-        "the multiply-adds of local training so far, without the pass that makes features",
-        "multiply-adds of training",
+        "the clients' multiply-adds so far, in training and for the features that they cache",
+        "multiply-adds of clients",
     ),
 }
 

@@ -20,7 +20,7 @@ from fedbench.report.statistics import Ranking
 # {column of the runs: title of its axis}
 COSTS = {
     "sent": "bytes sent, up + down",
-    "total_multiply_adds": "multiply-adds of training",
+    "total_multiply_adds": "multiply-adds of clients",
     "seconds": "seconds of the run",
 }
 CHARACTER = 0.05  # inches of a character in the heat map's column heads
