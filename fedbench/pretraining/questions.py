@@ -44,7 +44,8 @@ TOKENS, TOKEN_STD = 4, 0.3  # tokens of a question, and their standard deviation
 LEVELS = 3  # of red, green and blue in the answer to the question of colour
 MIDDLE = slice(12, 20)  # rows and columns of the image that the question of colour is about
 VALIDATION_IMAGES = 2048  # fresh ones, on which the answers are counted in the end
-THUMBNAIL = 8  # pixels per side of the picture that is redrawn where nothing is asked
+THUMBNAIL = 16  # pixels per side of the picture that is redrawn where nothing is asked
+REDRAW_WEIGHT = 10.0  # of its squared error, which is small beside a cross-entropy
 
 
 def number_of_answers(chars: list[str]) -> dict[str, int]:
@@ -119,8 +120,8 @@ def question_loss(model: QuestionedVit, batch: QuestionBatch, pictures: Tensor) 
     """The mean over the batch of each image's loss.
 
     With a question: the cross-entropy of its answer; with that of the character also the squared error of its redrawn clean
-    picture (`pictures` [C, 256]), since the character is learnt sooner with it. Without one: the squared error of the
-    redrawn image.
+    picture (`pictures` [C, 256]), since the character is learnt sooner with it. Without one: REDRAW_WEIGHT times
+    the squared error of the redrawn image.
     """
     asked, rest = ((batch.questions < NO_QUESTION) == which for which in (True, False))
     questions, images = batch.questions[asked], batch.images[rest]
@@ -136,7 +137,7 @@ def question_loss(model: QuestionedVit, batch: QuestionBatch, pictures: Tensor) 
                 total = total + loss * len(part)
     if len(images):
         thumbnails = F.avg_pool2d(images, images.shape[-1] // THUMBNAIL).flatten(1)
-        total = total + F.mse_loss(model.redraw_image(model(images)), thumbnails) * len(images)
+        total = total + REDRAW_WEIGHT * F.mse_loss(model.redraw_image(model(images)), thumbnails) * len(images)
     return total / len(batch.questions)
 
 
