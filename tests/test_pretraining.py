@@ -132,5 +132,17 @@ def test_the_rate_of_steering_is_chosen_without_test_images(monkeypatch: pytest.
     scores = {(0.1, 2): 0.3, (0.2, 2): 0.6, (0.3, 2): 0.5, (0.1, 3): 0.3, (0.2, 3): 0.4, (0.3, 3): 0.9}
     monkeypatch.setattr(steer, "tune", lambda backbone, pool, layers, lr, epochs, seed: (lr, None))
     monkeypatch.setattr(steer, "accuracy", lambda backbone, head, part, layers, prompts: scores[head, len(part[0])])
-    best = steer.steer(None, pool, "vpt_shallow", [0.1, 0.2, 0.3], 1, 0)  # type: ignore[arg-type]
+    best = steer.tune_at_best_rate(None, pool, "vpt_shallow", [0.1, 0.2, 0.3], 1, 0)  # type: ignore[arg-type]
     assert best == {"lr": 0.2, "validation_accuracy": 0.6, "test_accuracy": 0.4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least", "most"), [("nano", 0.05, 1.0), ("nano_plain", -1.0, 0.05)])
+def test_prompts_steer_nano_and_not_its_control(name: str, least: float, most: float) -> None:
+    """Pooled, with few images and epochs: what VPT-shallow gains over a head alone, each at the better of two rates."""
+    backbone = Backbone(nano.build(name), nano.MEAN, nano.STD)
+    pool = steer.draw_pool(1500, 500, 1000, seed=1)
+    head, shallow = (
+        steer.tune_at_best_rate(backbone, pool, method, [0.03, 0.1], 6, seed=0) for method in ("head", "vpt_shallow")
+    )
+    assert least < shallow["test_accuracy"] - head["test_accuracy"] < most

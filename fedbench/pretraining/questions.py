@@ -180,6 +180,7 @@ def train_with_questions(recipe: Recipe) -> tuple[VisionTransformer, dict[str, A
         "share_without_question": round(1 - sum(SHARES.values()), 4),
         "share_of_questions_asked_at_every_block": EVERY_BLOCK_SHARE,
         "tokens_of_a_question": TOKENS,
+        "weight_of_the_redrawn_image": REDRAW_WEIGHT,
         "also": f"mean squared error of a redrawn {COARSE} x {COARSE} picture where the character is asked for, and of the"
         f" image in {THUMBNAIL} x {THUMBNAIL} pixels where nothing is asked",
         "seconds": seconds,

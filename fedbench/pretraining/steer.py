@@ -66,10 +66,11 @@ def draw_pool(train: int, validation: int, test: int, seed: int) -> Pool:
 def cls_tokens(backbone: Backbone, images: Tensor, layers: tuple[int, ...], prompts: Tensor) -> Tensor:
     """The CLS token after the last norm [N, D], with the prompts [len(layers), P, D]."""
 
-    def prompts_at(layer: int, cls: Tensor) -> dict[str, Tensor]:
-        return {"prompt": prompts[layers.index(layer)].expand(len(cls), -1, -1)}
+    def prompts_at(layer: int, entering: Tensor) -> dict[str, Tensor]:
+        return {"prompt": prompts[layers.index(layer)].expand(len(entering), -1, -1)}
 
-    return backbone(images, layers, prompts_at, slots_read=False)[0]["cls"]
+    cls: Tensor = backbone(images, layers, prompts_at, slots_read=False)[0]["cls"]
+    return cls
 
 
 def accuracy(backbone: Backbone, head: nn.Linear, part: Part, layers: tuple[int, ...], prompts: Tensor) -> float:
@@ -106,18 +107,29 @@ def tune(
     return head, prompts.detach()
 
 
-def steer(backbone: Backbone, pool: Pool, way: str, lrs: Sequence[float], epochs: int, seed: int) -> dict[str, float]:
-    """Tune `way`, a key of LAYERS, with every rate. Return the best rate by validation, with its accuracies."""
-    best: dict[str, float] = {}
+def tune_at_best_rate(
+    backbone: Backbone, pool: Pool, method: str, lrs: Sequence[float], epochs: int, seed: int
+) -> dict[str, float]:
+    """Tune by `method`, a key of LAYERS, with every rate. Return the best rate by validation, and its accuracies."""
+    validated: dict[float, float] = {}
+    tuned: dict[float, tuple[nn.Linear, Tensor]] = {}
     for lr in lrs:
         started = time.monotonic()
-        head, prompts = tune(backbone, pool, LAYERS[way], lr, epochs, seed)
-        validated = accuracy(backbone, head, pool.validation, LAYERS[way], prompts)
-        logger.info("%s  lr %g  validation %.4f  %.0f s", way, lr, validated, time.monotonic() - started)
-        if not best or validated > best["validation_accuracy"]:
-            tested = accuracy(backbone, head, pool.test, LAYERS[way], prompts)
-            best = {"lr": lr, "validation_accuracy": round(validated, 4), "test_accuracy": round(tested, 4)}
-    return best
+        tuned[lr] = tune(backbone, pool, LAYERS[method], lr, epochs, seed)
+        head, prompts = tuned[lr]
+        validated[lr] = accuracy(backbone, head, pool.validation, LAYERS[method], prompts)
+        logger.info("%s  lr %g  validation %.4f  %.0f s", method, lr, validated[lr], time.monotonic() - started)
+    lr = max(validated, key=validated.__getitem__)
+    head, prompts = tuned[lr]
+    tested = accuracy(backbone, head, pool.test, LAYERS[method], prompts)
+    return {"lr": lr, "validation_accuracy": round(validated[lr], 4), "test_accuracy": round(tested, 4)}
+
+
+def record(recipe: Path, figures: dict[str, Any]) -> None:
+    """Write the figures under ``measured: glyphs_tuned`` of a file of provenance."""
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+    content["measured"]["glyphs_tuned"] = figures
+    recipe.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,24 +137,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fedbench.pretraining.steer", description=main.__doc__)
     parser.add_argument("names", nargs="*", default=nano.NAMES, help="backbones (default: all embedded ones)")
     parser.add_argument("--folder", type=Path, default=nano.FOLDER, help="where their weights are")
-    parser.add_argument("--ways", nargs="+", choices=LAYERS, default=list(LAYERS), help="what is trained")
+    parser.add_argument("--methods", nargs="+", choices=LAYERS, default=list(LAYERS), help="what is tuned")
     parser.add_argument("--lrs", nargs="+", type=float, default=LRS, help="learning rates to choose from")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--train", type=int, default=3000, help="training images")
     parser.add_argument("--validation", type=int, default=1000, help="other training images, to choose the rate with")
     parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="also write the figures into the files of provenance")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     pool = draw_pool(options.train, options.validation, options.test, options.seed)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in options.names:
         backbone = Backbone(nano.build(name, options.folder), nano.MEAN, nano.STD)
-        found[name] = {
-            way: steer(backbone, pool, way, options.lrs, options.epochs, options.seed) for way in options.ways
+        figures[name] = {
+            method: tune_at_best_rate(backbone, pool, method, options.lrs, options.epochs, options.seed)
+            for method in options.methods
         }
-    logger.info("%s", json.dumps(found, indent=2))
+        if options.record:
+            sizes = {part: getattr(options, part) for part in ("train", "validation", "test", "epochs")}
+            record(nano.recipe_path(name, options.folder), {**sizes, **figures[name]})
+    logger.info("%s", json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
