@@ -3,10 +3,11 @@
     make mutants                                             # files that differ from main
     make mutants FILES="fedbench/run/server.py" COUNT=40 SEED=7 TESTS="tests/oracle tests/test_simulation.py"
 
-The tree is copied, so nothing here changes. TESTS (by default the fast tests) run once with coverage, which says which test
-covers which line; that is kept in .mutants/ until a file changes. COUNT mutants are drawn with SEED; 0 takes all. Each is
-killed by a test that fails or takes far longer than usual, survives, or is uncovered, which is as bad. A survivor calls for a
-test, unless it changes nothing that can be observed.
+The tree is copied, so nothing here changes. TESTS (by default the fast tests) run once with coverage, which says how long each
+test takes and which lines it covers. This is kept in .mutants/ until a file changes. COUNT mutants are drawn with SEED; 0 takes
+all. A mutant is killed if a test fails or takes far longer than usual. Otherwise it survives, or no test covers it, which is as
+bad. The list of survivors at the end gives the place, the change and the tests that ran. A survivor calls for a test, unless
+its change has no effect that can be observed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import coverage
 import pytest
@@ -221,17 +224,49 @@ def copied_tree(place: Path) -> Path:
     return place
 
 
-def covered(tree: Path, tests: Sequence[str]) -> coverage.CoverageData:
-    """Which test covers which line, measured in `tree` or kept from the last time that these files were measured."""
+@dataclass(frozen=True)
+class TestMap:
+    """Which tests cover which line, and how many seconds each test takes."""
+
+    data: coverage.CoverageData
+    seconds: Mapping[str, float]  # of the tests that pass, by node id
+
+    def tests_of(self, mutant: Mutant) -> list[str] | None:
+        """The tests that run a line of the mutant, those of quick files first; None if nothing runs it.
+
+        A line that runs at import alone has the tests of its file.
+        """
+        name = next((name for name in self.data.measured_files() if name.endswith("/" + mutant.file)), "")
+        by_line = self.data.contexts_by_lineno(name) if name else {}
+        lines = range(mutant.line, mutant.line + mutant.old.count("\n") + 1)
+        contexts = {context for line in lines for context in by_line.get(line, ())}
+        if not contexts:
+            return None
+        if contexts == {""}:
+            contexts = {context for line in by_line.values() for context in line}
+        tests = {context.partition("|")[0] for context in contexts} - {""}
+        by_file: defaultdict[str, float] = defaultdict(float)
+        for test in tests:
+            by_file[test.partition("::")[0]] += self.seconds.get(test, 0.0)
+        return sorted(tests, key=lambda test: (by_file[test.partition("::")[0]], test))
+
+    def limit(self, tests: Sequence[str]) -> float:
+        """The seconds after which `tests` take far longer than usual."""
+        return 30.0 + 5.0 * sum(self.seconds.get(test, 0.0) for test in tests or self.seconds)
+
+
+def measured(tree: Path, tests: Sequence[str]) -> TestMap:
+    """The tests and their lines, measured in `tree` or kept from the last time that these files were measured."""
     digest = hashlib.sha256(repr(sorted(tests)).encode())
     for path in sorted(path for folder in FOLDERS for path in (tree / folder).rglob("*.py")):
         digest.update(path.relative_to(tree).as_posix().encode() + path.read_bytes())
     kept = KEPT / f"coverage-{digest.hexdigest()[:12]}"
+    times = kept.with_suffix(".xml")
     if not kept.exists():
         KEPT.mkdir(exist_ok=True)
         print("measuring which test covers which line ...", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", FAST, *tests]
-        command += ["--cov", "--cov-context=test", "--cov-report="]
+        command += ["--cov", "--cov-context=test", "--cov-report=", f"--junit-xml={times}", "-o", "junit_family=xunit1"]
         env = {**os.environ, "COVERAGE_FILE": str(kept.with_suffix(".new"))}
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
         if done.returncode:
@@ -239,17 +274,8 @@ def covered(tree: Path, tests: Sequence[str]) -> coverage.CoverageData:
         kept.with_suffix(".new").rename(kept)
     data = coverage.CoverageData(str(kept))
     data.read()
-    return data
-
-
-def tests_of(data: coverage.CoverageData, mutant: Mutant) -> list[str] | None:
-    """The tests that run a line of the mutant; [] for all, if it runs at import alone; None if nothing runs it."""
-    found: set[str] = set()
-    name = next((name for name in data.measured_files() if name.endswith("/" + mutant.file)), "")
-    by_line = data.contexts_by_lineno(name) if name else {}
-    for line in range(mutant.line, mutant.line + mutant.old.count("\n") + 1):
-        found |= set(by_line.get(line, ()))
-    return sorted({context.partition("|")[0] for context in found} - {""}) if found else None
+    cases = ElementTree.parse(times).iter("testcase")
+    return TestMap(data, {f"{case.get('file')}::{case.get('name')}": float(case.get("time") or 0) for case in cases})
 
 
 def changed_files() -> list[str]:
@@ -283,7 +309,6 @@ def main() -> int:
     parser.add_argument("--tests", nargs="*", default=[], help="test files or folders; default: all fast tests")
     parser.add_argument("--count", type=int, default=30, help="mutants to draw; 0: all (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="time limit of a mutant's tests (default: 300)")
     given = parser.parse_args()
     files = [
         path.relative_to(ROOT).as_posix()
@@ -298,41 +323,44 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         tree = copied_tree(Path(place).resolve())
         os.environ["PYTHONPATH"] = str(tree)
-        data = covered(tree, given.tests)
-        return examine(tree, data, drawn(files, given.count, given.seed), given.tests, given.seconds)
+        return examine(tree, measured(tree, given.tests), drawn(files, given.count, given.seed), given.tests)
 
 
-def examine(
-    tree: Path, data: coverage.CoverageData, chosen: Sequence[Mutant], tests: Sequence[str], seconds: float
-) -> int:
+def examine(tree: Path, known: TestMap, chosen: Sequence[Mutant], tests: Sequence[str]) -> int:
     """Try all chosen mutants and print what became of each."""
     import timm  # noqa: F401 - once here, so that the children need not load torch and its company again
     import torch
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
-    left: dict[str, list[Mutant]] = {"survived": [], "uncovered": []}
-    sets = [those for mutant in chosen if (those := tests_of(data, mutant))]
-    if sets and (fault := killer(tree, min(sets, key=len), seconds)):
+    left: list[str] = []
+    sets = [covering for mutant in chosen if (covering := known.tests_of(mutant))]
+    if sets and (fault := killer(tree, min(sets, key=len), known.limit(min(sets, key=len)))):
         raise SystemExit(f"without any change, {fault} fails")
     for number, mutant in enumerate(chosen, 1):
         start, source = time.monotonic(), (tree / mutant.file).read_bytes()
-        those = tests_of(data, mutant)
+        covering = known.tests_of(mutant)
         fate = "uncovered"
-        if those is not None:
+        if covering is not None:
             (tree / mutant.file).write_bytes(mutant.applied(source))
-            by = killer(tree, those or ["-m", FAST, *tests], seconds)
+            by = killer(tree, covering or ["-m", FAST, *tests], known.limit(covering))
             (tree / mutant.file).write_bytes(source)
             fate = f"killed by {by}" if by else "survived"
-        if fate in left:
-            left[fate].append(mutant)
         print(f"{number}/{len(chosen)} {mutant}\n    {fate} ({time.monotonic() - start:.0f} s)", flush=True)
-    killed = len(chosen) - sum(map(len, left.values()))
-    for fate, those in left.items():
-        for mutant in those:
-            print(f"\n{fate}: {mutant}\n{difference(mutant)}", end="")
-    print(f"\n{killed} killed, {len(left['survived'])} survived, {len(left['uncovered'])} uncovered of {len(chosen)}")
-    return int(killed < len(chosen))
+        if not fate.startswith("killed"):
+            left.append(f"{fate}: {mutant}\n{difference(mutant)}{tests_that_ran(covering)}")
+    print("\n".join(["", *left]))
+    uncovered = sum(text.startswith("uncovered") for text in left)
+    print(f"{len(chosen) - len(left)} killed, {len(left) - uncovered} survived, {uncovered} uncovered of {len(chosen)}")
+    return int(bool(left))
+
+
+def tests_that_ran(tests: Sequence[str] | None) -> str:
+    """One line for each test file that saw a survivor."""
+    if tests is None:
+        return "no test runs this line\n"
+    files = Counter(test.partition("::")[0] for test in tests)
+    return "".join(f"{file}: {count} tests passed\n" for file, count in files.items()) or "all tests passed\n"
 
 
 if __name__ == "__main__":

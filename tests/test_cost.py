@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, METHODS, mini_run
+from tiny import CLASSES, METHODS, mini_run, plugins
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.method import Aggregation
+from fedbench.plan.planning import check_sweep
 from fedbench.run import cost
 from fedbench.run.server import parameters
 from fedbench.vit.backbone import architecture
@@ -135,3 +137,42 @@ def test_a_small_backbone_gets_as_many_images_as_fill_a_gpu():
     small = mini_run(METHODS["fedvpt"])
     pass_ = cost.one_pass(small.model.method, small.model.spec, small.model.backbone)
     assert cost.chunk_images(pass_, torch.device("cuda"), "float32") == cost.GPU_CHUNK_TOKENS // max(pass_.tokens)
+
+
+def planned_run(folder, **machine):
+    """FedVPT with four prompts on nano: 300 training and 100 test images, 5 clients of which 2 train in a round."""
+    base = {
+        "dataset": {"name": "npz", "path": str(folder / "images.npz")},
+        "partition": "iid",
+        "method": {"name": "fedvpt", "prompt_length": 4},
+        "clients": {"number": 5, "per_round": 2, "validation": 0.2},
+        "local": {"epochs": 3},
+        "rounds": 7,
+    }
+    images, labels = np.zeros((400, 32, 32, 3), np.uint8), np.arange(400) % 10
+    np.savez(folder / "images.npz", images=images, labels=labels, is_test=np.arange(400) % 4 == 0)
+    sweep = check_sweep({"base": base, "machine": {"data": str(folder), **machine}}, plugins())
+    return cost.estimate(sweep.runs[0], sweep.plugins, sweep.machine)
+
+
+def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
+    width, depth, hidden, patches, prompts, classes = 128, 6, 512, 16, 4, 10
+    tokens = 1 + patches + prompts
+    block = 4 * width**2 + 2 * width * hidden + 9 * width + hidden  # weights; biases and two norms
+    frozen = (3 * 8 * 8 + 1) * width + (1 + 1 + patches) * width + depth * block + 2 * width
+    assert frozen == sum(value.numel() for value in architecture("nano").parameters())
+    values = prompts * width + classes * width + classes  # of one client
+    found = planned_run(tmp_path, chunk_images=3)
+    activations = 4 * 3 * depth * tokens * (8 * width + 2 * hidden)
+    rest = 4 * frozen + 400 * 3 * 32 * 32 + 4 * values * (4 * 2 + 5)
+    assert found.memory_bytes == (700 << 20) + activations + rest
+    # 2 of 5 clients with 240 of 300 images for training; attention's and MLP's products, the last block for one token
+    whole = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
+    last = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
+    forward = patches * 3 * 64 * width + (depth - 1) * whole + last
+    backward = (depth - 1) * (whole + 2 * tokens**2 * width) + last + 2 * tokens * width
+    assert found.multiply_adds == 7 * 3 * 2 * 48 * (forward + backward)
+    # As many images as fill 4 MiB with the MLP's activations, in float32
+    unset = planned_run(tmp_path)
+    images = (4 << 20) // (tokens * hidden * 4)
+    assert unset.memory_bytes == (700 << 20) + activations // 3 * images + rest

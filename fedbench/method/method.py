@@ -63,6 +63,16 @@ class Method:
         object.__setattr__(made, "view", view)
         return made
 
+    def in_training(self) -> Self:
+        """The method as training sees it: options that act in evaluation alone have neutral values.
+
+        Runs that differ in nothing else have one training.
+        """
+        made = copy.copy(self)
+        object.__setattr__(made, "logit_prior", "train" if self.logit_prior in ("train", "both") else "none")
+        object.__setattr__(made, "finetune_epochs", 0)
+        return made
+
     def touches(self, depth: int) -> bool:
         """Whether the method changes what a backbone of `depth` blocks computes; if not, its cached features suffice."""
         return bool(

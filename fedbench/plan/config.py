@@ -155,7 +155,9 @@ class Cluster(Block):
     qos: str | None = Field(None, description="quality of service (sbatch --qos)")
     constraint: str | None = Field(None, description="required node features (sbatch --constraint)")
     array_parallelism: int = Field(64, ge=1, description="most jobs of an array that run at once")
-    runs_per_job: int = Field(1, ge=1, description="runs per job, one after another")
+    runs_per_job: int = Field(
+        1, ge=1, description="runs per job, one after another; runs with one training count as one"
+    )
     runs_per_gpu: int = Field(1, ge=1, description="runs side by side on each GPU; without GPUs: in each job")
     workers: int | None = Field(
         None, ge=1, description="`--cluster local`: processes at once; default: one per GPU or core"
@@ -239,14 +241,28 @@ class RunConfig(Block):
         return self.seed if override is None else int(override)
 
 
-# Keys in which runs that are trained together may differ.
-PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds", "evaluate_every", "test_data")
+# Keys in which runs with one and the same training may differ.
+EVALUATION_ONLY = ("evaluate_every", "test_data")
+# Keys in which runs that are trained together as rows of one graph may differ.
+PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
 CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # keys of `local` in which they may differ
+
+
+def training_key(identity: Mapping[str, Any]) -> str:
+    """A key that is equal for runs that differ in evaluation alone, and so have one training; see `fedbench.run.pack`."""
+    return json.dumps(_of_training(identity), sort_keys=True)
+
+
+def _of_training(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's identity that its training depends on; the method's part is that of `Method.in_training`."""
+    method = {name: value for name, value in identity["method"].items() if name != "finetune_epochs"}
+    method["logit_prior"] = method.get("logit_prior") in ("train", "both")
+    return {name: value for name, value in identity.items() if name not in EVALUATION_ONLY} | {"method": method}
 
 
 def pack_key(identity: Mapping[str, Any]) -> str:
     """A key that is equal for runs that can be trained together; see `fedbench.run.pack`."""
-    fixed = {name: value for name, value in identity.items() if name not in PACKED_FREELY}
+    fixed = {name: value for name, value in _of_training(identity).items() if name not in PACKED_FREELY}
     fixed["aggregation"] = identity["aggregation"]["name"]  # its options act at the server only
     fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
     return json.dumps(fixed, sort_keys=True)

@@ -104,15 +104,23 @@ class Experiment:
             for phase in range(len(trainer.phases))
         ]
         rows = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
+        received = server.send(rows)
+        if epochs is None and not self._trains_with_prior:
+            received.pop("prior", None)
         return Training(
             trainer=trainer,
             clients=rows,
-            received=server.send(rows),
+            received=received,
             read=server.read(),
             batches=batches,
             samples=[len(train[k]) for k in clients],
             lr=lr,
         )
+
+    @property
+    def _trains_with_prior(self) -> bool:
+        method = self.trainer.model.method
+        return method.uses_prior or method.logit_prior != "none"
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
@@ -161,7 +169,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         samples=frozen.samples,
         split=split,
         model=model,
-        trainer=Trainer(model, aggregation, run.local, clients, piece),
+        trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
         server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
         multiply_adds=cost.training(method, spec, frozen.vit),
         chunk=chunk,

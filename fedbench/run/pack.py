@@ -1,4 +1,8 @@
-"""Several runs of one method trained together: the clients of all runs are rows of one graph, so one pass serves them all."""
+"""Several runs trained together.
+
+Runs that differ in evaluation alone have one training, which is done once. The clients of other runs of one method become
+rows of one graph, so that one pass serves them all.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from fedbench.run.client_optimizer import Recipe
 from fedbench.run.experiment import Training
 from fedbench.run.meter import SharedClock, wait
 from fedbench.run.simulation import RunState, SentRound, receive, send
-from fedbench.run.stacked import rows
+from fedbench.run.stacked import Stacked, rows
 
 
 @dataclass
@@ -54,37 +58,94 @@ class Member:
                 self.error = error
 
 
-def run_pack(members: Sequence[Member]) -> None:
+def run_pack(members: Sequence[Member], stack: bool = True) -> None:
     """All rounds of all members, one round of each at a time, until each is over or has left with an error.
 
-    Raises whatever the common training raises.
+    Without `stack`, only equal trainings are shared, so each run's numbers are exactly those that it gets alone; members
+    that are behind catch up first. Raises whatever the common training raises.
     """
     while active := [member for member in members if member.error is None and not member.state.over]:
+        if not stack:
+            behind = min(member.state.rounds_done for member in active)
+            active = [member for member in active if member.state.rounds_done == behind]
         for member in active:
             member.do(member.send)
         ready = [(member, member.sent.training) for member in active if member.sent is not None]
-        updates = train_together([training for _, training in ready], [member.clock for member, _ in ready])
+        updates = train_together([training for _, training in ready], [member.clock for member, _ in ready], stack)
         for (member, _), mine in zip(ready, updates, strict=True):
             member.do(member.receive, mine)
 
 
-def train_together(trainings: Sequence[Training], clocks: Sequence[SharedClock] = ()) -> list[ClientUpdates]:
-    """``[training.train() for training in trainings]`` up to rounding, in as few passes as they allow.
+def train_together(
+    trainings: Sequence[Training], clocks: Sequence[SharedClock] = (), stack: bool = True
+) -> list[ClientUpdates]:
+    """``[training.train() for training in trainings]``, in as few passes as they allow.
 
+    Equal trainings are done once. With `stack`, others become rows of one graph where they fit, which changes the last bits.
     Each of `clocks` gets its run's part of the time, in proportion to its samples.
     """
     groups: dict[Any, list[int]] = {}
     for i, training in enumerate(trainings):
-        groups.setdefault(_stackable(training), []).append(i)
+        groups.setdefault(_similar(training), []).append(i)
     updates: dict[int, ClientUpdates] = {}
     for group in groups.values():
         start = _idle_time(trainings[group[0]])
-        together = [trainings[i] for i in group]
-        updates |= zip(group, [together[0].train()] if len(group) == 1 else _train(together), strict=True)
-        seconds, samples = _idle_time(together[0]) - start, sum(sum(training.samples) for training in together)
+        copies = _copies([trainings[i] for i in group])
+        distinct = [group[i] for i in sorted(set(copies))]
+        updates |= zip(distinct, _train_distinct([trainings[i] for i in distinct], stack), strict=True)
+        for i, first in zip(group, copies, strict=True):
+            if i not in updates:
+                updates[i] = _copied(updates[group[first]])
+        seconds, samples = _idle_time(trainings[group[0]]) - start, sum(sum(trainings[i].samples) for i in group)
         for i in group if clocks else ():
             clocks[i].seconds += seconds * sum(trainings[i].samples) / samples
     return [updates[i] for i in range(len(trainings))]
+
+
+def _copies(trainings: Sequence[Training]) -> list[int]:
+    """For each of some similar trainings, the first one that is equal to it."""
+    first: list[int] = []
+    for i, training in enumerate(trainings):
+        first.append(next((k for k in set(first) if _equal(trainings[k], training)), i))
+    return first
+
+
+def _equal(one: Training, other: Training) -> bool:
+    """Whether two similar trainings do the very same computation."""
+    sizes = [(t.recipe, t.trainer.chunk, t.trainer.piece, len(t.batches)) for t in (one, other)]
+    return (
+        sizes[0] == sizes[1]
+        and all(torch.equal(one.received[name], value) for name, value in other.received.items())
+        and all(torch.equal(one.read[name], value) for name, value in other.read.items())
+        and all(a.active == b.active and _same_arrays(a, b) for a, b in zip(one.batches, other.batches, strict=True))
+    )
+
+
+def _same_arrays(one: Batches, other: Batches) -> bool:
+    names = ("clients", "index", "weight", "flip", "shift")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def _copied(updates: ClientUpdates) -> ClientUpdates:
+    """The same updates for another server, which may change them."""
+
+    def clones(values: Stacked) -> Stacked:
+        return {name: value.clone() for name, value in values.items()}
+
+    return replace(
+        updates,
+        received=clones(updates.received),
+        updated=clones(updates.updated),
+        sums=clones(updates.sums),
+        gradient=clones(updates.gradient),
+    )
+
+
+def _train_distinct(trainings: Sequence[Training], stack: bool) -> list[ClientUpdates]:
+    own_backbones = trainings[0].trainer.model.method.backbone_weights is not None
+    if len(trainings) > 1 and stack and not own_backbones:
+        return _train(trainings)
+    return [training.train() for training in trainings]
 
 
 def _idle_time(training: Training) -> float:
@@ -93,10 +154,10 @@ def _idle_time(training: Training) -> float:
     return time.monotonic()
 
 
-def _stackable(training: Training) -> Any:
-    """Equal for trainings whose clients can be rows of one graph."""
+def _similar(training: Training) -> Any:
+    """Equal for trainings that differ at most in their clients, batches, values and recipe."""
     model, aggregation = training.trainer.model, training.trainer.aggregation
-    if not training.batches or model.method.backbone_weights is not None:  # nothing can be shared
+    if not training.batches:  # there is nothing to share
         return id(training)
     images = (id(model.backbone), id(model.images), id(model.features), id(model.cached_tokens))
     shapes = {name: value.shape[1:] for name, value in training.received.items()}

@@ -1,0 +1,234 @@
+"""Tables of a small benchmark, every number and every line worked out by hand: the summary, its notes, a terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from fedbench.report.tables import notes, terminal
+from fedbench.report.tables.metrics import METRIC
+from fedbench.report.tables.summary import summary, with_last_round
+
+NAN = math.nan
+
+
+def run(setting: str, label: str, seed: int, state: str, accuracy: float, **more: Any) -> dict[str, Any]:
+    names = {"dataset": "d", "partition": "p", "backbone": "b", "method": label.lower(), "reference": label == "R"}
+    values = dict.fromkeys(METRIC, NAN) | {"mean_accuracy": accuracy, "worst_accuracy": accuracy - 0.2}
+    row = {"run": f"{setting}-{label}-{seed}", "setting": setting, "label": label, "seed": seed, "state": state}
+    return {**row, **names, "said": "", "rounds": 20.0, "commit": "abc", "code": None, **values, **more}
+
+
+# In S, B failed with one seed and was not planned with another; in T, the only run is pending.
+RUNS = pd.DataFrame(
+    [
+        run("S", "R", 0, "done", 0.95),
+        run("S", "R", 1, "done", 0.95),
+        run("S", "R", 2, "done", 0.95),
+        run("S", "A", 0, "done", 0.5),
+        run("S", "A", 1, "done", 0.6),
+        run("S", "A", 2, "done", 0.7),
+        run("S", "B", 0, "done", 0.9),
+        run("S", "B", 1, "failed", NAN),
+        run("T", "A", 5, "pending", NAN),
+    ]
+)
+
+
+# -- the summary -------------------------------------------------------------------------------------------------------
+def test_a_summary_counts_and_averages_every_cell() -> None:
+    table = summary(RUNS)
+    assert list(table["metric"].unique()) == list(METRIC)
+    assert len(table) == 4 * len(METRIC)  # three methods in S, one in T
+    found = table[table["metric"] == "mean_accuracy"].reset_index(drop=True)
+    half = 4.302653 * 0.1 / math.sqrt(3)  # Student's t on two degrees of freedom
+    expected = pd.DataFrame(
+        [
+            ("S", "A", "a", False, 3, 3, 0.6, 0.1, 0.6 - half, 0.6 + half, "best", 3, 0, 0, 0, 0),
+            ("S", "B", "b", False, 1, 3, 0.9, NAN, NAN, NAN, "", 1, 0, 0, 1, 1),
+            ("S", "R", "r", True, 3, 3, 0.95, 0.0, 0.95, 0.95, "", 3, 0, 0, 0, 0),
+            ("T", "A", "a", False, 0, 1, NAN, NAN, NAN, NAN, "", 0, 0, 1, 0, 0),
+        ],
+        columns=[
+            *("setting", "label", "method", "reference", "n", "of", "mean", "std", "low", "high", "mark"),
+            *("done", "running", "pending", "failed", "absent"),
+        ],
+    )
+    pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False, rtol=1e-6)
+    assert table.loc[table["metric"] == "worst_accuracy", "mean"].tolist()[0] == pytest.approx(0.4)
+    assert table.loc[table["metric"] == "seconds", "n"].tolist() == [0] * 4
+
+
+def test_a_run_has_the_numbers_of_its_highest_round_and_says_what_is_wrong_with_them() -> None:
+    plan = pd.DataFrame(
+        [(name, state, "", 20.0) for name, state in zip("abcdef", ["done"] * 4 + ["running", "done"], strict=True)],
+        columns=["run", "state", "said", "rounds"],
+    )
+    lines = [("a", 20, 0.5, "1-2"), ("a", 10, 0.9, "1-3"), ("b", 19, 0.5, "1-2"), ("c", 20, NAN, "1-2")]
+    lines += [("d", 21, 0.25, "1-2"), ("e", 10, 0.8, "1-2")]
+    found = with_last_round(plan, pd.DataFrame(lines, columns=["run", "round", "mean_accuracy", "code"]))
+    assert list(found["run"]) == list("abcdef")
+    assert found["state"].tolist() == ["done", "failed", "failed", "done", "running", "failed"]
+    assert found["said"].tolist() == [
+        "",
+        "marked as done, but its records end before its last round",
+        "marked as done, but its last record holds no mean accuracy",
+        "",
+        "",
+        "marked as done, but its records end before its last round",
+    ]
+    np.testing.assert_array_equal(found["round"], [20, 19, 20, 21, 10, NAN])
+    np.testing.assert_array_equal(found["mean_accuracy"], [0.5, NAN, NAN, 0.25, NAN, NAN])
+    np.testing.assert_array_equal(found["codes"], [2, 1, 1, 1, 1, NAN])
+    assert found.loc[0, "code"] == "1-2"
+    empty = with_last_round(plan, pd.DataFrame())
+    assert (len(empty), set(empty["state"])) == (6, {"failed", "running"})
+
+
+# -- what is said below a table ----------------------------------------------------------------------------------------
+def test_the_footer_counts_runs_seeds_and_what_was_checked() -> None:
+    runs = RUNS.assign(partition_hash="x", commit=["b2"] + ["a1"] * 7 + [None])
+    assert notes.footer(runs, []) == [
+        "Runs: 9 (7 done, 1 pending, 1 failed)",
+        "Seeds: 0, 1, 2, 5",
+        "Rounds: 20",
+        "Code: a1, b2; CHANGED between runs, see the warnings",
+        "Partition hashes: equal (4 pairs of setting and seed checked)",
+    ]
+    whole = runs.assign(commit=None, rounds=[10.0] + [20.0] * 8)
+    clash = notes.footer(whole, ["S, seed 0: methods were run on different partitions, so ..."])
+    assert clash[2:] == [
+        "Rounds: 10, 20",
+        "Code: unknown",
+        "Partition hashes: DIFFERENT within a setting and seed, see the warnings (4 pairs of setting and seed checked)",
+    ]
+
+
+def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
+    table = summary(RUNS)
+    mean, marks, rest, *letters = notes.legend(table)
+    assert mean == "Accuracy in percent, mean ± sample standard deviation over seeds, after the last round."
+    assert marks.startswith("Bold: largest mean among contestants with all seeds done. ≈: our test cannot distinguish")
+    assert marks.endswith("Settings with fewer than 3 seeds have no marks.")
+    assert rest.startswith("(n/m): only n of the setting's m seeds are done")
+    assert [line.split(":")[0] for line in letters] == ["P, pending", "F, failed", "–, absent", "†"]
+    whole = summary(RUNS[(RUNS["setting"] == "S") & (RUNS["label"] == "A")])
+    assert len(notes.legend(whole)) == 2
+    assert "fewer than" not in notes.legend(whole)[1]
+    assert notes.legend(summary(RUNS[RUNS["seed"] == 0]))[1] == "No cell is marked as best: marks need 3 seeds."
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({}, []),
+        (
+            {"partition_hash": {"S-A-1": "other"}},
+            ["S, seed 1: methods were run on different partitions, so their numbers do not compare (same: R, B; other: A)."],
+        ),
+        (
+            {"cohort_hash": {"S-A-0": "other"}},
+            ["S, seed 0: methods trained other cohorts of clients, so their numbers do not compare (same: R, B; other: A)."],
+        ),
+        (
+            {"data_hash": {"S-R-0": "other"}},
+            ["S: methods were run on different data, so their numbers do not compare (other: R; same: R, A, B)."],
+        ),
+        (
+            {"backbone_hash": {"S-B-0": "other"}},
+            [
+                "S: methods were run on different backbone weights, so their numbers do not compare "
+                "(same: R, A, B; other: B)."
+            ],
+        ),
+        (
+            {"rounds": {"S-B-0": 10.0, "S-R-0": 5.0}},  # a reference may have other rounds
+            ["S: methods had different budgets (rounds), so their numbers do not compare (20: A, B; 10: B)."],
+        ),
+        (
+            {"seed": {"S-A-1": 0}},
+            ["S: A has 2 runs with seed 0, of which only the first counts: S-A-0, S-A-1."],
+        ),
+        (
+            {"said": {"S-B-1": "marked as done, but its records end before its last round"}},
+            ["S-B-1 is marked as done, but its records end before its last round; it counts as failed."],
+        ),
+        (
+            {"code": {"S-A-0": "1-2", "S-A-1": "1-3", "S-B-0": "2-2"}, "commit": {"S-A-0": None}},
+            ["Runs were made by 2 versions of the code: abc.", "A: its plug-ins changed between its runs."],
+        ),
+        ({"commit": {"S-A-0": "def"}}, ["Runs were made by 2 commits of the code: abc, def."]),
+        ({"codes": {"S-A-0": 2.0, "S-A-1": 1.0}}, ["S-A-0: the code changed while it ran, so its records mix versions."]),
+    ],
+)  # fmt: skip
+def test_an_alarm_names_the_place_the_difference_and_the_sides(
+    changes: dict[str, dict[str, Any]], sentences: list[str]
+) -> None:
+    hashes = dict.fromkeys(("partition_hash", "cohort_hash", "data_hash", "backbone_hash"), "same")
+    runs = RUNS.assign(**hashes, codes=1.0).set_index("run", drop=False)
+    for column, values in changes.items():
+        for name, value in values.items():
+            runs.loc[name, column] = value
+    assert notes.alarms(runs.reset_index(drop=True)) == sentences
+
+
+def test_the_fifth_side_of_an_alarm_is_counted_and_not_named() -> None:
+    assert notes._some(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert notes._some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d, 2 more"
+
+
+# -- the terminal ------------------------------------------------------------------------------------------------------
+def shown(table: pd.DataFrame, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    terminal.show(console, table, ("mean_accuracy", "worst_accuracy"), "std")
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_a_terminal_aligns_numbers_and_keeps_marks_behind_them() -> None:
+    rows = [(0.5, 0.7, 0.6), (0.71, 0.5, 0.58), (1.0, 1.0, 1.0)]
+    runs = [
+        run(f"d · {place}", label, seed, "done", value)
+        for place in ("p", "q")
+        for label, values in zip("ABR", rows, strict=True)
+        for seed, value in enumerate(values)
+        if (place, label, seed) != ("q", "A", 2)
+    ]
+    table = summary(pd.DataFrame(runs))
+    assert shown(table, 100) == [
+        "All settings: d",
+        "",
+        "                                   p                                           q",
+        "Method           Mean         Worst                    Mean                Worst",
+        "A         60.0 ± 10.0   40.0 ± 10.0     60.0 ± 14.1 (2/3 –)  40.0 ± 14.1 (2/3 –)",
+        "B         59.7 ± 10.6≈  39.7 ± 10.6≈            59.7 ± 10.6          39.7 ± 10.6",
+        "R †       100.0 ± 0.0    80.0 ± 0.0             100.0 ± 0.0           80.0 ± 0.0",
+        "",
+    ]
+    assert shown(table, 60)[2:8] == [
+        "                                   p",
+        "Method           Mean         Worst",
+        "A         60.0 ± 10.0   40.0 ± 10.0",
+        "B         59.7 ± 10.6≈  39.7 ± 10.6≈",
+        "R †       100.0 ± 0.0    80.0 ± 0.0",
+        "",
+    ]
+
+
+def test_a_terminal_shows_ten_alarms_and_counts_the_others() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    terminal.tell(console, ["a remark"], [f"alarm {i}" for i in range(12)], [])
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "a remark",
+        *(f"WARNING: alarm {i}" for i in range(10)),
+        "WARNING: 2 more, see the page",
+        "",
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    terminal.tell(console, [], [f"alarm {i}" for i in range(10)], [])
+    assert "more" not in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,166 @@
+"""Runs that differ in evaluation alone are trained once, and each gets exactly the numbers that it gets by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedbench.base.records import MEASURED, RunFolder
+from fedbench.cli.sweep import plan
+from fedbench.jobs import job
+from fedbench.jobs.grouping import training_groups
+from fedbench.jobs.stop_request import stop_request
+from fedbench.jobs.supervisor import assign_slots
+from fedbench.plan.config import Sweep, training_key
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.run.experiment import Training
+from fedbench.run.simulation import Stopped
+
+ROUNDS = 3
+VARIANTS = [{}, {"logit_prior": "eval"}, {"finetune_epochs": 1}]  # of one training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 images of 4 classes, a quarter of them test images."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    labels = np.arange(48) % 4
+    images = np.random.default_rng(0).integers(0, 90, (48, 32, 32, 3)) + 40 * labels[:, None, None, None]
+    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(48) % 16 < 4)
+    return path
+
+
+def sweep(data: Path, methods: list[dict[str, Any]], **machine: Any) -> Sweep:
+    """One run for each of `methods`."""
+    content = {
+        "base": {
+            "dataset": {"name": "npz", "path": str(data)},
+            "partition": {"name": "dirichlet", "alpha": 1.0, "min_train": 2},
+            "clients": {"number": 5, "per_round": 3, "held_out": 1},
+            "rounds": ROUNDS,
+            "evaluate_every": 1,
+            "local": {"batch_size": 4, "lr": 0.02},
+        },
+        "grid": {"method": methods, "seed": [0]},
+        "machine": {"data": str(data.parent), **machine},
+    }
+    return check_sweep(content, plugins())
+
+
+def start(planned_sweep: Sweep, results: Path) -> list[str]:
+    results.mkdir(exist_ok=True)
+    return plan(planned_sweep, results, False, "test")
+
+
+def records(planned_sweep: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of all runs, each of which is done, without what a clock says."""
+    folders = [RunFolder(results / planned.name) for planned in planned_sweep.runs]
+    assert [folder.status for folder in folders] == ["done"] * len(folders)
+    return {
+        folder.path.name: [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
+        for folder in folders
+    }
+
+
+def do_one_by_one(planned_sweep: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
+    for name in start(planned_sweep, results):
+        job.run_job(results, [name])
+    return records(planned_sweep, results)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The streams of all trainings of cohorts, without fine-tuning, as they begin."""
+    done: list[str] = []
+    train = Training.train
+
+    def counted(self: Training) -> Any:
+        if not self.trainer.finetuning:
+            done.append(type(self.trainer.model.method).__module__)
+        return train(self)
+
+    monkeypatch.setattr(Training, "train", counted)
+    return done
+
+
+# fedrep trains in phases and keeps a local head, pep_fedpt reads the prior in training, full_finetune has backbones of its own
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fedvpt", "fedrep", "full_finetune")]
+
+
+@pytest.mark.parametrize("name", ["pep_fedpt", *SLOW])
+def test_variants_in_evaluation_share_one_training_and_keep_their_own_numbers(name, data, tmp_path, trainings):
+    planned_sweep = sweep(data, [{"name": name, "finetune_epochs": 0, **variant} for variant in VARIANTS])
+    alone = do_one_by_one(planned_sweep, tmp_path / "alone")
+    assert len(trainings) == 3 * ROUNDS
+    trainings.clear()
+    job.run_job(tmp_path / "together", start(planned_sweep, tmp_path / "together"))
+    assert len(trainings) == ROUNDS
+    together = records(planned_sweep, tmp_path / "together")
+    assert together == alone  # to the last bit
+    plain, prior, tuned = ([record["mean_accuracy"] for record in together[run.name]] for run in planned_sweep.runs)
+    assert plain != prior  # the variants do differ
+    assert plain != tuned
+
+
+def test_runs_whose_training_differs_share_nothing(data, tmp_path, trainings):
+    methods = [{"name": "fedvpt"}, {"name": "fedvpt", "logit_prior": "train"}, {"name": "fedvpt", "prompt_length": 3}]
+    planned_sweep = sweep(data, methods)
+    assert len({training_key(planned.identity) for planned in planned_sweep.runs}) == 3
+    job.run_job(tmp_path / "results", start(planned_sweep, tmp_path / "results"))
+    assert len(trainings) == 3 * ROUNDS
+
+
+def test_both_priors_share_the_training_of_the_train_prior(data, tmp_path, trainings):
+    planned_sweep = sweep(data, [{"name": "fedvpt", "logit_prior": prior} for prior in ("train", "both")])
+    alone = do_one_by_one(planned_sweep, tmp_path / "alone")
+    trainings.clear()
+    job.run_job(tmp_path / "together", start(planned_sweep, tmp_path / "together"))
+    assert len(trainings) == ROUNDS
+    assert records(planned_sweep, tmp_path / "together") == alone
+
+
+def test_a_run_that_is_behind_catches_up_before_the_training_is_shared(data, tmp_path, trainings, monkeypatch):
+    planned_sweep = sweep(data, [{"name": "fedvpt"}, {"name": "fedvpt", "logit_prior": "eval"}])
+    alone = do_one_by_one(planned_sweep, tmp_path / "alone")
+    results = tmp_path / "together"
+    names = start(planned_sweep, results)
+    report = RunFolder.report_progress
+
+    def report_and_stop(self: RunFolder, **progress: Any) -> None:
+        report(self, **progress)
+        stop_request.received = True
+
+    monkeypatch.setattr(RunFolder, "report_progress", report_and_stop)
+    with pytest.raises(Stopped):
+        job.run_job(results, names[:1])  # one round of the first run alone
+    monkeypatch.undo()
+    stop_request.received = False
+    counted: list[int] = []
+    train = Training.train
+    monkeypatch.setattr(Training, "train", lambda self: counted.append(1) or train(self))
+    job.run_job(results, names)
+    assert len(counted) == 1 + (ROUNDS - 1)  # the second run's first round, then both together
+    assert records(planned_sweep, results) == alone
+
+
+def test_without_shortcuts_every_run_trains_by_itself(data, tmp_path, trainings):
+    planned_sweep = sweep(data, [{"name": "fedvpt"}, {"name": "fedvpt", "logit_prior": "eval"}], shortcuts=False)
+    job.run_job(tmp_path / "results", start(planned_sweep, tmp_path / "results"))
+    assert len(trainings) == 2 * ROUNDS
+    assert [len(group) for group in training_groups(planned_sweep, [run.name for run in planned_sweep.runs])] == [1, 1]
+
+
+def test_one_worker_gets_all_runs_of_a_training(data):
+    methods = [{"name": name, "logit_prior": prior} for prior in ("none", "eval") for name in ("fedvpt", "fedrep")]
+    planned_sweep = sweep(data, methods)
+    names = [run.name for run in planned_sweep.runs]
+    groups = training_groups(planned_sweep, [*names, "a run of another sweep"])
+    assert groups == [(names[0], names[2]), (names[1], names[3]), ("a run of another sweep",)]
+    first, second = assign_slots(groups, 2, None)
+    assert first.names == (names[0], names[2], "a run of another sweep")
+    assert second.names == (names[1], names[3])
+    assert first.spare == (names[3], names[1])
