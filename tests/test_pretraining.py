@@ -74,8 +74,8 @@ def test_the_loss_is_the_mean_of_each_images_own_objective(
         for i, question in enumerate(asked.tolist()):
             image = batch.images[i : i + 1]
             if question == NO_QUESTION:
-                small = image.reshape(1, 3, 8, 4, 8, 4).mean((3, 5)).flatten(1)
-                losses.append(((model.redraw_image(model(image)) - small) ** 2).mean())
+                small = image.reshape(1, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1)
+                losses.append(questions.REDRAW_WEIGHT * ((model.redraw_image(model(image)) - small) ** 2).mean())
                 continue
             name = list(questions.SHARES)[question]
             z, truth = model(image, torch.tensor([question])), batch.answers[name][i]
@@ -113,6 +113,7 @@ def test_the_command_trains_writes_and_measures_weights_that_build(
     for module in (questions, plain):
         monkeypatch.setattr(module, "characters", lambda: CHARS)
     monkeypatch.setattr(questions, "VALIDATION_IMAGES", 16)
+    monkeypatch.setattr(questions, "NAMING_STEPS", 1)
     monkeypatch.setattr(plain, "VALIDATION_BATCHES", 1)
     options = ["--steps", "2", "--batch-size", "8", "--seed", "3"]
     torch_threads = torch.get_num_threads()
