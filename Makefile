@@ -1,17 +1,18 @@
-# make demo         a small benchmark from sweep to page, in an environment that it makes
-# make env          only the environment, .venv, with what requirements.lock pins and the command `fedbench`
-# make test         the fast tests (five minutes on two cores); test-all: the slow ones and those on Slurm as well
-# make check        lint and types; coverage: the fast tests and the lines they miss
-# make paper        every table and figure of a paper, from the sweep files shrunk to the embedded backbone (21 minutes on two idle cores)
-# make docs         what the pages take from the code, and the pages as a site in site/
-# make mutants      one small fault after another in FILES (or what differs from main): which ones does no test see?
-# make pin          the numbers of every method in tests/pinned.csv anew, after a change that is meant
-# make lock         requirements.lock anew; audit: known holes in what it pins (asks a service on the net)
-# make bench-peers  fedbench beside Flower, pfl-research and plain loops, on an idle machine; their environment is .peers
+# make demo         create the environment, run a small benchmark and make its report
+# make env          create only the environment, .venv, with the packages of requirements.lock and the command `fedbench`
+# make test         run the fast tests (five minutes on two cores); test-all: also the slow tests and those on Slurm
+# make kernels      count the kernels of a step and the waits for a GPU on a pretended GPU, and write them to tests/gpu_counts.csv
+# make check        check lint and types; coverage: run the fast tests and list the lines that they miss
+# make paper        make all tables and figures of a paper from shrunk sweep files (21 minutes on two idle cores)
+# make docs         update the generated parts of the pages, and build the site in site/
+# make mutants      plant one small fault at a time in FILES (or in files that differ from main), and list those that no test detects
+# make pin          write the numbers of every method to tests/pinned.csv again, after an intended change
+# make lock         update requirements.lock; audit: list known vulnerabilities of its packages (needs a network)
+# make bench-peers  compare with Flower, pfl-research and plain loops on an idle machine; their environment is .peers
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo paper test test-all coverage mutants audit pin check docs lock bench-peers
+.PHONY: help env demo paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,9 @@ audit: env
 
 pin: env
 	PYTHONPATH=. $(BIN)/python tests/test_roster.py
+
+kernels: env
+	PYTHONPATH=.:tests $(BIN)/python tests/test_pretended_gpu.py
 
 check: env
 	$(BIN)/ruff check .

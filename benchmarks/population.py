@@ -1,8 +1,8 @@
 """The cost of a population: the same cohort size from few and from 9,275 clients with local prompts and heads.
 
-`python -m benchmarks.population [CLIENTS ...]` deals a synthetic set (natural users, 12 training and 4 test images each, 1,203
-classes: the shape of iNaturalist-User-120k) and trains fedvpt with local prompts and heads on the embedded backbone. Each
-population runs in its own process, to measure its peak memory. A round should cost the same in both.
+`python -m benchmarks.population [CLIENTS ...]` splits a synthetic dataset (natural users, 12 training and 4 test images
+each, 1,203 classes: the shape of iNaturalist-User-120k) and trains fedvpt with local prompts and heads on the embedded
+backbone. Each population runs in its own process, to measure its peak memory. A round should cost the same in both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(clients: int) -> None:
         spent, clock.last = now - clock.last, now  # type: ignore[attr-defined]
         return float(spent)
 
-    malloc_tuning.keep_freed_memory()  # as a job does, since kept memory counts
+    malloc_tuning.keep_freed_memory()  # as a job does, since the kept memory counts
     clock.last = time.monotonic()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as name:
         synthetic(Path(name) / "population.npz", clients)

@@ -5,7 +5,7 @@ images are drawn here, as large as photographs of iNaturalist (800 x 600) or of 
 median of the ratios is printed. Usage: ``python -m benchmarks.prepare [--images N] [--side PX] [--size PX] [--out FILE]``
 
 ``--memory`` shows instead that memory does not grow with the number of images: peak memory of preparing an iNaturalist of
-2,000 and of 20,000 small images, from its own archives, each in a process of its own.
+2,000 and of 20,000 small images, from its own archives, each in a separate process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepared(archive: Path, count: int, size: int) -> float:
 
 
 def draw_inaturalist(folder: Path, count: int) -> None:
-    """The two archives of iNaturalist-User-120k with `count` images of 24 x 18 pixels, ten to a user, a tenth for testing."""
+    """The two archives of iNaturalist-User-120k with `count` images of 24 x 18 pixels: ten per user, a tenth for testing."""
     file = io.BytesIO()
     Image.new("RGB", (24, 18), (90, 160, 70)).save(file, "JPEG")
     content = file.getvalue()
@@ -125,37 +125,37 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--images", type=int, default=1000)
     options.add_argument("--side", type=int, default=800, help="long side of the images")
-    options.add_argument("--size", type=int, default=224, help="pixels per side of what is stored")
+    options.add_argument("--size", type=int, default=224, help="pixels per side of the stored images")
     options.add_argument("--repeat", type=int, default=3)
     options.add_argument("--out", type=Path)
     options.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     options.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # what --memory starts
-    given = options.parse_args()
-    if given.peak:
-        print(json.dumps(peak(given.peak, given.size)))
+    arguments = options.parse_args()
+    if arguments.peak:
+        print(json.dumps(peak(arguments.peak, arguments.size)))
         return
-    if given.memory:
-        show(memory((2_000, 20_000), 64), given.out)
+    if arguments.memory:
+        show(memory((2_000, 20_000), 64), arguments.out)
         return
     with tempfile.TemporaryDirectory() as folder:
-        archive = draw(Path(folder), given.images, given.side)
+        archive = draw(Path(folder), arguments.images, arguments.side)
         loops, ours = [], []
-        for _ in range(given.repeat):
-            loops.append(plain(Path(folder), given.images, given.size))
-            ours.append(prepared(archive, given.images, given.size))
+        for _ in range(arguments.repeat):
+            loops.append(plain(Path(folder), arguments.images, arguments.size))
+            ours.append(prepared(archive, arguments.images, arguments.size))
     cores = pixels.cores()
     result = {
-        "images": given.images,
-        "pixels": f"{given.side} x {given.side * 3 // 4} to {given.size} x {given.size}",
+        "images": arguments.images,
+        "pixels": f"{arguments.side} x {arguments.side * 3 // 4} to {arguments.size} x {arguments.size}",
         "cores": cores,
         "processor": platform.processor() or platform.machine(),
         "pillow": PIL.__version__,
-        "plain_loop_images_per_second": round(given.images / statistics.median(loops), 1),
-        "prepare_images_per_second": round(given.images / statistics.median(ours), 1),
-        "prepare_images_per_second_per_core": round(given.images / statistics.median(ours) / cores, 1),
+        "plain_loop_images_per_second": round(arguments.images / statistics.median(loops), 1),
+        "prepare_images_per_second": round(arguments.images / statistics.median(ours), 1),
+        "prepare_images_per_second_per_core": round(arguments.images / statistics.median(ours) / cores, 1),
         "per_core_ratio": round(statistics.median(a / b / cores for a, b in zip(loops, ours, strict=True)), 3),
     }
-    show(result, given.out)
+    show(result, arguments.out)
 
 
 def show(result: dict[str, Any], out: Path | None) -> None:

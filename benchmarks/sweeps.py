@@ -69,7 +69,7 @@ def clocked(command: list[str]) -> tuple[float, float, str]:
 
 
 def plan(folder: Path) -> None:
-    """Expand and dedupe, --dry-run and --status of 10,200 runs, whole commands and their parts."""
+    """Expansion and deduplication, --dry-run and --status of 10,200 runs, as whole commands and by parts."""
     sys.path.insert(0, str(HOME))
     file, results = folder / "ten_thousand.yaml", folder / "results"
     file.write_text(json.dumps(PLAN))
@@ -104,7 +104,7 @@ def plan(folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    """One run of about a minute with nano on glyphs, its caches warm: the first execution fills them."""
+    """One run of about a minute with nano on glyphs and warm caches, which a first execution fills."""
     sweep = {
         "base": {
             "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
@@ -148,16 +148,16 @@ def report(folder: Path) -> None:
     file.write_text(json.dumps(plan))
     sweep: Sweep = read_sweep(file)
     first = sweep.runs[0]
-    one = RunFolder(folder / "first" / first.name)
-    one.plan(sweep.on_disk(first))
-    run_rounds(first, sweep.machine, plugins(), one)
-    records, clients = one.records(), (one.path / "clients.parquet").read_bytes()
+    run_folder = RunFolder(folder / "first" / first.name)
+    run_folder.plan(sweep.on_disk(first))
+    run_rounds(first, sweep.machine, plugins(), run_folder)
+    records, clients = run_folder.records(), (run_folder.path / "clients.parquet").read_bytes()
     draw = np.random.default_rng(0)
     for run in sweep.runs:
         made = RunFolder(results / run.name)
         made.plan(sweep.on_disk(run))
         shift = float(draw.normal(0, 0.02))
-        own = {
+        identity = {
             "run": run.name,
             "key": run.key,
             "label": run.label,
@@ -165,7 +165,7 @@ def report(folder: Path) -> None:
             "seed": run.run.seed,
         }
         for record in records:
-            made.append(record | own | {"mean_accuracy": record["mean_accuracy"] + shift})
+            made.append(record | identity | {"mean_accuracy": record["mean_accuracy"] + shift})
         (made.path / "clients.parquet").write_bytes(clients)
         made.finish()
     command = [sys.executable, str(HOME / "reports" / "make_figures.py"), str(file), "--results", str(results)]
@@ -179,9 +179,9 @@ def main() -> None:
     """The command line."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("what", choices=("plan", "run", "report"))
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        {"plan": plan, "run": run, "report": report}[given.what](Path(folder))
+        {"plan": plan, "run": run, "report": report}[arguments.what](Path(folder))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fedbench.data import Dataset as Base
 from fedbench.data import Extent, Facts, Samples, option
 from fedbench.sources import cached_arrays, glyph_renderer
 
-# Chosen to look different at one size: no capital beside its small form, no letter that two scripts share.
+# Chosen to look different at one size: no capital together with its small form, no letter that two scripts share.
 GREEK = "ΓΔΘΞΣΩαβεζηιλμνξπςτψ"
 CYRILLIC = "БЂЊЋДЙФШЯжклцчщъыьэюђљѣҖҘӘ"
 ARMENIAN = "ԳԶԷԸԹԻԽԿՀՂՃՄՆՇՉՊՌՎՖիխկմնչջվփֆև"
@@ -137,7 +137,7 @@ class Dataset(Base):
         )
 
     def extent(self, root: Path) -> Extent:
-        """From the options; nothing is drawn."""
+        """The size from the options. Nothing is drawn."""
         count = len(STYLES) * len(CHARACTERS) * (self.train_per_class + self.test_per_class)
         return Extent.of(self._samples(np.empty((count, 0, 0, 3), dtype=np.uint8)))
 
@@ -154,7 +154,7 @@ class Dataset(Base):
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """8 hex digits of everything that may change a pixel."""
+        """8 hex digits that change with everything that affects a pixel."""
         parts = (
             self,
             STYLES,

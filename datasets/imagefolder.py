@@ -39,7 +39,7 @@ PARTS = {
 class Dataset(data.Dataset):
     """Images in folders named after their class, resized by the short side and centre cropped to a square.
 
-    Hidden files and files without the suffix of an image are ignored. Transparent images get a white ground.
+    Hidden files and files without the suffix of an image are ignored. Transparent images get a white background.
     """
 
     citation: ClassVar[str] = "the user's own data"
@@ -67,11 +67,11 @@ class Dataset(data.Dataset):
         return replace(listed, images=arrays["images"], **kept_columns)
 
     def extent(self, root: Path) -> Extent:
-        """By the names of folders and files; nothing is decoded."""
+        """The size from the names of folders and files. Nothing is decoded."""
         return Extent.of(self._listed()[1])
 
     def files_read(self, folder: Path) -> list[Path]:
-        """The image files. Raises DataError where the folders have another layout."""
+        """The image files. Raises DataError if the folders have another layout."""
         return [folder / file for file in self._listed()[0]]
 
     def verify(self, root: Path) -> list[str]:
@@ -89,11 +89,11 @@ class Dataset(data.Dataset):
         return damage + verify_cache(self._cache(root, files))
 
     def info(self, root: Path) -> list[str]:
-        """Where the cache is, and which images it leaves out."""
+        """The place of the cache, and the images that it leaves out."""
         return describe_cache(self._cache(root, self._listed()[0]))
 
     def _listed(self) -> tuple[list[Path], Samples]:
-        """All image files, and what their folders say about them; the images of these samples are empty."""
+        """All image files, and samples with the labels that their folders give. The images of these samples are empty."""
         files = _scan(self.path)
         is_test, places = _places(self.path, files)
         class_names, labels = np.unique([place[-1] for place in places], return_inverse=True)
@@ -124,7 +124,7 @@ class Dataset(data.Dataset):
         return is_test
 
     def _cache(self, root: Path, files: list[Path]) -> Path:
-        """The cache folder, named after all that may change a pixel; a changed file shows by its size or time."""
+        """The cache folder, named after everything that may change a pixel, including the size and time of each file."""
         digest = hashlib.sha256(repr((decode.VERSION, self.image_size, self.skip)).encode())
         for file in files:
             status = (self.path / file).stat()
@@ -135,7 +135,7 @@ class Dataset(data.Dataset):
 def _scan(folder: Path) -> list[Path]:
     """All image files below `folder`, relative to it, in the order of their names. Raises DataError."""
     try:
-        # One folder deeper than any layout, so that a deeper file is refused and not overlooked.
+        # One level deeper than any layout, so that a deeper file is refused and not overlooked.
         below = [file for file in files_below(folder, depth=4) if decode.is_image(file.name) and not hidden(file.name)]
         for file in below:
             check_regular(folder / file)
@@ -175,7 +175,7 @@ def _places(folder: Path, files: list[Path]) -> tuple[NDArray[np.bool_] | None, 
 
 
 def _is_test(folder: Path, tops: Sequence[str], parts: Sequence[str], files: list[Path]) -> NDArray[np.bool_]:
-    """The images of test/ or, without one, of val/. Raises DataError where the folders `tops` leave that open."""
+    """The images of test/ or, if there is none, of val/. Raises DataError if the folders `tops` do not determine that."""
     part_of = {top: PARTS[top.casefold()] for top in parts}
     named = ", ".join(f"{top}/" for top in tops)
     others = [file for file in files if file.parts[0] not in part_of]
@@ -196,7 +196,7 @@ def _is_test(folder: Path, tops: Sequence[str], parts: Sequence[str], files: lis
 
 
 def _texts(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Names of folders as text: what is not UTF-8 is read as Latin-1. Raises DataError where two come out alike."""
+    """Names of folders as text. Names that are not UTF-8 are read as Latin-1. Raises DataError if two become equal."""
     texts = []
     for name in names:
         raw = os.fsencode(name)

@@ -51,11 +51,11 @@ class Dataset(data.Dataset):
         return Samples(images, labels, is_test, domain, user, names)
 
     def extent(self, root: Path) -> Extent:
-        """By reading the file, which writes nothing."""
+        """The size from reading the file. Nothing is written."""
         return Extent.of(self.load(root))
 
     def verify(self, root: Path) -> list[str]:
-        """What is wrong with the file; reading it compares every array with its checksum in the file."""
+        """Damage to the file. Reading it compares every array with its checksum in the file."""
         try:
             self.load(root)
         except DataError as error:
@@ -95,8 +95,8 @@ class Dataset(data.Dataset):
                 gap = int(np.flatnonzero(present != np.arange(len(present)))[0])
                 self._wrong("labels in 0..C-1 with every class present", f"up to {classes - 1}, but none with {gap}")
 
-    def _wrong(self, expected: str, found: str) -> None:
-        raise DataError(f"{self.path}: expected {expected}, found {found}")
+    def _wrong(self, expected: str, actual: str) -> None:
+        raise DataError(f"{self.path}: expected {expected}, found {actual}")
 
 
 def _form(values: NDArray[Any]) -> str:
@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise DataError(f"{path}: expected an .npz file, but it cannot be read ({error.strerror or error})") from error
-    # Whatever is wrong inside a zip: cut off, changed bytes, encrypted, an unknown compression, objects for arrays.
+    # Errors inside a zip: cut off, changed bytes, encrypted, an unknown compression, objects instead of arrays.
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, MemoryError) as error:
         if isinstance(error, DataError):
             raise

@@ -1,8 +1,8 @@
 """PACS: 9,991 images of seven classes as photos, art paintings, cartoons and sketches.
 
-Li et al. 2017, "Deeper, Broader and Artier Domain Generalization" (arXiv:1710.03077). Packings have different folders above
-the domains (``PACS/``, ``kfold/``, none). The authors' lists <domain>_{train,crossval}_kfold.txt cut a domain 90 to 10; they
-were made for another task, in which whole domains are held out. Packings without lists need ``parts: drawn``.
+Li et al. 2017, "Deeper, Broader and Artier Domain Generalization" (arXiv:1710.03077). Copies of the archive have different
+folders above the domains (``PACS/``, ``kfold/``, none). The authors' lists <domain>_{train,crossval}_kfold.txt cut a domain
+90 to 10; they were made for another task, in which whole domains are held out. Copies without lists need ``parts: drawn``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class Dataset(ImageDataset):
         always_shown=True,
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.2, "share of each class of each domain for testing; without effect with kfold"
+        0.2,
+        "share of each class of each domain for testing; without effect with kfold",
+        needs=("`parts: drawn`", lambda options: options.parts == "drawn"),
     )
 
     def table(self, sources: Mapping[str, Source]) -> Table:
-        """By the lists, or by the folders."""
+        """The table from the lists, or from the folders."""
         source = sources[ARCHIVE]
         base = source.base("photo/dog/")
         samples = self._listed(source) if self.parts == "kfold" else self._drawn(source, base)

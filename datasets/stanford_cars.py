@@ -1,7 +1,7 @@
 """Stanford Cars: 16,185 photographs of 196 makes and models of cars, by the official lists.
 
 Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization" (3dRR). The official page is gone, so you
-need a copy of the four files. The lists are MATLAB files, of which SciPy makes numbers and text alone; nothing in them can
+need a copy of the four files. The lists are MATLAB files, from which SciPy reads only numbers and text, so no code can
 run. The checksums are those of torchvision's loader, which once downloaded the files (code). The bounding boxes are not used.
 """
 
@@ -82,14 +82,14 @@ def _annotations(source: Source, name: str) -> list[tuple[str, int]]:
         raise DataError(
             f"{source.path}: expected {sorted(missing)[0]} in the annotations of {name}, found {rows.dtype}"
         )
-    found = []
+    annotations = []
     for file, label in zip(rows["fname"].tolist(), rows["class"].tolist(), strict=True):
         if not (isinstance(file, str) and re.fullmatch(r"[\w-]+\.\w+", file) and label in range(1, 197)):
             raise DataError(
                 f"{source.path}: expected a file and a class in 1..196 in {name}, found {file!r:.40}, {label!r:.40}"
             )
-        found.append((file, int(label) - 1))
-    return found
+        annotations.append((file, int(label) - 1))
+    return annotations
 
 
 def _variable(source: Source, name: str, variable: str) -> Any:
@@ -101,7 +101,7 @@ def _variable(source: Source, name: str, variable: str) -> Any:
         return loadmat(file, squeeze_me=True, variable_names=[variable])[variable]
     except DataError:
         raise
-    except Exception as error:  # a damaged file can make the reader raise anything
+    except Exception as error:  # the reader raises any type of error for a damaged file
         raise DataError(
             f"{source.path}: expected a MATLAB file with {variable} as {name}, found {type(error).__name__}: {error}"
         ) from error

@@ -31,7 +31,9 @@ class Method(Base):
     ridge: Annotated[float, Field(gt=0)] = option(0.01, "lambda: added to the diagonal of the summed second moments")
     normalize: bool = option(True, "whether each class's weights are scaled to norm 1")
     temperature: Annotated[float, Field(gt=0)] = option(
-        0.25, "tau: the scores are divided by it; matters only with a prior"
+        0.25,
+        "tau: the scores are divided by it; matters only with a prior",
+        needs=("`logit_prior: eval`", lambda options: options.logit_prior in ("eval", "both")),
     )
 
     family: ClassVar[str] = "training-free"
@@ -54,9 +56,9 @@ class Method(Base):
 
     def statistics(self, p: Values, query: Tensor, y: Tensor) -> dict[str, Tensor]:
         """A_k and b_k of one client's features [n, D]."""
-        one = torch.ones_like(query[:, :1])
-        z = torch.cat([query, one], 1)  # [n, D+1]
-        return {"A": z.T @ z, "b": class_sums(z, y, one[:, 0], len(p["bias"]))["sum"].T}
+        ones = torch.ones_like(query[:, :1])
+        z = torch.cat([query, ones], 1)  # [n, D+1]
+        return {"A": z.T @ z, "b": class_sums(z, y, ones[:, 0], len(p["bias"]))["sum"].T}
 
     def absorb(self, server: Values, stats: Values) -> dict[str, Tensor]:
         """The regression on all clients that have reported."""

@@ -34,7 +34,9 @@ class Method(Base):
 
     shrinkage: Annotated[float, Field(ge=0)] = option(1.0, "gamma: added to the diagonal of each class's covariance")
     temperature: Annotated[float, Field(gt=0)] = option(
-        0.25, "tau: the scores are divided by it; matters only with a prior"
+        0.25,
+        "tau: the scores are divided by it; matters only with a prior",
+        needs=("`logit_prior: eval`", lambda options: options.logit_prior in ("eval", "both")),
     )
 
     family: ClassVar[str] = "training-free"

@@ -25,7 +25,9 @@ class Method(Base):
     """Scores cos(z, mu_c) / tau; `logit_prior: eval` adds the client's log prior."""
 
     temperature: Annotated[float, Field(gt=0)] = option(
-        0.1, "tau: the cosines are divided by it; matters only with a prior"
+        0.1,
+        "tau: the cosines are divided by it; matters only with a prior",
+        needs=("`logit_prior: eval`", lambda options: options.logit_prior in ("eval", "both")),
     )
 
     family: ClassVar[str] = "training-free"

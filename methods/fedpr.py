@@ -35,7 +35,9 @@ class Method(Base):
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         10.0, "factor on the learning rate of the prompts, which makes up for the norm of the projector"
     )
-    drop: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "share of the D directions that updates stay out of")
+    drop: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.2, "share of the D directions that updates stay out of; of these, the `prompt_length` leading ones are known"
+    )
 
     family: ClassVar[str] = "grouped"
     search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (1.0, 1000.0)}}

@@ -32,7 +32,11 @@ class Method(Base):
 
     prompt: Literal["shared", "local"] = option("shared", "shared: averaged prompts; local: one set per client")
     head: Literal["shared", "local"] = option("shared", "shared: one averaged head; local: one per client")
-    own_init: bool = option(False, "whether each client draws its own initial local values")
+    own_init: bool = option(
+        False,
+        "whether each client draws its own initial local values",
+        needs=("`prompt: local` or `head: local`", lambda options: "local" in (options.prompt, options.head)),
+    )
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"
 

@@ -39,7 +39,11 @@ class Method(Base):
     """Shared prompts [P, D] at block 0, class prompts [C, n, D] mixed into n tokens at block `inject`, a shared head."""
 
     prompt_length: Annotated[int, Field(ge=0)] = option(8, "P: shared prompt tokens at the first block; 0: none")
-    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(1.0, "factor on the learning rate of the prompts")
+    prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
+        1.0,
+        "factor on the learning rate of the prompts",
+        needs=("shared prompts (`prompt_length`)", lambda options: options.prompt_length > 0),
+    )
     class_prompt_length: Annotated[int, Field(ge=1)] = option(1, "n: tokens of a class prompt, and of the mixed prompt")
     class_prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         30.0, "factor on the learning rate of the class prompts, which get small gradients because few samples use each"
@@ -59,7 +63,9 @@ class Method(Base):
         "client", "pi_k. client: the client's class distribution; uniform, none: all classes weigh the same"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, "momentum of the prototypes over rounds; with query inject only"
+        0.0,
+        "momentum of the prototypes over rounds; with query inject only",
+        needs=("`query: inject`", lambda options: options.query == "inject"),
     )
     average: Literal["samples", "class_counts"] = option(
         "samples",

@@ -21,7 +21,7 @@ Ours, where we depart from the code:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -108,43 +108,108 @@ class Method(Base):
         return {"pool": pool.to(local), "round": torch.full_like(server["round"], now)}
 
 
+@dataclass(frozen=True)
+class Centroids:
+    """The candidates phi [M, D], and the networks s (standard deviations) and g (probabilities of use) on them.
+
+    s and g have one hidden layer of H units each; both layers are kept as one, s first, so that one product computes them.
+    """
+
+    phi: Tensor  # [M, D]
+    hidden_weight: Tensor  # [2 H, D]
+    hidden_bias: Tensor  # [2 H]
+    s_weight: Tensor  # [D, H]
+    s_bias: Tensor  # [D]
+    g_weight: Tensor  # [H]
+    g_bias: Tensor  # [1]
+
+    @classmethod
+    def initial(cls, phi: Tensor) -> "Centroids":
+        """`phi` with the networks that torch's default initialisation draws from the global stream."""
+        width = phi.shape[1]
+        s, s_out, g, g_out = (nn.Linear(*sizes) for out in (width, 1) for sizes in ((width, HIDDEN), (HIDDEN, out)))
+        joined = (torch.cat([s.weight, g.weight]), torch.cat([s.bias, g.bias]))
+        values = (*joined, s_out.weight, s_out.bias, g_out.weight[0], g_out.bias)
+        return cls(phi.clone(), *(value.detach().to(phi) for value in values))
+
+    def tensors(self) -> list[Tensor]:
+        """All values, in the order of `gradient`."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def evaluated(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The hidden units [M, 2 H], the standard deviations [M, D] and the logits of use [M]."""
+        hidden = torch.addmm(self.hidden_bias, self.phi, self.hidden_weight.T).relu_()
+        std = torch.addmm(self.s_bias, hidden[:, :HIDDEN], self.s_weight.T).sigmoid_()
+        return hidden, std, torch.addmv(self.g_bias, hidden[:, HIDDEN:], self.g_weight)
+
+    def gradient(self, x: Tensor, z: Tensor, hidden: Tensor, std: Tensor, logit: Tensor) -> list[Tensor]:
+        """Gradients of minus the log-likelihood of a client whose prompt x[j] is assigned to the centroid z[j].
+
+        That is -sum_j [log N(x_j; phi_i, std_i^2) + logit_i] - sum_i log(1 - g_i), with i = z_j. Only assigned rows
+        (differing from each other) matter to s.
+        """
+        assigned = std[z]
+        away = self.phi[z] - x  # [n, D]
+        pull = away / assigned.square()  # the gradient of phi in the density
+        free = 1 - away * pull
+        of_s = free - free * assigned  # before the sigmoid, [n, D]
+        of_g = logit.sigmoid().index_add_(0, z, x.new_ones(len(x)), alpha=-1)  # [M]
+        back = torch.zeros_like(hidden)
+        back[:, :HIDDEN].index_copy_(0, z, of_s @ self.s_weight)
+        torch.mul(of_g[:, None], self.g_weight, out=back[:, HIDDEN:])
+        back *= hidden > 0
+        return [
+            (back @ self.hidden_weight).index_add_(0, z, pull),
+            back.T @ self.phi,
+            back.sum(0),
+            of_s.T @ hidden[z, :HIDDEN],
+            of_s.sum(0),
+            of_g @ hidden[:, HIDDEN:],
+            of_g.sum(0, keepdim=True),
+        ]
+
+
 def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, list[Tensor]]:
     """Centroids in use [m, D] for the prompts `local` [K, n, D], and each client's assignment [n] to them.
 
-    Each loop takes, for each client, one Adam step on its log-likelihood and then the best assignment of its prompts.
+    Each loop takes, for each client, one Adam step on its log-likelihood and then the best assignment of its prompts. A step
+    starts from the step of the client before, so clients follow each other. The gradient is written out, and Adam is fused
+    on a GPU, because a step is hardly more than the time in which its kernels start.
     """
-    clients, n, width = local.shape
-    phi = local.flatten(0, 1).clone().requires_grad_()  # [K n, D]: every local prompt is a candidate
+    clients, n = local.shape[:2]
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global stream
         torch.manual_seed(rng.seed(seed, "pfpt", round_))
-        s, g = (_network(width, out).to(local) for out in (width, 1))
-        z = [
-            torch.randperm(len(phi))[:n].to(local.device) for _ in range(clients)
-        ]  # prompt j of client k: phi[z[k][j]]
-    optimizer = torch.optim.Adam([phi, *s.parameters(), *g.parameters()])
+        centroids = Centroids.initial(local.flatten(0, 1))  # every local prompt is a candidate
+        first = [torch.randperm(clients * n)[:n] for _ in range(clients)]
+    z = torch.stack(first).to(local.device)  # prompt j of client k: phi[z[k, j]]
+    values = centroids.tensors()
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in values], fused=local.is_cuda)
+    powers = torch.cat([local.square(), -2 * local], -1)  # [K, n, 2 D]
     for _ in range(loops):
-        gains = []  # a client's assignment is read in the next loop only, so all are computed together
+        scores = []  # a client's assignment is read in the next loop only, so all are computed together
         for k in range(clients):
-            scores, unused = log_likelihood(local[k], phi, s(phi).sigmoid(), g(phi)[:, 0])
-            loss = -(scores.gather(1, z[k][:, None]).sum() + unused)
-            optimizer.zero_grad()
-            loss.backward()
+            with torch.no_grad():
+                hidden, std, logit = centroids.evaluated()
+                scores.append(gains(powers[k], centroids.phi, std, logit))
+                gradient = centroids.gradient(local[k], z[k], hidden, std, logit)
+            for value, grad in zip(values, gradient, strict=True):
+                value.grad = grad
             optimizer.step()
-            gains.append(scores.detach())
-        z = list(assign(torch.stack(gains)))
-    kept, renamed = torch.unique(torch.stack(z), return_inverse=True)
-    return phi.detach()[kept], list(renamed)
+        z = assign(torch.stack(scores))
+    kept, renamed = torch.unique(z, return_inverse=True)
+    return centroids.phi.detach()[kept], list(renamed)
 
 
-def log_likelihood(x: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
-    """The gain [n, M] of assigning prompt j of x [n, D] to centroid i, and the log-likelihood of using no centroid.
+def gains(powers: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> Tensor:
+    """What assigning prompt x_j to centroid i adds to the log-likelihood, [n, M]; `powers` [n, 2 D] is (x^2, -2 x).
 
-    log N(x_j; phi_i, std_i^2) + log g_i - log(1 - g_i), and sum_i log(1 - g_i), with g the sigmoid of `logit` [M].
+    log N(x_j; phi_i, std_i^2) + log g_i - log(1 - g_i), with g the sigmoid of `logit` [M].
     """
     w = std**-2  # [M, D]
-    squares = x.square() @ w.T - 2 * x @ (phi * w).T + (phi.square() * w).sum(1)  # [n, M]
-    normal = -squares / 2 - std.log().sum(1) - phi.shape[1] / 2 * math.log(2 * math.pi)
-    return normal + logit, F.logsigmoid(-logit).sum()
+    scaled = phi * w
+    alone = torch.addcmul(w.log(), phi, scaled, value=-1).sum(1) / 2 + logit  # what does not depend on x, [M]
+    scores = torch.addmm(alone, powers, torch.cat([w, scaled], 1).T, alpha=-0.5)
+    return scores - phi.shape[1] / 2 * math.log(2 * math.pi)
 
 
 def assign(scores: Tensor) -> Tensor:
@@ -152,8 +217,5 @@ def assign(scores: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     columns = [linear_sum_assignment(gain, maximize=True)[1] for gain in scores.cpu().numpy()]
-    return torch.as_tensor(np.stack(columns), device=scores.device)
-
-
-def _network(width: int, out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out))
+    chosen = torch.from_numpy(np.stack(columns))
+    return chosen.pin_memory().to(scores.device, non_blocking=True) if scores.is_cuda else chosen

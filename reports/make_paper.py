@@ -1,7 +1,8 @@
 """Every table and figure of a paper from real runs on the embedded default: `python reports/make_paper.py`, or `make paper`.
 
-The repository's own sweep files, shrunk to a small backbone, few clients and few rounds, three seeds; one report each, and
-a page that leads to them. It shows that everything can be made, not which method is better: see the main table's budget.
+This runs the repository's sweep files, shrunk to a small backbone, few clients, few rounds and three seeds. It makes a
+report of each, and a page with links to them. It shows that everything can be made, but not which method is better: see the
+main table's budget.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SMALL = {
     "clients.number": "20",
     "clients.per_round": "5",
     "local": "{epochs: 1, batch_size: 32, lr: 0.03, momentum: 0.9}",
-    "cluster.cpus": "1",  # a run a core: so small a backbone gains little from several
+    "cluster.cpus": "1",  # one core per run, since a small backbone gains little from several
 }
 MAIN = """[{name: head_only}, {name: fedvpt}, {name: fedvpt_deep},
   {name: fedvpt, logit_prior: eval, label: fedvpt + log-prior}, {name: fedvpt, prompt: local, label: local prompts},
@@ -34,7 +35,7 @@ PEP = """[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 0}, {name: pep
   {name: pep_fedpt, inject: 3, temperature: 0.03}, {name: pep_fedpt, inject: 3, temperature: 0.5},
   {name: pep_fedpt, inject: 3, prior: uniform}, {name: pep_fedpt, inject: 3, prototypes: shuffled},
   {name: pep_fedpt, inject: 3, similarity: euclidean}]"""
-# sweep file: what it has besides SMALL
+# {sweep file: its settings besides SMALL}
 SWEEPS: dict[str, dict[str, str]] = {
     "main_table": {
         "grid.partition": "[{name: pathological, classes_per_client: 10}, {name: dirichlet, alpha: 0.1, min_train: 8,"
@@ -51,36 +52,39 @@ SWEEPS: dict[str, dict[str, str]] = {
 
 
 def flags(name: str, further: Sequence[str]) -> list[str]:
-    """What shrinks the sweep file `name`, as arguments of the sweep and of the report alike."""
-    own = SWEEPS[name]
-    small = {key: value for key, value in SMALL.items() if f"grid.{key}" not in own}
-    settings = [f"{key}={' '.join(value.split())}" for key, value in {**small, **own}.items()]
+    """The settings that shrink the sweep file `name`, as arguments of both the sweep and the report."""
+    overrides = SWEEPS[name]
+    small = {key: value for key, value in SMALL.items() if f"grid.{key}" not in overrides}
+    settings = [f"{key}={' '.join(value.split())}" for key, value in {**small, **overrides}.items()]
     return [word for setting in [*settings, *further] for word in ("--set", setting)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sweeps that are not done yet and make their reports; returns the worst exit code."""
+    """Run the sweeps that are not done yet and make their reports. Returns the worst exit code."""
     parser = argparse.ArgumentParser(description="Every table and figure of a paper, on the embedded default.")
     parser.add_argument("--only", nargs="+", choices=sorted(SWEEPS), default=sorted(SWEEPS), help="some of the sweeps")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
     parser.add_argument("--out", type=Path, default=Path("reports/out/paper"), metavar="DIR", help="where to write")
-    parser.add_argument("--cluster", default="local", help="as of the sweep (local)")
+    parser.add_argument("--cluster", default="local", help="the same as for a sweep (local)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="further settings for all sweeps"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     worst, rows = 0, []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])}
-    for name in [name for name in SWEEPS if name in given.only]:
+    for name in [name for name in SWEEPS if name in options.only]:
         start = time.monotonic()
-        file, both = str(HOME / "sweeps" / f"{name}.yaml"), ["--results", str(given.results), *flags(name, given.set)]
-        sweep = [sys.executable, "-m", "fedbench.sweep", file, "--cluster", given.cluster, *both]
+        file, both = (
+            str(HOME / "sweeps" / f"{name}.yaml"),
+            ["--results", str(options.results), *flags(name, options.set)],
+        )
+        sweep = [sys.executable, "-m", "fedbench.sweep", file, "--cluster", options.cluster, *both]
         figures = [
             sys.executable,
             str(HOME / "reports" / "make_figures.py"),
             file,
             "--out",
-            str(given.out / name),
+            str(options.out / name),
             *both,
         ]
         codes = [subprocess.run(command, env=environment, check=False).returncode for command in (sweep, figures)]
@@ -89,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{name}: {rows[-1][1]:.0f} s, exit codes {codes}\n")
         sys.stdout.flush()
         if codes[1] == 2:
-            break  # a mistake, and the same one for each sweep
+            break  # a mistake, which is the same for each sweep
     links = "".join(f'<li><a href="{html.escape(name)}/index.html">{html.escape(name)}</a></li>' for name, _ in rows)
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>fedbench: paper</title><ul>{links}</ul></html>\n'
     )
-    (given.out / "index.html").write_text(page)
-    sys.stdout.write(f"{given.out / 'index.html'}: {sum(seconds for _, seconds in rows) / 60:.1f} minutes in all\n")
+    (options.out / "index.html").write_text(page)
+    sys.stdout.write(f"{options.out / 'index.html'}: {sum(seconds for _, seconds in rows) / 60:.1f} minutes in all\n")
     return worst
 
 

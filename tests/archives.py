@@ -1,4 +1,4 @@
-"""Small archives in the exact layout and file formats of the official ones, for tests of what reads them."""
+"""Small archives with the exact layout and file formats of the official ones, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jpeg(level: int, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> byte
 
 
 def level(images: np.ndarray) -> list[int]:
-    """The grey level of each image, to compare with what `jpeg` was told (within 2)."""
+    """The grey level of each image, to compare with the argument of `jpeg` (within 2)."""
     return [round(float(image.mean())) for image in images]
 
 
@@ -70,7 +70,7 @@ def make_tar(path: Path, files: Iterable[tuple[str, bytes]], folders: Iterable[s
 
 
 def unpack(path: Path, into: Path) -> Path:
-    """As a user would, with the usual tools."""
+    """Unpack an archive with the usual tools, as a user would."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             archive.extractall(into)
@@ -145,7 +145,7 @@ class Call:
 
 
 def attack(canary: Path, protocol: int = 2) -> bytes:
-    """A pickle that leaves the file `canary` if anything in it runs."""
+    """A pickle that creates the file `canary` if its code runs."""
     return pickle.dumps({"data": Call(os.system, f"touch '{canary}'"), "fine_labels": []}, protocol)
 
 

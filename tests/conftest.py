@@ -1,4 +1,4 @@
-"""Settings of the whole suite: tiny tensors are fastest on one thread, and tests must not fight over the cores."""
+"""Settings of the whole suite: tiny tensors are fastest on one thread, and tests should not compete for the cores."""
 
 import torch
 

@@ -57,7 +57,7 @@ class Damage:
 
 
 class Damages:
-    """Every file in every way, again and again, each time in another order; a kind waits for a run that has such a file."""
+    """Every kind of damage to every file, repeatedly and in changing order. A kind waits for a run that has such a file."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice

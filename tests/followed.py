@@ -1,4 +1,4 @@
-"""A page followed literally: its files are written and its commands run, one after another, in a folder of their own."""
+"""Follows a page literally: writes its files and runs its commands, in order, in a separate folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Page:
 
     @property
     def files(self) -> dict[str, str]:
-        """{path: content} of the blocks that stand below a path alone on its line."""
+        """{path: content} of the code blocks that follow a line with only a path."""
         return dict(re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE))
 
     @property
@@ -40,7 +40,7 @@ class Page:
         return [command for command in self.commands if "--cluster slurm" in command]
 
     def lay_out(self, folder: Path) -> None:
-        """Make `folder` what a clone is to the page's commands, without being able to write into the clone."""
+        """Make `folder` look like a clone to the page's commands, which cannot write to the real clone."""
         (folder / "sweeps").symlink_to(HOME / "sweeps")
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / "reports").mkdir()
@@ -50,7 +50,7 @@ class Page:
             (folder / name).write_text(text)
 
     def run(self, command: str, folder: Path) -> str:
-        """What a command prints, in a shell as a reader's, at home in `folder`."""
+        """The output of a command in a shell like the reader's, with `folder` as the home folder."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PYTHONPATH": str(HOME), "COLUMNS": "200", "HOME": str(folder), "PATH": path}
         env["XDG_CACHE_HOME"] = str(Path.home() / ".cache")  # Matplotlib's list of fonts takes its time

@@ -17,15 +17,18 @@ import ast
 import difflib
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -120,7 +123,7 @@ def code_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST | str]:
-    """What may stand in place of a node."""
+    """The replacements of a node."""
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         yield ast.BinOp(node.left, BINARY[type(node.op)], node.right)
         yield from (node.left, node.right)
@@ -181,7 +184,8 @@ class Watcher:
 
 
 def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.connection.Connection) -> None:
-    """In a process of its own: run pytest in the copied tree and say which test failed first."""
+    """In a separate process: run pytest in the copied tree and report the test that failed first."""
+    os.setsid()  # so that the processes which tests start end with this one
     os.chdir(tree)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -195,15 +199,20 @@ def run_tests(tree: Path, arguments: Sequence[str], answer: multiprocessing.conn
 
 def killer(tree: Path, arguments: Sequence[str], seconds: float) -> str:
     """The test that fails, "" if none does. The time is limited, since a mutant may never end."""
-    mine, its = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, its))
+    parent_end, child_end = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, arguments, child_end))
     process.start()
-    its.close()
+    child_end.close()
     try:
-        return mine.recv() if mine.poll(seconds) else "the time limit"
+        # Not only the pipe: a process that the tests started may hold its other end.
+        if not multiprocessing.connection.wait([parent_end, process.sentinel], seconds):
+            return "the time limit"
+        return parent_end.recv() if parent_end.poll() else "a process that died"
     except EOFError:
         return "a process that died"
     finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
 
@@ -280,8 +289,8 @@ def measured(tree: Path, tests: Sequence[str]) -> TestMap:
 
 def changed_files() -> list[str]:
     """The files that differ from main."""
-    found = subprocess.run(["git", "diff", "--name-only", "main"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in found.stdout.split() if name.endswith(".py") and name.startswith(CODE)]
+    diff = subprocess.run(["git", "diff", "--name-only", "main"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in diff.stdout.split() if name.endswith(".py") and name.startswith(CODE)]
 
 
 def drawn(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
@@ -309,10 +318,10 @@ def main() -> int:
     parser.add_argument("--tests", nargs="*", default=[], help="test files or folders; default: all fast tests")
     parser.add_argument("--count", type=int, default=30, help="mutants to draw; 0: all (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    given = parser.parse_args()
+    options = parser.parse_args()
     files = [
         path.relative_to(ROOT).as_posix()
-        for name in given.files or changed_files()
+        for name in options.files or changed_files()
         for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name])
     ]
     if not files:
@@ -323,11 +332,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         tree = copied_tree(Path(place).resolve())
         os.environ["PYTHONPATH"] = str(tree)
-        return examine(tree, measured(tree, given.tests), drawn(files, given.count, given.seed), given.tests)
+        return examine(tree, measured(tree, options.tests), drawn(files, options.count, options.seed), options.tests)
 
 
 def examine(tree: Path, known: TestMap, chosen: Sequence[Mutant], tests: Sequence[str]) -> int:
-    """Try all chosen mutants and print what became of each."""
+    """Try all chosen mutants and print the outcome of each."""
     import timm  # noqa: F401 - once here, so that the children need not load torch and its company again
     import torch
     import torchvision  # noqa: F401

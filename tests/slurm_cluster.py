@@ -65,11 +65,11 @@ def run(*command: str) -> str:
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for socket_ in sockets:
+        socket_.bind(("127.0.0.1", 0))
+    ports = [socket_.getsockname()[1] for socket_ in sockets]
+    for socket_ in sockets:
+        socket_.close()
     return ports
 
 
@@ -132,10 +132,10 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def sinfo() -> list[str]:
-    told = subprocess.run(
+    done = subprocess.run(
         ["sinfo", "-h", "-N", "-p", "main", "-o", "%T"], capture_output=True, text=True, check=False, timeout=30
     )
-    return told.stdout.split()
+    return done.stdout.split()
 
 
 def end_process(pid_file: Path) -> None:

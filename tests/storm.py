@@ -1,4 +1,4 @@
-"""A fault storm: a sweep of short runs is hit by random faults until it is done, and every record is then compared.
+"""A fault storm: random faults hit a sweep of short runs until it is done. Then every record is compared.
 
 Faults hit processes, disks and the scheduler, and damage the files of runs.
 
@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 
 def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of every run without what a clock says."""
+    """The records of every run without measured times."""
     from fedbench.base.records import MEASURED, run_folders
 
     return {
@@ -89,11 +89,11 @@ def numbers(results: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _first_difference(want: list[dict[str, Any]], got: list[dict[str, Any]]) -> str:
-    rounds = [[record["round"] for record in records] for records in (want, got)]
+def _first_difference(want: list[dict[str, Any]], actual: list[dict[str, Any]]) -> str:
+    rounds = [[record["round"] for record in records] for records in (want, actual)]
     if rounds[0] != rounds[1]:
         return f"rounds {rounds[1]}, not {rounds[0]}"
-    pairs = ((a["round"], key, a.get(key), b.get(key)) for a, b in zip(want, got, strict=True) for key in {*a, *b})
+    pairs = ((a["round"], key, a.get(key), b.get(key)) for a, b in zip(want, actual, strict=True) for key in {*a, *b})
     return next(f"round {at}: {key} is {b!r}, not {a!r}" for at, key, a, b in pairs if a != b)
 
 
@@ -155,8 +155,8 @@ class Storm:
         """The command line of a sweep, and the PYTHONPATH that it needs."""
         command = [sys.executable, "-m", "fedbench.sweep", str(self.folder / "sweep.yaml"), "--cluster", cluster]
         command += ["--results", str(results), "--plugins", str(self.folder / "mine"), *more]
-        own = "quiet" if results.is_relative_to(self.folder / "quiet") else "share"
-        command += ["--set", f"machine.data={self.folder / own / 'data'}"]
+        storage = "quiet" if results.is_relative_to(self.folder / "quiet") else "share"
+        command += ["--set", f"machine.data={self.folder / storage / 'data'}"]
         return command, os.pathsep.join([str(self.folder / "site"), str(HOME), os.environ.get("PYTHONPATH", "")])
 
     def start(self, cluster: str, results: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
@@ -196,30 +196,30 @@ class Storm:
         """(run, process) of the runs under way here."""
         from fedbench.base import lease, processes
 
-        found = []
+        running = []
         for folder in self.folders():
             owner = lease.last_owner(folder.path)
             if owner is not None and processes.started_at(owner.pid) == owner.started:
-                found.append((folder, owner.pid))
-        return found
+                running.append((folder, owner.pid))
+        return running
 
     def supervisors(self) -> list[int]:
         """The supervisors of those workers."""
-        found = set()
+        parents = set()
         for _, pid in self.workers():
             with suppress(OSError):
-                found.add(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
-        return sorted(found - {1})
+                parents.add(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+        return sorted(parents - {1})
 
     def jobs(self, state: str, reason: str = "") -> set[str]:
         """Slurm's jobs in a state, for a reason."""
-        told = subprocess.run(
+        listed = subprocess.run(
             ["squeue", "--noheader", "--array", f"--states={state}", "--format=%i %r"],
             capture_output=True,
             text=True,
             check=False,
         )
-        return {line.split()[0] for line in told.stdout.splitlines() if line.split()[1:] == [reason] or not reason}
+        return {line.split()[0] for line in listed.stdout.splitlines() if line.split()[1:] == [reason] or not reason}
 
     # -- faults: each returns whether it happened ----------------------------------------------------------------
     def kill_worker(self) -> bool:
@@ -269,10 +269,10 @@ class Storm:
 
     def cut_checkpoint(self) -> bool:
         """Half of the newest checkpoint of a run whose process has just been killed."""
-        found = self.workers()
-        if not found:
+        workers = self.workers()
+        if not workers:
             return False
-        folder, pid = self.random.choice(found)
+        folder, pid = self.random.choice(workers)
         path = folder.path / "checkpoint.safetensors"
         if not self._signal([pid], signal.SIGKILL) or not path.exists():
             return False
@@ -421,11 +421,11 @@ class Storm:
         """The figures; `differences` names every record that is not that of a quiet sweep in one process."""
         quiet = self.folder / "quiet" / "results"
         assert self.start("inline", quiet, "--no-watch").wait() == 0
-        want, got = numbers(quiet), numbers(self.results)
+        want, actual = numbers(quiet), numbers(self.results)
         differences = [
-            f"{name}: {_first_difference(want.get(name, []), got.get(name, []))}"
-            for name in sorted(want.keys() | got.keys())
-            if want.get(name) != got.get(name)
+            f"{name}: {_first_difference(want.get(name, []), actual.get(name, []))}"
+            for name in sorted(want.keys() | actual.keys())
+            if want.get(name) != actual.get(name)
         ]
         for name in want:
             assert [record["round"] for record in want[name]] == list(range(EVERY, ROUNDS + 1, EVERY))
@@ -490,25 +490,29 @@ def storm(
 def main() -> None:
     """The full storm."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is cleared away
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--cluster", choices=("local", "slurm"), required=True)
-    options.add_argument("--faults", type=int, default=100)
-    options.add_argument("--seeds", type=int, default=6, help="runs: four times as many")
-    options.add_argument("--seconds", type=float, default=1800)
-    options.add_argument("--damages", type=int, default=0, help="files damaged after each fault; they count as faults")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--folder", type=Path, default=Path("storm"))
-    given = options.parse_args()
-    folder = given.folder.resolve()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cluster", choices=("local", "slurm"), required=True)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=6, help="runs: four times as many")
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--damages", type=int, default=0, help="files damaged after each fault; they count as faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("storm"))
+    options = parser.parse_args()
+    folder = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    if given.cluster == "local":
-        figures = storm(folder, "local", given.faults, given.seeds, given.seconds, given.seed, damages=given.damages)
+    if options.cluster == "local":
+        figures = storm(
+            folder, "local", options.faults, options.seeds, options.seconds, options.seed, damages=options.damages
+        )
     else:
         sys.path.insert(0, str(HOME / "tests"))
         from slurm_cluster import cluster
 
         with cluster(folder / "slurm") as made:
-            figures = storm(folder, "slurm", given.faults, given.seeds, given.seconds, given.seed, node=made.node)
+            figures = storm(
+                folder, "slurm", options.faults, options.seeds, options.seconds, options.seed, node=made.node
+            )
     say(json.dumps(figures, indent=1))
     raise SystemExit(1 if figures["differences"] else 0)
 

@@ -1,4 +1,4 @@
-"""The first screen: the best method, by how much, how sure, and what the log class prior alone does."""
+"""The report's answer: the best method, its lead, the certainty of the lead, and the effect of the log class prior alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from written import write_run
 
 from fedbench.report import answer
-from fedbench.report.content import Content, ReportOptions
+from fedbench.report.content import BUDGETS, Content, ReportOptions
 from fedbench.report.evidence import gather
 from fedbench.report.short_names import short_settings
 
@@ -27,19 +27,19 @@ def test_the_answer_says_who_leads_by_how_much_and_how_sure(tmp_path: Path) -> N
     runs_of(tmp_path, "near", (0.795, 0.825, 0.83))
     runs_of(tmp_path, "poor", (0.40, 0.42, 0.44))
     runs_of(tmp_path, "top", (0.90, 0.92, 0.94), reference=True)
-    (found,) = content(tmp_path).answers
-    assert (found.best, found.accuracy) == ("good", "82.0 ± 2.0")
-    assert found.next is not None
-    assert (found.next.over, found.next.points) == ("near", "+0.3")
-    assert found.next.sure.startswith("may be luck: -")
-    assert found.reference is not None
-    assert (found.reference.over, found.reference.points) == ("top", "-10.0")
-    assert found.tied == ("near",)
-    assert found.sent == "40.0 kB"  # 20 rounds of 1000 bytes up and as many down
-    assert found.computed == "20.0 G"
-    one, two = (int(part) for part in found.needed.split(" / "))
-    assert one > two >= 2
-    assert answer.headline([found]) == (
+    (best,) = content(tmp_path).answers
+    assert (best.best, best.accuracy) == ("good", "82.0 ± 2.0")
+    assert best.next is not None
+    assert (best.next.over, best.next.points) == ("near", "+0.3")
+    assert best.next.sure.startswith("may be luck: -")
+    assert best.reference is not None
+    assert (best.reference.over, best.reference.points) == ("top", "-10.0")
+    assert best.tied == ("near",)
+    assert best.sent == "40.0 kB"  # 20 rounds of 1000 bytes up and as many down
+    assert best.computed == "20.0 G"
+    first, second = (int(part) for part in best.needed.split(" / "))
+    assert first > second >= 2
+    assert answer.headline([best]) == (
         "good has the largest mean accuracy, 82.0 ± 2.0 %, 0.3 points over the next. This lead may be luck."
     )
 
@@ -47,25 +47,25 @@ def test_the_answer_says_who_leads_by_how_much_and_how_sure(tmp_path: Path) -> N
 def test_with_one_seed_the_answer_is_not_tested(tmp_path: Path) -> None:
     runs_of(tmp_path, "good", (0.8,))
     runs_of(tmp_path, "poor", (0.4,))
-    (found,) = content(tmp_path).answers
-    assert found.next is not None
-    assert found.next.sure == "not tested: one seed"
-    assert answer.headline([found]).endswith("40.0 points over the next. With one seed this is not tested.")
+    (best,) = content(tmp_path).answers
+    assert best.next is not None
+    assert best.next.sure == "not tested: one seed"
+    assert answer.headline([best]).endswith("40.0 points over the next. With one seed this is not tested.")
 
 
 def test_several_settings_have_an_overall_answer(tmp_path: Path) -> None:
     for alpha, first, second in ((0.1, 0.8, 0.5), (0.3, 0.5, 0.8), (1.0, 0.9, 0.5)):
         runs_of(tmp_path, "A", (first, first + 0.01, first + 0.015), alpha=alpha)
         runs_of(tmp_path, "B", (second, second + 0.012, second + 0.01), alpha=alpha)
-    found = content(tmp_path).answers
-    assert [each.setting for each in found] == [
+    answers = content(tmp_path).answers
+    assert [each.setting for each in answers] == [
         answer.OVERALL,
         *(f"glyphs · dirichlet {a}" for a in ("0.1", "0.3", "1.0")),
     ]
-    assert found[0].best == "A"
-    assert found[0].tied == ("B",)  # three settings that disagree
-    text = answer.headline(found)
-    assert text.startswith("No method leads everywhere: the largest mean accuracy has A in 2, B in 1 of 3 settings")
+    assert answers[0].best == "A"
+    assert answers[0].tied == ("B",)  # three settings that disagree
+    text = answer.headline(answers)
+    assert text.startswith("No method leads everywhere: A has the largest mean accuracy in 2 of 3 settings, B in 1")
     assert text.endswith("This lead is clear in every setting.")
 
 
@@ -86,7 +86,7 @@ def test_the_control_stands_beside_what_it_controls(tmp_path: Path) -> None:
     ((_, before, after),) = control.values
     assert (before, after) == (pytest.approx(31.0), pytest.approx(61.0))
     assert answer.below_control(whole.table, whole.controls) == (
-        "Below the strongest such control (plain + prior on average) in every setting: other, plain."
+        "Below the strongest of these controls (plain + prior on average) in every setting: other, plain."
     )
 
 
@@ -103,3 +103,15 @@ def test_the_control_stands_beside_what_it_controls(tmp_path: Path) -> None:
 def test_settings_have_short_names_that_differ(texts: list[str], short: list[str] | None) -> None:
     wanted = short or ["g · x 1 · [clients.number=4]", "g · x 1 · [clients.number=9]"]
     assert list(short_settings(texts).values()) == wanted
+
+
+def test_budgets_count_bytes_both_ways_and_arithmetic(tmp_path: Path) -> None:
+    for label, up, down, arithmetic in (("A", 3000, 1000, 90), ("B", 500, 4500, 60)):
+        totals = {"total_bytes_up": up, "total_bytes_down": down, "total_multiply_adds": arithmetic}
+        write_run(tmp_path, label, accuracies={20: 0.5}, **totals)
+    leads = content(tmp_path).budgets
+    sent, computed = BUDGETS["sent"], BUDGETS["total_multiply_adds"]
+    rows = [tuple(row) for row in leads[["cost", "label", "budget", "accuracy"]].fillna(-1.0).to_numpy()]
+    assert sorted(rows) == sorted(
+        [(sent, "A", 4000.0, 0.5), (sent, "B", 4000.0, -1.0), (computed, "A", 60.0, -1.0), (computed, "B", 60.0, 0.5)]
+    )

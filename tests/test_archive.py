@@ -1,4 +1,4 @@
-"""Archives are read in place; one that would write elsewhere, link, or grow without end is refused by name."""
+"""Archives are read in place. An archive with outside paths, links or unlimited growth is refused by name."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ def tar_member(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str =
         made.addfile(member, io.BytesIO())
 
 
+def encrypted_member(path: Path, name: str) -> None:
+    """A zip archive whose directory says that its member is encrypted: bit 0 of the flags, 8 bytes behind the signature."""
+    zip_member(path, name)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
 HOSTILE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "zip, ..": ("zip", lambda p: zip_member(p, "a/../../evil"), "leads outside"),
     "zip, absolute": ("zip", lambda p: zip_member(p, "/tmp/evil"), "leads outside"),
@@ -66,6 +74,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "zip, backslashes": ("zip", lambda p: zip_member(p, "a\\..\\..\\evil"), "leads outside"),
     "zip, symlink": ("zip", lambda p: zip_member(p, "a", b"/etc/passwd", stat.S_IFLNK | 0o777), "a link or a device"),
     "zip, device": ("zip", lambda p: zip_member(p, "a", b"", stat.S_IFCHR | 0o666), "a link or a device"),
+    "zip, encrypted": ("zip", lambda p: encrypted_member(p, "a"), "encrypted"),
     "tar, ..": ("tar.gz", lambda p: tar_member(p, "../evil"), "leads outside"),
     "tar, absolute": ("tar.gz", lambda p: tar_member(p, "/tmp/evil"), "leads outside"),
     "tar, symlink": ("tar.gz", lambda p: tar_member(p, "a", tarfile.SYMTYPE, "/etc/passwd"), "a link or a device"),
@@ -111,6 +120,15 @@ def test_a_member_that_lies_about_its_size_is_cut_short(tmp_path: Path, monkeypa
     path.write_bytes(lie)
     with pytest.raises(DataError, match=r"x.zip: "):
         open_source(path).read("a.bin")
+
+
+def test_a_file_of_more_than_the_most_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MOST_MEMBER_BYTES", 4)
+    (tmp_path / "a").write_bytes(b"1234")
+    (tmp_path / "b").write_bytes(b"12345")
+    assert open_source(tmp_path).read("a") == b"1234"
+    with pytest.raises(DataError, match=r"refused, since 'b' in it is larger than 4 bytes"):
+        open_source(tmp_path).read("b")
 
 
 @pytest.mark.parametrize("form", ["zip", "tar.gz"])

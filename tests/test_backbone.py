@@ -1,4 +1,4 @@
-"""The frozen backbone: any timm ViT by name or file, any size, clear refusals; images and costs on the same footing."""
+"""The frozen backbone: any timm ViT by name or file, any size, clear refusals; its images and costs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_a_local_file_gives_timms_own_features(weights):
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         expected = twin.forward_features(images)[:, 0]
-        found = made(images)[0]["cls"]
-    assert torch.allclose(found, expected, atol=1e-5)
+        features = made(images)[0]["cls"]
+    assert torch.allclose(features, expected, atol=1e-5)
     assert not any(value.requires_grad for value in made.parameters())
 
 
@@ -58,8 +58,8 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
     [
         ("vit_tinny_patch16_224", {}, "no timm model is called 'vit_tinny_patch16_224'"),
         ("resnet18", {}, "not a plain ViT .* it is of the class ResNet"),
-        ("vit_small_r26_s32_224", {}, r"its patches come from a network of their own \(HybridEmbed\)"),
-        ("vit_base_mci_224", {}, r"its patches come from a network of their own \(HybridEmbed\)"),
+        ("vit_small_r26_s32_224", {}, r"its patches come from a separate network \(HybridEmbed\)"),
+        ("vit_base_mci_224", {}, r"its patches come from a separate network \(HybridEmbed\)"),
         ("deit_tiny_distilled_patch16_224", {}, "it has a distillation token beside CLS"),
         ("vit_base_patch16_siglip_224", {}, "it has no CLS token"),
         ("eva02_tiny_patch14_224", {}, "rotary position embeddings"),
@@ -121,8 +121,10 @@ def loaded(path):
     return fresh.state_dict()
 
 
-def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(value, found[name]) for name, value in expected.items())
+def same(actual, expected):
+    return actual.keys() == expected.keys() and all(
+        torch.equal(value, actual[name]) for name, value in expected.items()
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "teacher.backbone.", "module.vit.", "model.encoder."])

@@ -135,13 +135,13 @@ def test_time_counts_for_the_part_that_spent_it(part, experiment, tmp_path, monk
 
 def test_every_timed_function_exists_and_is_restored():
     def functions():
-        found = []
+        owners = []
         for _, module, path in breakdown.TIMED:
             owner = sys.modules[module]
             for step in path.split("."):
                 owner = getattr(owner, step)
-            found.append(owner)
-        return found
+            owners.append(owner)
+        return owners
 
     before = functions()
     with breakdown.watched(torch.device("cpu")):
@@ -173,9 +173,9 @@ def test_baselines_have_the_same_model_and_images(world, experiment):
 
 
 def test_the_published_loop_trains_every_client_from_the_server(world, monkeypatch):
-    seen, starts = [], []
+    steps, starts = [], []
     step, load = torch.optim.SGD.step, baselines.Prompted.load_state_dict
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (seen.append(1), step(self, *a))[1])
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (steps.append(1), step(self, *a))[1])
     monkeypatch.setattr(
         baselines.Prompted,
         "load_state_dict",
@@ -184,7 +184,7 @@ def test_the_published_loop_trains_every_client_from_the_server(world, monkeypat
     epoch = baselines.published(world, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     assert epoch() == SMOKE.images
     epoch()
-    assert len(seen) == 2 * SMOKE.clients * (SMOKE.each // SMOKE.batch_size)
+    assert len(steps) == 2 * SMOKE.clients * (SMOKE.each // SMOKE.batch_size)
     first, second = starts[: SMOKE.clients], starts[SMOKE.clients :]
     assert all(torch.equal(start, first[0]) for start in first)
     assert all(torch.equal(start, second[0]) for start in second)

@@ -1,4 +1,4 @@
-"""A cache is made once, by whoever comes first, and is whole or not there."""
+"""A cache is made once, by the first process that needs it, and is whole or absent."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_files_get_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
 
 
 def test_threads_see_whole_caches(tmp_path: Path) -> None:
-    """Readers, builders and somebody who breaks the cache, all at once: everybody only ever gets whole arrays."""
+    """Readers, builders and a thread that damages the cache work at the same time: all of them get whole arrays only."""
     folder, wrong, stop = tmp_path / "cache", [], threading.Event()
 
     def work() -> None:

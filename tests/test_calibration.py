@@ -1,4 +1,4 @@
-"""The verdicts keep their promise: equal methods are rarely told apart, in simulations and in real runs."""
+"""The error rates of verdicts: equal methods are rarely called different, in simulations and in real runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST = 0.06  # family-wise error; the nominal level is 5 %
 @pytest.mark.parametrize("seeds", calibration.SEEDS)
 @pytest.mark.parametrize("methods", calibration.METHODS)
 @pytest.mark.parametrize("world", calibration.WORLDS, ids=lambda world: world.name)
-def test_equal_methods_are_rarely_told_apart(world: calibration.World, methods: int, seeds: int) -> None:
+def test_equal_methods_are_rarely_called_different(world: calibration.World, methods: int, seeds: int) -> None:
     assert calibration.family_error(world, methods, seeds) <= MOST
     if methods > 2:
         assert calibration.error_beside_a_better_one(world, methods, seeds) <= MOST
@@ -28,15 +28,15 @@ def test_equal_methods_are_rarely_told_apart(world: calibration.World, methods: 
 @pytest.mark.parametrize("seeds", calibration.SEEDS)
 @pytest.mark.parametrize("settings", calibration.SETTINGS)
 @pytest.mark.parametrize("luck", [0.0, 0.5, 1.0])
-def test_equal_methods_are_rarely_told_apart_over_settings(luck: float, settings: int, seeds: int) -> None:
+def test_equal_methods_are_rarely_called_different_over_settings(luck: float, settings: int, seeds: int) -> None:
     assert calibration.error_over_settings(8, settings, seeds, luck) <= MOST
 
 
 def test_a_difference_is_found_when_seeds_suffice() -> None:
-    found = {seeds: calibration.detection(calibration.PLAIN, 8, seeds, 2.0) for seeds in (2, 3, 5)}
-    assert found[2] > 0.3
-    assert found[3] > 0.65
-    assert found[5] > 0.95
+    powers = {seeds: calibration.detection(calibration.PLAIN, 8, seeds, 2.0) for seeds in (2, 3, 5)}
+    assert powers[2] > 0.3
+    assert powers[3] > 0.65
+    assert powers[5] > 0.95
 
 
 def test_the_simulation_would_see_a_test_that_takes_clients_for_replicates() -> None:
@@ -70,7 +70,7 @@ SWEEP = {
 
 
 @pytest.mark.slow
-def test_one_method_under_eight_labels_is_not_told_apart_from_itself(tmp_path: Path) -> None:
+def test_one_method_under_eight_labels_is_not_called_different_from_itself(tmp_path: Path) -> None:
     """A real A/A: the labels differ in the order of batches alone; at most one of twelve settings may claim anything."""
     file, results = tmp_path / "aa.yaml", tmp_path / "results"
     file.write_text(
@@ -81,9 +81,9 @@ def test_one_method_under_eight_labels_is_not_told_apart_from_itself(tmp_path: P
     runs = evidence.runs.assign(reference=False)  # `head_only` is a reference; here its labels compete
     assert (len(runs), set(runs["state"])) == (12 * 8 * 3, {"done"})
     assert runs.groupby(["setting", "seed"])["mean_accuracy"].nunique().min() > 2  # the stream does change the numbers
-    found = contests.within(runs, evidence.clients)
-    claiming = [setting for setting, pairs in found.items() if any(pair.significant for pair in pairs)]
-    assert len(found) == 12
+    comparisons = contests.within(runs, evidence.clients)
+    claiming = [setting for setting, pairs in comparisons.items() if any(pair.significant for pair in pairs)]
+    assert len(comparisons) == 12
     assert len(claiming) <= 1, claiming
     assert not any(pair.significant for pair in contests.overall(runs).pairs)
     table = summary(runs)

@@ -1,4 +1,4 @@
-"""`--cancel` and everything else that acts on what a results folder says: only what is ours is touched."""
+"""`--cancel` and other commands that act on a results folder touch only jobs and processes of this sweep."""
 
 from __future__ import annotations
 

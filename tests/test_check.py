@@ -1,4 +1,4 @@
-"""The contract checks on plug-ins with one mistake each: the message names the hook, what was expected and what was found."""
+"""The contract checks on plug-ins with one mistake each: the message names the hook, the expected and the actual result."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             "logits": 'def logits(self, p, out): return F.linear(out["cls"], p["head.weight"]) + 0 * p["spare"] + 0 * '
             'p["head.bias"]',
         },
-        "what_trains_moves_and_nothing_else",
+        "training_changes_trained_values_only",
         r"^params\(\) 'spare': expected a change in training, .*; found no change",
     ),
     "initial values without a stream": (
@@ -126,28 +126,28 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
             "clients.double().mean()}"
         },
         "send_keeps_clients_apart",
-        r"^send\(\), 'prompt': expected client 4's row to be the same alone; found a difference of",
+        r"^send\(\), 'prompt': expected the same row for client 4 alone; found a difference of",
     ),
     "merge() that mixes clients": (
         {
             "merge": 'def merge(self, server, updates): g = updates.updated["own"]; return {"own": g.mean(0).expand_as(g)}'
         },
         "merge_keeps_clients_apart",
-        r"^merge\(\), 'own': expected client 4's row to come from its own updates alone; found a difference of",
+        r"^merge\(\), 'own': expected a row for client 4 that depends on its own updates only; found a difference of",
     ),
     "merge() that reads what stays with the client": (
         {"merge": 'def merge(self, server, updates): return {"prompt": updates.updated["own"].mean(0)}'},
-        "what_is_local_stays_with_the_client",
+        "local_values_stay_with_the_client",
         r"^merge\(\), 'prompt': expected no trace of the clients' local values \(own\)",
     ),
     "state on the object": (
         {"logits": "def logits(self, p, out): object.__setattr__(self, 'last', 1); return super().logits(p, out)"},
-        "nothing_is_remembered_outside_params",
+        "state_is_in_params_only",
         r"expected state in params\(\) only, .*; found self.last set by a hook",
     ),
     "state in the module": (
         {"logits": "def logits(self, p, out): SEEN.append(1); return super().logits(p, out)"},
-        "nothing_is_remembered_outside_params",
+        "state_is_in_params_only",
         r"^the module: .*; found SEEN changed by a hook",
     ),
     "state on the class": (
@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
                     return super().logits(p, out)
             """,
         },
-        "nothing_is_remembered_outside_params",
+        "state_is_in_params_only",
         r"^the class: .*; found count changed by a hook",
     ),
     "prompts() that see other samples": (

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 come out of the official layout right; a flaw is named, and nothing in the pickles runs."""
+"""CIFAR-10 and CIFAR-100 are read correctly from the official layout, flaws are named, and no code in the pickles runs."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_each_flaw_is_named(
 ) -> None:
     path = cifar_archive(tmp_path, **change)
     publish(monkeypatch, "cifar100", tmp_path)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["cifar100"]().load(tmp_path)
-    assert str(told.value).startswith(str(path))
-    assert expected in str(told.value)
+    assert str(error.value).startswith(str(path))
+    assert expected in str(error.value)
     assert left(tmp_path / "cache") == [], "nothing half-made is left"
 
 
@@ -118,10 +118,10 @@ def test_a_broken_archive_is_named_where_no_checksum_is_known(
             made.addfile(member)
     else:
         archive.write_bytes(b"")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["cifar100"]().load(tmp_path)
-    assert str(told.value).startswith(f"{archive}: ")
-    assert ("a link" if kind == "link" else "expected") in str(told.value)
+    assert str(error.value).startswith(f"{archive}: ")
+    assert ("a link" if kind == "link" else "expected") in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["train", "test", "meta"])

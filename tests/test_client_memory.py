@@ -1,4 +1,4 @@
-"""Per-client memory: only clients that took part have rows; initial values are the same in any cohort."""
+"""Client memory: only clients that took part have rows, and initial values are the same in any cohort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that a page quotes is one that its program takes, and it is spelt in one way."""
+"""Every command in the docs is legal for its program, and commands have one spelling."""
 
 from __future__ import annotations
 

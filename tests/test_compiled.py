@@ -1,4 +1,4 @@
-"""torch.compile: the same numbers, and few compiled forms, whatever sizes the passes have."""
+"""torch.compile: the same numbers, and few compiled forms for passes of all sizes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def from_nothing() -> Any:
     torch._dynamo.reset()
 
 
-def same(one: RunFolder, other: RunFolder) -> None:
+def same(first: RunFolder, second: RunFolder) -> None:
     """The same numbers up to rounding."""
-    for a, b in zip(numbers(one), numbers(other), strict=True):
+    for a, b in zip(numbers(first), numbers(second), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert value == (pytest.approx(b[key], rel=1e-9) if isinstance(value, float) else b[key]), key
@@ -102,15 +102,15 @@ def test_clients_with_backbone_weights_of_their_own_are_not_compiled(data, tmp_p
 
 
 def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypatch):  # noqa: F811
-    """Other runs read them, so they are not compiled, whatever was done before in this process."""
+    """Other runs read the features, so they are computed without compiled blocks."""
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     plan = sweep(data, ["fedvpt", "pep_fedpt"], **RECIPE)
     cached = []
-    for given in (True, False):
-        own = {"data": tmp_path / f"data-{given}", "compile": given}
+    for compile_ in (True, False):
+        machine = {"data": tmp_path / f"data-{compile_}", "compile": compile_}
         for planned in plan.runs:
-            run(planned, plan, tmp_path / str(given), **own)
-        (path,) = (own["data"] / "features").glob("*/features.npy")
+            run(planned, plan, tmp_path / str(compile_), **machine)
+        (path,) = (machine["data"] / "features").glob("*/features.npy")
         cached.append(path.read_bytes())
         process_cache.clear()
     assert cached[0] == cached[1]
@@ -119,7 +119,7 @@ def test_cached_features_are_the_same_with_and_without(data, tmp_path, monkeypat
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_with_the_backend_that_users_have(data, tmp_path):  # noqa: F811
     plan = sweep(data, ["pep_fedpt"], **RECIPE)
-    same(*(run(plan.runs[0], plan, tmp_path / str(given), compile=given) for given in (True, False)))
+    same(*(run(plan.runs[0], plan, tmp_path / str(compile_), compile=compile_) for compile_ in (True, False)))
 
 
 def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: 
     assert case["baselines"]["compiled"]["evaluation"]["times_bare_loop"] > 0
 
 
-def test_a_benchmark_goes_on_without_a_compiler_and_gives_the_reason(
+def test_a_benchmark_continues_without_a_compiler_and_gives_the_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("nowhere",))

@@ -1,4 +1,4 @@
-"""From a sweep file to runs: what multiplies, what names a run, and what is said about mistakes."""
+"""From a sweep file to runs: how lists multiply, how runs are named, and how mistakes are reported."""
 
 import re
 import time
@@ -34,8 +34,8 @@ def npz(path: Path, value: int) -> dict[str, Any]:
 # -- expansion -------------------------------------------------------------------------------------------------
 def test_lists_multiply_and_the_first_varies_slowest() -> None:
     runs = planned(grid={"method": ["head_only", "fedvpt"], "seed": [0, 1, 2]}).runs
-    found = [(run.run.method["name"], run.run.seed) for run in runs]
-    assert found == [(method, seed) for method in ("head_only", "fedvpt") for seed in (0, 1, 2)]
+    order = [(run.run.method["name"], run.run.seed) for run in runs]
+    assert order == [(method, seed) for method in ("head_only", "fedvpt") for seed in (0, 1, 2)]
 
 
 def test_dotted_keys_reach_into_blocks() -> None:
@@ -48,8 +48,8 @@ def test_equal_runs_are_one() -> None:
 
 
 def test_with_overlays_the_whole_run_for_one_value() -> None:
-    own = {"name": "fedvpt", "with": {"local": {"lr": 0.5}, "rounds": 7}}
-    head, vpt = planned({"local": {"epochs": 3}}, grid={"method": ["head_only", own], "rounds": [1]}).runs
+    fedvpt = {"name": "fedvpt", "with": {"local": {"lr": 0.5}, "rounds": 7}}
+    head, vpt = planned({"local": {"epochs": 3}}, grid={"method": ["head_only", fedvpt], "rounds": [1]}).runs
     assert (head.run.local.lr, head.run.local.epochs, head.run.rounds) == (0.01, 3, 1)
     assert (vpt.run.local.lr, vpt.run.local.epochs, vpt.run.rounds) == (0.5, 3, 7)
     assert "with" not in vpt.run.method
@@ -177,7 +177,7 @@ def mistakes(content: dict[str, Any], settings: tuple[str, ...] = ()) -> str:
     return str(error.value)
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
+def test_all_mistakes_are_reported_at_once_with_the_nearest_names() -> None:
     said = mistakes(
         {
             "base": {**BASE, "roundz": 3, "local": {"learning_rate": 1}},
@@ -203,7 +203,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
     assert "8 mistakes" in said
 
 
-def test_mistakes_in_blocks_are_each_told_once_however_many_runs_share_them() -> None:
+def test_a_mistake_in_a_block_is_reported_once_for_all_runs_that_share_it() -> None:
     said = mistakes(
         {
             "base": {**BASE, "method": {"name": "fedvtp"}, "dataset": {"name": "digits", "sice": 3}},

@@ -1,4 +1,4 @@
-"""The content of a user's files in a run's identity: what the loader reads, and read once."""
+"""A user's files in a run's identity: the files that the loader reads count by content, and are read once."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def test_the_key_of_a_clean_folder_is_the_hash_of_its_names_and_bytes(folder: Pa
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose checksums are computed from now on, in this process as in a new one."""
-    seen: list[str] = []
+    files: list[str] = []
     real = checksums._digest
 
     def spied(file: Any, name: str, size: int, algorithm: str) -> str:
-        seen.append(name)
+        files.append(name)
         return real(file, name, size, algorithm)
 
     monkeypatch.setattr(checksums, "_digest", spied)
     fresh_process(monkeypatch)
-    return seen
+    return files
 
 
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,18 +99,18 @@ def test_a_folder_is_read_once_and_then_only_what_changed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "large.bin").write_bytes(bytes(1 << 20))
-    seen = reads(monkeypatch)
+    files = reads(monkeypatch)
     first = key(folder, tmp_path)
-    assert len(seen) == 20, "the images alone, without the large stray file"
+    assert len(files) == 20, "the images alone, without the large stray file"
     content.save()
     fresh_process(monkeypatch)
     assert key(folder, tmp_path) == first
-    assert len(seen) == 20, "a new process finds the hashes below the data folder"
+    assert len(files) == 20, "a new process finds the hashes below the data folder"
     Image.new("RGB", (9, 9), "white").save(folder / "cat" / "3.png")
     os.utime(folder / "cat" / "3.png", (time.time() - 50,) * 2)
     fresh_process(monkeypatch)
     assert key(folder, tmp_path) != first
-    assert seen[20:] == ["3.png"]
+    assert files[20:] == ["3.png"]
 
 
 def test_a_file_changed_a_moment_ago_is_not_trusted_by_its_time(folder: Path, tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_planning_writes_nothing_and_starting_runs_does(folder: Path, tmp_path: 
 def test_prepare_writes_the_index(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--set", f"path={folder}", "--set", "image_size=8"]
     assert data_command.main(["prepare", "imagefolder", "--root", str(tmp_path / "data"), *options]) == 0
-    seen = reads(monkeypatch)
+    files = reads(monkeypatch)
     key(folder, tmp_path / "data")
-    assert seen == []
+    assert files == []
 
 
 def test_links_in_circles_end(folder: Path, tmp_path: Path) -> None:

@@ -68,14 +68,15 @@ def test_training_is_counted_to_a_hundredth(name):
     assert ours == pytest.approx(counted(lambda: small.round([CLIENT], batches=batches)), rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only"])
+@pytest.mark.parametrize("name", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pfedpt", "head_only", "fedncm"])
 def test_a_forward_pass_is_counted_to_a_hundredth(name):
     small, _ = run_and_batches(name)
     model = small.model
     values = small.server.send(torch.tensor([CLIENT])) | small.server.read()
     index = torch.from_numpy(small.train[CLIENT])[None]
     with torch.no_grad():
-        theirs = counted(lambda: model.forward(values, index, add_prior=False))
+        flip = torch.zeros(index.shape, dtype=torch.bool)  # augmented images have no cached features
+        theirs = counted(lambda: model.forward(values, index, False, "flip", flip, torch.zeros(*index.shape, 2)))
     head = CLASSES * model.backbone.width
     ours = cost.one_pass(model.method, model.spec, model.backbone).forward + head
     assert SAMPLES * ours == pytest.approx(theirs, rel=0.01)
@@ -162,16 +163,16 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
     frozen = (3 * 8 * 8 + 1) * width + (1 + 1 + patches) * width + depth * block + 2 * width
     assert frozen == sum(value.numel() for value in architecture("nano").parameters())
     values = prompts * width + classes * width + classes  # of one client
-    found = planned_run(tmp_path, chunk_images=3)
+    estimate = planned_run(tmp_path, chunk_images=3)
     activations = 4 * 3 * depth * tokens * (8 * width + 2 * hidden)
     rest = 4 * frozen + 400 * 3 * 32 * 32 + 4 * values * (4 * 2 + 5)
-    assert found.memory_bytes == (700 << 20) + activations + rest
+    assert estimate.memory_bytes == (700 << 20) + activations + rest
     # 2 of 5 clients with 240 of 300 images for training; attention's and MLP's products, the last block for one token
     whole = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
     last = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
     forward = patches * 3 * 64 * width + (depth - 1) * whole + last
     backward = (depth - 1) * (whole + 2 * tokens**2 * width) + last + 2 * tokens * width
-    assert found.multiply_adds == 7 * 3 * 2 * 48 * (forward + backward)
+    assert estimate.multiply_adds == 7 * 3 * 2 * 48 * (forward + backward)
     # As many images as fill 4 MiB with the MLP's activations, in float32
     unset = planned_run(tmp_path)
     images = (4 << 20) // (tokens * hidden * 4)

@@ -43,12 +43,12 @@ def status(place: Workplace, capsys: pytest.CaptureFixture[str]) -> tuple[dict[s
     """What `--status` says: {run: view}, and all its lines on odd files."""
     capsys.readouterr()
     assert place.run("--status", "--json") in (0, 1)
-    told = json.loads(capsys.readouterr().out)
-    return {run["name"]: run for run in told["runs"]}, "\n".join(told["odd_files"])
+    report = json.loads(capsys.readouterr().out)
+    return {run["name"]: run for run in report["runs"]}, "\n".join(report["odd_files"])
 
 
 @pytest.mark.parametrize("count", [80, pytest.param(500, marks=pytest.mark.slow)])
-def test_nothing_is_lost_silently_whatever_is_damaged(
+def test_no_damage_loses_anything_silently(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Workplace(tmp_path)

@@ -1,4 +1,4 @@
-"""Every dataset found keeps the contract, those of official archives on small archives of the same layout."""
+"""Every dataset keeps the contract; those with official archives are tested on small archives of the same layout."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_an_extent_costs_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(DataError, match=f"{name} is not prepared below .* run fedbench data prepare {name}"):
             dataset.extent(tmp_path / "root")
     else:
-        told = dataset.extent(tmp_path / "root")
+        extent = dataset.extent(tmp_path / "root")
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.undo()
     if name not in ARCHIVES:
-        assert told == Extent.of(dataset.load(tmp_path / "root"))
+        assert extent == Extent.of(dataset.load(tmp_path / "root"))

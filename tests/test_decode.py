@@ -1,4 +1,4 @@
-"""Image files are decoded to the pixels that a viewer shows, or refused; none comes out black without a word."""
+"""Image files are decoded to the pixels that a viewer shows, or refused. None becomes black silently."""
 
 from __future__ import annotations
 

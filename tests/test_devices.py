@@ -276,12 +276,12 @@ def test_an_evaluation_copies_no_backbone_weights(name, monkeypatch):
         return forward(self, p, index, *args)
 
     monkeypatch.setattr(type(small.model), "forward", recorded)
-    found = evaluation.accuracies(small.model, values, small.server.read(), small.train, chunk=8)
+    measured = evaluation.accuracies(small.model, values, small.server.read(), small.train, chunk=8)
     assert len(passes) > CLIENTS
     monkeypatch.setattr(evaluation, "PIECE", 32)
     whole = evaluation.accuracies(small.model, values, small.server.read(), small.train, chunk=8)
-    assert found.right.tolist() == whole.right.tolist()
-    assert found.count.tolist() == [len(part) for part in small.train]
+    assert measured.right.tolist() == whole.right.tolist()
+    assert measured.count.tolist() == [len(part) for part in small.train]
 
 
 def test_a_pack_reads_its_clock_when_the_device_is_idle(monkeypatch):

@@ -1,4 +1,4 @@
-"""The pages: what they take from the code is what it says, the site builds, and whoever follows a page gets there."""
+"""The pages: their generated parts are up to date, the site builds, and following a page gives the stated results."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def test_the_page_on_hooks_names_plug_ins_that_override_them():
 
 
 def words_of_the_source() -> list[str]:
-    """Every text of the package and its plug-ins; of one with values in it, the fixed parts."""
-    found = []
+    """Every text in the package and its plug-ins; of a text with values in it, the fixed parts."""
+    texts = []
     for folder in ("fedbench", "methods", "datasets"):
         for path in (HOME / folder).rglob("*.py"):
             nodes = ast.walk(ast.parse(path.read_text()))
-            found += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return found
+            texts += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return texts
 
 
 def unknown(message: str, texts: list[str]) -> list[str]:
@@ -224,7 +224,7 @@ def test_a_page_on_plug_ins_is_short_enough(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ADD)
 def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
-    """Follow it literally, in a folder outside the repository."""
+    """Follow the page literally, in a folder outside the repository."""
     page = ADD[kind]
     page.lay_out(tmp_path)
     printed = [page.run(command, tmp_path) for command in page.commands]
@@ -291,9 +291,9 @@ def test_the_message_in_the_page_on_methods_is_what_is_said(tmp_path):
     path = tmp_path / "without_batch_axis.py"
     path.write_text(code.replace('tokens(p["own"], cls)', 'p["own"]'))
     _, cls = check.find(path)
-    wrong = (check.first_wrong(one, subjects) for one, subjects in check.plan("method", {"m": cls()}, Path()))
-    (told,) = page.blocks("text")
-    assert next(filter(None, wrong)).split(": ", 1)[1].startswith(told.strip())
+    wrong = (check.first_wrong(check_, subjects) for check_, subjects in check.plan("method", {"m": cls()}, Path()))
+    (message,) = page.blocks("text")
+    assert next(filter(None, wrong)).split(": ", 1)[1].startswith(message.strip())
 
 
 BY_THE_GATE = ("make demo", ". .venv/bin/activate")

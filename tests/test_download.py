@@ -1,4 +1,4 @@
-"""Downloads against a real server on this machine: whole, in pieces, cut off, wrong, missing, moved."""
+"""Downloads from a real server on this machine: whole, in pieces, cut off, wrong, missing, moved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.data import DataError
+from fedbench.data import Archive, DataError
 from fedbench.sources import download as module
+from fedbench.sources.archive_files import fetch
 from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -30,7 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cuts: list[int] = []
         self.content, self.etag, self.ranges = CONTENT, '"one"', True
-        self.seen: list[str] = []  # the Range header of each request
+        self.ranges_asked: list[str] = []  # the Range header of each request
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # a client that stops listening is part of the test
@@ -48,8 +49,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        server, asked = self.server, self.headers.get("Range", "")
-        server.seen.append(asked)
+        server, range_ = self.server, self.headers.get("Range", "")
+        server.ranges_asked.append(range_)
         self.close_connection = True
         if self.path == "/moved":
             self.send_response(302)
@@ -57,15 +58,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if self.path == "/busy" and len(server.seen) < 3:
+        if self.path == "/busy" and len(server.ranges_asked) < 3:
             self.send_error(503)
             return
         if self.path not in ("/file", "/busy"):
             self.send_error(404)
             return
         start = 0
-        if asked and server.ranges and self.headers.get("If-Range") == server.etag:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if range_ and server.ranges and self.headers.get("If-Range") == server.etag:
+            start = int(range_.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         else:
@@ -107,29 +108,29 @@ def test_a_file_comes_whole(page: str, server: Server, tmp_path: Path) -> None:
     download(f"{server.url}/{page}", path, len(CONTENT), MD5)
     assert path.read_bytes() == CONTENT
     assert named(path.parent) == ["file"]
-    asked = len(server.seen)
+    requests = len(server.ranges_asked)
     download(f"{server.url}/{page}", path, len(CONTENT), MD5)
-    assert len(server.seen) == asked, "and is not fetched again"
+    assert len(server.ranges_asked) == requests, "and is not fetched again"
 
 
-def test_a_cut_connection_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_resumes(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000, 0, 50_000]
     download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert server.seen == ["", "bytes=100000-", "bytes=100000-", "bytes=150000-"]
+    assert server.ranges_asked == ["", "bytes=100000-", "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_later_command_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_later_command_resumes_a_download(server: Server, tmp_path: Path) -> None:
     server.cuts = [120_000] + [0] * 20
     with pytest.raises(
         DataError, match=r"could not be fetched .*120,000 bytes are in .*file.part, and the same command"
     ):
         download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
     assert named(tmp_path) == ["file.part", "file.part.json"]
-    server.cuts, server.seen = [], []
+    server.cuts, server.ranges_asked = [], []
     download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert server.seen == ["bytes=120000-"]
+    assert server.ranges_asked == ["bytes=120000-"]
 
 
 @pytest.mark.parametrize("how", ["another version", "no ranges"])
@@ -159,7 +160,7 @@ def test_a_wrong_size_is_refused_before_it_comes(server: Server, tmp_path: Path)
     assert "file" not in named(tmp_path)
 
 
-def test_a_missing_page_and_a_dead_server_are_told(server: Server, tmp_path: Path) -> None:
+def test_a_missing_page_and_a_dead_server_are_reported(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"/nothing: the server says 404 Not Found"):
         download(f"{server.url}/nothing", tmp_path / "file")
     with pytest.raises(DataError, match=r"could not be fetched .*refused"):
@@ -167,7 +168,7 @@ def test_a_missing_page_and_a_dead_server_are_told(server: Server, tmp_path: Pat
     assert named(tmp_path) == []
 
 
-def test_no_room_is_told_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DataError, match=r"300,000 more bytes are needed for file.part, 1,000 are free"):
@@ -181,7 +182,7 @@ def test_two_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert len(server.seen) == 1
+    assert len(server.ranges_asked) == 1
 
 
 def test_a_page_in_place_of_an_archive_is_thrown_away(server: Server, tmp_path: Path) -> None:
@@ -189,3 +190,32 @@ def test_a_page_in_place_of_an_archive_is_thrown_away(server: Server, tmp_path: 
     with pytest.raises(DataError, match=r"expected a zip or tar archive, found 41 bytes that begin with b'<!DOCTYPE"):
         download(f"{server.url}/file", tmp_path / "x.tar.gz")
     assert not [name for name in named(tmp_path) if not name.endswith(".json")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, ", as published)"),
+        ({"md5": ""}, ", no published checksum)"),
+        ({"official": False}, ", as third parties report)"),
+        ({"official": False, "md5": "0" * 32}, f", not {'0' * 32} as third parties report)"),
+        ({"official": False, "size": 7}, ", as third parties report)"),
+        ({"md5": "0" * 32}, None),
+        ({"size": 7}, None),
+    ],
+)
+def test_only_what_the_makers_published_refuses_a_download(
+    server: Server, tmp_path: Path, changes: dict[str, Any], verdict: str | None
+) -> None:
+    facts = {"size": len(CONTENT), "md5": MD5, "official": True, **changes}
+    archive = Archive("file.bin", url=f"{server.url}/file", **facts)
+    path = tmp_path / "file.bin"
+    if verdict is None:
+        with pytest.raises(
+            DataError, match=r"could not be downloaded .*expected .*; fetch .* or name it: prepare --from"
+        ):
+            fetch(archive, path, False, "prepare", "")
+        assert not path.exists()
+    else:
+        assert fetch(archive, path, False, "prepare", "").description().endswith(verdict)
+        assert path.read_bytes() == CONTENT

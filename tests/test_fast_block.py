@@ -128,8 +128,8 @@ def test_the_number_of_threads_changes_no_bit(two_threads):
     small.report_statistics(range(tiny.CLIENTS))
     two = small.round((0, 2, 4))
     torch.set_num_threads(1)
-    one = small.round((0, 2, 4))
-    for key, value in one.updated.items():
+    single = small.round((0, 2, 4))
+    for key, value in single.updated.items():
         assert torch.equal(value, two.updated[key]), key
 
 

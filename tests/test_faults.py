@@ -1,4 +1,4 @@
-"""Runs end despite full disks, unreachable shares, lack of memory, crashes, signals and second copies of a sweep."""
+"""Runs finish despite full disks, unreachable shares, lack of memory, crashes, signals and second copies of a sweep."""
 
 import errno
 import json
@@ -113,9 +113,9 @@ def test_faults_of_the_disk_are_distinguished_from_faults_of_the_run(tmp_path: P
     assert not raised(FileNotFoundError(errno.ENOENT, "a plug-in's own file", "/somewhere/else"))
     assert raised(FileNotFoundError(errno.ENOENT, "back by now", str(tmp_path / "records.jsonl")))
     assert raised(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
-    for told in (RuntimeError("No such file or directory (os error 2)"), FileNotFoundError("no number and no name")):
+    for cause in (RuntimeError("No such file or directory (os error 2)"), FileNotFoundError("no number and no name")):
         with pytest.raises(FileNotFoundError) as error, storage.errors_at(tmp_path / "checkpoint.safetensors"):
-            raise told
+            raise cause
         assert raised(error.value)
     with pytest.raises(ValueError, match="a mistake"), storage.errors_at(tmp_path):
         raise ValueError("a mistake")
@@ -251,12 +251,12 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert failures.note(folder, "killed", "by itself")
     assert not failures.note(folder, "error", "no second try")
     assert not failures.note(folder, "error", "nor a third")
-    folder.report_progress(round=3)
+    folder.report_progress(round=3, rounds=9)
     assert failures.note(folder, "out_of_memory", "but further than before")
     assert failures.without_progress(folder.notes()) == {"out_of_memory": 1}
     assert failures.counted(folder.notes())["out_of_memory"] == 6
     assert failures.halvings(folder.notes()) == 6
-    folder.note(kind=failures.RETRY)
+    folder.note(kind=failures.RETRY, reason="asked for")
     assert failures.note(folder, "out_of_memory", "counted anew")
     assert failures.counted(folder.notes()) == {"out_of_memory": 1}
     assert failures.halvings(folder.notes()) == 7  # and yet never as large again
@@ -285,10 +285,10 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     assert [note["kind"] for note in hungry.notes()] == ["out_of_memory"] * 2
     whole = RunFolder(place.path / "quiet" / hungry.path.name).records()[0]["chunk_images"]
     assert [record["chunk_images"] for record in hungry.records()] == [max(1, whole >> 2)] * 3
-    for got, wanted in zip(numbers(hungry), want[hungry.path.name], strict=True):
-        assert got.keys() == wanted.keys()
+    for record, wanted in zip(numbers(hungry), want[hungry.path.name], strict=True):
+        assert record.keys() == wanted.keys()
         for name, value in wanted.items():
-            assert got[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+            assert record[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
     place.results = place.path / "hopeless"
     place.faults(-1)
@@ -387,7 +387,7 @@ def test_errors_of_accelerators_have_a_kind(message: str, kind: str) -> None:
 
 @pytest.mark.slow  # starts several processes
 @pytest.mark.parametrize("pack", [False, True])
-def test_a_broken_accelerator_ends_the_process_and_another_goes_on(place: Workplace, pack: bool) -> None:
+def test_a_broken_accelerator_ends_the_process_and_another_continues(place: Workplace, pack: bool) -> None:
     """Two device-side asserts, in one process if the runs are packed: each costs one attempt of the run that it met."""
     machine = {"checkpoint_seconds": 0, "data": str(place.path / "data"), "device": "cpu", "pack": pack}
     place.write(methods=["asserts"], seeds=[0, 1], rounds=3, cluster={"workers": 1}, machine=machine)
@@ -409,7 +409,7 @@ def test_a_broken_accelerator_ends_a_sweep_in_its_own_process_with_a_word(
     place.write(methods=["asserts"], seeds=[0, 1], rounds=1)
     place.faults(1)
     assert place.run("--cluster", "inline", "--no-watch") == 1
-    assert "the accelerator is of no more use to this process" in capsys.readouterr().err
+    assert "the accelerator is unusable in this process" in capsys.readouterr().err
     first, second = place.folders
     assert [note["kind"] for note in first.notes()] == ["crashed"]
     assert not second.notes()
@@ -444,7 +444,7 @@ def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> 
 
 
 # -- leases ----------------------------------------------------------------------------------------------------
-def test_a_lease_of_another_host_holds_while_its_heartbeat_goes_on(
+def test_a_lease_of_another_host_holds_while_its_heartbeat_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
@@ -540,8 +540,8 @@ def test_of_many_threads_that_want_a_folder_one_holds_it_at_a_time(tmp_path: Pat
 def test_two_sweeps_at_once_start_each_run_once(place: Workplace) -> None:
     place.write(methods=["slow"], seeds=[0, 1], rounds=10, cluster={"workers": 2})
     sweeps = [place.start("--cluster", "local", TEST_PAUSE="0.1") for _ in range(2)]
-    said = [one.communicate(timeout=240)[0] for one in sweeps]
-    assert [one.returncode for one in sweeps] == [0, 0]
+    said = [process.communicate(timeout=240)[0] for process in sweeps]
+    assert [process.returncode for process in sweeps] == [0, 0]
     assert sorted("2 started" in text for text in said) == [False, True]
     assert [folder.log.read_text().count("start of") for folder in place.folders] == [1, 1]
 
@@ -553,18 +553,18 @@ def test_cancel_ends_this_sweep_alone(place: Workplace, capfd: pytest.CaptureFix
     (other,) = place.folders
     place.write(methods=["slow"], seeds=[0, 1], rounds=400, cluster={"workers": 1}, name="mine")
     place.start("--cluster", "local", "--no-watch", TEST_PAUSE="0.05").communicate(timeout=240)
-    mine = next(folder for folder in place.folders if folder.path != other.path)
-    until(lambda: all(folder.progress().get("round", 0) >= 1 for folder in (mine, other)))
+    cancelled = next(folder for folder in place.folders if folder.path != other.path)
+    until(lambda: all(folder.progress().get("round", 0) >= 1 for folder in (cancelled, other)))
     capfd.readouterr()
     assert place.run("--cancel") == 0
     said = capfd.readouterr().out
     assert "1 runs cancelled" in said
-    assert "Runs that another sweep started, and that go on: 1." in said
-    assert lease.holder(mine.path) is None
+    assert "Runs that another sweep started, and that continue: 1." in said
+    assert lease.holder(cancelled.path) is None
     assert lease.holder(other.path) is not None
     assert place.run("--status", "--json") == 0
     states = {run["name"]: run["state"] for run in json.loads(capfd.readouterr().out)["runs"]}
-    assert states == {mine.path.name: "missing", other.path.name: "running"}
+    assert states == {cancelled.path.name: "missing", other.path.name: "running"}
     place.write(methods=["slow"], seeds=[0], rounds=400, cluster={"workers": 1}, name="other")
     assert place.run("--cancel") == 0
     assert lease.holder(other.path) is None
@@ -610,7 +610,7 @@ def test_env_json_names_code_packages_and_machine(place: Workplace) -> None:
     (folder,) = place.folders
     env = json.loads((folder.path / "env.json").read_text())
     assert env["packages"]["torch"] == env["torch"]
-    assert env["sweep_command"].startswith("python -m fedbench.sweep ")
+    assert env["sweep_command"].startswith("fedbench sweep ")
     assert {"commit", "dirty", "code", "command", "job", "device", "hostname"} <= env.keys()
     assert folder.records()[0]["code"] == env["code"]
 

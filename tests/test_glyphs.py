@@ -157,9 +157,9 @@ def test_a_file_that_another_job_left_half_written_is_ignored(tmp_path: Path) ->
 def test_rendering_depends_on_the_stream_alone(glyphs: ModuleType) -> None:
     style = glyphs.STYLES[0]
     masks, labels = clean_masks("ΓΩ", style.font), np.array([0, 1, 1])
-    one, two, other = (render(masks, style, labels, stream("test", name)) for name in ("a", "a", "b"))
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, other)
+    first, again, other = (render(masks, style, labels, stream("test", name)) for name in ("a", "a", "b"))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("name", nano.NAMES)

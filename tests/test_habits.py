@@ -1,4 +1,4 @@
-"""What surrounds the code says the same everywhere: make targets, Python versions, the version, and what reports must hold."""
+"""Files around the code agree with each other: make targets, Python versions, the version, and issue templates."""
 
 from __future__ import annotations
 
@@ -63,14 +63,20 @@ def test_the_version_is_one():
 def test_what_is_locked_is_what_is_asked_for():
     locked = set(re.findall(r"^([\w.-]+)==", (HOME / "requirements.lock").read_text(), re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
-    asked = [*PROJECT["dependencies"], *extras["dev"], *(extras["docs"] if "fedbench[docs]" in extras["dev"] else ())]
-    names = {re.split(r"[>=<\[]", one)[0].lower() for one in asked} - {"fedbench"}
+    required = [
+        *PROJECT["dependencies"],
+        *extras["dev"],
+        *(extras["docs"] if "fedbench[docs]" in extras["dev"] else ()),
+    ]
+    names = {re.split(r"[>=<\[]", requirement)[0].lower() for requirement in required} - {"fedbench"}
     assert names <= locked, "run `make lock`"
 
 
 def test_every_package_is_in_the_wheel():
     listed = set(tomllib.loads((HOME / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {path.parent.relative_to(HOME) for path in (HOME / "fedbench").rglob("*.py")}
+    folders = {path.parent.relative_to(HOME) for path in (HOME / "fedbench").rglob("*.py")}
     home = {path.parent.relative_to(HOME) for top in ("methods", "datasets") for path in (HOME / top).rglob("*.py")}
-    expected = {".".join(folder.parts) for folder in found} | {f"fedbench._home.{'.'.join(one.parts)}" for one in home}
+    expected = {".".join(folder.parts) for folder in folders} | {
+        f"fedbench._home.{'.'.join(folder_.parts)}" for folder_ in home
+    }
     assert listed == expected | {"fedbench._home.sweeps", "fedbench._home.reports.reference"}

@@ -1,4 +1,4 @@
-"""Data is never code: sweep files, settings, weights, checkpoints and records that try to run something are refused.
+"""Data never run as code: sweep files, settings, weights, checkpoints and records that try to run code are refused.
 
 Pickles of data sets, archives, npz files, caches and the page have tests of their own beside what reads them.
 """
@@ -128,16 +128,16 @@ def test_a_pickled_checkpoint_is_not_read(canary, tmp_path):
     checkpoint.save(tmp_path, {"prompt": torch.ones(2)}, 3, TotalCosts(0, 0, 0), 0.0)
     os.replace(tmp_path / checkpoint.CURRENT, tmp_path / checkpoint.PREVIOUS)
     (tmp_path / checkpoint.CURRENT).write_bytes(pickle.dumps(Payload(canary)))
-    found = checkpoint.load(tmp_path)
-    assert found is not None
-    assert found.round == 3  # the one before it
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    assert saved.round == 3  # the one before it
 
 
 def test_a_name_in_a_checkpoint_is_no_path(tmp_path):
     checkpoint.save(tmp_path, {"../../outside": torch.ones(2)}, 1, TotalCosts(0, 0, 0), 0.0)
-    found = checkpoint.load(tmp_path)
-    assert found is not None
-    assert list(found.state) == ["../../outside"]  # a name like any other
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    assert list(saved.state) == ["../../outside"]  # a name like any other
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.CURRENT]
 
 

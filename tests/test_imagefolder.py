@@ -130,10 +130,10 @@ def test_imagefolder_resizes_and_cuts_the_middle(size: tuple[int, int], tmp_path
 )
 def test_imagefolder_names_each_flaw(prepare: Callable[[Path], Any], expected: str, tmp_path: Path) -> None:
     prepare(tmp_path / "mine")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["imagefolder"](path=tmp_path / "mine", image_size=4).load(tmp_path / "root")
-    assert str(tmp_path / "mine") in str(told.value)
-    assert expected in str(told.value)
+    assert str(tmp_path / "mine") in str(error.value)
+    assert expected in str(error.value)
     assert not list((tmp_path / "root").rglob("*.npy")), "nothing half-made is left"
 
 

@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own: the verbs outside the checkout, with a user's own plug-in."""
+"""The wheel, installed in a separate environment: the verbs outside the checkout, with a user's plug-in."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def test_plug_ins_are_found(fedbench):
 
 
 def test_the_embedded_default_runs_with_a_method_of_ones_own(fedbench, wheel):
-    own = wheel.parent / "away" / "mine" / "methods" / "own.py"
-    own.parent.mkdir(parents=True)
-    own.write_text(OWN_METHOD)
+    method = wheel.parent / "away" / "mine" / "methods" / "own.py"
+    method.parent.mkdir(parents=True)
+    method.write_text(OWN_METHOD)
     assert "FAIL" not in fedbench("check", "mine/methods/own.py")
     which = ["quickstart", "--plugins", "mine", "--set", "grid.method=[{name: own}, {name: fedncm}]"]
     which += ["--set", "seed=0", "--set", "rounds=1", "--set", "evaluate_every=1"]

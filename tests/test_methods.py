@@ -116,10 +116,10 @@ def test_moving_finished_clients_is_caught(monkeypatch):
 def test_counted_padding_is_caught(monkeypatch):
     monkeypatch.setattr(local_module, "masked_sum", lambda values, weight: values.sum(1))
     with pytest.raises(ContractError, match="no effect of padding"):
-        rounds.padding_is_nothing.run(broken())
+        rounds.padding_has_no_effect.run(broken())
 
 
 def test_the_unbroken_core_passes():
     rounds.together_equals_alone.run(broken())
-    rounds.padding_is_nothing.run(broken())
+    rounds.padding_has_no_effect.run(broken())
     assert COHORT == (4, 0, 5, 2)

@@ -1,4 +1,4 @@
-"""A user's npz file gives back what was saved; every flaw of it is named, and nothing in it runs."""
+"""A user's npz file gives back the saved arrays, every flaw is named, and no code in it runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fedbench.data import DataError
 
 def arrays(**change: Any) -> dict[str, Any]:
     """Twelve images of three classes; a change to None leaves the array out."""
-    given = {
+    columns = {
         "images": np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3)).astype(np.uint8),
         "labels": np.arange(12) % 3,
         "is_test": np.arange(12) >= 8,
     }
-    return {name: value for name, value in {**given, **change}.items() if value is not None}
+    return {name: value for name, value in {**columns, **change}.items() if value is not None}
 
 
 def save(path: Path, **change: Any) -> Path:
@@ -57,7 +57,7 @@ def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "expected", "found"),
+    ("change", "expected", "actual"),
     [
         ({"labels": None}, "the arrays images, labels, is_test", "found images, is_test"),
         ({"label": np.zeros(12)}, "at most domain, user, class_names", "is_test, label"),
@@ -86,14 +86,14 @@ def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"labels": np.array([1, "x", None] * 4, object)}, "arrays without objects", "Object arrays"),
     ],
 )
-def test_npz_names_each_flaw(change: dict[str, Any], expected: str, found: str, tmp_path: Path) -> None:
+def test_npz_names_each_flaw(change: dict[str, Any], expected: str, actual: str, tmp_path: Path) -> None:
     path = save(tmp_path / "mine.npz", **change)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["npz"](path=path).load(tmp_path)
-    message = str(told.value)
+    message = str(error.value)
     assert message.startswith(f"{path}: expected ")
     assert expected in message
-    assert found in message
+    assert actual in message
 
 
 def test_test_images_may_belong_to_nobody(tmp_path: Path) -> None:
@@ -128,7 +128,9 @@ def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels")])
-def test_files_of_keras_and_medmnist_are_told_how_to_convert(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_messages_for_files_of_keras_and_medmnist_say_how_to_convert_them(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
     np.savez(tmp_path / "mine.npz", **{name: np.zeros(3) for name in names})
     with pytest.raises(DataError, match=r"docs/data.md shows how to convert files of Keras and MedMNIST"):
         DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
@@ -172,11 +174,11 @@ def damaged_zips(whole: bytes) -> dict[str, bytes]:
 def test_npz_that_is_none(kind: str, compressed: bool, tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     path.write_bytes(damaged_zips(whole_npz(compressed))[kind])
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["npz"](path=path).load(tmp_path)
-    assert str(path) in str(told.value)
-    assert "expected" in str(told.value)
-    assert "found" in str(told.value)
+    assert str(path) in str(error.value)
+    assert "expected" in str(error.value)
+    assert "found" in str(error.value)
 
 
 def test_npz_with_a_truncated_member(tmp_path: Path) -> None:

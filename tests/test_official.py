@@ -1,4 +1,4 @@
-"""Sets of image files: each official layout gives the right images, labels, domains and users, whatever form it comes in."""
+"""Datasets of image files: each official layout, in every form, gives the right images, labels, domains and users."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from fedbench.sources.domains import DOMAINNET
 SMALL = {"image_size": 8}
 
 
-def near(found: list[int], expected: list[int]) -> bool:
+def near(actual: list[int], expected: list[int]) -> bool:
     """JPEG and CMYK change a grey level by a little."""
-    return len(found) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(found, expected, strict=True))
+    return len(actual) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(actual, expected, strict=True))
 
 
 # ---------------------------------------------------------------- Tiny ImageNet
@@ -61,10 +61,10 @@ def test_a_truncated_image_is_left_out_or_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "tiny_imagenet").mkdir()
     tiny_imagenet(tmp_path / "tiny_imagenet", damaged=True)
     publish(monkeypatch, "tiny_imagenet", tmp_path / "tiny_imagenet")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
-    assert "1 of 10 images cannot be used, more than the share of 0.001 that may be left out" in str(told.value)
-    assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(told.value)
+    assert "1 of 10 images cannot be used, more than the share of 0.001 that may be left out" in str(error.value)
+    assert "n00000002_2.JPEG: expected an image, which cannot be read" in str(error.value)
     assert not list((tmp_path / "cache").rglob("images.npy")), "nothing half-made is left"
     monkeypatch.setattr("fedbench.sources.pixels.SHOWN", 0)  # a long list is told in a file
     with pytest.raises(DataError, match=r"and 1 more, all in .*unreadable\.txt"):
@@ -104,23 +104,21 @@ def test_a_part_of_tiny_imagenet_is_refused(lacking: str, tmp_path: Path, monkey
     part = {"some training images": "train/n00000001/images/*_1.JPEG", "all training images": "train/*/images/*.JPEG"}
     for path in (folder / "tiny-imagenet-200").glob(part.get(lacking, "val/images/val_2.JPEG")):
         path.unlink()
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
     if lacking == "a validation image":
-        assert "val/images/val_2.JPEG: not in " in str(told.value)
+        assert "val/images/val_2.JPEG: not in " in str(error.value)
     else:
-        found = 9 if lacking == "some training images" else 4
-        assert f"tiny_imagenet: expected 10 images, found {found}: the archive or folder is only a part" in str(
-            told.value
+        images = 9 if lacking == "some training images" else 4
+        assert f"tiny_imagenet: expected 10 images, found {images}: the archive or folder is only a part" in str(
+            error.value
         )
     assert not list(tmp_path.glob("cache/*/images.npy"))
     if lacking == "some training images":
         assert len(DATASETS["tiny_imagenet"](**SMALL, skip=0.1).load(tmp_path).labels) == 9, "allowed by skip"
 
 
-def test_no_training_images_are_refused_whatever_may_be_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_training_images_are_refused_with_any_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = official("tiny_imagenet", tmp_path, monkeypatch)
     unpack(folder / "tiny-imagenet-200.zip", folder)
     (folder / "tiny-imagenet-200.zip").unlink()
@@ -194,9 +192,9 @@ def test_a_page_saved_as_the_archive_is_to_be_deleted(tmp_path: Path) -> None:
     (tmp_path / "tiny_imagenet").mkdir()
     path = tmp_path / "tiny_imagenet" / "tiny-imagenet-200.zip"
     path.write_bytes(b"<!DOCTYPE html><html>404</html>")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{path}: expected a zip or tar archive, found 31 bytes that begin with b'<!DOCTYPE html><'; delete {path}, and "
         "the same command fetches it again"
     )
@@ -206,18 +204,18 @@ def test_a_page_saved_as_a_list_is_to_be_deleted(tmp_path: Path, monkeypatch: py
     folder = official("domainnet", tmp_path, monkeypatch)
     path = folder / "real_train.txt"
     path.write_bytes(b"<!DOCTYPE html>\n<html>404</html>")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["domainnet"](**SMALL).load(tmp_path)
-    assert "found '<!DOCTYPE html>'; if this is not the official file, delete " in str(told.value)
-    assert str(told.value).endswith(f"delete {path}, and the same command fetches it again")
+    assert "found '<!DOCTYPE html>'; if this is not the official file, delete " in str(error.value)
+    assert str(error.value).endswith(f"delete {path}, and the same command fetches it again")
 
 
 def test_tiny_imagenet_names_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "tiny-imagenet-200.zip", [("other/readme.txt", b"hello")])
     publish(monkeypatch, "tiny_imagenet", tmp_path)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["tiny_imagenet"](**SMALL).load(tmp_path)
-    assert str(told.value) == f"{path}: expected tiny-imagenet-200/wnids.txt in it, found other/readme.txt"
+    assert str(error.value) == f"{path}: expected tiny-imagenet-200/wnids.txt in it, found other/readme.txt"
 
 
 # ---------------------------------------------------------------- DomainNet
@@ -252,10 +250,10 @@ def test_domainnet_names_a_wrong_line(name: str, line: str, tmp_path: Path, monk
     folder = official("domainnet", tmp_path, monkeypatch)
     with open(folder / name, "a") as file:
         file.write(line + "\n")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["domainnet"](**SMALL).load(tmp_path)
-    assert str(told.value).startswith(f"{folder / name}: expected lines of ")
-    assert repr(line) in str(told.value)
+    assert str(error.value).startswith(f"{folder / name}: expected lines of ")
+    assert repr(line) in str(error.value)
 
 
 def test_a_list_leads_nowhere_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,9 +390,9 @@ def test_stanford_cars(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_stanford_cars_with_one_image_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = mat(annotations=annotations([("00002.jpg", 7)]))  # SciPy gives no list then
+    lists = mat(annotations=annotations([("00002.jpg", 7)]))  # SciPy gives no list then
     (tmp_path / "stanford_cars").mkdir()
-    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=one, cars_test_annos_withlabels=one)
+    stanford_cars(tmp_path / "stanford_cars", cars_train_annos=lists, cars_test_annos_withlabels=lists)
     publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
     made = DATASETS["stanford_cars"](**SMALL).load(tmp_path)
     assert list(made.labels) == [6, 6]
@@ -419,9 +417,9 @@ def test_stanford_cars_names_a_wrong_list(
     (tmp_path / "stanford_cars").mkdir()
     stanford_cars(tmp_path / "stanford_cars", cars_train_annos=content)
     publish(monkeypatch, "stanford_cars", tmp_path / "stanford_cars")
-    with pytest.raises(DataError, match=says) as told:
+    with pytest.raises(DataError, match=says) as error:
         DATASETS["stanford_cars"](**SMALL).load(tmp_path)
-    assert str(told.value).startswith(str(tmp_path / "stanford_cars" / "car_devkit.tgz"))
+    assert str(error.value).startswith(str(tmp_path / "stanford_cars" / "car_devkit.tgz"))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])

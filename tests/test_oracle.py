@@ -1,4 +1,4 @@
-"""The slow twins: a FedVPT client in plain PyTorch, and PEP-FedPT's forward pass written from its formula."""
+"""Slow reference implementations: a FedVPT client in plain PyTorch, and PEP-FedPT's forward pass from its formula."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def test_prototypes_are_the_pooled_class_means():
     small = tiny.mini_run(METHOD["pep_fedpt"]())
     small.report_statistics([0, 2])
     small.report_statistics([3])
-    mine = torch.tensor([i for k in (0, 2, 3) for i in small.train[k]])
+    samples = torch.tensor([i for k in (0, 2, 3) for i in small.train[k]])
     for c in range(tiny.CLASSES):
-        members = small.model.features[mine][small.model.labels[mine] == c]
+        members = small.model.features[samples][small.model.labels[samples] == c]
         expected = members.mean(0) if len(members) else torch.zeros(32, dtype=torch.float64)
         assert (small.server.values["prototype"][c] - expected).abs().max() < 1e-10
 

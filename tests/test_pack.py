@@ -1,4 +1,4 @@
-"""Runs that are trained together get the numbers that each gets by itself, and what befalls one is no matter of the others."""
+"""Runs that are trained together get the same numbers as alone, and a failure of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -64,20 +64,20 @@ def sweep(data: Path, base: dict[str, Any], grid: dict[str, Any] | None = None, 
     return check_sweep(content, plugins())
 
 
-def lives(found: Sweep, results: Path, each: int = 3) -> list[Any]:
+def lives(sweep_: Sweep, results: Path, each: int = 3) -> list[Any]:
     """Every third of the runs, so that of four there are two, which differ in split and clients."""
     made = []
-    for planned in found.runs[::each]:
+    for planned in sweep_.runs[::each]:
         folder = RunFolder(results / planned.name)
-        folder.plan(found.on_disk(planned))
-        made.append(begin(planned, found.machine, found.plugins, folder))
+        folder.plan(sweep_.on_disk(planned))
+        made.append(begin(planned, sweep_.machine, sweep_.plugins, folder))
     return made
 
 
 @pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypatch):
-    found = sweep(data, CASES[case])
-    alone, together = lives(found, tmp_path / "alone"), lives(found, tmp_path / "together")
+    sweep_ = sweep(data, CASES[case])
+    alone, together = lives(sweep_, tmp_path / "alone"), lives(sweep_, tmp_path / "together")
     passes: list[int] = []
     forward = Backbone.forward
     monkeypatch.setattr(
@@ -89,11 +89,11 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
         single = list(passes)
         passes.clear()
         sent = [send(state.experiment, round_) for state in together]
-        reports = pack.train_together([one.training for one in sent])
+        reports = pack.train_together([round_sent.training for round_sent in sent])
         joint = list(passes)
         spent = [
-            receive(state.experiment, round_, one, report)
-            for state, one, report in zip(together, sent, reports, strict=True)
+            receive(state.experiment, round_, round_sent, report)
+            for state, round_sent, report in zip(together, sent, reports, strict=True)
         ]
         for a, b in zip(expected, spent, strict=True):
             assert vars(b.costs) == pytest.approx(vars(a.costs), abs=1e-9)
@@ -101,12 +101,12 @@ def test_the_numbers_are_those_of_each_run_alone(case, data, tmp_path, monkeypat
         if together[0].experiment.trainer.phases and method.backbone_weights is None and method.touches(12):
             assert len(joint) < len(single) or round_ > 1  # then a server's values may have a shape of their own
     for a, b in zip(alone, together, strict=True):
-        one, other = a.experiment.server.state(), b.experiment.server.state()
-        assert one.keys() == other.keys()
-        for name, value in one.items():
+        expected_state, state = a.experiment.server.state(), b.experiment.server.state()
+        assert expected_state.keys() == state.keys()
+        for name, value in expected_state.items():
             # PFPT's matching is solved by iteration, which a rounding leads another way
             near = {"rtol": 1e-5, "atol": 1e-7} if case == "pfpt" else {"rtol": 1e-8, "atol": 1e-9}
-            torch.testing.assert_close(other[name], value, **near, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(state[name], value, **near, msg=lambda m, name=name: f"{name}: {m}")
 
 
 RECIPES = {
@@ -135,30 +135,30 @@ def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
         "aggregation" not in base or recipe == "against drift"
     ):  # an aggregation that has a say in training must be the same
         grid.pop("aggregation.lr")
-    found = sweep(data, base, grid)
-    alone, together = (lives(found, tmp_path / name, 5) for name in ("alone", "together"))
+    sweep_ = sweep(data, base, grid)
+    alone, together = (lives(sweep_, tmp_path / name, 5) for name in ("alone", "together"))
     assert len({(state.experiment.run.local.lr, state.experiment.run.local.clip) for state in alone}) == 4
-    assert len({pack_key(planned.identity) for planned in found.runs}) == 1
+    assert len({pack_key(planned.identity) for planned in sweep_.runs}) == 1
     trained = []
     monkeypatch.setattr(pack, "_train", lambda ts, train=pack._train: trained.append(len(ts)) or train(ts))
     for round_ in (1, 2):
         expected = [one_round(state.experiment, round_) for state in alone]
         sent = [send(state.experiment, round_) for state in together]
-        reports = pack.train_together([one.training for one in sent])
-        for state, one, report, spent in zip(together, sent, reports, expected, strict=True):
-            assert report.lr == one.training.lr
-            costs = receive(state.experiment, round_, one, report).costs
+        reports = pack.train_together([round_sent.training for round_sent in sent])
+        for state, round_sent, report, spent in zip(together, sent, reports, expected, strict=True):
+            assert report.lr == round_sent.training.lr
+            costs = receive(state.experiment, round_, round_sent, report).costs
             assert vars(costs) == pytest.approx(vars(spent.costs), abs=1e-9)
     assert trained == [len(alone)] * 2
     for a, b in zip(alone, together, strict=True):
-        one, other = a.experiment.server.state(), b.experiment.server.state()
-        for name, value in one.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-9)
+        expected_state, state = a.experiment.server.state(), b.experiment.server.state()
+        for name, value in expected_state.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-9)
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):
-    one, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
-    trainings = [send(state.experiment, 1).training for state in (one, last)]
+    first, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
+    trainings = [send(state.experiment, 1).training for state in (first, last)]
     shares = [SharedClock(), SharedClock()]
     pack.train_together(trainings, shares)
     samples = [sum(training.samples) for training in trainings]
@@ -167,22 +167,22 @@ def test_each_gets_its_part_of_the_time(data, tmp_path):
 
 
 def test_runs_that_do_not_fit_are_not_trained_together(data, tmp_path):
-    found = [
+    states = [
         *lives(sweep(data, {"method": "fedvpt"}), tmp_path),
         *lives(sweep(data, {"method": {"name": "fedvpt", "prompt_length": 3}}), tmp_path),
         *lives(sweep(data, {"method": "head_only"}), tmp_path),
     ]
-    reports = pack.train_together([send(state.experiment, 1).training for state in found])
-    for state, report in zip(found, reports, strict=True):
+    reports = pack.train_together([send(state.experiment, 1).training for state in states])
+    for state, report in zip(states, reports, strict=True):
         alone = send(state.experiment, 1).training.train()
         for name, value in alone.updated.items():
             torch.testing.assert_close(report.updated[name], value, rtol=1e-9, atol=1e-12)
 
 
 # -- as a job does it ----------------------------------------------------------------------------------------------------
-def done(found: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
+def done(sweep_: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of all runs without what a clock says."""
-    folders = [RunFolder(results / planned.name) for planned in found.runs]
+    folders = [RunFolder(results / planned.name) for planned in sweep_.runs]
     assert [folder.status for folder in folders] == ["done"] * len(folders)
     return {
         folder.path.name: [{k: v for k, v in record.items() if k not in MEASURED} for record in folder.records()]
@@ -190,10 +190,10 @@ def done(found: Sweep, results: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        for a, b in zip(one[name], other[name], strict=True):
+def same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        for a, b in zip(first[name], second[name], strict=True):
             assert a == pytest.approx(b, abs=1e-9)
 
 
@@ -201,14 +201,14 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def quiet(data, tmp_path_factory):
     """The records of the sweep with each run by itself."""
     results = tmp_path_factory.mktemp("alone") / "results"
-    found = sweep(data, {"method": "fedvpt"}, pack=False)
-    job.run_job(results, planned(found, results))
-    return done(found, results)
+    sweep_ = sweep(data, {"method": "fedvpt"}, pack=False)
+    job.run_job(results, planned(sweep_, results))
+    return done(sweep_, results)
 
 
-def planned(found: Sweep, results: Path) -> list[str]:
+def planned(sweep_: Sweep, results: Path) -> list[str]:
     results.mkdir(exist_ok=True)
-    return plan(found, results, False, "test")
+    return plan(sweep_, results, False, "test")
 
 
 def packed(data: Path) -> Sweep:
@@ -216,21 +216,21 @@ def packed(data: Path) -> Sweep:
 
 
 def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
-    found = packed(data)
-    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    same(done(found, tmp_path / "results"), quiet)
-    for one in found.runs:
-        folder = RunFolder(tmp_path / "results" / one.name)
+    sweep_ = packed(data)
+    job.run_job(tmp_path / "results", planned(sweep_, tmp_path / "results"))
+    same(done(sweep_, tmp_path / "results"), quiet)
+    for run in sweep_.runs:
+        folder = RunFolder(tmp_path / "results" / run.name)
         assert json.loads((folder.path / "env.json").read_text())["pack"] == 4
         log = folder.log.read_text()
         assert "done" in log
-        assert not any(other.name in log for other in found.runs if other.name != one.name)
+        assert not any(other.name in log for other in sweep_.runs if other.name != run.name)
         assert not folder.notes()
 
 
 def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeypatch):
-    found, before = packed(data), pack.receive
-    failing = found.runs[2]
+    sweep_, before = packed(data), pack.receive
+    failing = sweep_.runs[2]
 
     def receive_once(experiment: Any, round_: int, *rest: Any) -> Any:
         if experiment.facts.config_hash.startswith(failing.key) and round_ == 2:
@@ -238,11 +238,11 @@ def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeyp
         return before(experiment, round_, *rest)
 
     monkeypatch.setattr(pack, "receive", receive_once)
-    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    same(done(found, tmp_path / "results"), quiet)
-    for one in found.runs:
-        log = RunFolder(tmp_path / "results" / one.name).log.read_text()
-        assert ("leaving the pack after round 1: planted" in log) == (one is failing)
+    job.run_job(tmp_path / "results", planned(sweep_, tmp_path / "results"))
+    same(done(sweep_, tmp_path / "results"), quiet)
+    for run in sweep_.runs:
+        log = RunFolder(tmp_path / "results" / run.name).log.read_text()
+        assert ("leaving the pack after round 1: planted" in log) == (run is failing)
 
 
 def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet, monkeypatch, caplog):
@@ -250,14 +250,14 @@ def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet,
         raise MemoryError("planted")
 
     monkeypatch.setattr(pack, "train_together", broken)
-    found = packed(data)
-    job.run_job(tmp_path / "results", planned(found, tmp_path / "results"))
-    assert "4 runs cannot be trained together; each goes on by itself" in caplog.text
-    same(done(found, tmp_path / "results"), quiet)
+    sweep_ = packed(data)
+    job.run_job(tmp_path / "results", planned(sweep_, tmp_path / "results"))
+    assert "4 runs cannot be trained together; each continues alone" in caplog.text
+    same(done(sweep_, tmp_path / "results"), quiet)
 
 
-def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path, quiet, monkeypatch):
-    found, before = packed(data), pack.train_together
+def test_all_runs_of_a_pack_stop_after_the_round_if_asked_to_leave_and_resume_later(data, tmp_path, quiet, monkeypatch):
+    sweep_, before = packed(data), pack.train_together
     monkeypatch.setattr(stop_request, "received", False)
     rounds = []
 
@@ -268,19 +268,19 @@ def test_asked_to_leave_all_stop_after_the_round_and_go_on_later(data, tmp_path,
         return before(*args)
 
     monkeypatch.setattr(pack, "train_together", signalled)
-    names = planned(found, tmp_path / "results")
+    names = planned(sweep_, tmp_path / "results")
     with pytest.raises(job.Stopped):
         job.run_job(tmp_path / "results", names)
     assert {RunFolder(tmp_path / "results" / name).progress()["round"] for name in names} == {2}
     monkeypatch.setattr(stop_request, "received", False)
     job.run_job(tmp_path / "results", names)
     assert len(rounds) == 3
-    same(done(found, tmp_path / "results"), quiet)
+    same(done(sweep_, tmp_path / "results"), quiet)
 
 
 def test_relatives_stand_side_by_side_in_a_plan(data, tmp_path):
-    found = sweep(data, {}, {"method": ["fedvpt", "head_only"], "seed": [0, 1]})
-    names = planned(found, tmp_path / "results")
+    sweep_ = sweep(data, {}, {"method": ["fedvpt", "head_only"], "seed": [0, 1]})
+    names = planned(sweep_, tmp_path / "results")
     like = [pack_key(RunFolder(tmp_path / "results" / name).config()["identity"]) for name in names]
     assert len(set(like)) == 2
     assert sum(a != b for a, b in pairwise(like)) == 1

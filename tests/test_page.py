@@ -1,4 +1,4 @@
-"""The page: self-contained, and alive in a real browser - it sorts, filters, opens the runs of a cell, without an error."""
+"""The page is self-contained, and works in a real browser: it sorts, filters and opens the runs of a cell without errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from written import write_run
 
-from fedbench.report import writer
+from fedbench.report import pictures, writer
 from fedbench.report.evidence import gather
 from fedbench.report.tables.metrics import METRICS
 
@@ -113,9 +114,9 @@ def browse(page: Path, width: int, tmp_path: Path) -> tuple[dict[str, Any], str]
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     trial.unlink()
-    found = re.findall(r'data-said="(.*?)"', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(text.unescape(found[0])), done.stderr
+    measures = re.findall(r'data-said="(.*?)"', done.stdout, re.DOTALL)
+    assert measures, done.stderr[-2000:]
+    return json.loads(text.unescape(measures[0])), done.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -151,3 +152,24 @@ def test_in_a_browser_it_sorts_filters_and_opens_the_runs_of_a_cell(made: Path, 
     assert said["config"]
     assert said["closed"]
     assert said["keyboard"]
+
+
+def test_a_picture_gets_the_class_prior_of_the_first_client(tmp_path: Path) -> None:
+    """Client 0 has one image of class 0 and eight of class 1; class 5 is the last that any client has."""
+    folder = write_run(tmp_path, clients=True).path
+    priors: list[Any] = []
+
+    class Method:
+        def picture(self, state: Any, prior: Any) -> dict[str, Any]:
+            priors.append(prior.tolist())
+            return {name: value for name, value in state.items() if value.ndim == 2}
+
+    prior = [1 / 9, 8 / 9, 0, 0, 0, 0]
+    values = {"server.scale": np.array(2.0), "server.prompt": np.ones((2, 3))}
+    panels = pictures._panels(Method(), values, folder)
+    assert [(name, panel.shape) for name, panel in panels.items()] == [("server.prompt", (2, 3))]
+    pictures._panels(Method(), {"server.bias": np.zeros(9), "server.prompt": np.ones((2, 3))}, folder)  # nine classes
+    assert priors == [prior, [*prior, 0, 0, 0]]
+    Method.picture = lambda self, state, prior: {"x": np.ones(2)}  # type: ignore[method-assign,assignment]
+    with pytest.raises(ValueError, match=r"expected matrices \[rows, columns\], found 'x' of shape \(2,\)"):
+        pictures._panels(Method(), values, folder)

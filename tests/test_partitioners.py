@@ -1,4 +1,4 @@
-"""Every partitioner found keeps the promises of a split; each also keeps its own; batches are what training expects."""
+"""Every partitioner keeps the contract of splits and its own promises, and batches are as training expects."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
     seed = drawn.draw(st.integers(0, 2**40), label="seed")
     validation = drawn.draw(st.sampled_from([0.0, 0.1, 0.9]), label="validation")
     held_out = drawn.draw(st.sampled_from([0.0, 0.2, 1.0, 2.0]), label="held out")
-    given_samples = samples(train, test, order=drawn.draw(st.integers(0, 9), label="order"))
+    dataset = samples(train, test, order=drawn.draw(st.integers(0, 9), label="order"))
     partitioner = dataclasses.replace(partitioner, redraws=min(partitioner.redraws, 20))
     try:
-        made = split(given_samples, partitioner, clients, held_out, validation, seed)
+        made = split(dataset, partitioner, clients, held_out, validation, seed)
     except DataError:
         return  # there may be too few samples; the tests below have enough, and see every partitioner succeed
 
@@ -107,8 +107,8 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
     assert len(np.unique(used)) == len(used), "a sample occurs twice"
     assert all((np.diff(part) > 0).all() for part in parts), "indices are sorted"
     if partitioner.test != "merged":
-        assert not given_samples.is_test[np.concatenate([*made.train, *made.validation])].any()
-        assert (given_samples.is_test[np.concatenate(made.test)] == (partitioner.test == "official")).all()
+        assert not dataset.is_test[np.concatenate([*made.train, *made.validation])].any()
+        assert (dataset.is_test[np.concatenate(made.test)] == (partitioner.test == "official")).all()
 
     need = max(partitioner.min_train, 2 if validation else 1)
     for k in range(clients):  # held-out clients too: they are evaluated, and may fine-tune
@@ -122,46 +122,46 @@ def test_a_split_is_sound(partitioner: Any, drawn: Any) -> None:
             assert len(made.test[k]) == max(1, round(partitioner.test_share * (held + len(made.test[k]))))
     assert made.held_out.sum() == (held_out if held_out >= 1 else round(held_out * clients))
 
-    counts = made.class_counts(given_samples.labels, classes)
+    counts = made.class_counts(dataset.labels, classes)
     assert counts.shape == (clients, classes)
     assert (counts.sum(1) == [len(part) for part in made.train]).all()
-    everything = counts.sum(0) + np.bincount(given_samples.labels[np.concatenate(made.validation)], minlength=classes)
+    everything = counts.sum(0) + np.bincount(dataset.labels[np.concatenate(made.validation)], minlength=classes)
     if partitioner.test != "merged":
         assert (everything <= train).all()
-    assert used.max() < len(given_samples.labels)
+    assert used.max() < len(dataset.labels)
 
 
 @every_partitioner
 def test_nothing_is_lost(partitioner: Any) -> None:
-    given_samples = samples([120] * 6, [40] * 6)
-    made = split(given_samples, partitioner, 9, validation=0.1)
+    dataset = samples([120] * 6, [40] * 6)
+    made = split(dataset, partitioner, 9, validation=0.1)
     used = np.concatenate([*made.train, *made.validation, *made.test])
     if isinstance(partitioner, PARTITIONERS["natural"]) and partitioner.users == "draw":  # other users are left out
-        lost = np.setdiff1d(np.arange(len(given_samples.labels)), used)
-        assert not np.isin(given_samples.user[lost], given_samples.user[used]).any()
+        lost = np.setdiff1d(np.arange(len(dataset.labels)), used)
+        assert not np.isin(dataset.user[lost], dataset.user[used]).any()
     elif partitioner.test == "own":
-        assert (np.sort(used) == np.flatnonzero(~given_samples.is_test)).all()
+        assert (np.sort(used) == np.flatnonzero(~dataset.is_test)).all()
     else:
-        assert len(used) == len(given_samples.labels)
+        assert len(used) == len(dataset.labels)
 
 
 @every_partitioner
 @pytest.mark.parametrize("seed", range(3))
 def test_test_data_follow_the_train_distribution(partitioner: Any, seed: int) -> None:
-    given_samples = samples([200, 130, 90, 200, 170, 111], [50, 31, 23, 60, 40, 37])
-    made = split(given_samples, partitioner, 8, seed=seed)
-    groups = partitioner.groups(given_samples)
+    dataset = samples([200, 130, 90, 200, 170, 111], [50, 31, 23, 60, 40, 37])
+    made = split(dataset, partitioner, 8, seed=seed)
+    groups = partitioner.groups(dataset)
     if partitioner.test != "official":  # a client's test samples are a random part of its own
         for part, test in zip(made.train, made.test, strict=True):
-            found, expected = (np.bincount(given_samples.labels[p], minlength=6) for p in (test, np.append(part, test)))
+            counts, expected = (np.bincount(dataset.labels[p], minlength=6) for p in (test, np.append(part, test)))
             mean = partitioner.test_share * expected
-            assert (np.abs(found - mean) <= 5 * np.sqrt(mean * (1 - partitioner.test_share)) + 1).all()
+            assert (np.abs(counts - mean) <= 5 * np.sqrt(mean * (1 - partitioner.test_share)) + 1).all()
         return
     for group in np.unique(groups):
         shares, counts = [], []
         for part, is_test in ((made.train, False), (made.test, True)):
-            count = ((groups == group) & (given_samples.is_test == is_test)).sum()
-            shares.append(np.array([(groups[mine] == group).sum() for mine in part]) / count)
+            count = ((groups == group) & (dataset.is_test == is_test)).sum()
+            shares.append(np.array([(groups[samples_] == group).sum() for samples_ in part]) / count)
             counts.append(count)
         # A cut is rounded by at most 1/2, and a client lies between two cuts.
         assert np.abs(shares[0] - shares[1]).max() <= 1 / counts[0] + 1 / counts[1] + 1e-9
@@ -169,20 +169,20 @@ def test_test_data_follow_the_train_distribution(partitioner: Any, seed: int) ->
 
 @every_partitioner
 def test_seeds_make_splits(partitioner: Any) -> None:
-    given_samples = samples([100] * 6, [30] * 6)
-    first = split(given_samples, partitioner, 8, 0.25, 0.1, seed=0)
+    dataset = samples([100] * 6, [30] * 6)
+    first = split(dataset, partitioner, 8, 0.25, 0.1, seed=0)
     np.random.seed(5)  # noqa: NPY002 - the global state must not matter
-    assert split(given_samples, partitioner, 8, 0.25, 0.1, seed=0).hash == first.hash
-    assert len({split(given_samples, partitioner, 8, 0.25, 0.1, seed=s).hash for s in range(20)}) == 20
+    assert split(dataset, partitioner, 8, 0.25, 0.1, seed=0).hash == first.hash
+    assert len({split(dataset, partitioner, 8, 0.25, 0.1, seed=s).hash for s in range(20)}) == 20
 
 
 @every_partitioner
 def test_held_out_clients_and_validation_sets_move_no_sample_to_other_clients(partitioner: Any) -> None:
-    one = samples([100] * 6, [30] * 6)
-    plain, asked = split(one, partitioner, 8), split(one, partitioner, 8, 0.25, 0.1)
+    samples_ = samples([100] * 6, [30] * 6)
+    plain, with_sets = split(samples_, partitioner, 8), split(samples_, partitioner, 8, 0.25, 0.1)
     for k in range(8):
-        assert set(plain.train[k]) == {*asked.train[k], *asked.validation[k]}
-        assert (plain.test[k] == asked.test[k]).all()
+        assert set(plain.train[k]) == {*with_sets.train[k], *with_sets.validation[k]}
+        assert (plain.test[k] == with_sets.test[k]).all()
 
 
 def test_the_hash_changes_with_anything() -> None:
@@ -193,8 +193,8 @@ def test_the_hash_changes_with_anything() -> None:
             "test": ([5], [6, 7]),
             "held_out": np.array([False, True]),
         }
-        given = parts | change
-        return Split(**{name: Parts.of(v) if name != "held_out" else v for name, v in given.items()}).hash
+        changed = parts | change
+        return Split(**{name: Parts.of(v) if name != "held_out" else v for name, v in changed.items()}).hash
 
     hashes = [
         made(),
@@ -214,11 +214,11 @@ def test_the_hash_changes_with_anything() -> None:
 
 
 @every_partitioner
-def test_too_few_samples_are_told_with_the_numbers(partitioner: Any) -> None:
-    given_samples = samples([2] * 6, [2] * 6)
-    with pytest.raises(DataError, match="impossible split") as told:
-        split(given_samples, dataclasses.replace(partitioner, redraws=3), 40)
-    assert "40" in str(told.value) or "owners" in str(told.value)
+def test_too_few_samples_are_reported_with_the_numbers(partitioner: Any) -> None:
+    dataset = samples([2] * 6, [2] * 6)
+    with pytest.raises(DataError, match="impossible split") as error:
+        split(dataset, dataclasses.replace(partitioner, redraws=3), 40)
+    assert "40" in str(error.value) or "owners" in str(error.value)
 
 
 def test_a_split_needs_both_parts() -> None:
@@ -274,19 +274,19 @@ def test_pathological_gives_exactly_s_classes_and_level_owners(
 ) -> None:
     assume(each <= classes <= each * clients)
     most = -(-each * clients // classes)
-    given_samples = samples([2 * most + 1] * classes, [2 * most + 1] * classes)
-    made = split(given_samples, PARTITIONERS["pathological"](classes_per_client=each), clients, seed=seed)
-    held = made.class_counts(given_samples.labels, classes) > 0
+    dataset = samples([2 * most + 1] * classes, [2 * most + 1] * classes)
+    made = split(dataset, PARTITIONERS["pathological"](classes_per_client=each), clients, seed=seed)
+    held = made.class_counts(dataset.labels, classes) > 0
     assert (held.sum(1) == each).all()
     assert held.sum(0).max() - held.sum(0).min() <= 1
-    tested = np.stack([np.bincount(given_samples.labels[part], minlength=classes) for part in made.test]) > 0
+    tested = np.stack([np.bincount(dataset.labels[part], minlength=classes) for part in made.test]) > 0
     assert (tested == held).all()
 
 
 def test_pathological_shares_lie_in_the_papers_range() -> None:
-    given_samples = samples([3000] * 10, [100] * 10)
-    made = split(given_samples, PARTITIONERS["pathological"](classes_per_client=2), 20)
-    shares = made.class_counts(given_samples.labels, 10) / 3000
+    dataset = samples([3000] * 10, [100] * 10)
+    made = split(dataset, PARTITIONERS["pathological"](classes_per_client=2), 20)
+    shares = made.class_counts(dataset.labels, 10) / 3000
     low, high = 0.4 / (0.4 + 3 * 0.6), 0.6 / (0.6 + 3 * 0.4)  # four owners: one smallest, and one largest
     assert ((shares[shares > 0] >= low - 1 / 3000) & (shares[shares > 0] <= high + 1 / 3000)).all()
     assert shares[shares > 0].std() > 0.01
@@ -296,9 +296,9 @@ def test_pathological_says_what_does_not_go_round() -> None:
     make = PARTITIONERS["pathological"]
     with pytest.raises(DataError, match="classes_per_client is 10, but the dataset has 4 classes"):
         split(samples([20] * 4, [20] * 4), make(), 4)
-    with pytest.raises(DataError, match="3 clients with 2 classes each cannot own all 10") as told:
+    with pytest.raises(DataError, match="3 clients with 2 classes each cannot own all 10") as error:
         split(samples([20] * 10, [20] * 10), make(classes_per_client=2), 3)
-    assert "raise classes_per_client to 4 or clients.number to 5" in str(told.value)
+    assert "raise classes_per_client to 4 or clients.number to 5" in str(error.value)
     with pytest.raises(DataError, match="class 2 has 5 training samples for its 10 owners, who need 15"):
         split(samples([20, 20, 5, 20], [20] * 4), make(classes_per_client=2), 20)
     with pytest.raises(DataError, match="class 4 has 0 training samples"):
@@ -350,14 +350,14 @@ def test_dirichlet_is_drawn_again_until_all_have_enough() -> None:
 @pytest.mark.parametrize("train", [[100] * 10, [10, 400, 37, 90, 1, 222]])
 @pytest.mark.parametrize("alpha", [1e-6, 0.1, 1.0, 30.0, 1e6])
 def test_dirichlet_clients_are_equally_large(train: list[int], alpha: float) -> None:
-    given_samples = samples(train, [200] * len(train))
-    made = split(given_samples, PARTITIONERS["dirichlet_client"](alpha=alpha), 7)
+    dataset = samples(train, [200] * len(train))
+    made = split(dataset, PARTITIONERS["dirichlet_client"](alpha=alpha), 7)
     sizes = [len(part) for part in made.train]
     assert max(sizes) - min(sizes) <= 1
     assert sum(sizes) == sum(train)
     if alpha == 1e6:  # then every client is a draw from the dataset's own distribution
         expected = np.array(train) / 7
-        off = np.abs(made.class_counts(given_samples.labels, len(train)) - expected)
+        off = np.abs(made.class_counts(dataset.labels, len(train)) - expected)
         assert (off <= 5 * np.sqrt(expected) + 1).all()
 
 
@@ -370,34 +370,34 @@ def test_dirichlet_clients_are_equally_large(train: list[int], alpha: float) -> 
     ],
 )
 def test_larger_alpha_is_more_even(name: str, alphas: tuple[float, ...]) -> None:
-    given_samples = samples([100] * 10, [40] * 10)
+    dataset = samples([100] * 10, [40] * 10)
 
     def unevenness(alpha: float) -> float:
         """How far clients' class distributions are from the dataset's: half the absolute differences, 0 to 1."""
         distances = []
         for seed in range(5):
             options = {"alpha": alpha, "min_train": 1, "redraws": 500}
-            made = split(given_samples, PARTITIONERS[name](**options), 9, seed=seed)
-            counts = made.class_counts(given_samples.labels, 10)
+            made = split(dataset, PARTITIONERS[name](**options), 9, seed=seed)
+            counts = made.class_counts(dataset.labels, 10)
             distances.append(np.abs(counts / counts.sum(1, keepdims=True) - 0.1).sum(1).mean() / 2)
         return float(np.mean(distances))
 
-    found = [unevenness(alpha) for alpha in alphas]
-    assert all(more > less + 0.05 for more, less in itertools.pairwise(found)), found
-    assert found[-1] < 0.12
+    unevennesses = [unevenness(alpha) for alpha in alphas]
+    assert all(more > less + 0.05 for more, less in itertools.pairwise(unevennesses)), unevennesses
+    assert unevennesses[-1] < 0.12
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
 @pytest.mark.parametrize("clients", [4, 6, 11])
 def test_domain_clients_live_in_one_domain(alpha: float | None, clients: int) -> None:
-    given_samples = samples([100] * 6, [40] * 6, domains=4)
-    given_samples = dataclasses.replace(given_samples, domain=given_samples.domain * 10 + 3)  # any numbers will do
-    made = split(given_samples, PARTITIONERS["domain"](alpha=alpha), clients)
+    dataset = samples([100] * 6, [40] * 6, domains=4)
+    dataset = dataclasses.replace(dataset, domain=dataset.domain * 10 + 3)  # any numbers will do
+    made = split(dataset, PARTITIONERS["domain"](alpha=alpha), clients)
     homes = []
     for parts in zip(made.train, made.test, strict=True):
-        found = np.unique(given_samples.domain[np.concatenate(parts)])
-        assert len(found) == 1
-        homes.append(int(found[0]))
+        domains = np.unique(dataset.domain[np.concatenate(parts)])
+        assert len(domains) == 1
+        homes.append(int(domains[0]))
     counts = np.unique(homes, return_counts=True)[1]
     assert len(counts) == 4
     assert counts.max() - counts.min() <= 1
@@ -443,8 +443,8 @@ def test_batches_count_every_sample_once_an_epoch(
         per_epoch = steps[row] // epochs
         for epoch in range(epochs):
             here = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
-            seen = index[here][weight[here] > 0]
-            assert sorted(seen) == list(train[k]), "each epoch sees every sample once"
+            drawn = index[here][weight[here] > 0]
+            assert sorted(drawn) == list(train[k]), "each epoch sees every sample once"
 
 
 def test_batches_do_not_depend_on_the_cohort() -> None:
@@ -482,10 +482,10 @@ def test_clients_in_turn_draw_as_sample_by_sample() -> None:
     module = sys.modules[PARTITIONERS["dirichlet_client"].__module__]
     counts, sizes = [4, 3, 5], [5, 4, 3]
     wished = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.4, 0.4]])
-    one, other = np.random.default_rng(0), np.random.default_rng(1)
+    fast_stream, slow_stream = np.random.default_rng(0), np.random.default_rng(1)
     repeats = 4000
-    fast = [module._draw_in_turn(np.array(counts), wished, np.array(sizes), one) for _ in range(repeats)]
-    slow = [drawn_one_by_one(counts, wished, sizes, other) for _ in range(repeats)]
+    fast = [module._draw_in_turn(np.array(counts), wished, np.array(sizes), fast_stream) for _ in range(repeats)]
+    slow = [drawn_one_by_one(counts, wished, sizes, slow_stream) for _ in range(repeats)]
     for tables in (fast, slow):
         assert all((table.sum(0) == counts).all() and (table.sum(1) == sizes).all() for table in tables)
     error = np.sqrt((np.var(fast, axis=0) + np.var(slow, axis=0)) / repeats)
@@ -501,26 +501,26 @@ def test_a_client_whose_classes_ran_out_takes_what_is_left() -> None:
 
 def entropy(shares: np.ndarray[Any, Any]) -> float:
     """The mean entropy in bits of the class distributions of clients, from their shares [C, clients] of equal classes."""
-    own = shares / shares.sum(0)
-    return float(-(own * np.log2(np.where(own > 0, own, 1))).sum(0).mean())
+    distribution = shares / shares.sum(0)
+    return float(-(distribution * np.log2(np.where(distribution > 0, distribution, 1))).sum(0).mean())
 
 
 @pytest.mark.parametrize(("alpha", "low", "high"), [(0.1, 0.21, 0.68), (1.0, 1.13, 1.42), (10.0, 2.69, 2.81)])
 def test_clients_in_turn_are_less_alike_than_at_once(alpha: float, low: float, high: float) -> None:
     """The numbers on the page; and the closed form of a Dirichlet's mean entropy, which the first clients keep."""
     labels = np.repeat(np.arange(10), 6000)
-    given = Samples(np.zeros((60_000, 1, 1, 3), np.uint8), labels, np.tile(np.arange(6000) >= 5000, 10))
+    digits = Samples(np.zeros((60_000, 1, 1, 3), np.uint8), labels, np.tile(np.arange(6000) >= 5000, 10))
     shares = {
         order: [
             PARTITIONERS["dirichlet_client"](alpha=alpha, order=order).shares(
-                given, 100, rng.numpy_stream(seed, "partition", 0)
+                digits, 100, rng.numpy_stream(seed, "partition", 0)
             )
             for seed in range(5)
         ]
         for order in ("sequential", "simultaneous")
     }
-    assert np.mean([entropy(one) for one in shares["sequential"]]) == pytest.approx(low, abs=0.01)
-    assert np.mean([entropy(one) for one in shares["simultaneous"]]) == pytest.approx(high, abs=0.01)
+    assert np.mean([entropy(shares_) for shares_ in shares["sequential"]]) == pytest.approx(low, abs=0.01)
+    assert np.mean([entropy(shares_) for shares_ in shares["simultaneous"]]) == pytest.approx(high, abs=0.01)
     closed = (digamma(alpha + 1) - digamma(alpha / 10 + 1)) / np.log(2)
-    first = [entropy(one[:, :30]) for one in shares["sequential"]]
+    first = [entropy(shares_[:, :30]) for shares_ in shares["sequential"]]
     assert np.mean(first) == pytest.approx(closed, abs=0.15)

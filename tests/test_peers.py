@@ -1,4 +1,4 @@
-"""The side-by-side benchmark compares the same computation: what needs no peer ends with the same prompts and heads."""
+"""The benchmark against other frameworks compares the same computation: loops without them end with equal prompts and heads."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_clients_differ_in_size_and_batches_hold_their_samples(folder):
         user, is_test = data["user"], data["is_test"]
     for r, k in np.ndindex(task.cohort.shape):
         drawn = np.concatenate(task.batches(r, k))
-        mine = np.flatnonzero((user == task.cohort[r, k]) & ~is_test)
-        np.testing.assert_array_equal(np.sort(drawn), mine)
+        samples = np.flatnonzero((user == task.cohort[r, k]) & ~is_test)
+        np.testing.assert_array_equal(np.sort(drawn), samples)
         assert all(len(batch) <= 4 for batch in task.batches(r, k))

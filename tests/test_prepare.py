@@ -47,20 +47,20 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_list_and_info(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in DATASETS)
-    assert "155,941 images, 1,203 classes, 9,275 users" in told
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in DATASETS)
+    assert "155,941 images, 1,203 classes, 9,275 users" in printed
     for name in DATASETS:
         if name not in ("npz", "imagefolder"):  # those are nothing without a path
             assert main(["info", name, "--root", str(tiny)]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for said in (
         "citation",
         "licence",
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         "169,001,437 bytes",
     ):
-        assert said in told
+        assert said in printed
 
 
 def test_prepare_and_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,9 +68,9 @@ def test_prepare_and_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["verify", *words]) == 1, "there is nothing yet"
     assert main(["prepare", *words]) == 0
     assert main(["verify", *words]) == 0
-    told = capsys.readouterr().out
-    assert "tiny_imagenet: 10 images of 16 x 16 pixels (6 training, 4 test), 200 classes" in told
-    assert "as third parties report" in told
+    printed = capsys.readouterr().out
+    assert "tiny_imagenet: 10 images of 16 x 16 pixels (6 training, 4 test), 200 classes" in printed
+    assert "as third parties report" in printed
     (archive,) = (tiny / "tiny_imagenet").glob("*.zip")
     archive.unlink()
     assert main(["prepare", *words]) == 0, "the cache is enough"
@@ -100,22 +100,22 @@ def test_prepare_and_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["prepare", "pacs"], 1, "cannot be fetched without a person; it is offered at https://sketchx"),
     ],
 )
-def test_mistakes_are_told(words: list[str], code: int, said: str, tmp_path: Path, capsys: Any) -> None:
+def test_mistakes_are_reported(words: list[str], code: int, said: str, tmp_path: Path, capsys: Any) -> None:
     assert main([*words, "--root", str(tmp_path)]) == code
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", ["archive", "renamed", "folder of archives", "unpacked", "above the unpacked"])
-def test_from(given: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["archive", "renamed", "folder of archives", "unpacked", "above the unpacked"])
+def test_from(form: str, tiny: Path, tmp_path: Path) -> None:
     (archive,) = (tiny / "tiny_imagenet").glob("*.zip")
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    path = mine / ("other.zip" if given == "renamed" else archive.name)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    path = folder / ("other.zip" if form == "renamed" else archive.name)
     archive.rename(path)
-    if "unpacked" in given:
-        subprocess.run(["python3", "-m", "zipfile", "-e", path, mine], check=True)
+    if "unpacked" in form:
+        subprocess.run(["python3", "-m", "zipfile", "-e", path, folder], check=True)
         path.unlink()
-    where = {"archive": path, "renamed": path, "unpacked": mine / "tiny-imagenet-200"}.get(given, mine)
+    where = {"archive": path, "renamed": path, "unpacked": folder / "tiny-imagenet-200"}.get(form, folder)
     assert main(["prepare", "tiny_imagenet", "--root", str(tiny), "--from", str(where), "--set", "image_size=8"]) == 0
     assert len(DATASETS["tiny_imagenet"](image_size=8).load(tiny).labels) == 10
 
@@ -136,10 +136,10 @@ def test_prepare_fetches(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file")
     root = tmp_path / "root"
     assert main(["prepare", "cifar100", "--root", str(root)]) == 0
-    assert len(server.seen) == 2, "once more after the cut"
+    assert len(server.ranges_asked) == 2, "once more after the cut"
     assert (root / "cifar100" / "cifar-100-python.tar.gz").read_bytes() == server.content
     assert len(DATASETS["cifar100"]().load(root).labels) == 50
-    assert len(server.seen) == 2
+    assert len(server.ranges_asked) == 2
 
 
 def test_a_run_fetches_what_is_small_and_says_how_to_get_the_rest(
@@ -149,7 +149,7 @@ def test_a_run_fetches_what_is_small_and_says_how_to_get_the_rest(
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=0)
     with pytest.raises(DataError, match=r"too much to fetch unasked: run fedbench data prepare cifar100 --root"):
         DATASETS["cifar100"]().load(tmp_path / "root")
-    assert not server.seen
+    assert not server.ranges_asked
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file", size=len(server.content))
     assert len(DATASETS["cifar100"]().load(tmp_path / "root").labels) == 50
 
@@ -159,10 +159,10 @@ def test_a_failed_download_says_what_else_can_be_done(
 ) -> None:
     cifar_archive(tmp_path / "server")
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/gone")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         DATASETS["cifar100"]().load(tmp_path / "root")
     for said in ("404", f"{server.url}/gone", "put it at", str(tmp_path / "root" / "cifar100"), "--from PATH", "md5"):
-        assert said in str(told.value)
+        assert said in str(error.value)
     assert left(tmp_path / "root" / "cache") == []
 
 
@@ -173,8 +173,8 @@ def test_a_dry_run_fetches_and_decodes_nothing(
     server.content = cifar_archive(tmp_path / "server").read_bytes()
     publish(monkeypatch, "cifar100", tmp_path / "server", url=f"{server.url}/file")
     monkeypatch.setattr(cost, "_extents", {})
-    mine = {"name": "imagefolder", "path": str(image_tree(tmp_path / "mine", each=10))}
-    names: list[Any] = ["cifar100", {"name": "tiny_imagenet", "image_size": 16}, "glyphs", mine]
+    imagefolder = {"name": "imagefolder", "path": str(image_tree(tmp_path / "mine", each=10))}
+    names: list[Any] = ["cifar100", {"name": "tiny_imagenet", "image_size": 16}, "glyphs", imagefolder]
     base = {"method": "head_only", "partition": "iid", "rounds": 2, "clients": {"number": 2, "per_round": 2}}
     content = {"base": base, "grid": {"dataset": names}, "machine": {"data": str(tiny)}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
@@ -196,11 +196,11 @@ def test_a_dry_run_fetches_and_decodes_nothing(
     )
     assert f"{command} tiny_imagenet --root {tiny} --set image_size=16" in said
     assert files(tmp_path) == before
-    assert server.seen == []
+    assert server.ranges_asked == []
     assert main(["prepare", "tiny_imagenet", "--root", str(tiny), "--set", "image_size=16"]) == 0
     capsys.readouterr()
     assert dry_run()[0] == [False, True, True, True]
-    assert server.seen == []
+    assert server.ranges_asked == []
 
 
 # ---------------------------------------------------------------- interruptions, full disks, many jobs
@@ -231,7 +231,7 @@ def prepare(root: Path, size: int = 8) -> None:
     DATASETS["tiny_imagenet"](image_size=size).load(root)
 
 
-def test_a_killed_prepare_goes_on(tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_prepare_resumes(tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "cores", lambda: 1)
     Counted.seconds = 0.1
     victim = fork.Process(target=prepare, args=(tiny,))

@@ -1,4 +1,4 @@
-"""The README's commands work as they stand; what takes minutes is made by the gate, and here it must at least exist."""
+"""The README's commands work as written. Commands that take minutes are run elsewhere; here their targets must exist."""
 
 from __future__ import annotations
 

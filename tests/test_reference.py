@@ -1,4 +1,4 @@
-"""Published numbers: every one cited and legal, beside ours only where method and setting are the same, differences told."""
+"""Published numbers: each is cited and legal, compared only with runs of the same method and setting, with all differences."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_ours_stands_beside_theirs_with_the_difference_and_the_protocol(tmp_path
     for seed, value in enumerate((0.5, 0.54)):
         write_run(tmp_path / "r", "A", seed, {20: value})
         write_run(tmp_path / "r", "A", seed, {20: 0.9}, alpha=0.1)  # another setting
-    found = beside(gather([], tmp_path / "r").runs, read(numbers(tmp_path, ROW + "10,0.01,one model for all")))
-    assert len(found) == 1
-    row = found.iloc[0]
+    table = beside(gather([], tmp_path / "r").runs, read(numbers(tmp_path, ROW + "10,0.01,one model for all")))
+    assert len(table) == 1
+    row = table.iloc[0]
     assert (row["reported"], row["label"], row["seeds"]) == (55.0, "A", 2)
     assert row["here"] == pytest.approx(52.0)
     assert row["std"] == pytest.approx(2 * math.sqrt(2))
@@ -43,12 +43,12 @@ def test_ours_stands_beside_theirs_with_the_difference_and_the_protocol(tmp_path
     assert row["protocol"] == "clients.number: 10 / 4; one model for all"  # the learning rate is the same
 
 
-def test_a_number_without_a_run_of_ours_is_told_and_one_of_another_dataset_is_not(tmp_path: Path) -> None:
+def test_a_number_without_a_run_is_listed_and_a_number_of_another_dataset_is_not(tmp_path: Path) -> None:
     write_run(tmp_path / "r", "A")
     other = ROW.replace("{name: ma}", "{name: mb}")
     foreign = ROW.replace("glyphs", "digits")
-    found = beside(gather([], tmp_path / "r").runs, read(numbers(tmp_path, other + ",,", foreign + ",,")))
-    assert list(found["protocol"]) == ["no run of this method and partition"]
+    table = beside(gather([], tmp_path / "r").runs, read(numbers(tmp_path, other + ",,", foreign + ",,")))
+    assert list(table["protocol"]) == ["no run of this method and partition"]
 
 
 def test_the_report_shows_it(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_report_shows_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (ROW.replace("mean_accuracy", "accuracy") + ",,", "found 'accuracy'"),
         (ROW.replace("55.0", "high") + ",,", "high"),
@@ -71,8 +71,8 @@ def test_the_report_shows_it(tmp_path: Path) -> None:
         (ROW.replace("A et al. 2020", "") + ",,", "expected a source"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, row: str, told: str) -> None:
-    with pytest.raises(ReferencesError, match=told):
+def test_mistakes_are_named(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(ReferencesError, match=message):
         read(numbers(tmp_path, row))
     (tmp_path / "published" / "a.csv").write_text("source,percent\n")
     with pytest.raises(ReferencesError, match="columns dataset"):
@@ -85,11 +85,11 @@ def test_every_number_that_is_kept_is_cited_and_its_fields_exist() -> None:
     run: dict[str, Any] = RunConfig(dataset={}, partition={}, method={}).model_dump()
     known = {*flat(run), "note", "method.prompt_length"}
     classes = plugins().classes
-    for one in kept:
-        assert len(one.source) > 5
-        assert set(one.protocol) <= known
-        for kind, block in (("method", one.method), ("partition", one.partition)):
+    for number in kept:
+        assert len(number.source) > 5
+        assert set(number.protocol) <= known
+        for kind, block in (("method", number.method), ("partition", number.partition)):
             if (cls := classes[kind].get(str(block["name"]))) is not None:
                 fields = set(cls.__dataclass_fields__)
                 assert set(block) - {"name"} <= fields, block
-    assert next(one.percent for one in kept if one.method_there == "pFedPG") == 70.96
+    assert next(number.percent for number in kept if number.method_there == "pFedPG") == 70.96

@@ -1,4 +1,4 @@
-"""A whole report: its files, their LaTeX, Markdown and CSV, what it warns of, and the command."""
+"""A whole report: its files, their LaTeX, Markdown and CSV, its warnings, and the command."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     (tmp_path / "there.yaml").write_text("grd: {}\n")
     results = ["--results", str(tmp_path / "good")]
-    for arguments, told in (
+    for arguments, message in (
         (["--results", str(tmp_path / "bad")], "does not exist; folders beside it that hold runs: good"),
         (["--results", str(tmp_path / "empty")], "holds no runs"),
         (["--results", str(tmp_path / "file")], "is a file"),
@@ -203,13 +203,13 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
         ([*results, "--versus", "A", "B"], "no method is labelled B; legal: A"),
     ):
         assert figures.main(arguments) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit) as stop:
         figures.main(["--resutls", "x"])
     assert stop.value.code == 2
 
 
-def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
+def test_comparisons_have_words_and_numbers(tmp_path: Path) -> None:
     for seed in range(3):
         for label, value in (("good", 0.8), ("poor", 0.4)):
             write_run(tmp_path / "r", label, seed, {20: value + 0.01 * seed}, clients=True)
@@ -266,7 +266,7 @@ DAMAGES: dict[str, tuple[str, Callable[[RunFolder], object]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_the_report_goes_on(
+def test_a_damaged_file_is_named_and_the_report_continues(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_figures, "all_figures", lambda *_: FigureCatalogue.empty())
@@ -278,8 +278,8 @@ def test_a_damaged_file_is_named_and_the_report_goes_on(
     printed = " ".join(capsys.readouterr().out.split())
     assert "75.0" in printed
     html = (tmp_path / "out" / "index.html").read_text()
-    for told in (printed, html):
-        assert f"{hurt.path.name}/{file}" in told.replace(" ", "")
+    for output in (printed, html):
+        assert f"{hurt.path.name}/{file}" in output.replace(" ", "")
     assert ("50.0" in printed) == (file == "clients.parquet")  # without its clients the run still counts
 
 
@@ -367,11 +367,11 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
     assert set(evidence.runs["setting"]) == {"my_data · dirichlet 0.2"}
 
 
-@pytest.mark.parametrize("asked", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
-def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweeps", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
+def test_reports_import_no_torch(sweeps: list[str], tmp_path: Path) -> None:
     """Not even where a sweep file is read, which needs the plug-ins: a process of its own reads it."""
     write_run(tmp_path / "results", clients=True)
-    arguments = [*asked, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    arguments = [*sweeps, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
     code = (
         f"import sys; from fedbench.cli import figures; code = figures.main({arguments!r}); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
@@ -381,7 +381,7 @@ def test_reports_import_no_torch(asked: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").is_file()
 
 
-def test_mistakes_in_a_sweep_file_are_told_by_the_process_that_asked(tmp_path: Path) -> None:
+def test_mistakes_in_a_sweep_file_are_reported_by_the_process_of_the_command(tmp_path: Path) -> None:
     """A process of its own reads the file: what it raises comes back as one message, not as a traceback."""
     (tmp_path / "there.yaml").write_text("grd: {}\n")
     command = [sys.executable, str(ROOT / "reports" / "make_figures.py"), "there.yaml"]

@@ -70,12 +70,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_method_learns_and_its_numbers_are_pinned(case, data):
-    found = numbers(case, data)
-    assert found["mean_accuracy"] > CHANCE + MARGIN, found
+    measured = numbers(case, data)
+    assert measured["mean_accuracy"] > CHANCE + MARGIN, measured
     table = pd.read_csv(PINNED, index_col="case")
     assert case in table.index, f"{case} is not in {PINNED.name}: `make pin` adds it"
     for name, value in table.loc[case].items():
-        here = np.nan if found[name] is None else found[name]
+        here = np.nan if measured[name] is None else measured[name]
         tolerance = TOLERANCES[name] if name in ACCURACIES else RELATIVE_TOLERANCE * abs(value)
         assert np.isnan(here) == np.isnan(value), (name, here, value)
         assert np.isnan(value) or abs(here - value) <= tolerance, (name, here, value)

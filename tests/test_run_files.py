@@ -1,4 +1,4 @@
-"""Damaged and odd files of runs: every one is named, the others go on, and no number is lost without a word."""
+"""Damaged and odd files of runs: each is named, the other runs continue, and no number is lost silently."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_run_killed_at_round_5_whose_records_are_then_damaged_makes_all_ten_ro
     assert "records.jsonl lacks round" in killed.log.read_text()
 
 
-def test_a_flipped_digit_of_a_record_is_seen_when_the_run_goes_on(
+def test_a_flipped_digit_of_a_record_is_detected_when_the_run_resumes(
     place: Workplace, killed: RunFolder, undisturbed: Any
 ) -> None:
     path = killed.path / "records.jsonl"
@@ -197,12 +197,14 @@ def test_four_flipped_bytes_in_a_checkpoint_lead_to_the_one_before(
     assert "is damaged (its checksum does not match its content)" in killed.log.read_text()
 
 
-def test_without_any_usable_checkpoint_a_run_begins_anew(place: Workplace, killed: RunFolder, undisturbed: Any) -> None:
+def test_without_any_usable_checkpoint_a_run_starts_from_the_beginning(
+    place: Workplace, killed: RunFolder, undisturbed: Any
+) -> None:
     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
         cut(killed.path / name)
     assert place.run("--cluster", "inline", "--no-watch") == 0
     assert_undisturbed(killed, undisturbed)
-    assert "the run begins anew" in killed.log.read_text()
+    assert "the run starts from the beginning" in killed.log.read_text()
 
 
 def test_a_checkpoint_of_an_older_version_without_checksums_is_read(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_checkpoints_have_the_mode_of_the_umask(tmp_path: Path) -> None:
 # -- run.yaml ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("content", [b"\xaf\x00\xff", b"", b"identity:\n  back", b"- 1\n", b"[" * 5000])
 @pytest.mark.parametrize("state", ["done", "planned"])
-def test_one_unreadable_run_yaml_is_named_and_written_again_and_the_others_go_on(
+def test_one_unreadable_run_yaml_is_named_and_written_again_and_the_others_continue(
     place: Workplace, capsys: pytest.CaptureFixture[str], content: bytes, state: str
 ) -> None:
     place.write(seeds=[0, 1])

@@ -28,12 +28,12 @@ def test_the_attack_would_work(tmp_path: Path) -> None:
 def test_plain_data_comes_back(write: Callable[[Any], bytes], dtype: str) -> None:
     matrix = np.arange(6).reshape(2, 3).astype(dtype)
     columns = np.asfortranarray(matrix)
-    given = {"data": matrix, "columns": columns, "names": ["a", "b"], "nested": [(1, 2.5, None, True, matrix)]}
-    read = safe_pickle.load_pickle(write(given), "file")
-    assert list(read) == list(given)
-    for found in (read["data"], read["columns"], read["nested"][0][4]):
-        assert found.dtype == matrix.dtype
-        assert (found == matrix).all()
+    content = {"data": matrix, "columns": columns, "names": ["a", "b"], "nested": [(1, 2.5, None, True, matrix)]}
+    read = safe_pickle.load_pickle(write(content), "file")
+    assert list(read) == list(content)
+    for array in (read["data"], read["columns"], read["nested"][0][4]):
+        assert array.dtype == matrix.dtype
+        assert (array == matrix).all()
     assert read["nested"][0][:4] == (1, 2.5, None, True)
     assert read["names"] == ["a", "b"]
 

@@ -1,4 +1,4 @@
-"""Runs that differ in evaluation alone are trained once, and each gets exactly the numbers that it gets by itself."""
+"""Runs that differ only in evaluation are trained once, and each gets exactly the same numbers as alone."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_run_that_is_behind_catches_up_before_the_training_is_shared(data, tmp
     assert records(planned_sweep, results) == alone
 
 
-def test_without_shortcuts_every_run_trains_by_itself(data, tmp_path, trainings):
+def test_without_shortcuts_every_run_trains_alone(data, tmp_path, trainings):
     planned_sweep = sweep(data, [{"name": "fedvpt"}, {"name": "fedvpt", "logit_prior": "eval"}], shortcuts=False)
     job.run_job(tmp_path / "results", start(planned_sweep, tmp_path / "results"))
     assert len(trainings) == 2 * ROUNDS

@@ -1,4 +1,4 @@
-"""Whole runs: the same numbers however often a run is killed, whoever else is in the table, however it is computed."""
+"""Whole runs give the same numbers if they are killed and resumed, with other methods in the sweep, and on other paths."""
 
 from __future__ import annotations
 
@@ -100,28 +100,28 @@ def test_a_record_stands_alone(data, tmp_path):
 
 def test_every_method_sees_the_same_clients_cohorts_and_start(data, tmp_path):
     plan = sweep(data, ["head_only", "fedvpt", "pep_fedpt", {"name": "fedvpt", "prompt": "local"}, "fedncm"])
-    found = [numbers(run(planned, plan, tmp_path))[-1] for planned in plan.runs]
+    records = [numbers(run(planned, plan, tmp_path))[-1] for planned in plan.runs]
     for name in ("partition_hash", "cohort_hash", "data_hash", "backbone_hash"):
-        assert len({record[name] for record in found}) == 1, name
+        assert len({record[name] for record in records}) == 1, name
 
     from fedbench.run.experiment import build
 
     settings = [build(planned, plan.machine, plan.plugins) for planned in plan.runs[1:3]]
-    one, other = (setting.server.values for setting in settings)
+    first, other = (setting.server.values for setting in settings)
     for name in ("prompt", "head.weight"):
-        assert (one[name] == other[name]).all(), name
+        assert (first[name] == other[name]).all(), name
 
 
 def test_seed_zero_is_a_seed_and_streams_can_vary_alone(data, tmp_path):
     grid = {"seed": [0, 1], "seeds": [{}, {"partition": 7}, {"partition": 0}, {"cohort": 0}, {"batches": 0}]}
     plan = sweep(data, ["head_only"], grid)
-    found = {}
+    records = {}
     for planned in plan.runs:
         (override,) = [*planned.run.seeds.model_dump(exclude_none=True).items()] or [("none", None)]
-        found[planned.run.seed, *override] = numbers(run(planned, plan, tmp_path))[-1]
+        records[planned.run.seed, *override] = numbers(run(planned, plan, tmp_path))[-1]
 
-    def equal(column: str, one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-        return bool(found[one][column] == found[other][column])
+    def equal(column: str, first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+        return bool(records[first][column] == records[second][column])
 
     plain = [(seed, "none", None) for seed in (0, 1)]
     for column in ("partition_hash", "cohort_hash", "train_loss"):
@@ -252,7 +252,7 @@ def test_a_damaged_feature_cache_is_made_again_and_a_whole_one_is_read(data, tmp
     from fedbench.run.experiment import build
 
     computed, before = [], features._compute
-    monkeypatch.setattr(features, "_compute", lambda *given: computed.append(1) or before(*given))
+    monkeypatch.setattr(features, "_compute", lambda *arguments: computed.append(1) or before(*arguments))
     plan = sweep(data, ["head_only"], precision="float64")
     machine = plan.machine.model_copy(update={"data": tmp_path})
     process_cache.clear()
@@ -287,10 +287,12 @@ def test_rounded_products_are_the_runs_choice(data, tmp_path, precision):
 @pytest.mark.parametrize("method", ["fedvpt", "head_only"])
 def test_shortcuts_change_no_number(data, tmp_path, method):
     plan = sweep(data, [method], precision="float64")
-    short, whole = (run(plan.runs[0], plan, tmp_path / str(given), shortcuts=given) for given in (True, False))
-    for one, other in zip(numbers(short), numbers(whole), strict=True):
-        assert one["mean_accuracy"] == other["mean_accuracy"]
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-9)
+    short, whole = (
+        run(plan.runs[0], plan, tmp_path / str(shortcuts), shortcuts=shortcuts) for shortcuts in (True, False)
+    )
+    for fast, slow in zip(numbers(short), numbers(whole), strict=True):
+        assert fast["mean_accuracy"] == slow["mean_accuracy"]
+        assert fast["train_loss"] == pytest.approx(slow["train_loss"], rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ["fedvpt", "head_only", {"name": "pep_fedpt", "prompt_length": 0, "inject": 3}])
@@ -313,7 +315,7 @@ def test_without_shortcuts_a_wrong_shortcut_is_seen(data, tmp_path, monkeypatch,
     assert abs(losses[True, True] - losses[True, False]) > 1e-3
 
 
-def test_a_resumed_run_goes_on_counting(data, tmp_path):
+def test_a_resumed_run_continues_its_counts(data, tmp_path):
     """Seconds and costs of all executions add up; images per second are those of the present one."""
     plan = sweep(data, ["head_only"], evaluate_every=1)
     folder = RunFolder(tmp_path / plan.runs[0].name)

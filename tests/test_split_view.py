@@ -1,4 +1,4 @@
-"""The split verb: it shows the very splits that runs train on, publishes them, and says all that cannot be dealt."""
+"""`fedbench data split` shows exactly the splits that runs train on, publishes them, and reports all impossible splits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fedbench.run.experiment import build
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A sweep of two partitions and two methods on 240 images of 6 classes."""
-    given = samples([30] * 6, [10] * 6, order=2)
-    images = np.zeros((len(given.labels), 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", images=images, labels=given.labels, is_test=given.is_test)
+    dataset = samples([30] * 6, [10] * 6, order=2)
+    images = np.zeros((len(dataset.labels), 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=dataset.labels, is_test=dataset.is_test)
     content = {
         "base": {
             "dataset": {"name": "npz", "path": str(tmp_path / "data.npz")},
@@ -66,12 +66,12 @@ def test_it_shows_the_splits_of_the_runs(file: Path, tmp_path: Path, capsys: Any
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_what_it_publishes_is_the_same_split_again(file: Path, tmp_path: Path, capsys: Any, suffix: str) -> None:
-    mine = tmp_path / f"mine{suffix}"
+    published = tmp_path / f"mine{suffix}"
     words = (file, "--out", tmp_path / "out", "--set")
-    code, text, _ = shown(capsys, *words, "partition=iid", "seed=3", "--write", mine)
+    code, text, _ = shown(capsys, *words, "partition=iid", "seed=3", "--write", published)
     assert code == 0
     assert "seed 3" in text
-    code, again, _ = shown(capsys, *words, f"partition={{name: file, path: {mine}}}")
+    code, again, _ = shown(capsys, *words, f"partition={{name: file, path: {published}}}")
     assert code == 0
     hashes = [next(line for line in t.splitlines() if "hash" in line) for t in (text, again)]
     assert hashes[0] == hashes[1]
@@ -80,7 +80,7 @@ def test_what_it_publishes_is_the_same_split_again(file: Path, tmp_path: Path, c
 def test_one_file_takes_one_split(file: Path, tmp_path: Path, capsys: Any) -> None:
     code, text, wrong = shown(capsys, file, "--out", tmp_path / "out", "--write", tmp_path / "mine.csv")
     assert (code, text) == (2, "")
-    assert "has 2; choose one by --set" in wrong
+    assert "has 2; choose one with --set" in wrong
     assert "· iid ·" in wrong
     assert not (tmp_path / "mine.csv").exists()
     code, _, wrong = shown(capsys, tmp_path / "absent.yaml")
@@ -88,7 +88,7 @@ def test_one_file_takes_one_split(file: Path, tmp_path: Path, capsys: Any) -> No
     assert "cannot be read" in wrong
 
 
-def test_what_cannot_be_dealt_is_told_and_the_rest_is_shown(file: Path, tmp_path: Path, capsys: Any) -> None:
+def test_impossible_splits_are_reported_and_the_others_shown(file: Path, tmp_path: Path, capsys: Any) -> None:
     content = yaml.safe_load(file.read_text())
     content["grid"]["partition"] = ["domain", "iid", "natural"]
     file.write_text(yaml.safe_dump(content))
@@ -102,18 +102,18 @@ def test_what_cannot_be_dealt_is_told_and_the_rest_is_shown(file: Path, tmp_path
 
 def test_the_statistics_of_a_split_are_those_counted_by_hand() -> None:
     """Client 0 trains on class 0 alone, client 1 on class 1, client 2 on both; the whole is half and half."""
-    given = samples([3, 3], [2, 2])  # samples 0 1 2 | 3 4 5, test 6 7 | 8 9
+    dataset = samples([3, 3], [2, 2])  # samples 0 1 2 | 3 4 5, test 6 7 | 8 9
     parts = [Parts.of(p) for p in ([[0, 1], [3, 4], [2, 5]], [[], [], []], [[6], [7], [8, 9]])]
-    found = SplitStats.of(Split(*parts, np.array([False, False, True])), given)
-    assert found.counts.tolist() == [[2, 0], [0, 2], [1, 1]]
-    assert found.classes.tolist() == [1, 1, 2]
-    assert found.variation.tolist() == [0.5, 0.5, 0.0]
+    stats = SplitStats.of(Split(*parts, np.array([False, False, True])), dataset)
+    assert stats.counts.tolist() == [[2, 0], [0, 2], [1, 1]]
+    assert stats.classes.tolist() == [1, 1, 2]
+    assert stats.variation.tolist() == [0.5, 0.5, 0.0]
     # Of (1, 0) and (1/2, 1/2), whose middle is (3/4, 1/4): half of log2(4/3), and half of log2(2/3)/2 + log2(2)/2.
     expected = (np.log2(4 / 3) + (np.log2(2 / 3) + 1) / 2) / 2
-    assert found.shannon == pytest.approx([expected, expected, 0])
+    assert stats.shannon == pytest.approx([expected, expected, 0])
     # Tests of class 0, of class 0 and of class 1: as client 0 trains, the opposite, and half of what client 2 trains.
-    assert found.test_variation.tolist() == [0.0, 1.0, 0.5]
-    assert found.unused == 0
+    assert stats.test_variation.tolist() == [0.0, 1.0, 0.5]
+    assert stats.unused == 0
     even = SplitStats.of(split(samples([500] * 4, [90] * 4), PARTITIONERS["iid"](), 5), samples([500] * 4, [90] * 4))
     assert abs(even.variation.mean() - even.by_chance.mean()) < 0.03
 

@@ -29,20 +29,20 @@ MANY = samples([120] * 6, [40] * 6, order=1)
 # -- single partitioners -----------------------------------------------------------------------------------------------
 def test_shards_are_mcmahans() -> None:
     """600 samples of 10 classes, 10 clients, 2 shards: 20 shards of 30 samples, two to a class, so at most 2 classes."""
-    given_samples = samples([60] * 10, [20] * 10, order=3)
-    made = split(given_samples, PARTITIONERS["shards"](), 10)
-    counts = made.class_counts(given_samples.labels, 10)
+    dataset = samples([60] * 10, [20] * 10, order=3)
+    made = split(dataset, PARTITIONERS["shards"](), 10)
+    counts = made.class_counts(dataset.labels, 10)
     assert (counts.sum(1) == 60).all()
     assert set(np.unique(counts)) <= {0, 30, 60}
-    tested = made.test.class_counts(given_samples.labels, 10)
+    tested = made.test.class_counts(dataset.labels, 10)
     assert (tested * 3 == counts).all()
 
 
 def test_shards_may_straddle_classes() -> None:
     """Sorted labels 0 0 0 1 1 1 1 1 2 2 2 2 in 4 shards of 3: {0: 3}, {1: 3}, {1: 2, 2: 1}, {2: 3}."""
-    given_samples = samples([3, 5, 4], [10, 10, 10])
-    made = split(given_samples, PARTITIONERS["shards"](shards_per_client=1), 4)
-    assert sorted(map(tuple, made.class_counts(given_samples.labels, 3))) == [
+    dataset = samples([3, 5, 4], [10, 10, 10])
+    made = split(dataset, PARTITIONERS["shards"](shards_per_client=1), 4)
+    assert sorted(map(tuple, made.class_counts(dataset.labels, 3))) == [
         (0, 0, 3),
         (0, 2, 1),
         (0, 3, 0),
@@ -50,28 +50,28 @@ def test_shards_may_straddle_classes() -> None:
     ]
 
 
-def test_too_many_shards_are_told() -> None:
+def test_too_many_shards_are_reported() -> None:
     with pytest.raises(DataError, match="7 clients with 2 shards each are 14 shards of 12 training samples"):
         split(samples([4] * 3, [9] * 3), PARTITIONERS["shards"](), 7)
 
 
 def test_quantity_sizes_are_log_normal() -> None:
     """The logarithms of 400 sizes have the asked standard deviation: its own standard error is sigma / sqrt(800)."""
-    given_samples = samples([50_000] * 4, [50_000] * 4)
+    dataset = samples([50_000] * 4, [50_000] * 4)
     for sigma in (0.3, 0.6):
-        made = split(given_samples, PARTITIONERS["quantity"](sigma=sigma), 400)
+        made = split(dataset, PARTITIONERS["quantity"](sigma=sigma), 400)
         assert np.log(made.train.sizes).std() == pytest.approx(sigma, abs=4 * sigma / np.sqrt(800))
-        share = made.class_counts(given_samples.labels, 4) / made.train.sizes[:, None]
+        share = made.class_counts(dataset.labels, 4) / made.train.sizes[:, None]
         assert abs(share.mean(0) - 0.25).max() < 0.01
         assert np.corrcoef(made.train.sizes, made.test.sizes)[0, 1] > 0.999
-    assert np.ptp(split(given_samples, PARTITIONERS["quantity"](sigma=0.0), 400).train.sizes) <= 1
+    assert np.ptp(split(dataset, PARTITIONERS["quantity"](sigma=0.0), 400).train.sizes) <= 1
 
 
 def test_imbalanced_classes_lie_with_their_owners() -> None:
     """10 classes, 20 clients that own one each: two owners a class, who hold 99 % of it, half each."""
-    given_samples = samples([10_000] * 10, [1000] * 10)
-    made = split(given_samples, PARTITIONERS["imbalanced"](classes_per_client=1), 20)
-    counts = np.sort(made.class_counts(given_samples.labels, 10), axis=0)  # by class: its owners last
+    dataset = samples([10_000] * 10, [1000] * 10)
+    made = split(dataset, PARTITIONERS["imbalanced"](classes_per_client=1), 20)
+    counts = np.sort(made.class_counts(dataset.labels, 10), axis=0)  # by class: its owners last
     owners = counts[-2:]
     assert (abs(owners - 4950) <= 100).all()  # and at most the rest of the class, 1 %
     assert (counts[:-2].sum(0) <= 100).all()
@@ -93,54 +93,56 @@ def with_users(train: list[int], test: list[int], nobodys: int = 0) -> Samples:
 
 
 def test_natural_clients_are_users() -> None:
-    given_samples = with_users([5, 9, 2, 7], [1, 2, 3, 1])
-    made = split(given_samples, PARTITIONERS["natural"](), 4)
+    dataset = with_users([5, 9, 2, 7], [1, 2, 3, 1])
+    made = split(dataset, PARTITIONERS["natural"](), 4)
     for k, (train, test) in enumerate(zip(made.train, made.test, strict=True)):
-        assert (given_samples.user[train] == 10 * k).all()
-        assert (given_samples.user[test] == 10 * k).all()
+        assert (dataset.user[train] == 10 * k).all()
+        assert (dataset.user[test] == 10 * k).all()
     assert made.train.sizes.tolist() == [5, 9, 2, 7]
     assert made.test.sizes.tolist() == [1, 2, 3, 1]
 
 
 def test_natural_merge_deals_users_evenly() -> None:
-    given_samples = with_users([6] * 25, [2] * 25)
-    made = split(given_samples, PARTITIONERS["natural"](users="merge"), 10, seed=4)
-    users = [set(given_samples.user[np.append(train, test)]) for train, test in zip(made.train, made.test, strict=True)]
+    dataset = with_users([6] * 25, [2] * 25)
+    made = split(dataset, PARTITIONERS["natural"](users="merge"), 10, seed=4)
+    users = [set(dataset.user[np.append(train, test)]) for train, test in zip(made.train, made.test, strict=True)]
     assert sorted(map(len, users)) == [2] * 5 + [3] * 5
     assert sum(map(len, users)) == len(set.union(*users)) == 25
 
 
 def test_natural_draw_leaves_others_out() -> None:
-    given_samples = with_users([6] * 25, [2] * 25)
-    made = [split(given_samples, PARTITIONERS["natural"](users="draw"), 10, seed=seed) for seed in (0, 1)]
+    dataset = with_users([6] * 25, [2] * 25)
+    made = [split(dataset, PARTITIONERS["natural"](users="draw"), 10, seed=seed) for seed in (0, 1)]
     assert all((m.train.sizes == 6).all() and (m.test.sizes == 2).all() for m in made)
     assert made[0].hash != made[1].hash
 
 
 def test_natural_says_what_may_be_chosen() -> None:
     make = PARTITIONERS["natural"]
-    given_samples = with_users([5, 9, 1, 7], [1, 2, 3, 0])
-    with pytest.raises(DataError, match="3, but 2 of the dataset's 4 users have enough samples to be a client") as told:
-        split(given_samples, make(min_train=2), 3)
-    assert str(told.value).endswith("set clients.number to 2 or less")
-    with pytest.raises(DataError, match="2, but 3 of the dataset's 4 users") as told:
-        split(given_samples, make(), 2)
-    assert all(choice in str(told.value) for choice in ("clients.number to 3", "users: draw", "users: merge"))
+    dataset = with_users([5, 9, 1, 7], [1, 2, 3, 0])
+    with pytest.raises(
+        DataError, match="3, but 2 of the dataset's 4 users have enough samples to be a client"
+    ) as error:
+        split(dataset, make(min_train=2), 3)
+    assert str(error.value).endswith("set clients.number to 2 or less")
+    with pytest.raises(DataError, match="2, but 3 of the dataset's 4 users") as error:
+        split(dataset, make(), 2)
+    assert all(choice in str(error.value) for choice in ("clients.number to 3", "users: draw", "users: merge"))
     unnamed = with_users([5, 9, 4, 7], [], nobodys=6)
-    with pytest.raises(DataError, match="no test sample has a user") as told:
+    with pytest.raises(DataError, match="no test sample has a user") as error:
         split(unnamed, make(), 4)
-    assert all(choice in str(told.value) for choice in ("test: own", "test: merged"))
+    assert all(choice in str(error.value) for choice in ("test: own", "test: merged"))
     with pytest.raises(DataError, match="the dataset has no users"):
         split(dataclasses.replace(unnamed, user=None), make(), 4)
 
 
 def test_users_whose_test_images_are_held_out() -> None:
     """A quarter of each user's own images, at least one: of 5, 9, 2 and 8 images 1, 2, 1 and 2; one image is too few."""
-    given_samples = with_users([5, 9, 2, 8, 1], [], nobodys=6)
-    made = split(given_samples, PARTITIONERS["natural"](test="own"), 4, validation=0.0)
+    dataset = with_users([5, 9, 2, 8, 1], [], nobodys=6)
+    made = split(dataset, PARTITIONERS["natural"](test="own"), 4, validation=0.0)
     assert made.test.sizes.tolist() == [1, 2, 1, 2]
     assert made.train.sizes.tolist() == [4, 7, 1, 6]
-    assert (made.global_test(given_samples) == np.flatnonzero(given_samples.is_test)).all()
+    assert (made.global_test(dataset) == np.flatnonzero(dataset.is_test)).all()
 
 
 # -- where test samples come from ----------------------------------------------------------------------------------------
@@ -310,9 +312,9 @@ def test_a_malformed_file_gets_one_clear_message(tmp_path: Path, case: str, suff
     table, message = WRONG[case]
     path = tmp_path / f"wrong{suffix}"
     table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    with pytest.raises(DataError, match=message) as told:
+    with pytest.raises(DataError, match=message) as error:
         from_file(path, 2)
-    assert str(path) in str(told.value)
+    assert str(path) in str(error.value)
 
 
 def test_what_is_no_such_file(tmp_path: Path) -> None:

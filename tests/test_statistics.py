@@ -1,4 +1,4 @@
-"""Statistics against numbers worked out by hand, other software's distributions, and what must hold of any data."""
+"""Statistics against numbers worked out by hand, other software's distributions, and properties of any data."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_zero_variance_is_no_certainty() -> None:
     assert (pair.p, pair.verdict) == (1.0, NO_DIFFERENCE)
 
 
-def test_eight_equal_methods_with_grainy_worst_accuracies_are_rarely_told_apart() -> None:
+def test_eight_equal_methods_with_coarse_worst_accuracies_are_rarely_called_different() -> None:
     """The worst of 20 clients with 10 test samples each: 2000 tables without any difference between the methods."""
     draw = np.random.default_rng(0)
     for seeds in (2, 3, 5):
@@ -146,19 +146,19 @@ def test_a_difference_over_settings_must_outlive_settings_and_seeds() -> None:
 # -- clients, ranks, power ---------------------------------------------------------------------------------------------
 def test_clients_by_hand() -> None:
     # ranks of |d|: 1 2 3 4 5; negative only the first: effect (14 - 1) / 15; two ties
-    found = client_pairs(np.array([-0.1, 0.2, 0.3, 0.4, 0.5, 0.0, 0.0]))
-    assert (found.pairs, found.ahead, found.equal, found.behind) == (7, 4, 2, 1)
-    assert found.effect == pytest.approx(13 / 15)
+    clients = client_pairs(np.array([-0.1, 0.2, 0.3, 0.4, 0.5, 0.0, 0.0]))
+    assert (clients.pairs, clients.ahead, clients.equal, clients.behind) == (7, 4, 2, 1)
+    assert clients.effect == pytest.approx(13 / 15)
     assert client_pairs(np.zeros(3)).effect == 0
 
 
 def test_the_ranking_joins_neighbours_without_a_significant_difference() -> None:
     values = np.array([[0.9, 0.8, 0.7, 0.9], [0.5, 0.5, 0.6, 0.6], [0.4, 0.45, 0.5, 0.5]])
     names = ["a", "b", "c"]
-    found = rank(names, values, compare_all(names, values))
-    assert found is not None
-    assert (found.names, found.ranks, found.blocks) == (("a", "b", "c"), (1.0, 2.0, 3.0), 4)
-    assert found.cliques == ((1, 2),)
+    ranking = rank(names, values, compare_all(names, values))
+    assert ranking is not None
+    assert (ranking.names, ranking.ranks, ranking.blocks) == (("a", "b", "c"), (1.0, 2.0, 3.0), 4)
+    assert ranking.cliques == ((1, 2),)
     equal = rank(names, np.ones((3, 4)), compare_all(names, np.ones((3, 4))))
     assert equal is not None
     assert (equal.ranks, equal.cliques) == ((2.0, 2.0, 2.0), ((0, 2),))
@@ -209,58 +209,58 @@ def frames(drop: tuple[str, int] | None = None, split: bool = False) -> tuple[pd
 
 
 def test_seeds_are_blocks_and_clients_describe() -> None:
-    found = contests.within(*frames())
-    assert set(found) == {"s", "t"}
-    pairs = [(pair.first, pair.second, pair.blocks) for pair in found["s"] if pair.second != "R"]
+    comparisons = contests.within(*frames())
+    assert set(comparisons) == {"s", "t"}
+    pairs = [(pair.first, pair.second, pair.blocks) for pair in comparisons["s"] if pair.second != "R"]
     assert pairs == [("A", "B", 3), ("A", "C", 3), ("B", "C", 3)]
-    assert found["s"][0].difference == pytest.approx(0.3)
-    assert found["s"][0].clients is not None
-    assert found["s"][0].clients.pairs == 27  # nine clients that train under each of three seeds
+    assert comparisons["s"][0].difference == pytest.approx(0.3)
+    assert comparisons["s"][0].clients is not None
+    assert comparisons["s"][0].clients.pairs == 27  # nine clients that train under each of three seeds
 
 
 def test_clients_of_a_split_that_all_seeds_share_are_counted_once() -> None:
-    found = contests.within(*frames(split=True))["s"][0].clients
-    assert found is not None
-    assert (found.pairs, found.ahead) == (9, 9)
+    clients = contests.within(*frames(split=True))["s"][0].clients
+    assert clients is not None
+    assert (clients.pairs, clients.ahead) == (9, 9)
 
 
 def test_references_do_not_enlarge_the_family_of_contestants() -> None:
     runs, clients = frames()
-    found = contests.within(runs, clients)["s"]
+    comparisons = contests.within(runs, clients)["s"]
     alone = contests.within(runs[runs["label"] != "R"], clients)["s"]
-    assert [(pair.first, pair.second) for pair in found[3:]] == [("A", "R"), ("B", "R"), ("C", "R")]
-    assert [pair.p for pair in found[:3]] == [pair.p for pair in alone]
-    assert [pair.family for pair in found] == [3, 3, 3, 4, 4, 4]
+    assert [(pair.first, pair.second) for pair in comparisons[3:]] == [("A", "R"), ("B", "R"), ("C", "R")]
+    assert [pair.p for pair in comparisons[:3]] == [pair.p for pair in alone]
+    assert [pair.family for pair in comparisons] == [3, 3, 3, 4, 4, 4]
 
 
 def test_a_method_that_is_not_done_is_not_compared_there() -> None:
     runs, clients = frames(("B", 1))
-    found = contests.within(runs, clients)
-    assert [(pair.first, pair.second) for pair in found["s"]] == [("A", "C"), ("A", "R"), ("C", "R")]
-    assert len(found["t"]) == 6
+    comparisons = contests.within(runs, clients)
+    assert [(pair.first, pair.second) for pair in comparisons["s"]] == [("A", "C"), ("A", "R"), ("C", "R")]
+    assert len(comparisons["t"]) == 6
     overall = contests.overall(runs)
     assert [(pair.first, pair.second) for pair in overall.pairs] == [("A", "C")]
 
 
 def test_over_all_settings_settings_are_the_blocks() -> None:
     runs, _ = frames()
-    found = contests.overall(runs)
-    assert found.ranking is not None
-    assert (found.ranking.blocks, found.blocks) == (2, "2 settings and 3 seeds")
-    assert found.pairs[0].blocks == 2
-    one = contests.overall(runs[runs["setting"] == "s"])
-    assert (one.ranking, one.pairs) == (None, [])
+    comparisons = contests.overall(runs)
+    assert comparisons.ranking is not None
+    assert (comparisons.ranking.blocks, comparisons.blocks) == (2, "2 settings and 3 seeds")
+    assert comparisons.pairs[0].blocks == 2
+    single = contests.overall(runs[runs["setting"] == "s"])
+    assert (single.ranking, single.pairs) == (None, [])
 
 
 def test_settings_that_share_no_seeds_are_ranked_and_not_tested() -> None:
     runs, _ = frames()
-    found = contests.overall(runs.assign(seed=runs["seed"] + 10 * (runs["setting"] == "t")))
-    assert found.ranking is not None
-    assert {pair.verdict for pair in found.pairs} == {NOT_TESTED}
+    comparisons = contests.overall(runs.assign(seed=runs["seed"] + 10 * (runs["setting"] == "t")))
+    assert comparisons.ranking is not None
+    assert {pair.verdict for pair in comparisons.pairs} == {NOT_TESTED}
 
 
 def test_against_the_best_the_nearest_comes_first() -> None:
     pairs = contests.within(*frames())["s"][:3]
-    found = contests.against_best(pairs, {"C": 0.3, "A": 0.9, "B": 0.6})
-    assert [(pair.first, pair.second) for pair in found] == [("A", "B"), ("A", "C")]
+    against = contests.against_best(pairs, {"C": 0.3, "A": 0.9, "B": 0.6})
+    assert [(pair.first, pair.second) for pair in against] == [("A", "B"), ("A", "C")]
     assert contests.against_best(pairs, {"B": 0.6, "C": 0.3})[-1].first == "B"

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: imports go down by folder, plug-ins see their toolkit alone."""
+"""Rules about the source itself: which imports are allowed, what plug-ins may import, file headers, lengths and names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from fedbench.base.home import HOME
 
 PACKAGE = HOME / "fedbench"
-# From the ground up: a file may import from its own folder and from folders before it.
+# A file may import from its own folder and from the folders before it in this list.
 FOLDERS = (
     *("base", "method", "data", "sources", "vit", "plan", "run", "jobs", "report"),
     *("contract", "bench", "pretraining", "cli"),
@@ -25,14 +25,14 @@ TORCH_FREE = ("base", "report")
 
 def imports(path: Path) -> set[str]:
     """The modules of fedbench that a file imports, anywhere in it, such as ``fedbench.run.local``."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fedbench":
-            modules = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {module if is_module(module) else node.module for module in modules}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {name if is_module(name) else node.module for name in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
-    return found
+            modules |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
+    return modules
 
 
 def is_module(name: str) -> bool:
@@ -45,7 +45,7 @@ def folder_of(module: str) -> str:
 
 
 def upward(folder: str, imported: set[str]) -> set[str]:
-    """The imports of a file in `folder` that do not go down."""
+    """The modules among `imported` that a file in `folder` may not import."""
     allowed = FOLDERS[: FOLDERS.index(folder) + 1]
     return {module for module in imported if folder_of(module) not in (*allowed, "")}
 
@@ -55,7 +55,7 @@ def files(folder: str) -> list[Path]:
     return [path for path in sorted((PACKAGE / folder).rglob("*.py")) if path.name != "__main__.py"]
 
 
-def test_every_folder_has_its_floor():
+def test_every_folder_has_its_place_in_the_order():
     there = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert there == set(FOLDERS)
 
@@ -123,13 +123,13 @@ def offered(toolkits: set[str]) -> set[str]:
 
 def imported_names(path: Path) -> set[str]:
     """``module.name`` of all that a file imports from fedbench."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fedbench":
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
-    return found
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "fedbench"}
+    return names
 
 
 @pytest.mark.parametrize("folder", PLUGIN_TOOLKITS)
@@ -164,6 +164,27 @@ def test_toolkits_say_what_they_offer(package):
 
 
 LONGEST = 400  # lines
+STAND_INS = {"one", "found", "own", "given", "told", "mine", "got", "kin", "seen", "asked"}
+
+
+def identifiers(source: str) -> set[str]:
+    """All names in a file: of variables, parameters, attributes, functions and classes."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        for attribute in ("id", "arg", "attr", "name"):
+            names.add(getattr(node, attribute, None))
+    return {name for name in names if isinstance(name, str)}
+
+
+@pytest.mark.parametrize("folder", ["fedbench", "methods", "datasets", "reports", "benchmarks"])
+def test_names_are_nouns_and_no_stand_ins(folder):
+    for path in (HOME / folder).rglob("*.py"):
+        assert not STAND_INS & identifiers(path.read_text()), f"{path}: name the thing"
+
+
+@pytest.mark.parametrize("line", ["found = 1", "def f(one): ...", "x.told", "def mine(): ...", "f(given=1)"])
+def test_a_planted_stand_in_is_reported(line):
+    assert STAND_INS & identifiers(line)
 
 
 def test_every_file_says_why_it_exists():

@@ -1,4 +1,4 @@
-"""The sweep's command line on real runs: what it starts, what it leaves alone, what it says, and how it is interrupted."""
+"""The sweep's command line on real runs: what it starts and leaves alone, its messages, and interruptions."""
 
 import json
 import os
@@ -118,10 +118,10 @@ def test_a_dry_run_lists_counts_and_writes_nothing(place: Workplace, capsys: pyt
     assert "6 runs: 6 missing" in said
     assert "multiply-adds" in said
     assert place.run("--dry-run", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [run["seed"] for run in told["runs"]] == [0, 1, 2, 0, 1, 2]
-    assert told["multiply_adds"] == sum(run["multiply_adds"] for run in told["runs"]) > 0
-    assert all(run["memory_bytes"] > 0 for run in told["runs"])
+    report = json.loads(capsys.readouterr().out)
+    assert [run["seed"] for run in report["runs"]] == [0, 1, 2, 0, 1, 2]
+    assert report["multiply_adds"] == sum(run["multiply_adds"] for run in report["runs"]) > 0
+    assert all(run["memory_bytes"] > 0 for run in report["runs"])
     assert files(place.path) == before
     assert not place.results.exists()
 
@@ -135,12 +135,15 @@ def test_status_for_scripts(place: Workplace, capsys: pytest.CaptureFixture[str]
     place.write(seeds=[0, 1])
     capsys.readouterr()
     assert place.run("--status", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["counts"] == {"missing": 1, "pending": 0, "running": 0, "failed": 0, "done": 1}
-    assert [(run["state"], run["round"], run["rounds"]) for run in told["runs"]] == [("done", 2, 2), ("missing", 0, 2)]
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"] == {"missing": 1, "pending": 0, "running": 0, "failed": 0, "done": 1}
+    assert [(run["state"], run["round"], run["rounds"]) for run in report["runs"]] == [
+        ("done", 2, 2),
+        ("missing", 0, 2),
+    ]
 
 
-def test_all_mistakes_of_a_file_are_told_and_nothing_is_started(
+def test_all_mistakes_of_a_file_are_reported_and_nothing_is_started(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.write(methods=["fedvtp", "head_onli"], cluster={"gpu": 1})
@@ -170,7 +173,7 @@ def test_mistakes_on_the_command_line_are_2(place: Workplace, more: list[str]) -
     assert error.value.code == 2
 
 
-def test_results_on_a_disk_that_is_away_are_not_begun_anew(
+def test_results_on_a_disk_that_is_away_are_not_started_again(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.results = place.path / "away" / "results"
@@ -263,11 +266,11 @@ def test_a_job_by_hand(place: Workplace, capsys: pytest.CaptureFixture[str]) -> 
 
 # -- local processes -------------------------------------------------------------------------------------------
 def under_way(place: Workplace, count: int) -> list[RunFolder]:
-    def found() -> list[RunFolder]:
+    def running() -> list[RunFolder]:
         busy = [folder for folder in place.folders if folder.progress().get("round", 0) >= 2]
         return busy if len(busy) == count else []
 
-    return until(found)
+    return until(running)
 
 
 def worker_of(folder: RunFolder) -> int:
@@ -334,7 +337,7 @@ def test_ctrl_c_only_stops_watching(place: Workplace) -> None:
         watcher.communicate()
     assert watcher.returncode == 130
     assert "Traceback" not in said
-    assert "nothing was cancelled and the local workers go on. Come back with: python -m fedbench.sweep" in said
+    assert "nothing was cancelled and the local workers continue. Watch them again with: fedbench sweep" in said
     assert [worker_of(folder) for folder in busy] == workers
     assert place.run("--cluster", "local") == 0  # watches those that go on
     assert [folder.status for folder in place.folders] == ["done"] * 3

@@ -1,4 +1,4 @@
-"""Tables: what cells say of runs that the test writes; every expected number is derived here."""
+"""Tables of runs that the test writes. Every expected number is derived here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from written import cell, shown, summarise, write_run
 
-from fedbench.base.record_schema import TestMetrics, columns
+from fedbench.base.record_schema import INFERENCE, TestMetrics, columns
 from fedbench.report.evidence import gather
 from fedbench.report.tables import contests, grid, notes, terminal, text
 from fedbench.report.tables.latex import to_latex
@@ -21,10 +21,9 @@ from fedbench.report.tables.metrics import METRICS, PROVENANCE, STATES
 from fedbench.report.tables.summary import labels, summary
 
 
-def test_every_metric_is_a_column_of_a_record() -> None:
+def test_every_metric_is_a_column_of_a_record_or_beside_the_clients() -> None:
     known = columns()
-    for metric in METRICS:
-        assert metric.name in known, metric.name
+    assert [metric.name for metric in METRICS if metric.name not in known] == [INFERENCE]
     for name in PROVENANCE:
         assert known[name].type in (str, str | None), name
     accuracies = {field.name for field in dataclasses.fields(TestMetrics)}
@@ -35,10 +34,10 @@ def test_every_metric_is_a_column_of_a_record() -> None:
 def test_mean_and_sample_standard_deviation_over_seeds(tmp_path: Path) -> None:
     for seed, accuracy in enumerate([0.5, 0.6, 0.7]):
         write_run(tmp_path, seed=seed, accuracies={20: accuracy})
-    found = cell(tmp_path, "A")
-    assert (found["n"], found["of"]) == (3, 3)
-    assert found["mean"] == pytest.approx((0.5 + 0.6 + 0.7) / 3)
-    assert found["std"] == pytest.approx(math.sqrt((0.1**2 + 0 + 0.1**2) / (3 - 1)))  # = 0.1
+    row = cell(tmp_path, "A")
+    assert (row["n"], row["of"]) == (3, 3)
+    assert row["mean"] == pytest.approx((0.5 + 0.6 + 0.7) / 3)
+    assert row["std"] == pytest.approx(math.sqrt((0.1**2 + 0 + 0.1**2) / (3 - 1)))  # = 0.1
     assert shown(tmp_path, "A").number == "60.0 ± 10.0"
     assert cell(tmp_path, "A", "worst_accuracy")["mean"] == pytest.approx(0.6 - 0.2)
 
@@ -58,9 +57,9 @@ def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
 
 def test_a_metric_that_no_run_has_is_empty_and_left_out_of_the_detail_table(tmp_path: Path) -> None:
     write_run(tmp_path)
-    found = cell(tmp_path, "A", "held_out_mean_accuracy")
-    assert found["n"] == 0
-    assert math.isnan(found["mean"])
+    row = cell(tmp_path, "A", "held_out_mean_accuracy")
+    assert row["n"] == 0
+    assert math.isnan(row["mean"])
     table = summarise(tmp_path)
     ((_, titles),) = grid.detail_grid(table, table["setting"].iloc[0]).groups
     assert titles == ("Mean", "Worst", "10th pct.")
@@ -70,11 +69,11 @@ def test_costs_carry_units(tmp_path: Path) -> None:
     write_run(tmp_path)
     table = summarise(tmp_path)
     costs = grid.cost_grid(table, table["setting"].iloc[0])
-    told = dict(zip(costs.groups[0][1], (cell.number.strip() for cell in costs.rows[0].cells), strict=True))
-    assert told["Trained"] == "1.23 M"  # 1,234,567
-    assert told["Up"] == "20.0 kB"  # 20 rounds of 1000 bytes
-    assert told["MACs"] == "20.0 G"  # 20 rounds of 10^9
-    assert told["Time"] == "40 s"  # 2 s a round
+    costs_ = dict(zip(costs.groups[0][1], (cell.number.strip() for cell in costs.rows[0].cells), strict=True))
+    assert costs_["Trained"] == "1.23 M"  # 1,234,567
+    assert costs_["Up"] == "20.0 kB"  # 20 rounds of 1000 bytes
+    assert costs_["MACs"] == "20.0 G"  # 20 rounds of 10^9
+    assert costs_["Time"] == "40 s"  # 2 s a round
 
 
 @pytest.mark.parametrize(
@@ -193,8 +192,8 @@ def test_intervals_on_demand(tmp_path: Path) -> None:
     for seed, accuracy in enumerate([0.5, 0.6, 0.7]):
         write_run(tmp_path, seed=seed, accuracies={20: accuracy})
     # t(.975, 2) = 4.3027, s / sqrt 3 = .057735: .6 -+ .24841
-    found = cell(tmp_path, "A")
-    assert (found["low"], found["high"]) == pytest.approx((0.6 - 0.24841, 0.6 + 0.24841), abs=1e-5)
+    summarised = cell(tmp_path, "A")
+    assert (summarised["low"], summarised["high"]) == pytest.approx((0.6 - 0.24841, 0.6 + 0.24841), abs=1e-5)
     (row,) = grid.main_grids(summarise(tmp_path), spread="interval")[0].rows
     assert row.cells[0].number == "60.0 [35.2, 84.8]"
     assert "95% interval" in notes.legend(summarise(tmp_path), spread="interval")[0]
@@ -204,7 +203,7 @@ def test_other_metrics_on_demand(tmp_path: Path) -> None:
     write_run(tmp_path)
     (grids,) = grid.main_grids(summarise(tmp_path), names=("p10_accuracy", "total_bytes_up"))
     assert grids.groups[0][1] == ("10th pct.", "Up")
-    assert [one.number for one in grids.rows[0].cells] == ["40.0", "20.0 kB"]
+    assert [cell_.number for cell_ in grids.rows[0].cells] == ["40.0", "20.0 kB"]
 
 
 def test_average_ranks(tmp_path: Path) -> None:
@@ -220,8 +219,8 @@ def test_average_ranks(tmp_path: Path) -> None:
     assert ranks == {"A": (1 + 3) / 2, "B": (2.5 + 1) / 2, "C": (2.5 + 2) / 2}
     last = grid.main_grids(summarise(tmp_path), ranking=overall.ranking)[-1]
     assert last.groups[-1] == (("Average rank", "2 settings"), ("Mean",))
-    told = {row.label: row.cells[-1].number for row in last.rows}
-    assert told == {"A": "2.0", "B": "1.8", "C": "2.2", "D": "", "ref": ""}
+    shown_ranks = {row.label: row.cells[-1].number for row in last.rows}
+    assert shown_ranks == {"A": "2.0", "B": "1.8", "C": "2.2", "D": "", "ref": ""}
 
 
 def test_the_transposed_table_holds_the_same_cells(tmp_path: Path) -> None:
@@ -229,10 +228,10 @@ def test_the_transposed_table_holds_the_same_cells(tmp_path: Path) -> None:
         for label, value in (("A", 0.5), ("B", 0.6), ("C", 0.7), ("D", 0.8)):
             write_run(tmp_path, label, 0, {20: value + alpha / 10}, alpha=alpha, reference=label == "B")
     grids = grid.transposed_grids(summarise(tmp_path))
-    assert [len(one.groups) for one in grids] == [3, 1]  # three methods a block, the reference last
-    assert [heading for one in grids for heading, _ in one.groups] == [("A",), ("C",), ("D",), ("B †",)]
+    assert [len(grid_.groups) for grid_ in grids] == [3, 1]  # three methods a block, the reference last
+    assert [heading for grid_ in grids for heading, _ in grid_.groups] == [("A",), ("C",), ("D",), ("B †",)]
     assert [row.label for row in grids[0].rows] == ["glyphs · dirichlet 0.1", "glyphs · dirichlet 0.3"]
-    assert [one.number for one in grids[0].rows[1].cells] == ["53.0", "33.0", "73.0", "53.0", "83.0", "63.0"]
+    assert [grid_.number for grid_ in grids[0].rows[1].cells] == ["53.0", "33.0", "73.0", "53.0", "83.0", "63.0"]
     latex = to_latex(grids, "", "t")
     assert latex.count("Setting & Mean & Worst") == 2
 
@@ -246,11 +245,11 @@ def test_a_terminal_shows_as_many_settings_side_by_side_as_it_has_room_for(tmp_p
                 config = {"dataset": dataset, "partition": fields}
                 names = {"dataset": shared, "partition": partition}
                 write_run(tmp_path, label, seed, {20: value}, config=config, **names)
-    told = summary(gather([], tmp_path).runs)
+    summary_ = summary(gather([], tmp_path).runs)
 
     def lines(width: int) -> list[str]:
         console = Console(file=io.StringIO(), width=width)
-        terminal.show(console, told, ("mean_accuracy",), "std")
+        terminal.show(console, summary_, ("mean_accuracy",), "std")
         return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
     wide, narrow = lines(120), lines(38)
@@ -289,12 +288,12 @@ def test_one_label_for_two_configs_becomes_two_rows(tmp_path: Path) -> None:
     assert labels(gather([], tmp_path).runs) == ["A [local.lr=0.01]", "A [local.lr=0.1]", "B"]
 
 
-def test_settings_that_differ_out_of_sight_are_told_apart(tmp_path: Path) -> None:
+def test_settings_with_hidden_differences_get_different_names(tmp_path: Path) -> None:
     write_run(tmp_path, "A")
     write_run(tmp_path, "A", config={"clients": {"number": 9, "per_round": 2}})
-    found = set(gather([], tmp_path).runs["setting"])
+    settings = set(gather([], tmp_path).runs["setting"])
     place = "glyphs · dirichlet 0.3 · "
-    assert found == {place + "[clients.number=4]", place + "[clients.number=9]"}
+    assert settings == {place + "[clients.number=4]", place + "[clients.number=9]"}
 
 
 def test_a_run_without_records_is_called_as_its_neighbours_are(tmp_path: Path) -> None:
@@ -315,7 +314,7 @@ def test_a_copied_folder_counts_once_and_warns(tmp_path: Path) -> None:
 
 # -- code that changed ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("commits", "codes", "told"),
+    ("commits", "codes", "starts"),
     [
         (["a", "a"], [None, None], []),  # records from before there was a hash of the code
         (["a", "a"], ["11-22", "11-22"], []),
@@ -328,10 +327,12 @@ def test_a_copied_folder_counts_once_and_warns(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_code_that_changed_between_runs_is_told(commits: list[str], codes: list[str | None], told: list[str]) -> None:
+def test_code_that_changed_between_runs_is_reported(
+    commits: list[str], codes: list[str | None], starts: list[str]
+) -> None:
     runs = pd.DataFrame({"commit": commits, "code": codes, "label": ["A", "A"], "setting": ["S", "S"]})
-    found = notes.code_changes(runs)
-    assert len(found) == len(told)
-    assert all(sentence.startswith(start) for sentence, start in zip(found, told, strict=True))
+    sentences = notes.code_changes(runs)
+    assert len(sentences) == len(starts)
+    assert all(sentence.startswith(start) for sentence, start in zip(sentences, starts, strict=True))
     apart = notes.code_changes(runs.assign(setting=["S", "T"]))  # another setting has another partitioner's file
     assert not any("plug-ins changed" in sentence for sentence in apart)

@@ -1,4 +1,4 @@
-"""Every mistake before anything starts: a sweep's plan checks plug-ins, splits and the device against the task."""
+"""All mistakes are reported before anything starts: planning checks plug-ins, splits and the device against the task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from fedbench.base.records import RunFolder
 from fedbench.cli import sweep
+from fedbench.plan import planning
 from fedbench.plan.config import ConfigError
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
@@ -91,7 +93,7 @@ def test_every_method_fits_the_embedded_default(method: str) -> None:
         ("cudaa", "machine.device: expected auto, cpu, cuda or cuda:N, found 'cudaa'"),
         ("mps", "machine.device: expected auto, cpu, cuda or cuda:N, found 'mps'"),
         ("meta", "machine.device: expected auto, cpu, cuda or cuda:N, found 'meta'"),
-        ("cuda:7", "machine.device: 'cuda:7' is not there: torch finds "),
+        ("cuda:7", "machine.device: 'cuda:7' does not exist: torch finds "),
     ],
 )
 def test_a_device_that_is_not_there_is_a_mistake(device: str, message: str) -> None:
@@ -108,7 +110,7 @@ def test_a_gpu_beyond_the_last_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert mistakes(machine={"device": "cuda:1"}) == []
     assert mistakes(machine={"device": "cuda:7"}) == [
-        "machine.device: 'cuda:7' is not there: torch finds 2 GPUs: cuda:0..1"
+        "machine.device: 'cuda:7' does not exist: torch finds 2 GPUs: cuda:0..1"
     ]
 
 
@@ -145,7 +147,7 @@ def test_an_impossible_split_is_a_mistake_and_nothing_is_drawn(
 
 def test_all_mistakes_are_reported_together() -> None:
     """The optimizer, the precision, the weights, the device, a split and three methods, in one message."""
-    found = mistakes(
+    lines = mistakes(
         {
             "local": {"optimizer": "lars"},
             "precision": "float16",
@@ -169,8 +171,8 @@ def test_all_mistakes_are_reported_together() -> None:
         "method pep_fedpt: inject is 6",
         "tune.trials: Input should be greater than or equal to 1",
     ]
-    assert len(found) == len(beginnings)
-    assert all(any(line.startswith(start) for line in found) for start in beginnings)
+    assert len(lines) == len(beginnings)
+    assert all(any(line.startswith(start) for line in lines) for start in beginnings)
 
 
 def test_the_dry_run_and_the_run_itself_report_them_and_write_nothing(
@@ -229,12 +231,12 @@ def test_a_method_of_the_user_is_checked_too(fields: dict[str, Any], message: st
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "blocks.py").write_text(METHOD)
     base = {**BASE, "method": {"name": "blocks", **fields}, "local": {"lr": 0.6}}
-    found = plugins([tmp_path])
+    plugins_ = plugins([tmp_path])
     if message is None:
-        assert check_sweep({"base": base}, found, where="here").runs
+        assert check_sweep({"base": base}, plugins_, where="here").runs
         return
     with pytest.raises(ConfigError) as error:
-        check_sweep({"base": base}, found, where="here")
+        check_sweep({"base": base}, plugins_, where="here")
     assert str(error.value).splitlines()[1:] == [f"  - method blocks: {message}"]
 
 
@@ -331,3 +333,29 @@ def test_a_file_of_the_user_that_cannot_be_read_as_images_is_a_mistake(tmp_path:
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8, 3), np.float32), labels=np.arange(4) % 2)
     (line,) = mistakes({"dataset": {"name": "npz", "path": str(tmp_path / "x.npz")}})
     assert line.startswith("dataset npz: ")
+
+
+def test_status_names_the_mistakes_of_runs_that_have_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    base = {**BASE, "rounds": 1, "method": {"name": "pfpt", "prompt_length": 30}}
+    file.write_text(yaml.safe_dump({"base": base, "machine": {"device": "cuda:7"}}))
+    arguments = [str(file), "--results", str(tmp_path / "results"), "--status"]
+    for form in ([], ["--json"]):
+        assert sweep.main([*arguments, *form]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.splitlines() == [
+            f"error: {file}: 1 mistake",
+            "  - method pfpt: prompt_length 30 is more than pool_size 20",
+        ]
+
+
+def test_status_does_not_check_runs_again_that_have_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": {**BASE, "rounds": 1}, "machine": {"data": str(tmp_path)}}))
+    for planned in sweep.read_sweep(file).runs:
+        RunFolder(tmp_path / "results" / planned.name).plan({"identity": planned.identity})
+    monkeypatch.setattr(planning, "check_tasks", lambda *_: pytest.fail("checked again"))
+    assert sweep.main([str(file), "--results", str(tmp_path / "results"), "--status"]) == 0

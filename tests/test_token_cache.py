@@ -86,7 +86,7 @@ def test_the_file_does_not_depend_on_the_number_of_threads(data, tmp_path, compu
     assert files[0] == files[1]
 
 
-def test_a_run_goes_on_without_a_cache_that_cannot_be_written(data, tmp_path, computed, monkeypatch, caplog):  # noqa: F811
+def test_a_run_continues_without_a_cache_that_cannot_be_written(data, tmp_path, computed, monkeypatch, caplog):  # noqa: F811
     def full(*_):
         raise DataError("planted: no space left")
 

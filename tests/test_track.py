@@ -1,4 +1,4 @@
-"""Trackers receive the numbers of records; a tracker that fails is left alone, a missing package is a planning mistake."""
+"""Trackers receive the numbers of records. A tracker that fails is not used again; a missing package is a planning mistake."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_tensorboard_reads_back_what_was_sent(tmp_path: Path) -> None:
         followed.append(RECORD | {"round": 10, "mean_accuracy": 0.75})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(one.step, one.value) for one in events.Scalars("mean_accuracy")] == [(5, 0.5), (10, 0.75)]
+    assert [(event.step, event.value) for event in events.Scalars("mean_accuracy")] == [(5, 0.5), (10, 0.75)]
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow about its own dependencies
@@ -105,7 +105,7 @@ def test_mlflow_reads_back_what_was_sent(tmp_path: Path, monkeypatch: pytest.Mon
             followed.append(RECORD | {"round": at, "mean_accuracy": value})
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("fedbench").experiment_id])
-    assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "mean_accuracy")] == [
+    assert [(event.step, event.value) for event in client.get_metric_history(run.info.run_id, "mean_accuracy")] == [
         (5, 0.5),
         (10, 0.75),
     ]

@@ -1,4 +1,4 @@
-"""Fair tuning: equal budgets, validation data alone, test data for what was chosen - on real runs of the command."""
+"""Fair tuning on real runs: equal budgets, choices by validation data only, and test data only for the chosen values."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def test_draws_meet_each_stratum_once() -> None:
     # four equal parts of log10 in -3..1 have their middles at -2.5, -1.5, -.5, .5
     (path,) = {key for values in draws({"local.lr": {"log": (0.001, 10.0)}}, 4) for key in values}
     assert path == "local.lr"
-    found = [values["local.lr"] for values in draws({"local.lr": {"log": (0.001, 10.0)}}, 4)]
-    assert found == [0.00316, 0.0316, 0.316, 3.16]
+    rates = [values["local.lr"] for values in draws({"local.lr": {"log": (0.001, 10.0)}}, 4)]
+    assert rates == [0.00316, 0.0316, 0.316, 3.16]
     ranges = {"a.x": {"linear": (0, 8)}, "b.y": {"choice": ("p", "q")}}
     both = draws(ranges, 4)
     assert sorted(values["a.x"] for values in both) == [1, 3, 5, 7]
@@ -171,7 +171,7 @@ def test_draws_meet_each_stratum_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("search", "told"),
+    ("search", "message"),
     [
         ({"local.lr": {"log": [0, 1]}}, "starts above 0"),
         ({"local.lr": {"log": [1, 0.1]}}, "expected low < high, found [1, 0.1]"),
@@ -184,12 +184,12 @@ def test_draws_meet_each_stratum_once() -> None:
         ({"lr": {"log": [0.1, 1]}}, "tune.search: unknown name 'lr'"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], search: Any, told: str
+def test_mistakes_are_reported_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], search: Any, message: str
 ) -> None:
     file = write(tmp_path, tune={"trials": 2, "search": search})
     assert sweep.main([str(file), "--results", str(tmp_path / "results"), "--cluster", "inline"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
 
@@ -381,9 +381,9 @@ def test_a_report_on_the_way_says_what_waits(tmp_path: Path) -> None:
 def test_trials_from_disk_are_no_rows_of_the_table(tmp_path: Path) -> None:
     write_run(tmp_path, "A")
     for lr, value in ((0.1, 0.4), (0.2, 0.6)):
-        told = {"trial_of": "A", "values": {"local.lr": lr}}
+        tuning = {"trial_of": "A", "values": {"local.lr": lr}}
         config = {"local": {"lr": lr}, "test_data": False}
-        write_run(tmp_path, "A", config=config, tuning=told, mean_accuracy=None, val_mean_accuracy=value)
+        write_run(tmp_path, "A", config=config, tuning=tuning, mean_accuracy=None, val_mean_accuracy=value)
     evidence = gather([], tmp_path)
     assert list(evidence.runs["label"]) == ["A"]
     assert [json.loads(values) for values in evidence.trials[evidence.trials["chosen"]]["values"]] == [

@@ -20,11 +20,11 @@ from fedbench.plan.plugins import HOME, plugins
 
 
 def test_every_method_is_listed_with_its_fields():
-    found = plugins()
-    entries = {(entry.kind, entry.name): entry for entry in list_methods.listing(found)}
-    assert entries.keys() == {(kind, n) for kind in ("method", "aggregation") for n in found.classes[kind]}
+    plugins_ = plugins()
+    entries = {(entry.kind, entry.name): entry for entry in list_methods.listing(plugins_)}
+    assert entries.keys() == {(kind, n) for kind in ("method", "aggregation") for n in plugins_.classes[kind]}
     for (kind, name), entry in entries.items():
-        cls = found.classes[kind][name]
+        cls = plugins_.classes[kind][name]
         assert [field.name for field in entry.fields] == [field.name for field in dataclasses.fields(cls)]
         assert all(field.meaning for field in entry.fields)
         assert entry.citation
@@ -32,9 +32,9 @@ def test_every_method_is_listed_with_its_fields():
     fedvpt = entries["method", "fedvpt"]
     assert (fedvpt.family, fedvpt.reference) == ("global", False)
     assert fedvpt.sentence.startswith("VPT-shallow with FedAvg, and its personalised forms")
-    told = {field.name: (field.default, field.allowed) for field in fedvpt.fields}
-    assert told["prompt_length"] == (8, "int ≥ 1")
-    assert told["prompt"] == ("shared", "shared | local")
+    fields = {field.name: (field.default, field.allowed) for field in fedvpt.fields}
+    assert fields["prompt_length"] == (8, "int ≥ 1")
+    assert fields["prompt"] == ("shared", "shared | local")
     assert entries["method", "head_only"].reference
 
 
@@ -102,9 +102,9 @@ def test_the_zsh_script_is_for_fedbench(capsys):
 
 def test_a_sweep_of_the_project_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own = HOME / "sweeps" / "quickstart.yaml"
+    quickstart = HOME / "sweeps" / "quickstart.yaml"
     for name in ("quickstart", "quickstart.yaml", "sweeps/quickstart.yaml"):
-        assert sweep_file(Path(name)) == own
+        assert sweep_file(Path(name)) == quickstart
     for other in ("none_such", "elsewhere/quickstart.yaml", "../quickstart", "quickstart.json"):
         assert sweep_file(Path(other)) == Path(other)
     (tmp_path / "quickstart.yaml").touch()

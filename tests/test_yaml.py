@@ -1,4 +1,4 @@
-"""Sweep files as YAML: merge keys, numbers as they are meant, and hostile files refused in a short message, at once."""
+"""Sweep files as YAML: merge keys, numbers read as meant, and hostile files refused at once with a short message."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_a_path_that_exists_is_taken_literally(tmp_path: Path, images: Path, mon
         ("$NOT_SET_HERE/x.npz", "the environment variable $NOT_SET_HERE is not set"),
         ("~nobody_of_this_name/x.npz", "no user is called 'nobody_of_this_name'"),
         ("missing.npz", "missing.npz: No such file or directory (relative to the current folder)"),
-        ("a\0b", "a path cannot hold a NUL character"),
+        ("a\0b", "a path cannot contain a NUL character"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_named(written: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder for tests of sweeps: a tiny dataset, methods that wait or break, a sweep file, and the command line on it."""
+"""A folder for tests of sweeps: a tiny dataset, methods that wait or fail, a sweep file, and its command line."""
 
 import os
 import signal
@@ -129,9 +129,9 @@ class Workplace:
         return list(run_folders(self.results))
 
 
-def until(found: Callable[[], Any], seconds: float = 240.0) -> Any:
+def until(probe: Callable[[], Any], seconds: float = 240.0) -> Any:
     end = time.monotonic() + seconds
-    while not (value := found()):
+    while not (value := probe()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
     return value
@@ -146,5 +146,5 @@ NOTES = (".submitit", "__pycache__", "content")  # the last: hashes of the user'
 
 def files(folder: Path) -> dict[str, int]:
     """All files but the notes of who has a run, or the planning, at the moment."""
-    found = [p for p in folder.rglob("*") if p.is_file() and "job.json" not in p.name and p.parent.name not in NOTES]
-    return {str(p): p.stat().st_mtime_ns for p in found}
+    paths = [p for p in folder.rglob("*") if p.is_file() and "job.json" not in p.name and p.parent.name not in NOTES]
+    return {str(p): p.stat().st_mtime_ns for p in paths}

@@ -1,4 +1,4 @@
-"""Run folders that a test writes itself, so that every number of a report about them can be derived in the test."""
+"""Run folders that a test writes itself, so that it can derive every number of a report about them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from fedbench.base.records import RunFolder
 from fedbench.report import evidence
@@ -33,6 +35,7 @@ def write_run(
     clients: bool = False,
     config: Mapping[str, Any] | None = None,
     tuning: Mapping[str, Any] | None = None,
+    inference: int | None = None,
     **record: Any,
 ) -> RunFolder:
     """A run with the given mean accuracy at each round (default: one record at the last round); worst is 0.2 lower."""
@@ -93,7 +96,7 @@ def write_run(
             last = list((accuracies or {rounds: 0.5}).values())[-1]
             spread = np.clip(last + np.array([-0.2, 0.0, 0.1, 0.1, -0.3]), 0, 1)  # the last one is held out
             held_out = [False] * 4 + [True]
-            pd.DataFrame(
+            frame = pd.DataFrame(
                 {
                     "client": range(5),
                     "held_out": held_out,
@@ -103,7 +106,11 @@ def write_run(
                     "classes": [[0, k] for k in range(1, 6)],
                     "class_samples": [[k, 9 - k] for k in range(1, 6)],
                 }
-            ).to_parquet(folder.path / "clients.parquet")
+            )
+            table = pa.Table.from_pandas(frame)
+            if inference is not None:
+                table = table.replace_schema_metadata({"inference_multiply_adds": str(inference)})
+            parquet.write_table(table, folder.path / "clients.parquet")
         folder.finish()
     elif state == "running":
         folder.report_progress(round=max(accuracies or {0: 0}), rounds=rounds)
@@ -114,15 +121,15 @@ def write_run(
 
 @cache
 def summarise(results: Path) -> pd.DataFrame:
-    """Of the runs below `results`, which the test has written before it asks."""
+    """The summary of the runs below `results`, which the test has written before."""
     return summary(evidence.gather([], results).runs)
 
 
 def cell(results: Path, label: str, metric: str = "mean_accuracy") -> Any:
     table = summarise(results)
-    found = table[(table["label"] == label) & (table["metric"] == metric)]
-    assert len(found) == 1
-    return found.iloc[0]
+    rows = table[(table["label"] == label) & (table["metric"] == metric)]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def shown(results: Path, label: str) -> grid.Cell:

@@ -1,6 +1,6 @@
 """fedbench compared with other frameworks and plain loops, on the same tensors and the same frozen ViT.
 
-`make bench-peers` makes the peers' environment and runs this. Each system trains and evaluates the same task in its own
+`make bench-peers` creates the peers' environment and runs this. Each system trains and evaluates the same task in its own
 process, one after the other, in reverse order in every second repeat. Results are reported only if all systems end with the
 same prompts and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only SYSTEM ...] [case ...]``
 """
@@ -82,7 +82,7 @@ def difference(out: Path, reference: Path) -> float:
 
 
 def moved(out: Path, folder: Path) -> float:
-    """The smallest change of a value by training; if it were zero, agreement would prove nothing."""
+    """The smallest change of a value by training. If it were zero, agreement would prove nothing."""
     with np.load(out.with_suffix(".npz")) as a, np.load(folder / "task.npz") as b:
         return min(float(np.abs(a[name] - b[name]).max()) for name in a.files)
 

@@ -17,7 +17,7 @@ def run(folder: Path, log: Log) -> Values:
     values = model.values()
     for round_ in range(task.rounds):
         with log.round():
-            got = []
+            updates = []
             for row in range(task.cohort.shape[1]):
                 model.set(values)
                 optimizer = torch.optim.SGD(model.trained(), lr=task.case["lr"])
@@ -27,8 +27,8 @@ def run(folder: Path, log: Log) -> Values:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-                got.append((len(task.samples(round_, row)), model.values()))
-            values = mean_of(got)
+                updates.append((len(task.samples(round_, row)), model.values()))
+            values = mean_of(updates)
         if task.evaluates(round_):
             with log.evaluation():
                 model.set(values)

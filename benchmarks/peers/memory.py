@@ -10,25 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-BEAT = 0.1  # seconds between two looks
-LIMIT = 900.0  # most seconds of a run: a server whose workers never came up waits for them for an hour
+BEAT = 0.1  # seconds between two measurements
+LIMIT = 900.0  # most seconds of a run: a server waits for an hour for workers that never start
 
 
 def resident(pid: int) -> int:
     """Resident bytes of `pid` and of all its descendants now; pages that they share count in each of them."""
-    parents, found, total = {}, {pid}, 0
+    parents, family, total = {}, {pid}, 0
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             try:
                 parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # it has just ended
     grown = True
     while grown:
-        below = {child for child, parent in parents.items() if parent in found} - found
-        found |= below
+        below = {child for child, parent in parents.items() if parent in family} - family
+        family |= below
         grown = bool(below)
-    for process in found:
+    for process in family:
         try:
             total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
         except (OSError, IndexError):
@@ -55,7 +55,7 @@ def watched(command: list[str], env: dict[str, str], cwd: Path, output: Path) ->
                         raise RuntimeError(f"{words}:\n{output.read_text()[-3000:]}") from None
                     peak = max(peak, resident(process.pid))
             end = time.monotonic()
-        finally:  # also of an interrupted benchmark: whatever is left would disturb the next one
+        finally:  # also if interrupted, since leftover processes would disturb the next benchmark
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -55,14 +55,14 @@ class Prompted(nn.Module):
     @torch.no_grad()
     def set(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Set the values by name."""
-        mine = dict(self.named_parameters())
+        parameters = dict(self.named_parameters())
         for name in VALUES:
-            mine[name].copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
+            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
 
     def values(self) -> Values:
         """A copy of the trained values."""
-        mine = dict(self.named_parameters())
-        return {name: mine[name].detach().numpy().copy() for name in VALUES}
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name].detach().numpy().copy() for name in VALUES}
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters for the optimiser."""

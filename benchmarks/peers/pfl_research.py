@@ -69,8 +69,8 @@ class After(TrainingProcessCallback):  # type: ignore[misc]
         self.log.rounds.append(time.monotonic() - self.start)
         if self.task.evaluates(central_iteration):
             with self.log.evaluation():
-                found = model.evaluate(self.tests, eval_params=NNEvalHyperParams(local_batch_size=EVALUATION_BATCH))
-                share = found[StringMetricName("accuracy")].overall_value
+                metrics = model.evaluate(self.tests, eval_params=NNEvalHyperParams(local_batch_size=EVALUATION_BATCH))
+                share = metrics[StringMetricName("accuracy")].overall_value
                 self.log.right.append(round(share * len(self.task.test)))
         self.start = time.monotonic()
         return False, Metrics()

@@ -47,8 +47,8 @@ def prepare(folder: Path, case: dict[str, Any]) -> None:
     save_file(model.backbone(case["architecture"]).state_dict(), folder / "vit.safetensors")
     (folder / "case.json").write_text(json.dumps(case))
 
-    planned = (found := ours.sweep(folder)).runs[0]
-    experiment = build(planned, found.machine, found.plugins)
+    planned = (planned_sweep := ours.sweep(folder)).runs[0]
+    experiment = build(planned, planned_sweep.machine, planned_sweep.plugins)
     seed, split = experiment.run.stream("batches"), experiment.split
     drawn = []
     for round_ in range(1, experiment.run.rounds + 1):
@@ -56,10 +56,10 @@ def prepare(folder: Path, case: dict[str, Any]) -> None:
         drawn.append(data.batches(split.train, cohort, case["batch"], experiment.run.local.epochs, seed, round_, 0))
     longest = max(batches.index.shape[0] for batches in drawn) * case["batch"]
     order = np.full((len(drawn), case["per_round"], longest), -1, dtype=np.int64)
-    for mine, batches in zip(order, drawn, strict=True):
-        for row in range(len(mine)):
+    for client_order, batches in zip(order, drawn, strict=True):
+        for row in range(len(client_order)):
             taken = batches.index[:, row][batches.weight[:, row] > 0]
-            mine[row, : len(taken)] = taken
+            client_order[row, : len(taken)] = taken
     everyone = [split.test[k] for k in range(clients)]
     start: dict[str, Any] = {name: experiment.server.values[name].numpy() for name in VALUES}
     np.savez(

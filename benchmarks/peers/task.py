@@ -28,7 +28,7 @@ class Task:
     """A run, drawn in advance.
 
     `images` uint8 [N, S, S, 3], `labels` [N]; `cohort` [R, K]; `order` [R, K, M]: the samples of the k-th client of round r
-    in the order in which it takes them, -1 behind its last; `test` [T]: the samples of all clients' test sets, one after the
+    in the order of use, padded with -1; `test` [T]: the samples of all clients' test sets, one after the
     other; `start`: initial values by name.
     """
 
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def rounds(self) -> int:
-        """Rounds in all."""
+        """The number of rounds."""
         return len(self.order)
 
     def evaluates(self, round_: int) -> bool:
@@ -69,12 +69,12 @@ class Task:
 
     def samples(self, round_: int, row: int) -> NDArray[np.int64]:
         """The training samples of the client in `row` of the cohort, in order."""
-        found: NDArray[np.int64] = self.order[round_, row]
-        taken: NDArray[np.int64] = found[found >= 0]
+        row_samples: NDArray[np.int64] = self.order[round_, row]
+        taken: NDArray[np.int64] = row_samples[row_samples >= 0]
         return taken
 
     def batches(self, round_: int, row: int) -> list[NDArray[np.int64]]:
-        """The same, cut into batches; the last may be smaller."""
+        """The training samples in batches; the last may be smaller."""
         samples, size = self.samples(round_, row), int(self.case["batch"])
         return [samples[i : i + size] for i in range(0, len(samples), size)]
 
@@ -88,14 +88,14 @@ class Task:
 class Log:
     """A system's log of its run, in seconds of a clock that all processes of the machine share."""
 
-    first_step: float | None = None  # when the first batch of all was begun
+    first_step: float | None = None  # the start of the first batch
     rounds: list[float] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
     right: list[int] = field(default_factory=list)  # right answers on all test sets, of each evaluation
     versions: dict[str, str] = field(default_factory=dict)
 
     def step(self, when: float | None = None) -> None:
-        """A training step begins now, or began then; only the first one counts."""
+        """A training step starts now, or at the time `when`. Only the first step counts."""
         if self.first_step is None:
             self.first_step = time.monotonic() if when is None else when
 
@@ -120,10 +120,12 @@ class Log:
         np.savez(out.with_suffix(".npz"), **arrays)
 
 
-def mean_of(got: list[tuple[int, Values]]) -> Values:
+def mean_of(updates: list[tuple[int, Values]]) -> Values:
     """FedAvg: the mean of the clients' values, weighted by their number of samples, summed in float64."""
-    total = sum(n for n, _ in got)
+    total = sum(n for n, _ in updates)
     return {
-        name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in got], axis=0).astype(np.float32)
+        name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in updates], axis=0).astype(
+            np.float32
+        )
         for name in VALUES
     }

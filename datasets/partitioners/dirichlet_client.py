@@ -74,12 +74,12 @@ def _draw_at_once(
     drawn = np.zeros(wished.shape, dtype=np.int64)
     while left.any():  # each turn hands out everything or empties a class, so there are at most C turns
         short = np.flatnonzero(need)
-        asked = stream.multinomial(need[short], _odds(wished[short], left))
-        for c in np.flatnonzero(asked.sum(0) > left):
-            asked[:, c] = stream.multivariate_hypergeometric(asked[:, c], left[c])
-        drawn[short] += asked
-        need[short] -= asked.sum(1)
-        left -= asked.sum(0)
+        drawn_now = stream.multinomial(need[short], _odds(wished[short], left))
+        for c in np.flatnonzero(drawn_now.sum(0) > left):
+            drawn_now[:, c] = stream.multivariate_hypergeometric(drawn_now[:, c], left[c])
+        drawn[short] += drawn_now
+        need[short] -= drawn_now.sum(1)
+        left -= drawn_now.sum(0)
     return drawn
 
 

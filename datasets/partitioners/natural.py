@@ -60,18 +60,18 @@ class Partitioner(data.Partitioner):
 
     def _clients(self, fit: int, users: int, clients: int, stream: np.random.Generator) -> data.Ints:
         """The client of each of the `fit` users that can be one."""
-        found = (
+        reason = (
             f"clients.number is {clients}, but {fit} of the dataset's {users} users have enough samples to be a client"
         )
         if clients > fit:
             needed = f"a client needs {self.min_train} training samples (min_train) and a test sample"
             advice = f"set clients.number to {fit} or less" if fit else needed
-            raise data.DataError(f"impossible split: {found}; {advice}")
+            raise data.DataError(f"impossible split: {reason}; {advice}")
         if clients == fit:
             return np.arange(fit)
         if self.users == "each":
             raise data.DataError(
-                f"impossible split: {found}; set clients.number to {fit}, or the partition's users: draw ({clients} random "
+                f"impossible split: {reason}; set clients.number to {fit}, or the partition's users: draw ({clients} random "
                 f"users, the others are left out) or users: merge (every client is several users)"
             )
         if self.users == "merge":

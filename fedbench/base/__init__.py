@@ -1,1 +1,1 @@
-"""The ground floor: files, records, leases, random streams, names. It imports no other folder and no torch."""
+"""The lowest layer: files, records, leases, random streams, names. It imports no other folder and no torch."""

@@ -1,4 +1,4 @@
-"""Ends a command quietly when the reader of its output has seen enough (`... | head`)."""
+"""Ends a command quietly when the reader of its output stops reading (`... | head`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
-EXIT_PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
+EXIT_PIPE_CLOSED = 141  # the exit code that a shell reports for a program killed by SIGPIPE
 P = ParamSpec("P")
 
 
 def exits_when_pipe_closes(main: Callable[P, int]) -> Callable[P, int]:
-    """Make a command's `main` return 141 once nobody reads its output; runs that it has started go on."""
+    """Make a command's `main` return 141 once nobody reads its output. Runs that it has started continue."""
 
     @wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:

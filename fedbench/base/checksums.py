@@ -1,4 +1,4 @@
-"""Checksums of files, read once per process: a file with the same size, time and inode is taken for the same."""
+"""Checksums of files, computed once per process: a file with the same size, time and inode is assumed unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedbench.base.files import open_file
 from fedbench.base.progress import progress
 
 PIECE_BYTES = 1 << 20
-SHOWN_BYTES = 1 << 30  # files from this size on get a progress bar
+SHOWN_BYTES = 1 << 30  # files of at least this size get a progress bar
 
 Stamp = tuple[int, int, int]  # size [bytes], time of the last change [ns], inode
 
@@ -20,7 +20,7 @@ _known: dict[tuple[str, int, Stamp], str] = {}  # {(algorithm, device, stamp): h
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What tells that a file was changed, as far as a file system does."""
+    """Size, time and inode of a file, which show most changes."""
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 

@@ -21,7 +21,7 @@ _KINDS = {
 def open_file(path: Path) -> IO[bytes]:
     """Open a regular file for reading; links are followed.
 
-    Raises OSError, which names `path`, if it cannot be opened or is something else: a named pipe would block for good.
+    Raises OSError, which names `path`, if it cannot be opened or is not a regular file. A named pipe would block for ever.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -44,7 +44,7 @@ def _check_mode(mode: int, path: Path) -> None:
 
 
 def hidden(name: str) -> bool:
-    """Whether a relative name with ``/`` is of the system's own making: ``.DS_Store``, ``._photo.jpg``, ``__MACOSX/``."""
+    """Whether a relative name with ``/`` is hidden or made by macOS: ``.DS_Store``, ``._photo.jpg``, ``__MACOSX/``."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
@@ -52,8 +52,8 @@ def hidden(name: str) -> bool:
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
     """All files below `folder`, relative to it, in no particular order.
 
-    Links are followed, except those that lead back to a folder above them. Hidden folders are left out, and so is what
-    lies more than `depth` folders deep. Raises OSError where a folder cannot be read.
+    Links are followed, except those that lead back to a folder above them. Hidden folders are left out, and so are files
+    more than `depth` folders deep. Raises OSError if a folder cannot be read.
     """
     yield from _walk(folder, Path(), (), depth)
 

@@ -1,4 +1,4 @@
-"""Runs functions in forked processes, which share the memory of this one, so that no arguments have to be copied."""
+"""Runs functions in forked processes. They share the memory of this process, so no arguments are copied."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def usable_cores() -> int:
 
 
 def make_pool(size: int) -> ProcessPoolExecutor:
-    """A pool of `size` processes, which are forked when `submit` gets its first work."""
+    """A pool of `size` processes, which are forked at the first `submit`."""
     return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("fork"), initializer=_limit_to_one_thread)
 
 
 def submit(pool: ProcessPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
-    """As `pool.submit`, without the warning about forking beside threads: those of numerical libraries are idle now."""
+    """As `pool.submit`, without the warning about forks in a process with threads: numerical libraries' threads are idle."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         return pool.submit(work, *arguments)
 
 
 def start_in_fork(work: Callable[..., T], *arguments: object) -> Callable[[], T]:
-    """Start `work(*arguments)` in a process of its own, and return a function that waits for its result.
+    """Start `work(*arguments)` in a separate process, and return a function that waits for its result.
 
     Whatever `work` imports stays in that process. Its result or exception must be picklable. If this process must not
     fork, the work is done when its result is asked for.

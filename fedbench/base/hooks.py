@@ -1,6 +1,6 @@
-"""How hooks are declared: once, as a typed stub on a base class, from which checks, documentation and errors follow.
+"""How hooks are declared: once, as a typed stub on a base class. Checks, documentation and errors follow from the stubs.
 
-A stub under `optional_hook` is absent (None) until a plug-in overrides it, so what no method uses costs nothing.
+A stub under `optional_hook` is absent (None) until a plug-in overrides it, so an unused hook costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class HookError(TypeError):
-    """A hook breaks the contract. The message names the file, the hook, what was expected and what it returned."""
+    """A hook breaks the contract. The message names the file, the hook, the expected result and the actual one."""
 
 
 class _Absent:
@@ -72,14 +72,14 @@ else:
 
 def hooks_of(base: type) -> Mapping[str, inspect.Signature]:
     """``{hook: signature without self}`` of all hooks that `base` and its parents declare, in order of declaration."""
-    found = {}
+    signatures = {}
     for cls in reversed(base.__mro__):
         for name, value in vars(cls).items():
             stub = value.stub if isinstance(value, _Absent) else value
             if getattr(stub, "is_hook", False):
                 whole = inspect.signature(stub)
-                found[name] = whole.replace(parameters=list(whole.parameters.values())[1:])
-    return found
+                signatures[name] = whole.replace(parameters=list(whole.parameters.values())[1:])
+    return signatures
 
 
 def is_optional(base: type, name: str) -> bool:

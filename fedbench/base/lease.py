@@ -1,12 +1,11 @@
 """Leases on folders: a numbered claim file shows who works on a folder, so that other processes leave it alone.
 
-Leases work on shared file systems: a number is taken by a hard link, which is atomic on NFS too, the clocks of two hosts
-are never compared, and no kernel lock is needed.
+Leases work on shared file systems. A process takes a number by a hard link, which is atomic on NFS too. The clocks of two
+hosts are never compared, and no kernel lock is needed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -24,13 +23,9 @@ from fedbench.base.storage import write_atomically
 log = logging.getLogger("fedbench")
 
 HEARTBEAT_SECONDS = 10.0
-SILENT_BEATS = (
-    12  # a process on another host that misses so many heartbeats has lost its lease; longer than a file server
-)
-# is usually away
-
-
-RELEASED = b"-"  # content of a claim file whose lease was released; an empty file is one that is just being written
+# A process on another host loses its lease after missing this many heartbeats. File servers are rarely away that long.
+SILENT_BEATS = 12
+RELEASED = b"-"  # content of a claim file whose lease was released; an empty claim file is being written
 CLAIM = re.compile(r"claim\.([0-9]+)")
 
 _held_here: set[Path] = set()  # claim files of this process
@@ -38,11 +33,11 @@ _lock = threading.Lock()  # between making a claim file and its entry in `_held_
 
 
 class Overtaken(RuntimeError):
-    """Another process took over the folder because this one was silent for too long (frozen, or cut off from the files)."""
+    """Another process took over the folder because this process was silent for too long: frozen, or cut off from the files."""
 
 
 def claim_files(folder: Path) -> list[Path]:
-    """The claim files of a folder, oldest first; none if the folder is missing. Only the last one counts."""
+    """The claim files of a folder, oldest first; [] if the folder is missing. Only the last file counts."""
     try:
         return _claim_files(folder)
     except OSError:
@@ -67,7 +62,7 @@ def _number(path: Path) -> int:
 
 
 def holder(folder: Path) -> Owner | None:
-    """The live process that works on the folder. A process of another host counts as live for a while after a heartbeat."""
+    """The live process that works on the folder. A process on another host counts as live for a while after a heartbeat."""
     files = claim_files(folder)
     return live_owner(files[-1]) if files else None
 
@@ -138,11 +133,11 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises Overtaken if another process holds or held the folder, OSError if that cannot be seen now."""
+        """Raises Overtaken if another process holds or held the folder, OSError if the folder cannot be read now."""
         if time.monotonic() - self._beat_at > HEARTBEAT_SECONDS * SILENT_BEATS / 2:
             try:
                 os.utime(self.path)
-            except FileNotFoundError as error:  # it does not name the file by itself
+            except FileNotFoundError as error:  # its message does not name the file
                 raise FileNotFoundError(error.errno, error.strerror, str(self.path)) from error
             self._beat_at = time.monotonic()
         files = _claim_files(self.path.parent)
@@ -154,7 +149,7 @@ class Lease:
             raise Overtaken(f"{files[-1]} was taken by {owner_of(files[-1])}")
 
     def release(self) -> None:
-        """Release the folder. The claim file shrinks to one byte, which needs no room, and its number stays taken."""
+        """Release the folder. The claim file shrinks to one byte, which needs no disk space, and its number stays taken."""
         self._stop.set()
         self._thread.join()
         _held_here.discard(self.path)
@@ -176,10 +171,10 @@ class Lease:
 
 @contextmanager
 def acquire(folder: Path) -> Iterator[Lease | None]:
-    """Hold the folder against other processes; gives None if a live process holds it.
+    """Hold a lease on the folder; yields None if a live process holds it.
 
-    Each number is taken once, by an atomic link, and only by a process that found the number before it released or
-    abandoned. A process that comes late, with a number that is no longer the highest, drops it.
+    Each number is taken once, by an atomic link, and only by a process that saw the previous number released or abandoned.
+    A late process, whose number is no longer the highest, gives it up.
     Raises OSError if the folder cannot be written.
     """
     me = process()
@@ -216,14 +211,14 @@ def acquire(folder: Path) -> Iterator[Lease | None]:
 
 
 def _link(path: Path, me: Owner) -> bool:
-    """Make the claim file `path` with its content in one step; False if it exists."""
+    """Create the claim file `path` and its content in one step; False if it exists."""
     source = path.with_name(f".owner.{me.host.replace('/', '.')}.{me.pid}.{threading.get_ident()}")
-    write_atomically(source, json.dumps(asdict(me)).encode())
+    write_atomically(source, run_files.encode(asdict(me)))
     try:
         os.link(source, path)
     except FileExistsError:
-        return source.stat().st_nlink == 2  # made after all, and only the server's answer was lost
-    except OSError:  # a file system without links: use its own exclusive creation
+        return source.stat().st_nlink == 2  # the link exists; only the server's answer was lost
+    except OSError:  # a file system without links: use exclusive creation
         return _create(path, source.read_bytes())
     finally:
         source.unlink(missing_ok=True)

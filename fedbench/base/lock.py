@@ -1,8 +1,8 @@
-"""Lets one process at a time do work that all jobs of a cluster may want at once, on any file system.
+"""Lets one process at a time do work that several jobs of a cluster may start at once, on any file system.
 
-The kernel's lock (flock) ends the moment its holder dies, but some network file systems refuse it or keep it to one host.
-So a process also acquires a lease (see `fedbench.base.lease`), which works between hosts. Both only save work: what they
-guard is written to a temporary file and moved, so two workers at once do the same work twice and nothing else.
+The kernel releases its lock (flock) when the holder dies, but some network file systems refuse it or limit it to one host.
+So a process also acquires a lease (see `fedbench.base.lease`), which works between hosts. Both only save work: the guarded
+files are written to a temporary file and moved, so two workers at once would do the same work twice and no harm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAIT_SECONDS = 0.2
 
 @contextmanager
 def one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[bool]:
-    """Hold the work on `path`, after waiting for others; gives False if they have `done` it meanwhile. Raises OSError."""
+    """Wait for other processes, then hold the work on `path`. Yields False if they have `done` it. Raises OSError."""
     folder = path.with_name(f".{path.name}.lock")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "flock", "ab") as file:

@@ -1,4 +1,4 @@
-"""Names for runs in reports: settings and methods that differ get names that differ, by the fields in which they do."""
+"""Names for runs in reports: settings and methods that differ get different names, which list the differing fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def key(value: Any) -> str:
 
 
 def words(block: Any) -> str:
-    """A plug-in's block as ``name(field=value, ...)``, without fields that are not set."""
+    """A plug-in's block as ``name(field=value, ...)``, without unset fields."""
     if isinstance(block, dict) and "name" in block:
         fields = [f"{field}={value}" for field, value in block.items() if field != "name" and value is not None]
         return str(block["name"]) + (f"({', '.join(fields)})" if fields else "")
@@ -29,10 +29,10 @@ def together(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [" · ".join(texts) for texts in zip(*(frame[column] for column in columns), strict=True)]
 
 
-def told_apart(names: Iterable[str], configs: list[dict[str, Any]], places: list[str], joint: str) -> list[str]:
-    """`names`, one for each config, extended where one name stands for several configs in one place.
+def made_distinct(names: Iterable[str], configs: list[dict[str, Any]], places: list[str], joint: str) -> list[str]:
+    """`names`, one for each config, extended if several configs of one place have the same name.
 
-    The extension, after `joint`, lists the fields in which the configs of that name differ.
+    The extension follows `joint` and lists the fields in which the configs of that name differ.
     """
     names = list(names)
     keys = [key(config) for config in configs]

@@ -1,4 +1,4 @@
-"""What is known of a run's task when a sweep is planned, before any data are read or weights loaded."""
+"""The sizes of a run's task that are known when a sweep is planned, before data are read or weights loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """The sizes that a plug-in's `check` may compare its options with.
+    """The sizes with which a plug-in's `check` can compare its options.
 
-    ``num_classes``, ``train_samples`` and ``test_samples`` are None while the dataset is not prepared. The backbone:
-    ``width`` D, ``depth`` L blocks, ``patch_size`` and ``image_size`` in pixels. ``held_out``: clients that never train.
+    ``num_classes``, ``train_samples`` and ``test_samples`` are None while the dataset is not prepared. ``width`` D,
+    ``depth`` L blocks, ``patch_size`` and ``image_size`` in pixels describe the backbone. ``held_out``: clients that never
+    train.
     """
 
     num_clients: int

@@ -1,4 +1,4 @@
-"""Caches what the runs of one process share: samples, frozen backbone, images, features."""
+"""A cache for objects that the runs of one process share: samples, frozen backbone, images, features."""
 
 from __future__ import annotations
 

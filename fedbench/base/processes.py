@@ -1,4 +1,4 @@
-"""Which process on which host: a process is told from a later one with the same number by when it was started."""
+"""Identifies processes across hosts. The start time distinguishes a process from a later one with the same number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that works on a folder. `started` is its start time in its system's words, `job` its Slurm job or ""."""
+    """A process that works on a folder. `started`: its start time as its system prints it; `job`: its Slurm job or ""."""
 
     host: str
     pid: int
@@ -38,12 +38,12 @@ def process(pid: int | None = None) -> Owner:
 
 
 def alive(owner: Owner) -> bool:
-    """Whether a process of this host still runs."""
+    """Whether a process on this host still runs."""
     return bool(owner.started) and started_at(owner.pid) == owner.started
 
 
 def started_at(pid: int) -> str | None:
-    """When `pid` was started, in its system's words; None if there is no such process or only a zombie."""
+    """The start time of `pid` as the system prints it; None if there is no such process or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -71,7 +71,7 @@ def command_line(pid: int) -> list[str]:
 
 
 def _ps(pid: int, columns: str) -> str:
-    """What `ps` says of a process, on systems without /proc."""
+    """The output of `ps` for a process, on systems without /proc."""
     try:
         listing = subprocess.run(["ps", "-o", columns, "-p", str(pid)], capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""Shows the progress of long work: a bar on a terminal, and elsewhere (a job's log) a line now and then."""
+"""Shows the progress of long work: a bar on a terminal, and elsewhere, such as in a job's log, a line from time to time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Advance]:
-    """Give a function to call, from any thread, with the amount that was just done.
+    """Yield a function that any thread calls with the amount that it has just done.
 
-    `total`: the whole amount, 0 if it is not known; `unit`: "bytes" or a noun.
+    `total`: the whole amount, 0 if unknown; `unit`: "bytes" or a noun.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -45,7 +45,7 @@ def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iter
 
 
 class _Lines:
-    """Prints a line every LINE_SECONDS, and none for work that is soon done."""
+    """Prints a line every LINE_SECONDS, and nothing for shorter work."""
 
     def __init__(self, what: str, total: int, done: int, unit: str) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit

@@ -1,4 +1,4 @@
-"""Which code computes a run's numbers: the git commit, and hashes of the source."""
+"""Identifies the code that computes a run's numbers: the git commit, and hashes of the source."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NUMERIC = ("base", "method", "data", "sources", "vit", "plan", "run")
 def commit() -> str | None:
     """The code's git commit, 12 digits, with ``+`` if files differ from it; None outside a checkout."""
     if INSTALLED:
-        return None  # the installation folder may lie in somebody else's repository
-    # Without locks: many jobs ask at once and may be killed meanwhile, and the checkout belongs to the user.
+        return None  # the installation folder may be inside another repository
+    # Without locks: many jobs run this at once and may be killed, and the checkout belongs to the user.
     try:
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         dirty = subprocess.run(
@@ -36,7 +36,7 @@ def commit() -> str | None:
 def code_hash(plugin_files: tuple[Path, ...] = ()) -> str:
     """``<core>-<plug-ins>``, 8 hex digits each, of the source that computes a run's numbers.
 
-    A commit does not show uncommitted changes or a user's own plug-ins.
+    The commit alone does not show uncommitted changes or a user's own plug-ins.
     """
     core = [path for folder in NUMERIC for path in (PACKAGE / folder).rglob("*.py")]
     return f"{_hash(core)}-{_hash(plugin_files)}"

@@ -1,4 +1,4 @@
-"""What a record is: one evaluated round of a run. Writers, readers, tests and the docs all follow these typed fields."""
+"""The schema of a record: one evaluated round of a run. Writers, readers, tests and the docs follow these typed fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def described(meaning: str, execution: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What every record of a run repeats, so that each record stands alone."""
+    """Facts that every record of a run repeats, so that each record is complete by itself."""
 
     run: str = described("name of the run's folder")
     key: str = described("8 hex digits of the run's identity")
@@ -28,7 +28,7 @@ class RunFacts:
     aggregation: str = described("aggregation, likewise")
     backbone: str = described("backbone and image size, name@pixels")
     seed: int = described("the run's seed")
-    rounds: int = described("rounds that the run has in all")
+    rounds: int = described("number of rounds of the run")
     trained_parameters: int = described("numbers that one client trains")
     config_hash: str = described("16 hex digits of the run's identity")
     partition_hash: str = described("16 hex digits of every client's train, validation and test samples")
@@ -47,15 +47,15 @@ class TestMetrics:
     __test__ = False  # not a test class
 
     mean_accuracy: float = described("mean over clients that train, each client counted once")
-    worst_accuracy: float = described("the worst client that trains")
+    worst_accuracy: float = described("lowest accuracy of a client that trains")
     p10_accuracy: float = described("10th percentile over clients that train")
     bottom_decile_accuracy: float = described("mean of the worst tenth of the clients that train, at least one")
     std_accuracy: float = described("population standard deviation over clients that train")
     pooled_accuracy: float = described("accuracy over all test samples of clients that train, pooled")
     held_out_mean_accuracy: float | None = described("mean over held-out clients; null if there are none")
-    held_out_worst_accuracy: float | None = described("the worst held-out client; null if there are none")
+    held_out_worst_accuracy: float | None = described("lowest accuracy of a held-out client; null if there are none")
     global_accuracy: float | None = described(
-        "the server's model on the global test set; null if clients have models of their own"
+        "accuracy of the server's model on the global test set; null if clients have models of their own"
     )
 
 
@@ -68,28 +68,30 @@ class ValidationMetrics:
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """What the evaluated round cost."""
+    """The costs of the evaluated round."""
 
     train_loss: float | None = described(
         "mean training loss over the cohort, weighted by samples; null if none or not finite"
     )
     bytes_up: int = described("bytes that the cohort sent to the server in this round")
     bytes_down: int = described("bytes that the server sent to the cohort in this round")
-    multiply_adds: int = described("multiply-adds of the cohort's local training in this round")
+    multiply_adds: int = described(
+        "multiply-adds of the cohort in this round: local training, and new clients' features"
+    )
 
 
 @dataclass(frozen=True)
 class TotalCosts:
-    """What all rounds so far cost."""
+    """The costs of all rounds so far."""
 
     total_bytes_up: int = described("bytes up, all rounds so far")
     total_bytes_down: int = described("bytes down, all rounds so far")
-    total_multiply_adds: int = described("multiply-adds of local training, all rounds so far")
+    total_multiply_adds: int = described("multiply-adds of clients, all rounds so far")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a clock and a memory counter say; all executions of an interrupted run together."""
+    """Measured time and memory, over all executions of an interrupted run together."""
 
     seconds: float = described("wall-clock seconds of the run so far", execution=True)
     samples_per_second: float = described("training images per second, evaluation included", execution=True)
@@ -115,6 +117,8 @@ class Record:
             flat |= vars(part) if part is not None else {}
         return flat
 
+
+INFERENCE = "inference_multiply_adds"  # metadata of clients.parquet: multiply-adds of classifying one image
 
 PARTS = (RunFacts, TestMetrics, ValidationMetrics, RoundCosts, TotalCosts, Measured)
 

@@ -1,4 +1,4 @@
-"""Runs on disk: one folder a run, which only this module reads and writes. The disk is the state; nothing imports torch.
+"""Runs on disk: one folder for each run, which only this module reads and writes. All state is on disk; no torch is needed.
 
 A run's folder holds run.yaml (its whole config), records.jsonl (one self-contained JSON object per evaluated round),
 clients.parquet (accuracy per client at the end), env.json, checkpoint.safetensors, progress.json, log.txt, and `done` or
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from fedbench.base.storage import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger("fedbench")
+
 Status = Literal["missing", "pending", "running", "failed", "done"]
 
 MEASURED = (
@@ -40,7 +43,7 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class RecordsError(ValueError):
-    """A results folder or a file in it that cannot be used; says which file, and what was expected."""
+    """A results folder or a file in it that cannot be used. The message names the file and the expected content."""
 
 
 class DamagedError(RecordsError):
@@ -51,7 +54,7 @@ class DamagedError(RecordsError):
 class RunFolder:
     """One run on disk.
 
-    Readers of small files pass over what is odd. They add a sentence for each odd file or line to `problems`, if given.
+    Readers of small files skip odd files and lines, and add a sentence for each to the list `problems`, if there is one.
     """
 
     path: Path
@@ -63,7 +66,7 @@ class RunFolder:
         `config` holds at least "identity" (what changes the run's numbers); other keys may differ and are rewritten.
         A run.yaml that cannot be read is written again. Raises RecordsError if the folder holds another run.
         """
-        self.path.parent.mkdir(exist_ok=True)  # and no folder above it: its disk may be away
+        self.path.parent.mkdir(exist_ok=True)  # but no folder above it, since its disk may be away
         self.path.mkdir(exist_ok=True)
         if self.check_identity(config["identity"]) == "" and self.config() == config:
             return
@@ -98,7 +101,7 @@ class RunFolder:
             config = yaml.load(path.read_bytes(), Loader=LOADER)  # noqa: S506 - a safe loader
         except FileNotFoundError:
             if path.name in os.listdir(self.path):  # noqa: PTH208 - raises where the folder is away
-                raise  # it was away for a moment
+                raise  # the disk was away for a moment
             problem = "is missing"
         except OSError as error:
             raise RecordsError(f"{path}: cannot be read as a run's config ({error})") from error
@@ -109,24 +112,24 @@ class RunFolder:
                 problem = f"expected a mapping, found {type(config).__name__}"
             elif not isinstance(config.get("identity"), dict):
                 problem = "expected a mapping under `identity`, found " + type(config.get("identity")).__name__
-        if problem:  # raised here, so that a missing file does not look like a disk that is away
+        if problem:  # raised outside the `except` block: otherwise a missing file would look like a disk that is away
             raise RecordsError(f"{path}: {problem}")
         mapping: dict[str, Any] = config
         return mapping
 
     # -- records -----------------------------------------------------------------------------------------------
     def append(self, record: dict[str, Any]) -> None:
-        """Add one evaluated round; a reader sees the whole line or nothing."""
+        """Append one evaluated round. A reader sees the whole line or nothing."""
         _append(self.path / "records.jsonl", record_line(record))
 
     def records(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
-        """All whole records in order, one a round. What a kill left of a last line is passed over."""
+        """All whole records in order, one for each evaluated round. An incomplete last line, left by a kill, is skipped."""
         problems = [] if problems is None else problems
         path = self.path / "records.jsonl"
         return [record for _, record in self._record_lines(run_files.content(path, problems) or b"", problems)]
 
     def record_lines(self, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
-        """(line, record) of the same. Raises OSError if the folder is away, which does not mean that there are none."""
+        """As `records`, as pairs (line, record). Raises OSError if the folder is away, since it may hold records."""
         path = self.path / "records.jsonl"
         if path.name not in os.listdir(self.path):  # noqa: PTH208 - raises where exists() is just False
             return []
@@ -134,12 +137,13 @@ class RunFolder:
 
     def _record_lines(self, data: bytes, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
         by_round: dict[int, tuple[bytes, dict[str, Any]]] = {}
-        for line, record in run_files.lines(self.path / "records.jsonl", data, run_files.record_shape(), problems):
+        path, shape = self.path / "records.jsonl", run_files.record_shape()
+        for line, record in run_files.lines(path, data, shape, problems, more_keys=True):
             by_round.setdefault(record["round"], (line, record))
         return list(by_round.values())
 
     def cut_records(self, last_round: int) -> list[bytes]:
-        """Drop records after `last_round`, which the run will make again, and odd lines; returns the lines kept.
+        """Drop odd lines and records after `last_round`, which the run will make again. Returns the lines kept.
 
         Raises OSError if the folder is away.
         """
@@ -150,7 +154,7 @@ class RunFolder:
         return kept
 
     def missing_rounds(self, rounds: int, evaluate_every: int, up_to: int | None = None) -> list[int]:
-        """The rounds whose evaluation is due, but has no record; `up_to`: those up to that round only."""
+        """The rounds that lack the record of a due evaluation; `up_to`: only rounds up to this one."""
         recorded = {record["round"] for record in self.records()}
         return [round_ for round_ in due_rounds(rounds, evaluate_every, up_to) if round_ not in recorded]
 
@@ -160,12 +164,12 @@ class RunFolder:
 
     # -- state -------------------------------------------------------------------------------------------------
     def progress(self, problems: list[str] | None = None) -> dict[str, Any]:
-        """Where the run stands ({} before its first round): round, rounds, time, images_per_second, seconds, device."""
+        """The run's progress ({} before its first round): round, rounds, time, images_per_second, seconds, device."""
         return self._mapping("progress.json", run_files.PROGRESS, problems)
 
     def report_progress(self, **progress: Any) -> None:
         """Replace progress.json."""
-        write_atomically(self.path / "progress.json", json.dumps(progress).encode())
+        write_atomically(self.path / "progress.json", run_files.encode(progress))
 
     def failure(self, problems: list[str] | None = None) -> dict[str, Any]:
         """{} or {"kind", "reason", "round", "log"} of a failed run; kind is a key of `jobs.failures.MORE_ATTEMPTS`."""
@@ -174,10 +178,10 @@ class RunFolder:
     def fail(self, kind: str, reason: str, **more: Any) -> None:
         """Mark the run as failed."""
         failure = {"kind": kind, "reason": reason, "log": str(self.log), **more}
-        write_atomically(self.path / "failed.json", json.dumps(failure).encode())
+        write_atomically(self.path / "failed.json", run_files.encode(failure))
 
     def finish(self, expected: Mapping[str, str] | None = None) -> None:
-        """Mark the run as done, its last act. `expected`: checksums of files as the run wrote them.
+        """Mark the run as done, as its last step. `expected`: checksums of files as the run wrote them.
 
         Raises DamagedError if a file no longer has its checksum.
         """
@@ -185,9 +189,9 @@ class RunFolder:
         seal = {name: run_files.checksum(self.path / name) for name in SEALED if name in names}
         changed = [name for name, checksum in (expected or {}).items() if seal.get(name) != checksum]
         if changed:
-            raise DamagedError(f"{self.path / changed[0]} was changed or removed while the run was going on")
+            raise DamagedError(f"{self.path / changed[0]} was changed or removed during the run")
         (self.path / "failed.json").unlink(missing_ok=True)
-        write_atomically(self.path / "done", json.dumps(seal).encode())
+        write_atomically(self.path / "done", run_files.encode(seal))
 
     def damage(self) -> list[str]:
         """Why a run that is marked as done is not whole; empty if it is. Raises OSError if the folder is away."""
@@ -215,7 +219,7 @@ class RunFolder:
 
     def unreadable_clients(self) -> list[str]:
         """A sentence if clients.parquet cannot be read."""
-        from pyarrow import parquet  # takes its time, and only old runs need it here
+        from pyarrow import parquet  # slow to import, and only old runs need it here
 
         path = self.path / "clients.parquet"
         try:
@@ -225,7 +229,7 @@ class RunFolder:
         return []
 
     def reopen(self) -> None:
-        """Let a run that was done go on, since it is damaged."""
+        """Open a finished run again, because it is damaged."""
         (self.path / "done").unlink(missing_ok=True)
 
     def clear_failure(self) -> None:
@@ -233,9 +237,10 @@ class RunFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def note(self, **words: Any) -> None:
-        """Note how an attempt ended: "kind", "reason" and more."""
-        line = json.dumps({"time": time.time(), **words}).encode() + b"\n"
-        _append(self.path / "notes.jsonl", line)
+        """Append a note on how an attempt ended: "kind", "reason" and more."""
+        for sentence in self.mend():
+            log.warning("%s", sentence)
+        _append(self.path / "notes.jsonl", run_files.encode({"time": time.time(), **words}) + b"\n")
 
     def notes(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
         """All notes, oldest first."""
@@ -243,8 +248,22 @@ class RunFolder:
         data = run_files.content(path, problems) or b""
         return [note for _, note in run_files.lines(path, data, run_files.NOTE, problems)]
 
+    def mend(self) -> list[str]:
+        """Move a damaged env.json or notes.jsonl aside, and keep the readable notes; a sentence for each such file."""
+        of_environment, of_notes, said = list[str](), list[str](), []
+        self.environment(of_environment)
+        notes = self.notes(of_notes)
+        for name, problems, kept in (("env.json", of_environment, []), ("notes.jsonl", of_notes, notes)):
+            path = self.path / name
+            if problems and run_files.content(path, []) is not None:  # else it is only unreadable at the moment
+                aside = run_files.set_aside(path)
+                for note in kept:
+                    _append(path, run_files.encode(note) + b"\n")
+                said.append(f"{'; '.join(problems)}; the file was moved to {aside.name}")
+        return said
+
     def job(self, problems: list[str] | None = None) -> dict[str, Any]:
-        """{} or what last took the run: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes)}."""
+        """{} or the run's last job: {"scheduler", "log", "sweep", and "id" (Slurm) or "owners" (processes)}."""
         problems = [] if problems is None else problems
         value = self._mapping("job.json", run_files.JOB, problems)
         if value and not ("id" in value if value["scheduler"] == "slurm" else "owners" in value):
@@ -253,14 +272,14 @@ class RunFolder:
         return value
 
     def environment(self, problems: list[str] | None = None) -> dict[str, Any]:
-        """What env.json says of where the run was computed."""
+        """The content of env.json: where the run was computed."""
         return self._mapping("env.json", run_files.ENVIRONMENT, problems)
 
     def _mapping(self, name: str, shape: run_files.Shape, problems: list[str] | None) -> dict[str, Any]:
         return run_files.mapping(self.path / name, shape, [] if problems is None else problems)
 
     def problems(self) -> list[str]:
-        """A sentence for each odd file of the run: one that cannot be read, or that does not have its shape."""
+        """A sentence for each odd file of the run, which cannot be read or does not have the expected shape."""
         problems: list[str] = []
         names = self.files()
         if "run.yaml" in names:
@@ -279,7 +298,7 @@ class RunFolder:
         return problems
 
     def files(self) -> frozenset[str]:
-        """The names of all files, by one look; none if there is no folder."""
+        """The names of all files, from one listing; empty if there is no folder."""
         try:
             return frozenset(os.listdir(self.path))  # noqa: PTH208 - a tenth of the time, ten thousand times over
         except OSError:
@@ -287,7 +306,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """Where the run writes its log."""
+        """The path of the run's log."""
         return self.path / "log.txt"
 
     @property
@@ -318,7 +337,7 @@ def config_hash(identity: Mapping[str, Any]) -> str:
 
 
 def due_rounds(rounds: int, evaluate_every: int, up_to: int | None = None) -> list[int]:
-    """The rounds of a run that are evaluated: every `evaluate_every` rounds and the last; `up_to`: those up to that round."""
+    """The evaluated rounds of a run: every `evaluate_every` rounds and the last; `up_to`: only rounds up to this one."""
     last = rounds if up_to is None else min(up_to, rounds)
     return [round_ for round_ in range(1, last + 1) if round_ % evaluate_every == 0 or round_ == rounds]
 
@@ -340,13 +359,13 @@ def run_folders(results: Path) -> Iterator[RunFolder]:
 
 def load(folders: Iterable[RunFolder]) -> pd.DataFrame:
     """All records of `folders`, one row per evaluated round, with a "status" column of the run's state."""
-    import pandas as pd  # only readers of tables need it, and it takes its time
+    import pandas as pd  # slow to import, and only readers of tables need it
 
     return pd.DataFrame([record | {"status": folder.status} for folder in folders for record in folder.records()])
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Add a line and sync it to disk. First remove what a full disk or a kill left of an earlier line."""
+    """Append a line and sync it to disk. First remove an incomplete line that a full disk or a kill left."""
     with open(path, "ab+", buffering=0) as file:
         size = file.tell()
         while size and _byte_at(file, size - 1) != b"\n":

@@ -1,4 +1,4 @@
-"""Named random streams: every draw in a run comes from a stream with a name, so that no draw depends on another's order."""
+"""Named random streams. Every draw in a run comes from a stream with a name, so no draw depends on the order of others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def seed(*name: int | str) -> int:
     """The 63-bit seed of the stream called `name`, e.g. ``seed(0, "cohort", 12)``; stable across machines and versions.
 
-    ``repr`` keeps ``1`` and ``"1"`` apart, and 0 is a seed like any other.
+    ``repr`` distinguishes ``1`` from ``"1"``, and 0 is a seed like any other.
     """
     digest = hashlib.sha256("/".join(repr(part) for part in name).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -27,6 +27,6 @@ def numpy_stream(*name: int | str) -> np.random.Generator:
 
 def torch_stream(*name: int | str) -> torch.Generator:
     """A CPU torch generator on the stream called `name`; draw on the CPU so that every device sees the same numbers."""
-    import torch  # takes its time, and what only reads records needs none
+    import torch  # slow to import, and readers of records do not need it
 
     return torch.Generator().manual_seed(seed(*name))

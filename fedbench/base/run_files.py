@@ -1,15 +1,20 @@
-"""Reads the small files of a run's folder. Each reader checks a file's shape, and reports an odd file instead of failing.
+"""The small JSON files of a run's folder. Readers check a file's checksum and shape, and report an odd file instead of failing.
 
 A reader takes a list `problems`, to which it adds a sentence for each odd file or line; the file or line itself is ignored.
+A file or line has a checksum of its own, since a flipped bit may leave valid JSON that names another process. Versions up
+to 0.1 wrote none, so a file without one is checked by its shape alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+import os
 import re
 import types
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +24,8 @@ from typing import Any, get_args
 from fedbench.base import record_schema
 
 JOB_ID = re.compile(r"\d+(_\d+)?")  # a Slurm job, or a task of a job array
-LARGEST = 1 << 100  # no count of ours comes near it, and every tool of a reader takes it as a float
+CHECKSUM = "checksum"  # the key of a file's own checksum
+LARGEST = 1 << 100  # far above all counts here, and small enough for a float in every reader's tools
 
 
 @dataclass(frozen=True)
@@ -52,31 +58,46 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_nonempty(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_checksum(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
 TEXT, NUMBER = Field(_is_text, "text"), Field(_is_number, "a finite number")
 COUNT = Field(_is_count, "a whole number from 0 on")
-REQUIRED_TEXT = Field(_is_text, "text", required=True)
+REQUIRED_TEXT = Field(_is_nonempty, "a text that is not empty", required=True)
+ANY_TEXT = Field(_is_text, "text", required=True)
+REQUIRED_COUNT = Field(_is_count, "a whole number from 0 on", required=True)
+TEXT_OR_NULL = Field(_or_null(_is_text), "text or null")
 
 PROGRESS: Shape = {
-    "round": COUNT,
-    "rounds": COUNT,
+    "round": REQUIRED_COUNT,
+    "rounds": REQUIRED_COUNT,
     "time": NUMBER,
     "seconds": NUMBER,
-    "images_per_second": Field(lambda value: value is None or _is_number(value), "a finite number or null"),
+    "images_per_second": Field(_or_null(_is_number), "a finite number or null"),
     "device": TEXT,
 }
 NOTE: Shape = {
     "kind": REQUIRED_TEXT,
-    "reason": TEXT,
+    "reason": REQUIRED_TEXT,
     "time": NUMBER,
     "round": COUNT,
     "pid": COUNT,
     "started": TEXT,
 }
-FAILURE: Shape = {"kind": REQUIRED_TEXT, "reason": TEXT, "log": TEXT, "round": COUNT}
+FAILURE: Shape = {"kind": REQUIRED_TEXT, "reason": REQUIRED_TEXT, "log": REQUIRED_TEXT, "round": COUNT}
 OWNER: Shape = {
     "host": REQUIRED_TEXT,
     "pid": Field(lambda value: _is_count(value) and value > 0, "a whole number from 1 on", required=True),
-    "started": REQUIRED_TEXT,
+    "started": ANY_TEXT,  # empty of a process that ended at once
     "job": TEXT,
 }
 JOB: Shape = {
@@ -91,12 +112,21 @@ JOB: Shape = {
     ),
 }
 ENVIRONMENT: Shape = {
+    **dict.fromkeys(("python", "torch", "timm", "numpy", "command", "code"), REQUIRED_TEXT),
+    **dict.fromkeys(("platform", "hostname", "device"), ANY_TEXT),
+    **dict.fromkeys(("commit", "job", "node", "sweep_command"), TEXT_OR_NULL),
+    "threads": REQUIRED_COUNT,
+    "dirty": Field(_or_null(lambda value: isinstance(value, bool)), "true, false or null"),
+    "pack": COUNT,
+    "compile": Field(lambda value: isinstance(value, bool), "true or false"),
     "packages": Field(
-        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())), "a mapping of names to versions"
-    )
+        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+        "a mapping of names to versions",
+        required=True,
+    ),
 }
 SEAL: Shape = {
-    name: Field(lambda value: _is_text(value) and len(value) == 64, "a SHA-256 checksum")
+    name: Field(_is_checksum, "a SHA-256 checksum", required=True)
     for name in ("run.yaml", "records.jsonl", "clients.parquet")
 }
 
@@ -120,14 +150,29 @@ def record_shape() -> Shape:
     return shape
 
 
-def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
+def encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """`value` as JSON, with its checksum under one more key."""
+    return json.dumps({**value, CHECKSUM: _checksum_of(value)}, indent=indent).encode()
 
 
-def misfit(value: Any, shape: Shape) -> str:
-    """What keeps `value` from being a mapping of this shape, or an empty text. Keys beside the shape's may hold anything."""
+def _checksum_of(value: Mapping[str, Any]) -> str:
+    """8 hex digits of a mapping without its checksum: a CRC-32, which no flip of one bit survives."""
+    rest = {name: part for name, part in value.items() if name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def misfit(value: Any, shape: Shape, more_keys: bool = False) -> str:
+    """Why `value` is not a mapping of this shape; "" if it is.
+
+    `more_keys`: keys outside the shape may hold anything; else each is a misfit.
+    """
     if not isinstance(value, dict):
         return f"expected a mapping, found {_shortened(value)}"
+    if CHECKSUM in value and value[CHECKSUM] != _checksum_of(value):
+        return f"its checksum does not match its content {_shortened(value)}"
+    unknown = [] if more_keys else [name for name in value if name not in shape and name != CHECKSUM]
+    if unknown:
+        return f"unknown key {_shortened(unknown[0])}; known are {', '.join(shape)}"
     for name, field in shape.items():
         if name not in value:
             if field.required:
@@ -145,7 +190,7 @@ def _shortened(value: Any) -> str:
 
 
 def content(path: Path, problems: list[str]) -> bytes | None:
-    """The bytes of a file, or None if it is absent or cannot be read, which is a problem."""
+    """The bytes of a file; None if it is absent, or if it cannot be read, which is added to `problems`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -157,39 +202,57 @@ def content(path: Path, problems: list[str]) -> bytes | None:
 
 
 def mapping(path: Path, shape: Shape, problems: list[str]) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if the file is absent or odd."""
+    """The mapping in a JSON file, without its checksum; empty if the file is absent or odd."""
     if (data := content(path, problems)) is None:
         return {}
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        problems.append(f"{path}: not JSON: {data[:40]!r}; it is ignored")
-        return {}
-    if problem := misfit(value, shape):
+    value, problem = _parsed(data, shape, more_keys=False)
+    if problem:
         problems.append(f"{path}: {problem}; it is ignored")
-        return {}
-    checked: dict[str, Any] = value
-    return checked
+    return value
 
 
-def lines(path: Path, data: bytes, shape: Shape, problems: list[str]) -> list[tuple[bytes, dict[str, Any]]]:
-    """(text, value) of every whole line of this shape in `data`, the content of `path`.
+def lines(
+    path: Path, data: bytes, shape: Shape, problems: list[str], more_keys: bool = False
+) -> list[tuple[bytes, dict[str, Any]]]:
+    """(text, value without its checksum) of every whole line of this shape in `data`, the content of `path`.
 
-    A last line without its line break is what a kill leaves of a line. It is not a problem, and it is ignored.
+    `more_keys` is as in `misfit`. A last line without a line break was cut by a kill. It is ignored, and reported as a
+    problem only if it holds more than a part of a line.
     """
-    *whole, _ = data.split(b"\n")
+    *whole, rest = data.split(b"\n")
     checked = []
+    if rest and _parsed(rest[:-1], shape, more_keys)[0]:
+        problems.append(f"{path}: the last line ends in {rest[-1:]!r} instead of a line break; it is ignored")
     for number, line in enumerate(whole, 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            problems.append(f"{path}, line {number}: not JSON: {line[:40]!r}; it is ignored")
-            continue
-        if problem := misfit(value, shape):
+        value, problem = _parsed(line, shape, more_keys)
+        if problem:
             problems.append(f"{path}, line {number}: {problem}; it is ignored")
         else:
             checked.append((line + b"\n", value))
     return checked
+
+
+def _parsed(text: bytes, shape: Shape, more_keys: bool) -> tuple[dict[str, Any], str]:
+    """(the mapping in `text` without its checksum, "") or ({}, what is wrong with it)."""
+    try:
+        value = json.loads(text)
+        problem = misfit(value, shape, more_keys)
+    except (ValueError, RecursionError):
+        return {}, f"not JSON: {text[:40]!r}"
+    if problem:
+        return {}, problem
+    value.pop(CHECKSUM, None)
+    return value, ""
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file to a name of its own beside it, and return that. Raises OSError."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        if not aside.exists():
+            break
+    os.replace(path, aside)
+    return aside
 
 
 def checksum(path: Path) -> str:

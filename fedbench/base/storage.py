@@ -1,4 +1,4 @@
-"""Files on a disk that may be full or unreachable for a while: a write is whole or absent, and disk faults are recognised."""
+"""Files on a disk that may be full or unreachable for a while: writes are atomic, and disk faults are recognised."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE_SECONDS = 900.0  # how long we wait for a full disk or an unreachable file server
+PATIENCE_SECONDS = 900.0  # how long a run waits for a full disk or an unreachable file server
 LEAST_FREE_BYTES = 1 << 20
 
-# Errors of a file server, a network or a full disk. Every other error is a mistake somewhere.
+# Errors of a file server, a network or a full disk. Other errors are faults of the run.
 AWAY = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.ENOLCK,
     errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN,
@@ -22,22 +22,22 @@ AWAY = {
     # An expired ticket of a file system that asks for one (Linux only).
     *(getattr(errno, name) for name in ("EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED", "ENOKEY") if hasattr(errno, name)),
 }  # fmt: skip
-# What else an expired ticket or an interrupted mount looks like. Outside the results these are ordinary mistakes.
+# Further errors of an expired ticket or an interrupted mount. Outside the results they are ordinary faults.
 AWAY_IN_RESULTS = {errno.ENOENT, errno.EACCES, errno.EPERM}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, so that the file is whole or absent at any moment."""
+    """Write `data` to `path` so that the file is whole or absent at any moment."""
     with atomic_write(path) as file:
         file.write_bytes(data)
 
 
 @contextmanager
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """Give a temporary file beside `path`, and move it to `path` once the block has written it.
+    """Yield a temporary file beside `path`, and move it to `path` once the block has written it.
 
-    The old file is kept as `previous` if that is given. The new file has the mode that the umask asks for, whatever
-    library wrote it.
+    `previous`: a name under which to keep the old file. The new file has the mode that the umask sets, whatever library
+    wrote it.
     """
     file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -58,8 +58,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned_writes(folder: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files that killed processes left of the files `names`, which only the caller may write now."""
-    # The second form is what safetensors calls its own temporary files.
+    """Remove temporary files of `names` that killed processes left. Only the caller may write these files now."""
+    # The second form is the name that safetensors gives its temporary files.
     abandoned = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+\.tmp|\.tmp\w{{6}}")
     for path in folder.iterdir():
         if abandoned.fullmatch(path.name):
@@ -80,7 +80,7 @@ def is_away(error: BaseException, folder: Path) -> bool:
 
 @contextmanager
 def errors_at(path: Path) -> Iterator[None]:
-    """Turn the system errors that a library of another language meets at `path` into OSErrors that name the path."""
+    """Turn system errors that a library in another language raises at `path` into OSErrors that name the path."""
     try:
         yield
     except Exception as error:
@@ -91,9 +91,9 @@ def errors_at(path: Path) -> Iterator[None]:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """`error`, the error it was raised from, and so on."""
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited = set[int]()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
@@ -106,7 +106,7 @@ def _is_below(error: BaseException, results: Path) -> bool:
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The errno of a system error, also if a library of another language only writes it into its message."""
+    """The errno of a system error, even if a library in another language only writes it into its message."""
     if isinstance(error, OSError):
         return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
     match = re.search(r"\(os error (\d+)\)", str(error))
@@ -114,7 +114,7 @@ def _error_number(error: BaseException) -> int | None:
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether nothing can be written to `folder`. If so, an error of any name is an error of the disk."""
+    """Whether `folder` has no space left. If so, any error counts as an error of the disk."""
     try:
         return not folder.is_dir() or shutil.disk_usage(folder).free < LEAST_FREE_BYTES
     except OSError:
@@ -122,7 +122,7 @@ def _is_full(folder: Path) -> bool:
 
 
 class Patience:
-    """Waits that grow from a second to half a minute, up to `PATIENCE_SECONDS` after the last success."""
+    """Waits of growing length, from a second to half a minute, for up to `PATIENCE_SECONDS` after the last success."""
 
     def __init__(self) -> None:
         self.restore()
@@ -132,7 +132,7 @@ class Patience:
         self.since, self.wait = time.monotonic(), 1.0
 
     def __call__(self) -> bool:
-        """Wait a little and return True, or return False at once if patience has run out."""
+        """Wait and return True, or return False at once if `PATIENCE_SECONDS` are over."""
         if time.monotonic() - self.since > PATIENCE_SECONDS:
             return False
         time.sleep(self.wait)

@@ -1,4 +1,4 @@
-"""The speed benchmark: `command` is the program, `cases` the workloads, `baselines` plain loops, `breakdown` times a round."""
+"""The speed benchmark: `command` is the program, `cases` defines workloads, `baselines` plain loops, `breakdown` timers."""
 
 from fedbench.bench.command import main, parser
 

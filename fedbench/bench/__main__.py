@@ -1,4 +1,4 @@
-"""Entry point of `python -m fedbench.bench`, the same as `fedbench bench`."""
+"""Lets `python -m fedbench.bench` do what `fedbench bench` does."""
 
 from fedbench.bench import main
 

@@ -123,7 +123,7 @@ class World:
     ) -> Experiment:
         """A run of `method` ({"name": ..., fields}), built as a job builds it; `machine` holds further keys of ``machine:``.
 
-        Raises ConfigError, and whatever `build` raises.
+        Raises ConfigError, and any exception of `build`.
         """
         case = self.case
         frozen: dict[str, Any] = {"name": "nano"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedbench.base import provenance
-from fedbench.bench import compare, measuring
+from fedbench.bench import compare, device_report, measuring
 from fedbench.bench.cases import CASES, METHODS, SUITES
 from fedbench.plan.config import ConfigError
 from fedbench.plan.device import choose_device
@@ -25,11 +25,12 @@ examples:
   %(prog)s --cases small@32 --methods fedvpt
   %(prog)s --suite gpu --json benchmarks/gpu.json
   %(prog)s --cases nano@32 --against HEAD~1
+  %(prog)s --device-report report --sweep sweeps/quickstart.yaml --results results
 """
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.bench") -> int:
-    """Run the program. Returns 0, or 2 after a mistake on the command line."""
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench bench") -> int:
+    """Run the program. Returns 0, 1 if a part of a device report failed, or 2 after a mistake on the command line."""
     args = parser(program).parse_args(arguments)
     try:
         return _run(args)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
         return 2
 
 
-def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench bench") -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -55,12 +56,12 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
         nargs="+",
         metavar="METHOD",
         default=METHODS,
-        help=f"their names, or all (default: {' '.join(METHODS)})",
+        help=f"names of methods, or all (default: {' '.join(METHODS)})",
     )
     options.add_argument(
         "--plugins", nargs="+", type=Path, default=(), metavar="DIR", help="folders of your own plug-ins"
     )
-    options.add_argument("--repeat", type=int, default=5, help="how often everything is measured in turn (default: 5)")
+    options.add_argument("--repeat", type=int, default=5, help="how often to repeat all measurements (default: 5)")
     options.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the suite's)")
     options.add_argument("--precision", choices=("float32", "bfloat16"), help="default: the suite's")
     options.add_argument(
@@ -70,7 +71,7 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     )
     options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
-    options.add_argument("--figure", type=Path, metavar="FILE", help="draw them, as .png or .pdf")
+    options.add_argument("--figure", type=Path, metavar="FILE", help="draw the results, as .png or .pdf")
     options.add_argument("--profile", type=Path, metavar="FILE", help="also profile a round of the first case and method: "
                         "a Chrome trace if FILE ends in .json, else a table")  # fmt: skip
     options.add_argument(
@@ -79,13 +80,63 @@ def parser(program: str = "python -m fedbench.bench") -> argparse.ArgumentParser
     options.add_argument(
         "--against", metavar="COMMIT", help="measure COMMIT, in a worktree, and this tree, and print the ratios"
     )
+    report = options.add_argument_group("a report on one device, in parts that do not depend on each other")
+    report.add_argument(
+        "--device-report", type=Path, metavar="DIR", help="write it to this folder, on --device (default: cuda)"
+    )
+    report.add_argument("--small", action="store_true", help="the smallest case and few methods: tries the command")
+    report.add_argument(
+        "--deadline",
+        type=float,
+        default=device_report.DEADLINE,
+        metavar="SECONDS",
+        help=f"when everything is over (default: {device_report.DEADLINE:.0f})",
+    )
+    report.add_argument(
+        "--sweep", type=Path, metavar="FILE", help="then do the runs of this sweep file until the deadline"
+    )
+    report.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="the sweep's results, to go on from (default: DIR/results)"
+    )
     return options
+
+
+def _device_report(args: argparse.Namespace) -> int:
+    """Write a device report. Raises BenchError."""
+    try:
+        device = choose_device(args.device or "cuda")
+    except ValueError as error:
+        raise compare.BenchError(f"--device: {error}") from error
+    if args.deadline <= 0:
+        raise compare.BenchError("--deadline: expected more than 0 seconds")
+    if args.sweep and not args.sweep.is_file():
+        raise compare.BenchError(f"--sweep {args.sweep}: no such file")
+    options = device_report.ReportOptions(
+        folder=args.device_report.resolve(),
+        device=str(device),
+        small=args.small,
+        deadline=args.deadline,
+        sweep=args.sweep and args.sweep.resolve(),
+        results=args.results and args.results.resolve(),
+        plugins=[path.resolve() for path in args.plugins],
+    )
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    try:
+        return device_report.write_report(options, say)
+    except OSError as error:
+        raise compare.BenchError(f"--device-report {args.device_report}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.compare:
         sys.stdout.write(compare.comparison_table(*map(compare.read, args.compare)))
         return 0
+    if args.device_report:
+        return _device_report(args)
     suite = SUITES[args.suite]
     cases = args.cases or list(suite.cases)
     device_name, precision = args.device or suite.device, args.precision or suite.precision

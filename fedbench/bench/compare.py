@@ -19,7 +19,7 @@ CONDITIONS = ("device", "threads", "torch", "python", "precision")
 
 
 class BenchError(ValueError):
-    """A benchmark that cannot be run or compared, with the reason."""
+    """A benchmark cannot be run or compared. The message gives the reason."""
 
 
 def rates(result: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:

@@ -42,7 +42,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
     multiply-adds per second, memory in bytes, ``times_*`` the speed relative to that baseline, ``fraction`` the share of
     the measured matrix product rate. Methods that train nothing have no ``training``, and methods that never run the
     backbone no ``fraction``. ``compile_error`` says why torch.compile failed, if it did.
-    Raises ConfigError, and whatever building a run raises.
+    Raises ConfigError, and any exception of building a run.
     """
     with tempfile.TemporaryDirectory() as root:
         world = World.make(CASES[name], Path(root))
@@ -162,7 +162,8 @@ def _alternating_seconds(
 
 
 def _arithmetic(experiment: Experiment) -> dict[str, int]:
-    """Multiply-adds of one image in local training, and in an evaluation (0 if clients fine-tune before it)."""
+    """Multiply-adds of one image in local training, and in an evaluation (0 with cached features or fine-tuning)."""
     model = experiment.model
     forward = cost.one_pass(model.method, model.spec, model.backbone).forward
-    return {"training": experiment.multiply_adds, "evaluation": 0 if model.method.finetune_epochs else forward}
+    uncached = model.method.touches(model.backbone.depth) and not model.method.finetune_epochs
+    return {"training": experiment.image_cost.training, "evaluation": forward if uncached else 0}

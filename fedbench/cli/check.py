@@ -1,4 +1,4 @@
-"""The command line of the contract checks: `fedbench check FILE` says what is wrong with a plug-in, in seconds."""
+"""The command line of the contract checks: `fedbench check FILE` reports what is wrong with a plug-in, in seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, rounds, samples, violation
-from fedbench.contract.world import Case, variants
+from fedbench.contract.world import CPU, Case, variants
+from fedbench.plan.device import choose_device
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
@@ -31,10 +32,11 @@ Exit code: 0 if the plug-in keeps the contract, 1 if not, 2 if the file holds no
 examples:
   %(prog)s my_methods/methods/mine.py
   %(prog)s datasets/npz.py --set path=mine.npz
+  %(prog)s my_methods/methods/mine.py --device cuda
 """
 
 
-def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench check") -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -49,37 +51,50 @@ def parser(program: str = "python -m fedbench.check") -> argparse.ArgumentParser
         default=[],
         metavar="FIELD=VALUE",
         dest="fields",
-        help="value of a field in all checks",
+        help="the value of a field for all checks",
     )
     options.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets (default: data)"
+    )
+    options.add_argument(
+        "--device",
+        default="cpu",
+        help="auto, cpu, cuda or cuda:N: where the rounds of methods and aggregations run (default: cpu)",
     )
     return options
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.check") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench check") -> int:
     """Check the files named on the command line and return the exit code."""
     options = parser(program).parse_args(arguments)
     torch.set_num_threads(1)  # fastest for tiny tensors
+    try:
+        device = choose_device(options.device)
+    except ValueError as error:
+        sys.stderr.write(f"error: --device: {error}\n")
+        return MISTAKE
     codes = []
     for file in options.files:
         try:
-            codes.append(check_file(file, options.fields, options.data))
+            codes.append(check_file(file, options.fields, options.data, device))
         except PluginError as error:
             sys.stderr.write(f"error: {error}\n")
             codes.append(MISTAKE)
     return max(codes)
 
 
-def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
-    """Print one line per check and return the exit code. Raises PluginError if there is no plug-in to check."""
+def check_file(file: Path, fields: Iterable[str], root: Path, device: torch.device = CPU) -> int:
+    """Print one line per check and return the exit code; rounds run on `device`.
+
+    Raises PluginError if there is no plug-in to check.
+    """
     kind, cls = find(file)
     values = _values(file, cls, fields)
     made: dict[str, Any] = variants(file.stem, cls, **values)
     say(f"{file}: {kind} {file.stem}" + (f", {len(made)} variants" if len(made) > 1 else ""))
     failed = 0
-    for check, subjects in plan(kind, made, root):
+    for check, subjects in plan(kind, made, root, device):
         if not subjects:
             continue  # the plug-in trains nothing
         wrong = first_wrong(check, subjects)
@@ -95,7 +110,7 @@ def check_file(file: Path, fields: Iterable[str], root: Path) -> int:
 
 
 def find(file: Path) -> tuple[Kind, type]:
-    """The kind and class of the plug-in in a file, by the name of the class. Raises PluginError."""
+    """The kind and class of the plug-in in a file, found by the class's name. Raises PluginError."""
     try:
         tree = ast.parse(file.read_text())
     except OSError as error:
@@ -132,8 +147,10 @@ def _values(file: Path, cls: type, fields: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(made, name) for name in values}
 
 
-def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, dict[str, Any]]]:
-    """Each check with the subjects {name: ...} that it is run on."""
+def plan(
+    kind: Kind, made: dict[str, Any], root: Path, device: torch.device = CPU
+) -> Iterator[tuple[Check, dict[str, Any]]]:
+    """Each check with the subjects {name: ...} that it is run on; rounds run on `device`."""
     for check in form.CHECKS:
         yield check, made
     if kind in ("dataset", "partition"):
@@ -141,7 +158,7 @@ def plan(kind: Kind, made: dict[str, Any], root: Path) -> Iterator[tuple[Check, 
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
         yield from ((check, subjects) for check in samples.CHECKS if check.subject_kind == kind)
         return
-    cases = dict(_cases(kind, made))
+    cases = {name: dataclasses.replace(case, device=device) for name, case in _cases(kind, made)}
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
     for check in (*isolation.CHECKS, *rounds.CHECKS[1:]):
@@ -164,7 +181,7 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
 
 
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
-    """What is wrong with the first subject that breaks the check, or None."""
+    """The violation of the first subject that breaks the check; None if all keep it."""
     for name, subject in subjects.items():
         if says := violation(check, subject):
             return says + (f" [{name}]" if len(subjects) > 1 else "")

@@ -1,4 +1,4 @@
-"""Prints the script for shell completion of `fedbench`, its verbs, options and files; made by shtab."""
+"""Prints a script, made by shtab, with which a shell completes the verbs, options and files of `fedbench`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ examples:
 """
 
 
-def parser(program: str = "python -m fedbench.completion") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench completion") -> argparse.ArgumentParser:
     """The command line: one argument, the shell."""
     made = argparse.ArgumentParser(
         prog=program,
@@ -32,7 +32,7 @@ def parser(program: str = "python -m fedbench.completion") -> argparse.ArgumentP
 
 
 def every_verb() -> argparse.ArgumentParser:
-    """One parser made from those of all verbs, with paths marked for completion."""
+    """One parser that contains the parsers of all verbs, with paths marked for completion."""
     made = argparse.ArgumentParser(prog="fedbench")
     verbs = made.add_subparsers(metavar="VERB")
     for verb, (module, what) in VERBS.items():
@@ -52,7 +52,7 @@ def _mark_paths(parser: argparse.ArgumentParser) -> None:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.completion") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench completion") -> int:
     """Print the script and return the exit code."""
     options = parser(program).parse_args(arguments)
     sys.stdout.write(shtab.complete(every_verb(), shell=options.shell))

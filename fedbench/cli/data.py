@@ -40,7 +40,7 @@ examples:
 
 
 class CommandError(ValueError):
-    """A mistake on the command line; the message names the legal choices."""
+    """A mistake on the command line. The message names the legal choices."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _dataset_arguments(made: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields", help="e.g. --set image_size=96"
     )
     made.add_argument(
-        "--image-size", type=int, help="short for --set image_size=: pixels per side, e.g. --image-size 96"
+        "--image-size", type=int, help="the same as --set image_size=: pixels per side, e.g. --image-size 96"
     )
 
 
@@ -79,7 +79,7 @@ def _prepare_arguments(made: argparse.ArgumentParser) -> None:
         type=Path,
         dest="local",
         metavar="PATH",
-        help="an archive or folder that you have, e.g. --from ~/zips",
+        help="an archive or folder on this machine, e.g. --from ~/zips",
     )
 
 
@@ -140,7 +140,7 @@ def _prepare(arguments: argparse.Namespace, registry: Plugins) -> int:
     for field in dataclasses.fields(dataset):
         if isinstance(path := getattr(dataset, field.name), Path):
             content.content_hash(path.resolve(), dataset.files_read, arguments.root.resolve())
-    content.save()  # sweeps then need not read the user's files
+    content.save()  # so that sweeps need not read the user's files
     free = shutil.disk_usage(arguments.root).free
     say(f"  {free / 1e9:,.1f} GB are free below {arguments.root}")
     return DONE
@@ -188,17 +188,17 @@ def _dataset(arguments: argparse.Namespace, registry: Plugins) -> Dataset:
 
 
 VERBS: dict[str, Verb] = {
-    "list": Verb("all datasets, one per line", _no_arguments, _list),
+    "list": Verb("list all datasets, one per line", _no_arguments, _list),
     "split": Verb(
         "show the splits of a sweep as numbers and figures, and write them as files", split_view.arguments, _split
     ),
-    "info": Verb("size, licence, citation and archives of a dataset, and its files here", _dataset_arguments, _info),
+    "info": Verb("show size, licence, citation, archives and local files of a dataset", _dataset_arguments, _info),
     "prepare": Verb("fetch, check and read a dataset once, before any job starts", _prepare_arguments, _prepare),
     "verify": Verb("compare the files and caches of a dataset with their checksums", _dataset_arguments, _verify),
 }
 
 
-def parser(program: str = "python -m fedbench.data") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench data") -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     made = argparse.ArgumentParser(
         prog=program,
@@ -217,7 +217,7 @@ def parser(program: str = "python -m fedbench.data") -> argparse.ArgumentParser:
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.data") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench data") -> int:
     """Run the command line and return the exit code."""
     parsed = parser(program).parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation: plug-ins, hooks, keys of a sweep file, and metrics."""
+"""Generates parts of the documentation from the code: plug-ins, hooks, keys of a sweep file, and metrics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PAGE_OF: dict[Kind, str] = {
 
 
 def pages() -> dict[str, Callable[[Plugins], str]]:
-    """{page: function that makes the text between its markers}."""
+    """{page: function that generates the text between its markers}."""
     made: dict[str, Callable[[Plugins], str]] = {
         "docs/index.md": overview,
         "docs/hooks.md": hook_tables,
@@ -80,7 +80,7 @@ def _reference(kind: Kind, available: Plugins) -> str:
 
 
 def _chapters(kind: Kind, available: Plugins) -> Iterator[str]:
-    """Every plug-in of a kind: its header, source and fields. Common fields come once, at the end."""
+    """Every plug-in of a kind: its header, source and fields. Common fields are listed once, at the end."""
     base: Any = BASES[kind]
     common = {field.name: field for field in fields_of(base)}
     family = ""
@@ -96,7 +96,7 @@ def _chapters(kind: Kind, available: Plugins) -> Iterator[str]:
             yield from _facts(cls)
         yield from (f"{part}\n" for part in paragraphs(plugin.about))
         specific = [field for field in plugin.fields if field != common.get(field.name)]
-        yield _fields(specific) if specific else "No fields of its own.\n"
+        yield _fields(specific) if specific else "No further fields.\n"
     if common:
         yield f"## Fields of every {kind if kind != 'partition' else 'partitioner'}\n"
         if kind == "partition":
@@ -152,7 +152,7 @@ def _sweep_file() -> Iterator[str]:
 
 
 def _key(name: str, field: FieldInfo, is_run: bool) -> tuple[str, str, str, str]:
-    """A row about a key; only a run's keys can be plug-ins (`seeds.partition` and `cluster.partition` are not)."""
+    """A table row for a key. Only a run's keys can be plug-ins (`seeds.partition` and `cluster.partition` are not)."""
     allowed = code(allowed_values(field.annotation, field.metadata))
     default = REQUIRED if field.is_required() else ""
     if _model(field) is not None:
@@ -171,7 +171,7 @@ def _model(field: FieldInfo) -> type[Block] | None:
 # -- metrics ---------------------------------------------------------------------------------------------------------------
 def _metrics() -> str:
     rows = [(f"`{metric.name}`", metric.title, "yes" if metric.ranked else "", metric.meaning) for metric in METRICS]
-    metrics = table(("name in records", "title in tables", "ranked", "what it is"), rows)
+    metrics = table(("name", "title in tables", "ranked", "what it is"), rows)
     return f"{metrics}\n\nEvery column of a record:\n\n{_record_columns()}"
 
 

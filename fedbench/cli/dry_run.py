@@ -1,4 +1,4 @@
-"""`fedbench sweep --dry-run`: the runs of a sweep, their states, and what they will cost; nothing is started or written."""
+"""`fedbench sweep --dry-run`: lists the runs of a sweep, their states and estimated costs. Starts and writes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedbench.jobs import watch
 from fedbench.plan import tuning
 from fedbench.plan.config import PlannedRun, Sweep, short_name
 
-COSTS_NOTHING = ("seed", "seeds", "partition", "evaluate_every")  # keys of a run that its estimate does not depend on
+COSTS_NOTHING = ("seed", "seeds", "partition", "evaluate_every")  # keys of a run that do not affect its estimate
 ESTIMATED = ("multiply_adds", "memory_bytes")  # columns of an estimate
 
 
@@ -37,13 +37,13 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> None:
 
 
 def later(sweep: Sweep) -> str:
-    """How many runs wait for trials, as the end of a sentence."""
+    """The end of a sentence: how many runs wait for trials."""
     return f"; {len(sweep.later)} more wait for trials of the tuning" if sweep.later else ""
 
 
 def _rows(sweep: Sweep, views: Sequence[watch.View]) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each run, and a sentence for each reason why a run has no estimate."""
-    from fedbench.run import cost  # it imports timm, which takes seconds; nothing else here needs it
+    from fedbench.run import cost  # imports timm, which takes seconds, so only where it is needed
     from fedbench.vit.backbone import BackboneError
 
     states = [(planned, planned.name, view.state) for planned, view in zip(sweep.runs, views, strict=True)]
@@ -66,7 +66,7 @@ def _rows(sweep: Sweep, views: Sequence[watch.View]) -> tuple[list[dict[str, Any
 
 
 def _row(sweep: Sweep, planned: PlannedRun) -> dict[str, Any]:
-    """What a run is, in words; its name and state are filled in later."""
+    """The table row of a run in words. Its name and state are filled in later."""
     run, classes = planned.run, sweep.plugins.classes
     return {
         "name": "",

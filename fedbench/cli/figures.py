@@ -1,4 +1,4 @@
-"""The command line of reports: makes every table and figure, and prints the main table."""
+"""The command line of reports: makes all tables and figures, and prints the main table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("reports/out"), metavar="DIR", help="where to write (reports/out)"
     )
     made.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as given to the sweep")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same settings as for the sweep"
+    )
     made.add_argument(
         "--intervals",
         action="store_true",
@@ -55,22 +57,24 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python reports/make_figures.py") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench figures") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
-    given = parser(program).parse_args(arguments)
-    reading = fork_pool.start_in_fork(select, given.sweeps, given.results, given.plugins, given.set)
-    # what draws is imported while the sweep files are read: each takes seconds
+    parsed = parser(program).parse_args(arguments)
+    reading = fork_pool.start_in_fork(select, parsed.sweeps, parsed.results, parsed.plugins, parsed.set)
+    # imports of drawing code take seconds, so they run while another process reads the sweep files
     from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected
     from fedbench.report.tables import terminal
     from fedbench.report.writer import write
 
     try:
-        evidence = gather_selected(reading(), given.sweeps, given.results)
-        versus = tuple(given.versus) if given.versus else None
-        options = ReportOptions(tuple(given.metrics), "interval" if given.intervals else "std", versus, given.reference)
-        written = write(evidence, given.out, options)
-    except (ReportError, ReferencesError) as error:  # any other is a fault of the program
+        evidence = gather_selected(reading(), parsed.sweeps, parsed.results)
+        versus = tuple(parsed.versus) if parsed.versus else None
+        options = ReportOptions(
+            tuple(parsed.metrics), "interval" if parsed.intervals else "std", versus, parsed.reference
+        )
+        written = write(evidence, parsed.out, options)
+    except (ReportError, ReferencesError) as error:  # any other exception is a fault of the program
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         return 2
     console = Console()

@@ -1,4 +1,4 @@
-"""The tables of docs/hooks.md: every hook as its stub declares it, with shipped plug-ins that override it."""
+"""The tables of docs/hooks.md: every hook, as its stub declares it, with shipped plug-ins that override it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedbench.plan.plugins import Kind, Plugins
 
 BASES: dict[Kind, type] = {"method": Method, "aggregation": Aggregation}
 PAGES: dict[Kind, str] = {"method": "methods.md", "aggregation": "aggregations.md"}
-EXAMPLES = 3  # shipped plug-ins named for a hook
+EXAMPLES = 3  # most shipped plug-ins that are named for a hook
 
 
 def hook_tables(plugins: Plugins) -> str:
@@ -36,7 +36,7 @@ def _row(kind: Kind, base: type, name: str, signature: inspect.Signature, plugin
 
 
 def described(base: type, name: str) -> tuple[str, str]:
-    """What the docstring of a hook's stub says: what it returns, and when it is called (its sentence "Called ...")."""
+    """From the docstring of a hook's stub: what the hook returns, and when it is called (the sentence "Called ...")."""
     text = " ".join((inspect.getdoc(inspect.getattr_static(base, name)) or "").split())
     returns, called, when = text.partition("Called ")
     when, _, rest = when.partition(". ")
@@ -44,10 +44,10 @@ def described(base: type, name: str) -> tuple[str, str]:
 
 
 def users_of(kind: Kind, name: str, plugins: Plugins) -> list[str]:
-    """The shipped plug-ins of a kind that override the hook `name`, those that do so in their own file first."""
+    """The shipped plug-ins of a kind that override the hook `name`; those that do so in their own file come first."""
     classes = plugins.classes[kind]
-    own = [plugin for plugin, cls in classes.items() if name in vars(cls)]
-    return own + [plugin for plugin in _inheriting(name, BASES[kind], classes) if plugin not in own]
+    overriding = [plugin for plugin, cls in classes.items() if name in vars(cls)]
+    return overriding + [plugin for plugin in _inheriting(name, BASES[kind], classes) if plugin not in overriding]
 
 
 def _inheriting(name: str, base: type, classes: dict[str, type]) -> Iterator[str]:

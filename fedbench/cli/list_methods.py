@@ -1,4 +1,4 @@
-"""Lists methods and aggregations with name, sentence, fields and citation, all taken from the plug-ins."""
+"""Lists methods and aggregations with name, summary, fields and citation, all taken from the plug-ins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ examples:
   %(prog)s --plugins mine/ --json
 """
 REQUIRED = "required"  # the default of a field that has none
-COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields of every method, listed once
+COMMON = tuple(field.name for field in dataclasses.fields(Method))  # fields that every method has, listed once
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 WORDS = {bool: "true | false", str: "text", Path: "path", type(None): "null"}  # as YAML calls them
 
@@ -46,7 +46,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Entry:
-    """A plug-in as the listing shows it; ``sentence``: the first paragraph of its file's header, ``about``: the rest."""
+    """A plug-in in the listing. ``sentence``: the first paragraph of its file's header; ``about``: the rest."""
 
     kind: Kind
     name: str
@@ -67,11 +67,20 @@ def listing(available: Plugins) -> list[Entry]:
 
 
 def entry(kind: Kind, name: str, cls: Any) -> Entry:
-    """What a plug-in's file and class say about it. The family of a plug-in that is no method is its kind."""
+    """The entry of a plug-in, from its file and class. The family of a plug-in that is not a method is its kind."""
     header = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
     sentence, _, about = header.strip().partition("\n\n")
     family, reference = getattr(cls, "family", kind), getattr(cls, "reference", False)
-    return Entry(kind, name, family, reference, " ".join(sentence.split()), cls.citation, fields_of(cls), about)
+    return Entry(
+        kind=kind,
+        name=name,
+        family=family,
+        reference=reference,
+        sentence=" ".join(sentence.split()),
+        citation=cls.citation,
+        fields=fields_of(cls),
+        about=about,
+    )
 
 
 def fields_of(cls: Any) -> tuple[Field, ...]:
@@ -144,7 +153,7 @@ def as_markdown(entries: Iterable[Entry]) -> str:
     return table(("name", "family", "what", "source"), rows)
 
 
-def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench methods") -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -161,7 +170,7 @@ def parser(program: str = "python -m fedbench.methods") -> argparse.ArgumentPars
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.methods") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench methods") -> int:
     """Print the listing and return the exit code."""
     options = parser(program).parse_args(arguments)
     try:

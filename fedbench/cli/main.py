@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 # verb: (module with parser(program) and main(arguments, program) -> exit code, what it does)
 VERBS = {
@@ -23,15 +22,13 @@ EXAMPLE = "sweep quickstart --cluster local"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pass the arguments after the verb to its module. Returns the exit code; 2 for a missing or unknown verb."""
-    as_module = Path(sys.argv[0]).parts[-2:] == ("fedbench", "__main__.py")
-    program = "python -m fedbench" if as_module else "fedbench"
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if verb in VERBS:
-        code: int = importlib.import_module(VERBS[verb][0]).main(rest, f"{program} {verb}")
+        code: int = importlib.import_module(VERBS[verb][0]).main(rest, f"fedbench {verb}")
         return code
     lines = [f"  {name:<11} {what}" for name, (_, what) in VERBS.items()]
-    usage = [f"usage: {program} VERB ...   (see {program} VERB --help)", "", *lines, "", "example:"]
-    text = "\n".join([*usage, f"  {program} {EXAMPLE}", ""])
+    usage = ["usage: fedbench VERB ...   (see fedbench VERB --help)", "", *lines, "", "example:"]
+    text = "\n".join([*usage, f"  fedbench {EXAMPLE}", ""])
     if verb in ("-h", "--help"):
         sys.stdout.write(text)
         return 0

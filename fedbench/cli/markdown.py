@@ -1,4 +1,4 @@
-"""Text of docstrings and fields as Markdown: tables, code and links."""
+"""Converts texts of docstrings and fields to Markdown: tables, code and links."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """`text` between backticks, each choice by itself: some renderers end a cell at a bar between backticks."""
+    """`text` in backticks, each choice separately: some renderers end a table cell at a bar between backticks."""
     return " | ".join(f"`{part}`" for part in text.split(" | ")) if text else ""
 
 

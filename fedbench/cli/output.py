@@ -1,4 +1,4 @@
-"""How commands write to the terminal: at once even into a pipe, and bytes of file names that are no text as escapes."""
+"""Output of commands: flushed at once, even into a pipe; bytes in file names that are not text are escaped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Write a line to stderr, where a script that reads stdout does not see it."""
+    """Write a line to stderr, so that scripts that read stdout do not see it."""
     sys.stderr.write(text.encode(errors="backslashreplace").decode() + "\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Shows the splits of a sweep before any job starts: numbers, a figure of each, and files to publish."""
+"""Shows the splits of a sweep before any job starts: numbers, figures, and files to publish."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show(options: argparse.Namespace, say: Say) -> None:
     if options.write and len(runs) > 1:
         names = "\n".join(f"  - {_title(sweep, run)}" for run in runs.values())
         raise ConfigError(
-            f"--write takes one split, but {options.sweep} has {len(runs)}; choose one by --set, for example --set seed=0:\n"
+            f"--write takes one split, but {options.sweep} has {len(runs)}; choose one with --set, for example --set seed=0:\n"
             + names
         )
     loaded: dict[str, Samples] = {}
@@ -78,7 +78,7 @@ def show(options: argparse.Namespace, say: Say) -> None:
 
 
 def _key(run: RunConfig) -> str:
-    """The fields of a run that its split depends on, as text."""
+    """The fields that determine a run's split, as text."""
     clients = (run.clients.number, run.clients.held_out, run.clients.validation)
     return json.dumps([run.dataset, run.partition, clients, run.stream("partition")], sort_keys=True, default=str)
 

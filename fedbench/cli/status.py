@@ -1,4 +1,4 @@
-"""The command line that shows the state of runs: `fedbench status SWEEP` is `fedbench sweep SWEEP --status`."""
+"""Shows the state of runs: `fedbench status SWEEP` is the same as `fedbench sweep SWEEP --status`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ examples:
 """
 
 
-def parser(program: str = "python -m fedbench.status") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench status") -> argparse.ArgumentParser:
     """The options, some of those of `fedbench sweep`."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -29,8 +29,8 @@ def parser(program: str = "python -m fedbench.status") -> argparse.ArgumentParse
     return options
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.status") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench status") -> int:
     """Show the state of the runs, and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser(program).parse_args(arguments)  # help and mistakes in the words of this verb
+    parser(program).parse_args(arguments)  # prints help and mistakes for this verb
     return sweep.main(["--status", *arguments], program)

@@ -23,17 +23,17 @@ from fedbench.jobs import cancellation, launch, slurm, watch
 from fedbench.jobs.submission import plan
 from fedbench.plan import content, tuning
 from fedbench.plan.config import ConfigError, Sweep
-from fedbench.plan.planning import read_sweep
+from fedbench.plan.planning import check_not_begun, read_sweep
 from fedbench.plan.plugins import PluginError
 from fedbench.plan.task_checks import Where
 
 DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
-The same command resumes the sweep: it keeps runs that are done, leaves queued and running ones alone, makes damaged ones
-again, and tries failed ones again only with --retry-failed. Ctrl-C only stops watching: jobs on Slurm and local workers go
-on, and --cancel ends them. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs failed, 2 a mistake in the
-file or on the command line.
+The same command resumes the sweep. It keeps runs that are done, leaves queued and running runs alone, repairs damaged runs,
+and tries failed runs again only with --retry-failed. Ctrl-C only stops watching: jobs on Slurm and local workers continue,
+and --cancel ends them. Exit code: 0 all done (or, with --no-watch, submitted), 1 some runs failed, 2 a mistake in the file
+or on the command line.
 
 examples:
   %(prog)s sweeps/quickstart.yaml
@@ -44,7 +44,7 @@ examples:
 """
 
 
-def parser(program: str = "python -m fedbench.sweep") -> argparse.ArgumentParser:
+def parser(program: str = "fedbench sweep") -> argparse.ArgumentParser:
     """The options, each with an example."""
     options = argparse.ArgumentParser(
         prog=program,
@@ -66,11 +66,11 @@ def parser(program: str = "python -m fedbench.sweep") -> argparse.ArgumentParser
         help="loop: train one client at a time, which is slower; e.g. --clients loop",
     )
     options.add_argument(
-        "--dry-run", action="store_true", help="list the runs and what they will cost; nothing is written"
+        "--dry-run", action="store_true", help="list the runs and their estimated costs; nothing is written"
     )
     options.add_argument("--status", action="store_true", help="show the state of the runs; nothing is started")
     options.add_argument(
-        "--cancel", action="store_true", help="end the jobs and local workers of this sweep; its runs can go on later"
+        "--cancel", action="store_true", help="end the jobs and local workers of this sweep; its runs can resume later"
     )
     options.add_argument(
         "--watch",
@@ -85,7 +85,7 @@ def parser(program: str = "python -m fedbench.sweep") -> argparse.ArgumentParser
 
 
 def add_run_options(options: argparse.ArgumentParser) -> None:
-    """Add the options that say which runs are meant, where they are, and in which form to answer."""
+    """Add the options that select runs, the folder of results, and the form of the output."""
     options.add_argument(
         "sweep", type=Path, help="sweep file, e.g. sweeps/quickstart.yaml; fedbench's own also by name: quickstart"
     )
@@ -110,8 +110,8 @@ def add_run_options(options: argparse.ArgumentParser) -> None:
 
 
 @exits_when_pipe_closes
-def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbench.sweep") -> int:
-    """Do what the command line says and return the exit code."""
+def main(arguments: Sequence[str] | None = None, program: str = "fedbench sweep") -> int:
+    """Run the command line and return the exit code."""
     command_line = parser(program)
     options = command_line.parse_args(arguments)
     if options.json and not (options.status or options.dry_run):
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m fedbe
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
-    """Do what parsed options say, and return the exit code. Raises the errors that `main` reports."""
+    """Execute the parsed options, and return the exit code. Raises the errors that `main` reports."""
     settings = [*options.settings, *([f"machine.clients={options.clients}"] if options.clients else [])]
     results = options.results.expanduser().resolve()
     cluster = options.cluster
@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         dry_run(sweep, results, options.json)
         return DONE
     if options.status:
-        return status(sweep, results, options.json)
+        return status(sweep, results, options.json, str(options.sweep))
     if options.cancel:
         return cancel(sweep, results)
     if whole.tune:
@@ -154,12 +154,19 @@ def _run(options: argparse.Namespace, command: str) -> int:
         code = launch_and_watch(sweep, results, cluster, options.watch, options.retry_failed, command)
         before, sweep = {run.key for run in sweep.runs}, tuning.next_stage(whole, results)
         if code == INTERRUPTED or {run.key for run in sweep.runs} <= before:
-            return code  # the trials, if there are any, have led to no further runs
+            return code  # no trials, or the trials have led to no further runs
 
 
-def status(sweep: Sweep, results: Path, as_json: bool) -> int:
-    """Show the state of the runs, and return the exit code."""
-    views = watch.Observer(results, sweep.runs).look()
+def status(sweep: Sweep, results: Path, as_json: bool, source: str) -> int:
+    """Show the state of the runs, and return the exit code.
+
+    Runs without a folder are checked against their task as before a start; the others were checked when they were planned,
+    and looking at them must be fast. Raises ConfigError.
+    """
+    observer = watch.Observer(results, sweep.runs)
+    views = observer.look()
+    missing = {view.name for view in views if view.state == "missing" and not observer.folders[view.name].files()}
+    check_not_begun(sweep, missing, source)
     if as_json:
         whole = {"sweep": sweep.name, "results": str(results), "counts": watch.counts(views)}
         odd = watch.odd_files(results, sweep.runs, views)
@@ -174,12 +181,12 @@ def status(sweep: Sweep, results: Path, as_json: bool) -> int:
 
 
 def cancel(sweep: Sweep, results: Path) -> int:
-    """End the jobs and local workers that this sweep started, and no others; its runs keep what they have."""
+    """End the jobs and local workers that this sweep started, and no others. Its runs keep their files."""
     if not results.is_dir():
         raise RecordsError(f"{results}: no such results folder")
     with launch.planning(results, warn):
         cancelled = cancellation.cancel(sweep, results)
-    say(f"{sweep.name}: {cancelled.count} runs cancelled; the same command without --cancel goes on with them")
+    say(f"{sweep.name}: {cancelled.count} runs cancelled; the same command without --cancel continues them")
     for problem in cancelled.problems:
         say(problem)
     return DONE if cancelled.complete else SOME_FAILED
@@ -188,11 +195,11 @@ def cancel(sweep: Sweep, results: Path) -> int:
 def launch_and_watch(
     sweep: Sweep, results: Path, cluster: str, stay: bool | None, retry_failed: bool, command: str
 ) -> int:
-    """Start the runs that are missing, watch them to their end or leave them, and return the exit code.
+    """Start the missing runs, watch them to their end or leave them, and return the exit code.
 
     `stay`: whether to watch; None: if there is a terminal, and always without Slurm. `command` is repeated in messages.
     """
-    # A live table would be in a debugger's way.
+    # A live table would disturb a debugger.
     console = Console(force_terminal=False if cluster == "inline" else None)
     stay = (cluster != "slurm" or console.is_terminal) if stay is None else stay
     patience = watch.PATIENCE_SECONDS if cluster == "slurm" else watch.LOCAL_PATIENCE_SECONDS
@@ -220,12 +227,12 @@ def launch_and_watch(
 
 
 def start(sweep: Sweep, results: Path, cluster: str, retry_failed: bool, command: str) -> tuple[list[str], str]:
-    """Plan the missing runs and hand them over; returns their names, and in words who has them. Raises LaunchError."""
+    """Plan the missing runs and hand them over. Returns their names, and words that say to whom. Raises LaunchError."""
     if cluster == "slurm":
         slurm.check_folder(results)
     with launch.planning(results, warn) as folder:
         names = plan(sweep, results, retry_failed, command, warn)
-        content.save()  # jobs then find the hashes of the user's files
+        content.save()  # so that jobs find the hashes of the user's files
         where = ""
         if names and cluster == "inline":
             launch.note_inline(sweep, results, names)
@@ -238,7 +245,7 @@ def start(sweep: Sweep, results: Path, cluster: str, retry_failed: bool, command
 
 
 def inline(results: Path, names: Sequence[str], observer: watch.Observer, console: Console | None) -> None:
-    """Do the runs in this process, while a thread shows their state."""
+    """Do the runs in this process while a thread shows their state."""
     from fedbench.jobs.attempt import BrokenAccelerator
     from fedbench.jobs.job import run_job
 
@@ -249,7 +256,7 @@ def inline(results: Path, names: Sequence[str], observer: watch.Observer, consol
     try:
         run_job(results, names)
     except BrokenAccelerator as error:
-        warn(f"the accelerator is of no more use to this process, so the same command has to go on: {error}")
+        warn(f"the accelerator is unusable in this process; repeat the command to continue: {error}")
     finally:
         over.set()
         if display:
@@ -270,8 +277,9 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupted(cluster: str, again: str) -> str:
-    """What a Ctrl-C does, in words: nothing is cancelled, except that this process does no more runs itself."""
+    """A message about the effect of Ctrl-C: nothing is cancelled, but this process does no more runs itself."""
     if cluster == "inline":
-        return f"\nStopped; unfinished runs go on from their last checkpoint with: {again}"
-    what = "all jobs go on" if cluster == "slurm" else "the local workers go on"
-    return f"\nNo longer watching; nothing was cancelled and {what}. Come back with: {again}\nEnd them with: {again} --cancel"
+        return f"\nStopped; resume unfinished runs from their last checkpoints with: {again}"
+    what = "all jobs continue" if cluster == "slurm" else "the local workers continue"
+    kept = f"\nNo longer watching; nothing was cancelled and {what}."
+    return f"{kept} Watch them again with: {again}\nEnd them with: {again} --cancel"

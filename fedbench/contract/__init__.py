@@ -14,18 +14,18 @@ from fedbench.method.hooks import hooks_of
 
 
 class ContractError(ValueError):
-    """A plug-in breaks the contract. The message names the hook, parameter or field, what was expected and what was found."""
+    """A plug-in breaks the contract. The message names the hook, parameter or field, the expected and the actual result."""
 
-    def __init__(self, where: str, expected: str, found: str) -> None:
-        super().__init__(f"{where}: expected {expected}; found {found}")
+    def __init__(self, where: str, expected: str, actual: str) -> None:
+        super().__init__(f"{where}: expected {expected}; found {actual}")
 
 
 @dataclass(frozen=True)
 class Check:
     """One promise of a plug-in, with a name and a sentence.
 
-    ``subject_kind``: what `body` takes - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that trains),
-    "merge" (a `Case` that trains, to check what the server does with the updates), "dataset" or "partition".
+    ``subject_kind``: the argument of `body` - "plugin" (any plug-in object), "run" (any `Case`), "round" (a `Case` that
+    trains), "merge" (a `Case` that trains, to check how the server merges updates), "dataset" or "partition".
     ``warns``: a violation may be intended, so it is reported as a warning.
     """
 
@@ -49,7 +49,7 @@ class Check:
 
 
 def check(subject_kind: str, warns: bool = False) -> Callable[[Callable[[Any], None]], Check]:
-    """Decorator: the function's name names the check, the first line of its docstring is its sentence."""
+    """Decorator: the function's name becomes the check's name, and the first line of its docstring the check's sentence."""
 
     def make_check(body: Callable[[Any], None]) -> Check:
         sentence = (body.__doc__ or "").strip().splitlines()[0].rstrip(".")
@@ -61,8 +61,8 @@ def check(subject_kind: str, warns: bool = False) -> Callable[[Callable[[Any], N
 def _place(error: Exception, subject: Any) -> str:
     """``hook() in line N`` for an exception raised in a plug-in's file, else the file.
 
-    The name is that of the hook that the core called, even if a helper function in the file raised the exception; the line
-    is where it was raised.
+    The text names the hook that the core called, even if a helper function in the file raised the exception, and the line
+    that raised it.
     """
     parts = [getattr(subject, name) for name in ("method", "aggregation", "dataset") if hasattr(subject, name)] or [
         subject

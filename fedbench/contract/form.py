@@ -106,18 +106,18 @@ def hooks_are_complete(plugin: Any) -> None:
 
 
 def declares(plugin: Any, name: str) -> bool:
-    """Whether the class of `plugin` overrides the hook `name`, even if some of its objects lack it (`only_if`)."""
+    """Whether the class of `plugin` overrides the hook `name`, even if some objects of the class lack it (`only_if`)."""
     return getattr(type(plugin), name) is not getattr(base_of(plugin), name)
 
 
 def _hook(plugin: Any, name: str) -> Any:
-    """The hook of the object, in evaluation or the first phase or view that has it (`only_if`); None if none has."""
+    """The object's hook in evaluation, or in the first phase or view that has it (`only_if`); None if it is nowhere."""
     objects = _phases_and_views(plugin) if isinstance(plugin, Method) else [plugin]
     return next((hook for part in objects if (hook := getattr(part, name)) is not None), None)
 
 
 def _phases_and_views(method: Method) -> Iterator[Method]:
-    """The method as it is in evaluation, and in each phase and view."""
+    """The method in evaluation, and in each phase and view."""
     yield method
     for phase in range(len(method.phases or ())):
         for view in (None, *method.views):

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.rounds import COHORT, TOLERANCE, agree, client_updates, local_values, updates_agree
-from fedbench.contract.world import Case, mini_run
+from fedbench.contract.world import Case
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
 from fedbench.run.stacked import rows
@@ -60,13 +60,13 @@ class PerturbingModel(StackedModel):
 
 
 def _expect_same_for_other_samples(name: str, first: Any, again: Any) -> None:
-    """Raise ContractError if any but the last sample of a hook's result [K, B, ...] has changed."""
+    """Raise ContractError if a hook's result [K, B, ...] has changed for any sample except the last."""
     results = {"": (first, again)}
     if isinstance(first, dict):
         results = {f", slot {key!r}": (value, again[key]) for key, value in first.items()}
     for part, pair in results.items():
         before, after = (value.detach() for value in pair)
-        if before.dim() == 1:  # a scalar of each client
+        if before.dim() == 1:  # one scalar for each client
             expected = (
                 "[B] for a term about samples (the core leaves out padding), a scalar for one about parameters only"
             )
@@ -75,7 +75,7 @@ def _expect_same_for_other_samples(name: str, first: Any, again: Any) -> None:
             expected = "a result for each sample that depends on that sample alone"
             change, problem = (
                 (before - after)[:, :-1],
-                "a change for the others when the last sample of a batch changes",
+                "a change for other samples when the last sample of a batch changes",
             )
         if change.numel() and not float(change.abs().max()) < TOLERANCE:
             raise ContractError(f"{name}(){part}", expected, problem)
@@ -90,17 +90,16 @@ def samples_do_not_see_each_other(case: Case) -> None:
 
 
 @check("round")
-def nothing_is_remembered_outside_params(case: Case) -> None:
+def state_is_in_params_only(case: Case) -> None:
     """A hook stores nothing on the method, its class or its module: state is declared in params()."""
-    method = dataclasses.replace(case.method)
-    world = mini_run(method, case.aggregation)
+    world = dataclasses.replace(case, method=dataclasses.replace(case.method)).new_run()
     world.report_statistics(range(len(world.train)))
     first = world.round(COHORT[:1])
     world.round(COHORT[1:])
     models = [world.model, *(m for phase in world.trainer.phases for m in (phase.model, *phase.views.values()))]
     for plugin in (*(model.method for model in models), case.aggregation):
         _expect_no_state(plugin)
-    expected = "the same result whichever clients trained before (no state in globals or on the class)"
+    expected = "a result that does not depend on the clients that trained before (no state in globals or on the class)"
     updates_agree(expected, first, world.round(COHORT[:1]))
 
 
@@ -139,7 +138,7 @@ def send_keeps_clients_apart(case: Case) -> None:
     together = world.server.generated(torch.tensor(COHORT))
     for i, client in enumerate(COHORT):
         alone = world.server.generated(torch.tensor([client]))
-        agree("send()", f"client {client}'s row to be the same alone", rows(together, slice(i, i + 1)), alone)
+        agree("send()", f"the same row for client {client} alone", rows(together, slice(i, i + 1)), alone)
 
 
 @check("merge")
@@ -155,15 +154,15 @@ def merge_keeps_clients_apart(case: Case) -> None:
         number = torch.tensor([client])
         agree(
             "merge()",
-            f"client {client}'s row to come from its own updates alone",
+            f"a row for client {client} that depends on its own updates only",
             local_values(together, number),
             local_values(alone, number),
         )
 
 
 @check("merge")
-def what_is_local_stays_with_the_client(case: Case) -> None:
-    """merge() computes no server value from values with home local, which clients do not send."""
+def local_values_stay_with_the_client(case: Case) -> None:
+    """merge() computes no server value from local values, which clients do not send."""
     world = case.warmed_up()
     updates = world.round(COHORT)
     local = [name for name in updates.updated if world.server.spec[name].home == "local"]
@@ -182,8 +181,8 @@ def what_is_local_stays_with_the_client(case: Case) -> None:
 
 CHECKS = (
     samples_do_not_see_each_other,
-    nothing_is_remembered_outside_params,
+    state_is_in_params_only,
     send_keeps_clients_apart,
     merge_keeps_clients_apart,
-    what_is_local_stays_with_the_client,
+    local_values_stay_with_the_client,
 )

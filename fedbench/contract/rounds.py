@@ -1,6 +1,6 @@
 """Checks of whole rounds in the miniature run: clients are independent, padding has no effect, bytes are counted exactly.
 
-Every check takes a `Case`. The clients of the cohort have different numbers of samples, so they end at different steps.
+Every check takes a `Case`. The cohort's clients have different numbers of samples, so they finish after different steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, mini_run, task
+from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, task
 from fedbench.method import ClientUpdates, Param
 from fedbench.method.hooks import describe
 from fedbench.run.evaluation import accuracies
@@ -85,7 +85,7 @@ def params_are_declared(case: Case) -> None:
             if not right_shape or not torch.equal(values[3:4], param.rows(torch.tensor([3]))):
                 raise ContractError(
                     f"{where}, rows",
-                    f"clients [K] -> [K, {', '.join(map(str, param.init.shape))}], each row a function of its client alone",
+                    f"clients [K] -> [K, {', '.join(map(str, param.init.shape))}], each row dependent on its client alone",
                     f"{list(values.shape)} for {CLIENTS} clients"
                     + (", but another row for client 3 alone" if right_shape else ""),
                 )
@@ -99,7 +99,7 @@ def params_are_declared(case: Case) -> None:
 
 @check("round")
 def loop_equals_stacked(case: Case) -> None:
-    """Training one client at a time gives the same as training all clients in one graph."""
+    """Training one client at a time gives the same result as training all clients in one graph."""
     world = case.warmed_up()
     loop = world.round(COHORT, model=dataclasses.replace(world.model, mode="loop"))
     updates_agree("the same result one client at a time as stacked", world.round(COHORT), loop)
@@ -107,7 +107,7 @@ def loop_equals_stacked(case: Case) -> None:
 
 @check("round")
 def together_equals_alone(case: Case) -> None:
-    """Each client gets the same result with others as alone: uneven data, momentum, weight decay, clipping, Adam."""
+    """A client gets the same result alone as with others: uneven data, momentum, weight decay, clipping, Adam."""
     for recipe in RECIPES:
         world = case.warmed_up(**recipe)
         together = world.round(COHORT)
@@ -124,7 +124,7 @@ def together_equals_alone(case: Case) -> None:
 
 @check("round")
 def chunks_change_nothing(case: Case) -> None:
-    """Splitting clients into chunks, or a client's batch into pieces, changes nothing."""
+    """Splitting clients into chunks, or a client's batch into pieces, changes no result."""
     world = case.warmed_up()
     whole = world.round(COHORT)
     changes: tuple[dict[str, Any], ...] = ({"chunk": 3}, {"piece": 3})
@@ -137,8 +137,8 @@ def chunks_change_nothing(case: Case) -> None:
 
 
 @check("round")
-def padding_is_nothing(case: Case) -> None:
-    """The images in the padding of a batch have no effect."""
+def padding_has_no_effect(case: Case) -> None:
+    """Images in the padding of a batch have no effect."""
     world = case.warmed_up()
     zero_padded = world.batches(COHORT)
     unused = len(world.labels) - 1  # an image of no client
@@ -151,7 +151,7 @@ def padding_is_nothing(case: Case) -> None:
 
 
 @check("round")
-def what_trains_moves_and_nothing_else(case: Case) -> None:
+def training_changes_trained_values_only(case: Case) -> None:
     """Local training changes each value that is declared as trained, and no other."""
     world = case.warmed_up(weight_decay=0.0)
     updates = world.round(COHORT)
@@ -187,8 +187,8 @@ def local_values(world: MiniRun, clients: Tensor) -> dict[str, Tensor]:
 
 
 @check("run")
-def bytes_are_those_of_what_is_serialised(case: Case) -> None:
-    """The bytes of a client's round are the bytes of its tensors in safetensors files, without headers."""
+def bytes_equal_serialised_bytes(case: Case) -> None:
+    """The counted bytes of a client's round equal the bytes of its tensors in safetensors files, without headers."""
     world = case.warmed_up(dtype=torch.float32)
     server = world.server
     up, down = server.bytes_per_client()
@@ -221,11 +221,11 @@ def payload(tensors: dict[str, Tensor]) -> int:
 
 
 @check("run")
-def bytes_of_statistics_are_those_of_what_is_serialised(case: Case) -> None:
-    """The bytes of statistics are those of a client's non-zero rows or of all rows in safetensors files, whichever is less."""
+def bytes_of_statistics_equal_serialised_bytes(case: Case) -> None:
+    """The counted bytes of statistics equal those of a client's non-zero rows, or of all rows if less, in safetensors files."""
     if case.method.statistics is None:
         return
-    world = mini_run(case.method, case.aggregation, dtype=torch.float32)
+    world = case.new_run(dtype=torch.float32)
     each = world.statistics(range(CLIENTS))
     counted = sum(bytes_of_sums(torch.stack([stats[name] for stats in each])) for name in each[0])
     written = sum(cheapest({name: value[None]}) for stats in each for name, value in stats.items())
@@ -233,7 +233,7 @@ def bytes_of_statistics_are_those_of_what_is_serialised(case: Case) -> None:
 
 
 def cheapest(sums: Mapping[str, Tensor]) -> int:
-    """Bytes of each client's sums as safetensors: all rows, or the non-zero rows with their numbers, whichever is less."""
+    """Bytes of each client's sums as safetensors: of all rows, or of non-zero rows with their numbers if that is less."""
     total = 0
     for stacked in sums.values():
         for value in stacked:
@@ -246,7 +246,7 @@ def cheapest(sums: Mapping[str, Tensor]) -> int:
 
 @check("run")
 def evaluation_equals_the_loop_over_samples(case: Case) -> None:
-    """Accuracy from batches over all clients equals accuracy from one sample at a time."""
+    """Accuracy from batches over all clients equals accuracy computed one sample at a time."""
     world = case.warmed_up()
     edges = ((42, 50), (0, 0), (37, 42), (50, 57), (38, 39), (40, 46))
     parts = [np.arange(*edge) for edge in edges]
@@ -257,7 +257,8 @@ def evaluation_equals_the_loop_over_samples(case: Case) -> None:
         client_values = rows(values, slice(k, k + 1)) | world.server.read()
         right = 0
         for i in part:
-            logits = world.model.forward(client_values, torch.tensor([[i]]), prior).logits
+            index = world.model.sample_index(np.array([[i]]))
+            logits = world.model.forward(client_values, index, prior).logits
             right += int(logits[0, 0].argmax() == world.model.labels[i])
         if (batched.right[k], batched.count[k]) != (right, len(part)):
             raise ContractError(
@@ -272,10 +273,10 @@ CHECKS = (
     loop_equals_stacked,
     together_equals_alone,
     chunks_change_nothing,
-    padding_is_nothing,
-    what_trains_moves_and_nothing_else,
+    padding_has_no_effect,
+    training_changes_trained_values_only,
     absent_clients_are_untouched,
-    bytes_are_those_of_what_is_serialised,
-    bytes_of_statistics_are_those_of_what_is_serialised,
+    bytes_equal_serialised_bytes,
+    bytes_of_statistics_equal_serialised_bytes,
     evaluation_equals_the_loop_over_samples,
 )

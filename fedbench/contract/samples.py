@@ -17,7 +17,7 @@ CLIENTS, CLASSES, DOMAINS, USERS = 6, 5, 3, 30
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A dataset and the folder that holds its downloads and caches."""
+    """A dataset, and the folder of its downloads and caches."""
 
     dataset: Dataset
     root: Path
@@ -29,8 +29,8 @@ class OnDisk:
 
 
 @check("dataset")
-def samples_are_whole(case: OnDisk) -> None:
-    """load() returns training and test images, domains from 0, users from -1 (no user), and distinct names."""
+def samples_are_complete(case: OnDisk) -> None:
+    """load() returns training and test images, domains from 0, users from -1 (no user), and distinct class names."""
     samples = case.samples
     if not isinstance(samples, Samples):
         raise ContractError("load()", "Samples(images, labels, is_test, ...)", type(samples).__name__)
@@ -62,7 +62,7 @@ def loading_again_gives_the_same(case: OnDisk) -> None:
 
 
 @check("dataset")
-def the_extent_is_what_is_loaded(case: OnDisk) -> None:
+def the_extent_equals_the_loaded_samples(case: OnDisk) -> None:
     """extent(), if the dataset defines it, counts what load() returns."""
     if type(case.dataset).extent is not Dataset.extent:
         loaded = Extent.of(case.samples)
@@ -102,8 +102,8 @@ def a_split_is_sound(partitioner: Partitioner) -> None:
 
 
 @check("partition")
-def a_split_is_its_seed(partitioner: Partitioner) -> None:
-    """The same seed gives the same split, whatever was dealt before: draws come from `stream` alone."""
+def a_split_depends_on_its_seed_alone(partitioner: Partitioner) -> None:
+    """The same seed gives the same split, whatever was split before: draws come from `stream` alone."""
     first = partitioned(partitioner).hash
     partitioned(partitioner, seed=1)
     if partitioned(partitioner).hash != first:
@@ -123,10 +123,10 @@ def images_are_not_read(partitioner: Partitioner) -> None:
 
 
 CHECKS = (
-    samples_are_whole,
+    samples_are_complete,
     loading_again_gives_the_same,
-    the_extent_is_what_is_loaded,
+    the_extent_equals_the_loaded_samples,
     a_split_is_sound,
-    a_split_is_its_seed,
+    a_split_depends_on_its_seed_alone,
     images_are_not_read,
 )

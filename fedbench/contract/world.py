@@ -21,6 +21,7 @@ from fedbench.run.stacked_model import StackedModel
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.images import Images
 
+CPU = torch.device("cpu")
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # SIZES: training samples of each client
 
 
@@ -28,7 +29,7 @@ def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
     """D = 32, L = 4, four patches of 8 px, random weights."""
     torch.manual_seed(3)
     vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2, num_classes=0)
-    for value in vit.parameters():  # timm starts with a near-zero CLS and positions; here every part must matter
+    for value in vit.parameters():  # timm's initial CLS token and positions are near zero; here every part must matter
         torch.nn.init.normal_(value, std=0.15)
     return Backbone(vit, (0.5,) * 3, (0.5,) * 3).to(dtype)
 
@@ -73,7 +74,7 @@ class MiniRun:
         return dataclasses.replace(self, server=server)
 
     def statistics(self, clients: Any) -> list[dict[str, torch.Tensor]]:
-        """The statistics that each of `clients` reports once; [] for a method without `statistics`."""
+        """The statistics of each of `clients`; [] for a method without `statistics`."""
         hook, features, labels = self.model.method.statistics, self.model.features, self.model.labels
         if hook is None or features is None:
             return []
@@ -101,31 +102,36 @@ def task(vit: Backbone | None = None) -> Task:
 
 
 def mini_run(
-    method: Method, aggregation: Aggregation | None = None, dtype: torch.dtype = torch.float64, **local: Any
+    method: Method,
+    aggregation: Aggregation | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device = CPU,
+    **local: Any,
 ) -> MiniRun:
-    """A run of `method` before its first round; `local` sets fields of the local training."""
-    vit = backbone(dtype)
+    """A run of `method` before its first round, on `device`; `local` sets fields of the local training."""
+    vit = backbone(dtype).to(device)
     train, pixels, labels = _samples()
-    images = Images(pixels, 16, vit.mean, vit.std, torch.device("cpu"), dtype)
+    images = Images(pixels, 16, vit.mean, vit.std, device, dtype)
     aggregation = aggregation or Aggregation()
     spec = parameters(method, aggregation, task(vit))
+    everything = torch.arange(len(labels), device=device)
     with torch.no_grad():
-        features = vit(images.batch(torch.arange(len(labels))))[0]["cls"] if method.reads_features(vit.depth) else None
+        features = vit(images.batch(everything))[0]["cls"] if method.reads_features(vit.depth) else None
     model = StackedModel(
         method=method,
         spec=spec,
         backbone=vit,
         images=images,
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(labels).to(device),
         features=features,
     )
     recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
-    return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, torch.device("cpu"), dtype), train, labels)
+    return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, device, dtype), train, labels)
 
 
 def variants(name: str, cls: type, **fields: Any) -> dict[str, Any]:
-    """{name: plug-in}: with its defaults and `fields`, and with each other value of each field that is a choice or a bool."""
+    """{name: plug-in}: with its defaults and `fields`, and with each other value of each choice or boolean field."""
     first = cls(**fields)
     plugins: dict[str, Any] = {name: first}
     hints = get_type_hints(cls)
@@ -140,10 +146,11 @@ def variants(name: str, cls: type, **fields: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A method with an aggregation, to be checked. Its warmed-up runs are cached and must not be changed."""
+    """A method with an aggregation, to be checked on `device`. Its warmed-up runs are cached and must not be changed."""
 
     method: Method
     aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)
+    device: torch.device = CPU
     _runs: dict[str, MiniRun] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -151,11 +158,15 @@ class Case:
         """Whether clients train anything."""
         return any(param.trains for param in self.method.params(task()).values())
 
+    def new_run(self, **options: Any) -> MiniRun:
+        """A run before its first round; `options` as in `mini_run`."""
+        return mini_run(self.method, self.aggregation, device=self.device, **options)
+
     def warmed_up(self, **options: Any) -> MiniRun:
-        """A run after one merged round, so that no value is still zero; `options` as in `mini_run`."""
+        """A run after one merged round, so that no value is zero any more; `options` as in `mini_run`."""
         key = repr(sorted(options.items(), key=str))
         if key not in self._runs:
-            run = mini_run(self.method, self.aggregation, **options)
+            run = self.new_run(**options)
             run.report_statistics(range(CLIENTS))
             if run.trainer.phases:
                 run.server.merge(run.round((1, 2, 3), round_=0))

@@ -1,4 +1,4 @@
-"""The data contract: what a dataset holds, how a partitioner deals it out, and the batches that clients train on."""
+"""The data contract: the content of datasets, partitioners and their splits, and the batches that clients train on."""
 
 from fedbench.base import rng
 from fedbench.base.options import option

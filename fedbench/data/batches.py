@@ -1,4 +1,4 @@
-"""The rectangular batches that clients train on: a pure function of a split and the names of random streams."""
+"""The rectangular batches that clients train on. They are a pure function of a split and the names of random streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batches:
     clients: Ints  # [K] the client of each row
     index: Ints  # [S, K, B] sample indices; padding repeats a sample of the same client
     weight: NDArray[np.float32]  # [S, K, B]
-    flip: NDArray[np.bool_]  # [S, K, B] for augmentation; drawn even without it, so that streams never shift
+    flip: NDArray[np.bool_]  # [S, K, B] for augmentation; also drawn without it, so that random streams do not shift
     shift: NDArray[np.float32]  # [S, K, B, 2] in [-1, 1)
     active: tuple[int, ...]  # [S] number of clients that train in each step
 

@@ -1,4 +1,4 @@
-"""What is published about a dataset: its size, and the files that it comes in."""
+"""Published facts about a dataset: its size and its files."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Facts:
-    """The published size of a dataset; 0 for a column that it does not have or whose size is not published."""
+    """The published size of a dataset; 0 for columns that it lacks or whose size is not published."""
 
     images: int
     classes: int
     domains: int = 0
     users: int = 0
-    page: str = ""  # the web page that describes it and offers its files
+    page: str = ""  # the web page that describes the dataset and offers its files
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file as its makers offer it: a zip or tar archive, or a single list.
+    """A file as published: a zip or tar archive, or a single list.
 
-    ``url`` is empty if a person has to fetch the file by hand. ``size`` [bytes] and ``md5`` are 0 and empty if they are not
-    published; with ``official=False`` third parties reported them, so another value is recorded and not refused.
+    ``url`` is empty if the user has to download the file by hand. ``size`` [bytes] and ``md5`` are 0 and empty if they are not
+    published. With ``official=False``, third parties reported them, so a file with other values is recorded and not refused.
     ``unpacked`` is the folder that unpacking makes, which can replace the archive.
     """
 
@@ -31,4 +31,4 @@ class Archive:
     md5: str = ""
     official: bool = True
     unpacked: str = ""
-    remark: str = ""  # the size in words if only that is published, or what the file holds
+    remark: str = ""  # the size in words if only that is published, or the content of the file

@@ -22,17 +22,17 @@ HOPELESS = 20
 
 @dataclass(frozen=True)
 class Dealt:
-    """The client and the role of each sample; a role that is None is still to be drawn."""
+    """The client and the role of each sample. A role that is None is drawn later."""
 
-    owner: Ints  # [N] the client, -1: not used
-    is_test: Bools  # [N] tests its client
-    validation: Bools | None = None  # [N] set aside for selection
-    held_out: Bools | None = None  # [clients] never train
+    owner: Ints  # [N] the client; -1: not used
+    is_test: Bools  # [N] whether the sample tests its client
+    validation: Bools | None = None  # [N] whether it is set aside for selection
+    held_out: Bools | None = None  # [clients] which clients never train
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Base of everything that assigns samples to clients; partitioners that draw derive from `Partitioner`.
+    """Base of everything that assigns samples to clients. Partitioners that draw derive from `Partitioner`.
 
     A frozen dataclass called ``Partitioner`` in a file of ``datasets/partitioners/``; its fields are options.
     """
@@ -57,9 +57,9 @@ class SplitSource:
 
 @dataclass(frozen=True)
 class Partitioner(SplitSource):
-    """Base of partitioners that draw which share of each group of samples each client gets.
+    """Base of partitioners that draw each client's share of each group of samples.
 
-    Most override `shares` alone. Training and test samples of a group are assigned by the same shares, so a client's test
+    Most override only `shares`. Training and test samples of a group are assigned by the same shares, so a client's test
     data follow its training distribution.
     """
 
@@ -67,12 +67,12 @@ class Partitioner(SplitSource):
     redraws: Annotated[int, Field(ge=1)] = option(1, "how many splits to draw before giving up on min_train")
     test: Literal["official", "own", "merged"] = option(
         "official",
-        "clients' test samples. official: the dataset's test set, assigned like the training set; own: a share of each "
-        "client's training samples, the official test set is for the global model alone; merged: training and test set "
-        "are merged and each client's samples cut, which does not compare with the official test set",
+        "the clients' test samples. official: the dataset's test set, assigned like the training set; own: a share of each "
+        "client's training samples, with the official test set for the global model only; merged: training and test set "
+        "are merged and each client's samples cut, which is not comparable with the official test set",
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = option(
-        0.25, "share of a client's samples that test it, where test is own or merged"
+        0.25, "share of a client's samples for testing, if test is own or merged"
     )
 
     @hook
@@ -82,12 +82,12 @@ class Partitioner(SplitSource):
 
     @hook
     def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> NDArray[np.float64]:
-        """The share of group g that client k gets, [G, clients], rows sum to 1. Raises DataError if the split is impossible."""
+        """Each client's share of each group, [G, clients]; rows sum to 1. Raises DataError if the split is impossible."""
         raise TypeError(f"{type(self).__module__} must define shares()")
 
     @hook
     def assign(self, samples: Samples, clients: int, stream: np.random.Generator) -> Ints:
-        """The client of every sample [N] (-1: not used). Override it for splits that are not made of shares."""
+        """The client of every sample [N] (-1: not used). Override this hook for splits that are not made of shares."""
         groups, shares = self.groups(samples), self.shares(samples, clients, stream)
         least = int(groups.max()) + 1
         sums = shares.sum(1) if shares.ndim == 2 else shares
@@ -103,7 +103,7 @@ class Partitioner(SplitSource):
         for group, row in enumerate(shares[:least]):
             order = stream.permutation(clients)  # so that rounding does not always favour the same client
             edges = np.minimum(np.concatenate([[0.0], np.cumsum(row[order])]), 1.0)
-            edges[-1] = 1.0  # the rows sum to 1 but for rounding
+            edges[-1] = 1.0  # the rows sum to 1 except for rounding
             for part, start in zip(sorted_parts, starts, strict=True):
                 members = stream.permutation(part[start[group] : start[group + 1]])
                 cuts = np.rint(edges * len(members)).astype(np.int64)
@@ -112,7 +112,7 @@ class Partitioner(SplitSource):
 
     @hook
     def deal(self, samples: Samples, clients: int, seed: int, need: int) -> Dealt:
-        """Draw `assign` until every client has enough samples, and cut off each client's own test part. Raises DataError."""
+        """Repeat `assign` until every client has enough samples, and cut off each client's own test part. Raises DataError."""
         official = self.test == "official"
         counts = int((~samples.is_test).sum()), int(samples.is_test.sum())
         if official and 0 in counts:
@@ -142,7 +142,7 @@ class Partitioner(SplitSource):
 
 
 def too_few(owner: Ints, is_test: Bools, clients: int, need: int) -> tuple[int, str]:
-    """How many clients have fewer than `need` training samples or no test sample, and a sentence that says so."""
+    """The number of clients with fewer than `need` training samples or no test sample, and a sentence about them."""
     train, test = (np.bincount(owner[(owner >= 0) & (is_test == part)], minlength=clients) for part in (False, True))
     short = np.flatnonzero((train < need) | (test < 1))
     k = int(short[0]) if len(short) else 0
@@ -153,7 +153,7 @@ def too_few(owner: Ints, is_test: Bools, clients: int, need: int) -> tuple[int, 
 
 
 def cut(sizes: Ints, share: float) -> Ints:
-    """How many samples a cut of `share` takes from clients with `sizes` [clients] samples: at least one, but never all."""
+    """How many samples a cut of `share` takes from clients with `sizes` [clients] samples: at least one, and never all."""
     taken: Ints = np.clip(np.rint(share * sizes).astype(np.int64), 1, np.maximum(sizes - 1, 0))
     return taken
 
@@ -183,7 +183,7 @@ def dirichlet_shares(
     held = np.zeros(clients)
     for group in stream.permutation(len(counts)):
         takers = np.flatnonzero(held < counts.sum() / clients) if balanced else np.arange(clients)
-        if not len(takers):  # all have their part: empty groups and rounding are left
+        if not len(takers):  # all clients have their part; only empty groups and rounding are left
             takers = np.arange(clients)
         shares[group, takers] = stream.dirichlet(np.full(len(takers), alpha))
         held += shares[group] * counts[group]
@@ -193,7 +193,7 @@ def dirichlet_shares(
 def level_owners(classes: int, clients: int, each: int, stream: np.random.Generator) -> Bools:
     """Which client owns which class, [C, clients]: `each` per client; the numbers of owners differ by at most one.
 
-    Clients take the classes with the most free places, which keeps the places level: every client finds `each` classes with a
+    Clients take the classes with the most free places, which keeps the places even: every client finds `each` classes with a
     free place. Raises DataError if there are too few classes, or too few clients for them.
     """
     if each > classes:

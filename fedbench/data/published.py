@@ -1,4 +1,4 @@
-"""A split as a file to publish: CSV or Parquet with a row per sample, which reads back to the same partition hash."""
+"""Splits as files for publication: CSV or Parquet with a row per sample, which reads back to the same partition hash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedbench.data.partition import Dealt, too_few
 from fedbench.data.samples import DataError, Ints, Samples
 from fedbench.data.split import Split
 
-if TYPE_CHECKING:  # slow to import, so functions that need it import it
+if TYPE_CHECKING:  # slow to import, so only the functions that need it import it
     import pandas as pd
 
 ROLES = ("train", "validation", "test")
@@ -59,9 +59,9 @@ def write(path: Path, split: Split, samples: Samples) -> None:
 
 
 def read(path: Path, samples: Samples, clients: int, need: int) -> Dealt:
-    """The split in a file, checked against the dataset and the number of `clients`.
+    """The split in a file, compared with the dataset and the number of `clients`.
 
-    Images that the file does not name are not used. Raises DataError, which says what is wrong and where.
+    Images that the file does not name are not used. Raises DataError, which names the mistake and its place.
     """
     rows = _read(path)
     count = len(samples.labels)
@@ -100,7 +100,7 @@ def _read(path: Path) -> pd.DataFrame:
         rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:  # of pandas and pyarrow: not such a file, or a part of one
+    except (ValueError, EOFError) as error:  # raised by pandas and pyarrow for a wrong or incomplete file
         raise DataError(f"{path}: not a whole {''.join(path.suffixes[-2:])} file: {error}") from error
     missing = [name for name in REQUIRED if name not in rows.columns]
     extra = [str(name) for name in rows.columns if name not in REQUIRED + OPTIONAL]

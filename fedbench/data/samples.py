@@ -1,4 +1,4 @@
-"""The content of a dataset (images, labels, further columns), and the contract of the plug-ins that load it."""
+"""The content of a dataset (images, labels, further columns), and the contract of plug-ins that load datasets."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Bools = NDArray[np.bool_]
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message names the file or split, what was expected and what was found."""
+    """Data cannot be used. The message names the file or split, the expected and the actual content."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """All N images of a dataset, of one size, with their labels.
 
-    ``images`` uint8 [N, H, W, 3] (a memory map will do), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
+    ``images`` uint8 [N, H, W, 3] (may be a memory map), ``labels`` int64 [N] in 0..C-1, ``is_test`` bool [N];
     optional ``domain`` and ``user`` int64 [N]. A test image of user -1 belongs to nobody; such images form the global test
-    set, beside the test images of the users.
+    set, in addition to the test images of users.
 
     Raises DataError if a column has another type, shape or range.
     """
@@ -66,19 +66,19 @@ class Samples:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes C: that of the names if there are some, else by the labels."""
+        """The number of classes C: the number of names, or without names, the largest label plus 1."""
         return len(self.class_names) or int(self.labels.max()) + 1
 
     @property
     def global_test(self) -> Ints:
-        """The samples that test the global model: the test images of nobody if there are some, else all test images."""
+        """The samples that test the global model: the test images without a user if there are some, else all test images."""
         of_nobody = self.is_test & (self.user < 0) if self.user is not None else np.zeros(1, dtype=bool)
         return np.flatnonzero(of_nobody if of_nobody.any() else self.is_test)
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The size of a dataset, which is all that an estimate needs: numbers of samples and classes."""
+    """The size of a dataset, as an estimate needs it: numbers of samples and classes."""
 
     train: int
     test: int
@@ -107,17 +107,17 @@ class Dataset:
 
     @hook
     def load(self, root: Path) -> Samples:
-        """Read the samples. Downloads and caches go below `root`. Raises DataError."""
+        """Read the samples. Downloads and caches are written below `root`. Raises DataError."""
         raise TypeError(f"{type(self).__module__} must define load()")
 
     @hook
     def extent(self, root: Path) -> Extent:
-        """Count what `load` would return, without fetching, decoding or writing anything. Raises DataError if unknown."""
+        """The size of what `load` returns, without downloading, decoding or writing. Raises DataError if it is unknown."""
         raise DataError(f"{self.plugin_name} knows its size only after loading")
 
     @hook
     def prepare(self, root: Path, local: Path | None = None) -> Samples:
-        """Do the work that `load` needs once, with the user's files in `local` (an archive or a folder) before others.
+        """Do the work that `load` needs once. Prefers the user's files in `local`, an archive or a folder.
 
         Raises DataError.
         """
@@ -132,7 +132,7 @@ class Dataset:
 
     @hook
     def info(self, root: Path) -> list[str]:
-        """What lies below `root` for this dataset (archives, caches), one line each."""
+        """The archives and caches of this dataset below `root`, one line each."""
         return []
 
     @optional_hook
@@ -151,5 +151,5 @@ class Dataset:
 
     @property
     def plugin_name(self) -> str:
-        """The name of the dataset in a sweep file: that of its module."""
+        """The name of the dataset in a sweep file, which is that of its module."""
         return type(self).__module__.removeprefix("fedbench_plugin_datasets_")

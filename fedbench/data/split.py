@@ -16,14 +16,14 @@ from fedbench.data.samples import Bools, DataError, Ints, Samples
 
 @dataclass(frozen=True, eq=False)
 class Parts(Sequence[Ints]):
-    """The sample indices of every client, concatenated in one array, so that a million clients are not a million arrays."""
+    """The sample indices of all clients, concatenated in one array, so that a million clients do not need a million arrays."""
 
     indices: Ints
     edges: Ints  # [clients + 1] client k has indices[edges[k] : edges[k + 1]]
 
     @classmethod
     def of(cls, parts: Iterable[Ints]) -> Parts:
-        """Of one array of indices per client."""
+        """Make parts from one array of indices per client."""
         arrays = [np.asarray(part, dtype=np.int64) for part in parts]
         return cls(np.concatenate([*arrays, np.zeros(0, np.int64)]), np.cumsum([0, *map(len, arrays)]))
 
@@ -60,7 +60,7 @@ class Parts(Sequence[Ints]):
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of each client by their use, and which clients never train."""
+    """The training, validation and test samples of each client, and which clients never train."""
 
     train: Parts
     validation: Parts
@@ -69,7 +69,7 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """16 hex digits that change with any client's training, validation or test set, and with who is held out."""
+        """16 hex digits that change with any client's training, validation or test set, and with the held-out clients."""
         digest = hashlib.sha256(np.packbits(self.held_out).tobytes())
         for part in (self.train, self.validation, self.test):  # each client's number of samples, then the samples
             digest.update(np.insert(part.indices, part.edges[:-1], part.sizes).astype("<i8").tobytes())
@@ -100,7 +100,7 @@ def split(
 ) -> Split:
     """Assign `samples` to `clients` clients: a pure function of its arguments, independent of any method.
 
-    `held_out` is the share of clients that never train (a whole number from 1 on counts clients), `validation` the share of
+    `held_out` is the share of clients that never train (a number of clients if it is 1 or more), `validation` the share of
     each client's training samples set aside for selection, at least one if the client has two or more.
     Raises DataError, with the numbers, if a client would be left without training or test samples.
     """

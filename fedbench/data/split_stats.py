@@ -1,4 +1,4 @@
-"""Statistics of a split: sizes of clients, numbers of classes, and distances of clients from all clients together."""
+"""Statistics of a split: sizes of clients, numbers of classes, and distances between each client and all clients together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SplitStats:
     sizes: tuple[Ints, Ints, Ints]  # [K] training, validation, test samples
     held_out: Bools  # [K]
     variation: Floats  # [K] total variation between the training samples of a client and of all clients
-    by_chance: Floats  # [K] the same for as many random samples: small clients always differ
+    by_chance: Floats  # [K] the same for equally many random samples, since small clients always differ
     shannon: Floats  # [K] Jensen-Shannon divergence of the same distributions, in bits
     test_variation: Floats  # [K] total variation between a client's training and test samples
     unused: int  # samples of the dataset that no client holds
@@ -39,19 +39,19 @@ class SplitStats:
         """The statistics of `split`, a split of `samples`."""
         counts = split.class_counts(samples.labels, samples.num_classes)
         total = counts.sum(0)
-        own, whole = _shares(counts), _shares(total[None])
+        clients, whole = _shares(counts), _shares(total[None])
         drawn = rng.numpy_stream("portrait").multinomial(split.train.sizes, whole[0])
         test = _shares(split.test.class_counts(samples.labels, samples.num_classes))
-        middle = (own + whole) / 2
+        middle = (clients + whole) / 2
         parts = (split.train, split.validation, split.test)
         return cls(
             counts=counts,
             sizes=(parts[0].sizes, parts[1].sizes, parts[2].sizes),
             held_out=split.held_out,
-            variation=_variation(own, whole),
+            variation=_variation(clients, whole),
             by_chance=_variation(_shares(drawn), whole),
-            shannon=(rel_entr(own, middle).sum(1) + rel_entr(whole, middle).sum(1)) / (2 * np.log(2)),
-            test_variation=_variation(own, test),
+            shannon=(rel_entr(clients, middle).sum(1) + rel_entr(whole, middle).sum(1)) / (2 * np.log(2)),
+            test_variation=_variation(clients, test),
             unused=len(samples.labels) - sum(len(part.indices) for part in parts),
         )
 

@@ -1,4 +1,4 @@
-"""Attempts at a run: from its folder to `done` or `failed.json`, as often as the rules of its failures allow."""
+"""Attempts at a run: from its folder to `done` or `failed.json`, as often as the rules of `failures` allow."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ FAILURE_KINDS: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
     ("config", (ConfigError, PluginError, BackboneError, RecordsError)),
     ("out_of_memory", (MemoryError, torch.OutOfMemoryError)),
 )
-# Allocators without an exception class of their own: PyTorch's on the CPU, and those of the BLAS and DNN libraries.
+# Messages of allocators that have no exception class: PyTorch's on the CPU, and those of the BLAS and DNN libraries.
 OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "unable to allocate"),
     *("failed to allocate", "could not allocate", "bad_alloc", "_status_alloc_failed", "cublas_status_not_initialized"),
 )
-# Errors after which CUDA (or HIP) refuses every further call of the process.
+# Messages of errors after which CUDA (or HIP) refuses every further call of the process.
 BROKEN_ACCELERATOR = (
     *(
         "device-side assert",
@@ -51,7 +51,7 @@ BROKEN_ACCELERATOR = (
     *("operation not supported on global/shared address space", "unspecified launch failure", "hardware stack error"),
     *("uncorrectable ecc", "uncorrectable nvlink", "the launch timed out and was terminated"),
 )
-# Files of a run's folder that only the process which holds the folder writes.
+# Files of a run's folder that are written only by the process that holds the folder.
 WRITTEN_BY_ATTEMPTS = (
     *("checkpoint.safetensors", "clients.parquet", "records.jsonl", "env.json", "progress.json"),
     *("done", "failed.json"),
@@ -59,18 +59,18 @@ WRITTEN_BY_ATTEMPTS = (
 
 
 class BrokenAccelerator(RuntimeError):
-    """The accelerator can do nothing more in this process: its runs need another one."""
+    """The accelerator is unusable in this process. Its runs need another process."""
 
 
 class Outcome(Enum):
-    """What follows an attempt at a run in this process."""
+    """What this process does after an attempt at a run."""
 
     RETRY = "another attempt"
     FINISHED = "nothing more: it is done, it has failed, or another process works on it"
 
 
 def bring_to_end(folder: RunFolder, threads: int | None) -> None:
-    """Attempt a run as often as the rules of its failures allow. Raises Stopped and BrokenAccelerator."""
+    """Attempt a run as often as the rules of `failures` allow. Raises Stopped and BrokenAccelerator."""
     patience = storage.Patience()
     furthest = -1
     while _attempt(folder, threads, patience) is Outcome.RETRY:
@@ -86,7 +86,7 @@ def has_ended(folder: RunFolder) -> bool:
 
 def _attempt(folder: RunFolder, threads: int | None, patience: storage.Patience) -> Outcome:
     if stop_request.received:
-        raise Stopped(f"{folder.path.name}: not begun")
+        raise Stopped(f"{folder.path.name}: not started")
     try:
         if has_ended(folder):
             log.info("%s: %s before", folder.path.name, folder.status)
@@ -101,7 +101,7 @@ def _attempt(folder: RunFolder, threads: int | None, patience: storage.Patience)
     except lease.Overtaken as error:
         log.warning("%s: %s", folder.path.name, error)
         return Outcome.FINISHED
-    except Exception as error:  # of the lease, or of noting how the attempt ended
+    except Exception as error:  # raised by the lease, or while noting how the attempt ended
         if not storage.is_away(error, folder.path):
             log.exception("%s: given up", folder.path.name)
             return Outcome.FINISHED
@@ -122,7 +122,7 @@ def _attempt_held(folder: RunFolder, threads: int | None, held: lease.Lease) -> 
         try:
             folder.finish(_run(folder, threads, held))
         except (Stopped, lease.Overtaken):
-            log.info("stopping; a later process goes on")
+            log.info("stopping; a later process continues the run")
             raise
         except Exception as error:
             if storage.is_away(error, folder.path):
@@ -133,7 +133,7 @@ def _attempt_held(folder: RunFolder, threads: int | None, held: lease.Lease) -> 
             outcome = end(folder, kind, reason, **at)
             if is_broken_accelerator(error):
                 raise BrokenAccelerator(reason) from error
-            error.__traceback__ = None  # it holds the tensors that did not fit
+            error.__traceback__ = None  # it refers to the tensors that did not fit
         else:
             log.info("done")
             held.remove_claims()
@@ -143,21 +143,21 @@ def _attempt_held(folder: RunFolder, threads: int | None, held: lease.Lease) -> 
 
 
 def _after_the_last_attempt(folder: RunFolder, held: lease.Lease) -> Outcome:
-    """Note how the attempt before ended, if nobody did, and remove what it left; whether the run may go on."""
+    """Note how the previous attempt ended, if that is not noted, and remove its files. Returns whether the run may continue."""
     outcome = Outcome.RETRY
     storage.remove_abandoned_writes(folder.path, WRITTEN_BY_ATTEMPTS)
     if folder.status == "done" and (problems := folder.damage()):
-        log.warning("done before, but damaged: %s", "; ".join(problems))
+        log.warning("the run was done, but is damaged: %s", "; ".join(problems))
         folder.reopen()
         outcome = end(folder, "damaged", "; ".join(problems))
     owner = held.abandoned_by
     if owner is not None and not failures.is_noted(folder, owner):
-        outcome = end(folder, "lost", f"its process on {owner.host} ended without a word")
+        outcome = end(folder, "lost", f"its process on {owner.host} ended without a note")
     return outcome
 
 
 def end(folder: RunFolder, kind: str, reason: str, **more: Any) -> Outcome:
-    """Note that an attempt ended; mark the run as failed if its kind allows no further attempt."""
+    """Note that an attempt ended. Mark the run as failed if the kind of its end allows no further attempt."""
     if failures.note(folder, kind, reason, **more):
         return Outcome.RETRY
     folder.fail(kind, reason, **more)
@@ -165,7 +165,7 @@ def end(folder: RunFolder, kind: str, reason: str, **more: Any) -> Outcome:
 
 
 def _run(folder: RunFolder, threads: int | None, held: lease.Lease) -> dict[str, str]:
-    """All rounds that are left; returns the checksums of what the run wrote."""
+    """Do the remaining rounds. Returns the checksums of the files that the run wrote."""
     ready = prepare(folder, threads)
     planned, track = ready.planned, ready.machine.track
     with trackers.tracked(folder, track, {"label": planned.label, **naming.flat(planned.identity)}) as tracked_folder:
@@ -175,7 +175,7 @@ def _run(folder: RunFolder, threads: int | None, held: lease.Lease) -> dict[str,
 
 
 def must_leave(held: lease.Lease) -> Callable[[], bool]:
-    """The function that a run asks after each round whether it must leave. It raises Overtaken."""
+    """The function that tells a run after each round whether it must leave. It raises Overtaken."""
 
     def asked_to_stop() -> bool:
         held.check()
@@ -186,7 +186,7 @@ def must_leave(held: lease.Lease) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run as its folder describes it; `halvings`: how often the images in a pass are halved."""
+    """A run as its folder describes it. `halvings`: how often to halve the number of images in a pass."""
 
     planned: PlannedRun
     machine: Machine
@@ -195,7 +195,7 @@ class Prepared:
 
 
 def prepare(folder: RunFolder, threads: int | None, pack_size: int = 1) -> Prepared:
-    """Read a run that this process will do, by itself or in a pack of `pack_size` runs, and write env.json.
+    """Read a run that this process will do, alone or in a pack of `pack_size` runs, and write env.json.
 
     Raises RecordsError, ConfigError, PluginError and OSError.
     """
@@ -206,12 +206,12 @@ def prepare(folder: RunFolder, threads: int | None, pack_size: int = 1) -> Prepa
         raise RecordsError(f"{folder.path / 'run.yaml'}: not a whole config ({error!r})") from error
     if planned.identity != config["identity"]:
         raise RecordsError(
-            f"{folder.path / 'run.yaml'} describes another run than its identity says: a plug-in's fields or a file that "
+            f"{folder.path / 'run.yaml'} does not describe the run of its identity: a plug-in's fields or a file that "
             "it names has changed since the run was planned; start the sweep again"
         )
     if halvings := failures.halvings(folder.notes()):
         log.warning("memory ran out before: images in a pass halved %d times", halvings)
-    # The same number wherever a run is done: it decides the order of sums, and so the last bits of every number.
+    # The same number on every machine: it decides the order of sums, and so the last bits of every result.
     torch.set_num_threads(min(int(config.get("cpus", 1)), threads or sys.maxsize))
     code = provenance.code_hash(plugins.files(planned.identity))
     here = environment.write(
@@ -224,7 +224,7 @@ def prepare(folder: RunFolder, threads: int | None, pack_size: int = 1) -> Prepa
 
 
 def free_memory() -> None:
-    """Free all memory that an attempt took."""
+    """Free all memory of an attempt."""
     gc.collect()
     process_cache.clear()
     if torch.cuda.is_available():
@@ -232,7 +232,7 @@ def free_memory() -> None:
 
 
 def _kind_of(error: Exception) -> str:
-    """The kind of failure behind an error, which may have been raised from another one."""
+    """The kind of failure of an error, or of the error that it was raised from."""
     if is_broken_accelerator(error):
         return "crashed"
     for cause in storage.causes(error):
@@ -243,26 +243,26 @@ def _kind_of(error: Exception) -> str:
 
 
 def is_broken_accelerator(error: BaseException) -> bool:
-    """Whether the accelerator can do nothing more in this process after `error`."""
+    """Whether the accelerator is unusable in this process after `error`."""
     return _mentions(error, RuntimeError, BROKEN_ACCELERATOR)
 
 
 def _mentions(error: BaseException, kind: type[Exception], phrases: tuple[str, ...]) -> bool:
-    """Whether the message of `error`, or of an error of this kind behind it, has one of the phrases."""
+    """Whether the message of `error`, or of an error of this kind that caused it, contains one of the phrases."""
     texts = [str(cause).lower() for cause in storage.causes(error) if isinstance(cause, kind)]
     return any(phrase in text for phrase in phrases for text in texts)
 
 
 class _PatientLog(logging.FileHandler):
-    """A log file that a full disk does not stop."""
+    """A log file that tolerates a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Do nothing: the next write to the run's own files meets the same disk."""
+        """Do nothing: the next write to the run's own files fails on the same disk."""
 
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Write everything that this process logs or warns of to `path` as well."""
+    """Also write all logs and warnings of this process to `path`."""
     root, handler = logging.getLogger(), _PatientLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level, log_level = root.level, log.level

@@ -1,4 +1,4 @@
-"""Ends the jobs and local workers that a sweep started, and nothing else, whatever job.json files say."""
+"""Ends the jobs and local workers that a sweep started, and nothing else, even if a job.json names other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedbench.plan.config import Sweep
 
 @dataclass(frozen=True)
 class Cancelled:
-    """How many runs were cancelled, sentences about those that go on, and whether all that could be ended has ended."""
+    """How many runs were cancelled, sentences about runs that continue, and whether everything that can be ended has ended."""
 
     count: int
     problems: list[str]
@@ -23,10 +23,10 @@ class Cancelled:
 
 
 def cancel(sweep: Sweep, results: Path) -> Cancelled:
-    """End the jobs and local workers that this sweep started; its runs keep what they have.
+    """End the jobs and local workers that this sweep started. Its runs keep their files.
 
-    A job must have the sweep's job name and this user on this cluster, a process must be a supervisor or a command of
-    fedbench: an id or a process number may belong to somebody else by now.
+    A job must have the sweep's job name and belong to this user on this cluster. A process must be a supervisor or a
+    command of fedbench. Otherwise the id or process number belongs to something else by now.
     """
     views = watch.Observer(results, sweep.runs).look()
     live = {view.name for view in views if view.state in ("pending", "running")}
@@ -52,11 +52,11 @@ def cancel(sweep: Sweep, results: Path) -> Cancelled:
     count = len(live) - len(of_sweep)
     problems = [
         refused,
-        "" if ended else "Some local processes have not ended yet; ask again in a minute.",
+        "" if ended else "Some local processes have not ended yet; run the command again in a minute.",
         f"Some run on {', '.join(away)}; cancel them there." if away else "",
         f"Left alone, since they are not jobs of this sweep: Slurm jobs {', '.join(strangers)}." if strangers else "",
         f"Left alone, since they are not processes of this sweep: {', '.join(others)}." if others else "",
-        f"Runs that another sweep started, and that go on: {count}." if count else "",
+        f"Runs that another sweep started, and that continue: {count}." if count else "",
     ]
     complete = not refused and ended and not away and not strangers and not others
     return Cancelled(len(gone), [problem for problem in problems if problem], complete)

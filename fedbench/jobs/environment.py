@@ -1,8 +1,7 @@
-"""Where and with what a run was computed: env.json in its folder, and a warning if an earlier part was computed elsewhere."""
+"""The environment of a run: env.json in its folder, and a warning if an earlier part of the run had another environment."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -16,23 +15,22 @@ from typing import Any
 
 import torch
 
-from fedbench.base import processes, provenance
+from fedbench.base import processes, provenance, run_files
 from fedbench.base.records import RunFolder
 from fedbench.base.storage import write_atomically
 
 log = logging.getLogger("fedbench")
 
-# Keys of env.json that may change numbers.
+# Keys of env.json that may affect results.
 CHANGES_NUMBERS = ("python", "commit", "dirty", "code", "device", "threads", "pack", "compile")
 
 
 def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write env.json, this process and `more`, into a run's folder, and return it. Raises OSError."""
-    here, problems = _process() | dict(more), list[str]()
-    before = folder.environment(problems)
-    for problem in problems:
-        log.warning("%s", problem)
-    if before:
+    here = _process() | dict(more)
+    for sentence in folder.mend():
+        log.warning("%s", sentence)
+    if before := folder.environment():
         changed = [(key, before.get(key), here[key]) for key in CHANGES_NUMBERS if before.get(key) != here[key]]
         packages = before.get("packages", {})
         changed += [
@@ -41,8 +39,8 @@ def write(folder: RunFolder, more: Mapping[str, Any]) -> dict[str, Any]:
             if packages.get(name, version) != version
         ]
         if changed:
-            log.warning("begun before in another environment; its numbers mix both: %s", changed)
-    write_atomically(folder.path / "env.json", json.dumps(here, indent=2).encode())
+            log.warning("the run was started in another environment; its numbers mix both: %s", changed)
+    write_atomically(folder.path / "env.json", run_files.encode(here, indent=2))
     return here
 
 
@@ -67,6 +65,6 @@ def _process() -> dict[str, Any]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """{name: version} of the installed packages, from the names of their metadata folders: opening each takes time."""
+    """{name: version} of the installed packages, from the names of their metadata folders, since opening each takes time."""
     stems = [path.stem for folder in sys.path if Path(folder).is_dir() for path in Path(folder).glob("*.dist-info")]
     return dict(sorted(stem.rsplit("-", 1) for stem in stems if "-" in stem))

@@ -1,4 +1,4 @@
-"""Which runs of a sweep one process should do: those that share a training."""
+"""Groups the runs of a sweep that one process should do, because they share a training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fedbench.plan.config import Sweep, training_key
 
 
 def training_groups(sweep: Sweep, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The runs `names` in groups that have one training each, in the order of each group's first run.
+    """The runs `names`, grouped by shared training, in the order of each group's first run.
 
-    With `machine: {shortcuts: false}` each run is a group, since nothing is shared then.
+    With `machine: {shortcuts: false}`, runs share nothing, so each run is a group.
     """
     keys = {planned.name: training_key(planned.identity) for planned in sweep.runs} if sweep.machine.shortcuts else {}
     groups: dict[str, list[str]] = {}

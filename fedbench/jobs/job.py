@@ -1,4 +1,4 @@
-"""Runs from their folders to `done`: what a scheduler executes. It gets a results folder and run names, nothing else."""
+"""The command that a scheduler executes: it does the named runs of a results folder. It needs no other arguments."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger("fedbench")
 
 
 def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), threads: int | None = None) -> None:
-    """Bring the runs `names` below `results` to `done` or `failed.json`, one after another; none stops the others.
+    """Bring the runs `names` below `results` to `done` or `failed.json`, one after another. A failed run does not stop others.
 
-    Runs that have ended are passed over, and so are those that a live process works on. After that, the runs `spare`,
-    which belong to other workers, are begun as well, each only if nobody ever began it. `threads` limits the threads that
-    the runs' configs ask for. Raises RecordsError if `results` is no folder, Stopped once a signal has asked for it,
-    BrokenAccelerator if another process must go on.
+    Runs that have ended, or that a live process works on, are skipped. Afterwards this process also starts runs of `spare`,
+    which belong to other workers, if no process ever started them. `threads` limits the threads that the runs' configs ask
+    for. Raises RecordsError if `results` is not a folder, Stopped after a signal to stop, BrokenAccelerator if another
+    process must continue.
     """
     if not storage.appears(results):
         raise RecordsError(f"{results}: no such results folder")
@@ -48,10 +48,10 @@ def run_job(results: Path, names: Sequence[str], spare: Sequence[str] = (), thre
 
 
 def _exists(folder: RunFolder) -> bool:
-    """Whether there is such a run, once its disk is there."""
+    """Whether the run exists, after waiting for its disk."""
     while storage.appears(folder.path.parent):
         with suppress(OSError):
-            # While the disk is away, is_dir() is just False, but iterdir() raises.
+            # While the disk is away, is_dir() returns False, but iterdir() raises.
             return folder.path.is_dir() or folder.path in folder.path.parent.iterdir()
     return False
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 all done, 1 some failed, 2 no such folder, and those of `failures`."""
     parser = argparse.ArgumentParser(
         prog="python -m fedbench.jobs.job",
-        description="Bring planned runs to their end in this process.",
+        description="Do planned runs in this process.",
         epilog="example: python -m fedbench.jobs.job results fedvpt-cifar100-dirichlet-s0-1a2b3c4d",
     )
     parser.add_argument("results", type=Path, help="results folder")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped:
         return EXIT_LEFT
     except BrokenAccelerator as error:
-        log.error("the accelerator is of no more use to this process: %s", error)
+        log.error("the accelerator is unusable in this process: %s", error)
         return EXIT_BROKEN_ACCELERATOR
     finally:
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""Hands runs to this process or to one process per core or GPU of this machine, and records who has them."""
+"""Hands runs to this process, or to one process for each core or GPU of this machine, and records who has which run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedbench.base import lease, processes
+from fedbench.base import lease, processes, run_files
 from fedbench.base.home import ROOT
 from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
@@ -25,35 +25,35 @@ from fedbench.plan.config import Sweep
 
 FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs of jobs
 SUPERVISOR = "fedbench.jobs.supervisor"
-SILENT_SECONDS = 3.0  # a sweep that waits longer for another one says so
+SILENT_SECONDS = 3.0  # a sweep that waits longer than this for another sweep says so
 
 
 class LaunchError(RuntimeError):
-    """Runs cannot be started: says why, and what was submitted before."""
+    """Runs cannot be started. The message says why, and what was submitted before."""
 
 
 # -- who has a run -----------------------------------------------------------------------------------------------
 def remember(results: Path, names: Sequence[str], job: Mapping[str, Any]) -> None:
-    """Write into each run's job.json who has it."""
+    """Write to each run's job.json which job has the run."""
     for name in names:
-        write_atomically(results / name / "job.json", json.dumps(job).encode())
+        write_atomically(results / name / "job.json", run_files.encode(job))
 
 
 def forget(results: Path, names: Sequence[str]) -> None:
-    """Nobody has the runs any more."""
+    """Remove the runs' job.json: no job has them any more."""
     for name in names:
         (results / name / "job.json").unlink(missing_ok=True)
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether a process of job.json is one of this host's, and alive."""
+    """Whether a process that job.json names is on this host and alive."""
     return bool(owner["host"] == processes.host() and processes.alive(Owner(**owner)))
 
 
 def is_ours(owner: Mapping[str, Any], results: Path, sweep: str) -> bool:
-    """Whether a live process of this host is a supervisor of the sweep, or a sweep that does its runs itself.
+    """Whether a live process on this host is a supervisor of the sweep, or the sweep's command itself.
 
-    The command line says so. A job.json may name any process.
+    The process's command line decides, since a job.json may name any process.
     """
     words = processes.command_line(int(owner["pid"]))
     if SUPERVISOR in words:
@@ -65,11 +65,11 @@ def is_ours(owner: Mapping[str, Any], results: Path, sweep: str) -> bool:
 
 @contextmanager
 def planning(results: Path, warn: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
-    """Hold the folder of submissions, so that no other sweep, on whatever host, submits the same runs.
+    """Hold the folder of submissions, so that no other sweep, on any host, submits the same runs.
 
-    `warn` is told which process holds it, if that takes more than `SILENT_SECONDS`. Raises LaunchError.
+    After a wait of `SILENT_SECONDS`, calls `warn` with the process that holds the folder. Raises LaunchError.
     """
-    if not results.parent.is_dir():  # more likely a disk that is away than a wish for a deep new tree
+    if not results.parent.is_dir():  # probably its disk is away
         raise LaunchError(f"{results.parent} does not exist: is its disk away? Else make it first")
     folder = results / FOLDER
     results.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ def planning(results: Path, warn: Callable[[str], None] = lambda _: None) -> Ite
     waiting.start()
     try:
         while True:
-            with lease.acquire(folder) as held:  # it may take minutes to see that a process of another host is gone
+            with lease.acquire(folder) as held:  # it may take minutes to detect that a process on another host is gone
                 if held is not None:
                     over.set()
                     yield folder
@@ -104,7 +104,7 @@ def _warn_of_holder(folder: Path, warn: Callable[[str], None], over: threading.E
 
 @contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C: between a submission and its note, and, inherited, in the workers, which we end ourselves."""
+    """Ignore Ctrl-C between a submission and its note, and in the workers, which inherit this and are ended differently."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,7 +117,7 @@ def ignoring_interrupts() -> Iterator[None]:
 
 @contextmanager
 def environment(drop: str = "", **more: str) -> Iterator[None]:
-    """os.environ with `more` and without the names that start with `drop`, for processes started in the block."""
+    """Add `more` to os.environ and remove names that start with `drop`, for processes started in the block."""
     before = dict(os.environ)
     for name in [name for name in before if drop and name.startswith(drop) and name != "SLURM_CONF"]:
         del os.environ[name]
@@ -130,13 +130,13 @@ def environment(drop: str = "", **more: str) -> Iterator[None]:
 
 
 def python_path() -> str:
-    """PYTHONPATH with this project in front."""
+    """PYTHONPATH with this project first."""
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 
 # -- this process ----------------------------------------------------------------------------------------------
 def note_inline(sweep: Sweep, results: Path, names: Sequence[str]) -> None:
-    """Remember that this process is about to do the runs."""
+    """Record that this process is about to do the runs."""
     me = [asdict(processes.process())]
     for name in names:
         log = str(RunFolder(results / name).log)
@@ -145,11 +145,11 @@ def note_inline(sweep: Sweep, results: Path, names: Sequence[str]) -> None:
 
 # -- one process per core or GPU -------------------------------------------------------------------------------
 def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
-    """(processes at once, GPU of each in turn or None, threads of each), so that nothing is used twice."""
+    """(processes at once, GPU of each in turn or None, threads of each), so that no core or GPU is used twice."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device, gpus = sweep.machine.device, None
     if device != "cpu":
-        import torch  # nothing else here needs it
+        import torch  # slow to import, and needed only here
     if device != "cpu" and torch.cuda.device_count():
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = [str(i) for i in range(torch.cuda.device_count())] if listed is None else listed.split(",")
@@ -160,7 +160,7 @@ def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
 
 
 def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> int:
-    """Start a supervisor with a worker for each slot, which outlives this process; returns the number of slots."""
+    """Start a supervisor with a worker for each slot. It outlives this process. Returns the number of slots."""
     count, gpus, threads = slots(sweep)
     groups = training_groups(sweep, names)
     count, threads = min(count, len(groups)), min(threads, sweep.cluster.cpus)
@@ -170,7 +170,7 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
     log = folder / f"local_{host}_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
     work = {"groups": groups, "count": count, "devices": gpus, "threads": threads}
     with ignoring_interrupts(), environment(**env), open(log, "ab") as out:
-        # A session of its own: neither a Ctrl-C nor a closed terminal reaches it.
+        # A separate session, so that neither Ctrl-C nor a closed terminal reaches it.
         supervisor = subprocess.Popen(
             [sys.executable, "-m", SUPERVISOR, str(results), sweep.name],
             stdin=subprocess.PIPE,
@@ -190,17 +190,17 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
 
 
 def _send(supervisor: subprocess.Popen[bytes], work: Mapping[str, Any]) -> None:
-    """Tell the supervisor what to do, and let it go."""
+    """Send the supervisor its work, and leave it alone."""
     assert supervisor.stdin is not None  # noqa: S101 - for the type checker
     with suppress(BrokenPipeError):
         supervisor.stdin.write(json.dumps(work).encode())
     with suppress(BrokenPipeError):
         supervisor.stdin.close()
-    supervisor.returncode = 0  # nobody will wait for it: else Python complains that it still runs
+    supervisor.returncode = 0  # nobody waits for it; without this, Python would warn that it still runs
 
 
 def stop(owners: Sequence[Mapping[str, Any]], seconds: float = 30.0) -> bool:
-    """End processes of this host at the next round boundary of their runs; returns whether all are gone."""
+    """End processes on this host at the next round boundary of their runs. Returns whether all are gone."""
     end = time.monotonic() + seconds
     for owner in owners:
         if is_alive(owner):

@@ -1,7 +1,7 @@
 """Lets a process keep the memory that it frees, since each training step needs the same amount again.
 
-By default glibc returns large blocks to the kernel at once and requests them anew, page by page, for the next operation;
-several threads also wait for each other there. Keeping them saves a tenth of the time on a small ViT.
+By default glibc returns large blocks to the kernel at once and requests them again, page by page, for the next operation.
+Threads also wait for each other in these calls. Keeping the blocks saves a tenth of the time on a small ViT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LARGEST_BLOCK = 32 << 20  # bytes; the largest value that glibc allows
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory from now on; returns whether this system can (glibc only). The peak memory stays as it is."""
+    """Keep freed memory from now on. Returns whether this system supports it (glibc only). Peak memory does not change."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""Runs of a job that can be trained together: which these are, and one attempt at doing so."""
+"""Finds the runs of a job that can be trained together, and attempts to do so."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedbench.run.simulation import Stopped, begin
 
 log = logging.getLogger("fedbench")
 
-INTERRUPTIONS = {"preempted", "timeout", "cancelled", "node_failure"}  # notes that say nothing against a run
+INTERRUPTIONS = {"preempted", "timeout", "cancelled", "node_failure"}  # ends that are not the fault of a run
 
 
 class PackGroups:
-    """Which runs of a job can be trained together, by their configs. Each run is in one group."""
+    """Groups the runs of a job that can be trained together, by their configs. Each run is in one group."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
@@ -32,7 +32,7 @@ class PackGroups:
         self._grouped: set[str] = set()
 
     def group_at(self, names: Sequence[str], position: int) -> list[str]:
-        """The run ``names[position]`` and the later runs with its pack key; empty if it was grouped before or goes alone."""
+        """The run ``names[position]`` and the later runs with its pack key; [] if it was grouped before or must run alone."""
         if position >= len(names) or names[position] in self._grouped:
             return []
         if (key := self._key(names[position])) is None:
@@ -61,18 +61,18 @@ def group_key(config: Mapping[str, Any]) -> str | None:
 
 
 def _goes_alone(folder: RunFolder, config: Mapping[str, Any]) -> bool:
-    """Whether a run needs an attempt of its own: trackers follow one run at a time, and a run that failed may fail again."""
+    """Whether a run must run alone: trackers follow one run at a time, and a run that failed may fail again."""
     failures = {note["kind"] for note in folder.notes()} - INTERRUPTIONS
     return bool(config["machine"]["track"] or failures or folder.status in ("done", "failed"))
 
 
 def train_together(folders: Sequence[RunFolder], threads: int | None) -> None:
-    """Bring runs that can be trained together as far as that goes; what goes wrong is left to each run's own attempts.
+    """Train runs together as far as possible. Each run's own attempts deal with whatever fails here.
 
-    Raises Stopped if the process was asked to stop, BrokenAccelerator if its accelerator is of no more use.
+    Raises Stopped if the process was asked to stop, BrokenAccelerator if its accelerator is unusable.
     """
     if stop_request.received:
-        raise Stopped(f"{len(folders)} runs: not begun")
+        raise Stopped(f"{len(folders)} runs: not started")
     broken: BaseException | None = None
     with ExitStack() as stack:
         members: list[tuple[RunFolder, lease.Lease, Member]] = []
@@ -87,7 +87,7 @@ def train_together(folders: Sequence[RunFolder], threads: int | None) -> None:
                 pack.run_pack([member for _, _, member in members], stack=bool(folders[0].config()["machine"]["pack"]))
             except Exception as error:
                 broken = error if attempt.is_broken_accelerator(error) else None
-                log.exception("%d runs cannot be trained together; each goes on by itself", len(members))
+                log.exception("%d runs cannot be trained together; each continues alone", len(members))
         errors = [member.error for _, _, member in members if member.error is not None]
         broken = broken or next((error for error in errors if attempt.is_broken_accelerator(error)), None)
         for folder, held, member in members:
@@ -101,9 +101,9 @@ def train_together(folders: Sequence[RunFolder], threads: int | None) -> None:
 
 
 def _leave_pack(folder: RunFolder, held: lease.Lease, member: Member, broken: BaseException | None) -> None:
-    """Mark a run of the pack as done if it is; else its own attempts go on with it.
+    """Mark a run of the pack as done if all its rounds are done; else its own attempts continue it.
 
-    `broken`: the error that made the accelerator useless, by whichever run.
+    `broken`: the error that made the accelerator unusable, in whichever run.
     """
     with attempt.logging_to(folder.log):
         reason: Exception | None = member.error
@@ -123,7 +123,7 @@ def _leave_pack(folder: RunFolder, held: lease.Lease, member: Member, broken: Ba
 
 @contextmanager
 def _member(folder: RunFolder, threads: int | None, size: int) -> Iterator[tuple[lease.Lease, Member] | None]:
-    """The run as one of a pack, held against others; None if it cannot be. Raises whatever beginning it raises."""
+    """The run as a member of a pack, with its lease; None if it cannot be one. Raises what `begin` raises."""
     with lease.acquire(folder.path) as held:
         if held is None or held.abandoned_by is not None or folder.status in ("done", "failed"):
             yield None

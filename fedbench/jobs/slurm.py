@@ -1,4 +1,4 @@
-"""Jobs on Slurm: arrays submitted through submitit, one squeue for all jobs, and how a job ended in Slurm's words."""
+"""Jobs on Slurm: arrays submitted through submitit, one squeue for all jobs, and the reason why a job ended."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fedbench.plan.config import Cluster, ConfigError, Sweep
 
 T = TypeVar("T")
 
-SIGNAL_SECONDS = 180  # before the time limit: room for a round to end and to be written
-# How squeue names the end of a job, and the kind of failure that it is.
+SIGNAL_SECONDS = 180  # before the time limit, so that a round can end and be written
+# Job states of squeue, and the kinds of failure that they mean.
 ENDED = {
     "COMPLETED": "lost",
     "FAILED": "lost",
@@ -37,7 +37,7 @@ ENDED = {
     "OUT_OF_MEMORY": "out_of_memory",
     "PREEMPTED": "preempted",
 }
-# How the last lines of a job's log name its end, for Slurm forgets a job after minutes; the first that fits counts.
+# What the last lines of a job's log say about its end, since Slurm forgets a job after minutes; the first match counts.
 IN_LOG = (
     (re.compile(r"oom.kill|out.of.memory|OOM Killed", re.IGNORECASE), "out_of_memory"),
     (re.compile(r"DUE TO TIME LIMIT|\(timeout\): back into"), "timeout"),
@@ -61,7 +61,7 @@ def submit(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> l
     """
     check_folder(folder)
     cluster = sweep.cluster
-    each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # no GPU of a job stays idle
+    each = max(cluster.runs_per_job, cluster.runs_per_gpu * max(1, cluster.gpus))  # so that no GPU of a job is idle
     groups = training_groups(sweep, names)
     shares = [tuple(groups[i : i + each]) for i in range(0, len(groups), each)]
     parameters = slurm_parameters(cluster)
@@ -93,13 +93,13 @@ def _submitted(
     executor: submitit.SlurmExecutor, jobs: Sequence[Job], start: int, total: int
 ) -> Iterator[tuple[submitit.Job[None], tuple[str, ...]]]:
     """An array of `jobs`, or, if a limit of the cluster forbids it, two of half the size."""
-    with ignoring_interrupts(), environment(drop="SLURM_"):  # of a job in which the sweep itself may run
+    with ignoring_interrupts(), environment(drop="SLURM_"):  # the sweep itself may run in a job
         try:
             submitted = _patiently(lambda: _array(executor, jobs))
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
             if len(jobs) == 1 or not LIMIT.search(str(error)):
                 raise LaunchError(
-                    f"sbatch refused {len(jobs)} jobs after {start} of {total} were submitted, which go on; the same "
+                    f"sbatch refused {len(jobs)} jobs after {start} of {total} were submitted, which continue; the same "
                     f"command submits the rest: {error}"
                 ) from error
             submitted = None
@@ -118,7 +118,7 @@ def _array(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[submit
 
 
 def _patiently(submit: Callable[[], T]) -> T:
-    """Ask again if a busy controller did not answer; if it did take the jobs, the runs' leases keep them from harm."""
+    """Submit again if a busy controller did not answer. If it accepted the jobs twice, leases prevent duplicate work."""
     for wait in WAITS:
         try:
             return submit()
@@ -130,7 +130,7 @@ def _patiently(submit: Callable[[], T]) -> T:
 
 
 def job_name(sweep: str) -> str:
-    """The name of a sweep's jobs: one word of letters, digits, dots and dashes, whatever the sweep's name."""
+    """The name of a sweep's jobs: one word of letters, digits, dots and dashes for any name of a sweep."""
     return "fedbench-" + re.sub(r"[^\w.-]+", "-", sweep)
 
 
@@ -157,7 +157,7 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
     more = {key.removeprefix("slurm_"): value for key, value in cluster.slurm.items()}
     requeue = {"requeue": more.pop("requeue", True)}
     further = requeue | (more.pop("additional_parameters", None) or {})
-    further = {key: value for key, value in further.items() if value is not False}  # an option that is off has no line
+    further = {key: value for key, value in further.items() if value is not False}  # an option that is off is left out
     setup = [
         f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={cluster.cpus} MKL_NUM_THREADS={cluster.cpus}",
@@ -172,13 +172,13 @@ def slurm_parameters(cluster: Cluster) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError if sbatch would take a part of the path for a pattern, and write logs into a stray folder."""
+    """Raises ConfigError if sbatch would read a part of the path as a pattern, and write logs to another folder."""
     if "%" in str(folder):
         raise ConfigError(f"{folder}: sbatch replaces % in the names of logs; choose results without % in their path")
 
 
 def _max_array_size() -> int:
-    """How many jobs an array may have; small if the cluster does not say."""
+    """How many jobs an array may have; a small number if the cluster does not say."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm_config(), re.MULTILINE)
     return max(1, int(match.group(1))) if match else 100
 
@@ -206,9 +206,9 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 def cancel(jobs: Iterable[Mapping[str, Any]], sweep: str) -> tuple[list[str], str]:
     """Cancel the jobs of job.json files that are jobs of `sweep`, of this user, on this cluster.
 
-    A scheduler uses its ids again, so job.json alone proves nothing. Returns the ids that live under another name or user
-    or belong to another cluster, which are left alone, and "" or what Slurm says against cancelling the others. Jobs that
-    have ended are no mistake.
+    A scheduler reuses its ids, so job.json alone proves nothing. Returns the ids of live jobs that have another name, user
+    or cluster, which are left alone, and "" or Slurm's objection to cancelling the others. Jobs that have already ended are
+    ignored.
     """
     jobs, here = list(jobs), cluster_name()
     elsewhere = {job["id"] for job in jobs if job.get("cluster") and here and job["cluster"] != here}
@@ -227,7 +227,7 @@ def cancel(jobs: Iterable[Mapping[str, Any]], sweep: str) -> tuple[list[str], st
             ours = sorted(id_ for id_, owner in living.items() if owner == [user, name])
             strangers |= living.keys() - ours
             if ours:
-                # The filters are checked again by Slurm, in the moment in which it cancels.
+                # Slurm checks these filters again at the moment of cancelling.
                 done = _ask("scancel", f"--user={user}", f"--name={name}", *ours)
                 if done.returncode and "Invalid job id" not in done.stderr:
                     return sorted(strangers), done.stderr.strip()
@@ -237,11 +237,11 @@ def cancel(jobs: Iterable[Mapping[str, Any]], sweep: str) -> tuple[list[str], st
 
 
 class Queue:
-    """Which Slurm jobs live, by one call of squeue for all of them, and none of sacct, which many clusters lack."""
+    """The live Slurm jobs, from one call of squeue for all of them. It does not use sacct, which many clusters lack."""
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[str, str]] | None = {}  # {id: (state, reason)}; None: Slurm did not answer
-        self._ended: dict[str, str] = {}  # the kind of end of jobs that Slurm will soon forget
+        self._ended: dict[str, str] = {}  # the kind of end of each job, which Slurm soon forgets
 
     def ask(self, ids: Iterable[str]) -> None:
         """Look up the jobs `ids`, such as 12 or 12_3."""
@@ -254,7 +254,7 @@ class Queue:
         except (OSError, subprocess.TimeoutExpired):
             self._states = None
             return
-        if listed.returncode and "Invalid job id" not in listed.stderr:  # its answer for a single forgotten job
+        if listed.returncode and "Invalid job id" not in listed.stderr:  # the answer for a single forgotten job
             self._states = None
             return
         rows = [line.strip().split("|", 2) for line in listed.stdout.splitlines()]
@@ -262,16 +262,16 @@ class Queue:
         self._ended |= {id_: ENDED[state] for id_, (state, _) in self._states.items() if state in ENDED}
 
     def lives(self, id_: str) -> bool:
-        """Whether the job waits or runs; also True if Slurm did not answer."""
+        """Whether the job waits or runs. Also True if Slurm did not answer."""
         return self._states is None or (id_ in self._states and self._states[id_][0] not in ENDED)
 
     def why(self, id_: str) -> str:
-        """What a waiting job waits for, in Slurm's words."""
+        """Slurm's reason why a job waits."""
         state, reason = (self._states or {}).get(id_, ("", ""))
         return reason if state == "PENDING" and reason not in ("None", "") else ""
 
     def end(self, id_: str, log: Path) -> str:
-        """The kind of failure that ended a job: from Slurm, or from the last lines of the job's log."""
+        """The kind of failure that ended a job, from Slurm or from the last lines of the job's log."""
         kind = self._ended.get(id_, "lost")
         if kind != "lost":
             return kind

@@ -8,7 +8,7 @@ from typing import Any
 class StopRequest:
     """A flag that signal handlers set.
 
-    It is no threading.Event: two signals at once, both setting it, would wait for each other for ever.
+    It is not a threading.Event, since two signals that set an event at the same time would wait for each other for ever.
     """
 
     received = False

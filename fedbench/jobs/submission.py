@@ -1,4 +1,4 @@
-"""From the runs of a sweep to those that start now: their folders are written, and damaged ones are opened again."""
+"""Decides which runs of a sweep start now, writes their folders, and opens damaged runs again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedbench.plan.config import PlannedRun, Sweep, pack_key
 def plan(
     sweep: Sweep, results: Path, retry_failed: bool, command: str, warn: Callable[[str], None] = lambda _: None
 ) -> list[str]:
-    """Write the folders of the runs to do, and return their names, those that had failed attempts last.
+    """Write the folders of the runs to do, and return their names; runs with failed attempts come last.
 
-    `warn` is told of files that are written again. Raises RecordsError, before anything is written, if a folder holds a
-    run of another config.
+    Calls `warn` with a sentence for each file that is written again. Raises RecordsError, before anything is written, if a
+    folder holds a run of another config.
     """
     folders = {planned.name: RunFolder(results / planned.name) for planned in sweep.runs}
     odd = {
@@ -34,10 +34,12 @@ def plan(
         if planned.name in odd:
             warn(f"{odd[planned.name]}; it is written again")
             write(planned)
+        for sentence in folders[planned.name].mend():
+            warn(sentence)
         if _starts(folders[planned.name], view, retry_failed):
             write(planned)
             names.append(planned.name)
-    if sweep.machine.pack:  # runs that train together stand side by side, so that each worker has whole packs
+    if sweep.machine.pack:  # runs that train together are neighbours, so that each worker gets whole packs
         keys = {planned.name: pack_key(planned.identity) for planned in sweep.runs}
         first = {keys[name]: i for i, name in reversed(list(enumerate(names)))}
         names.sort(key=lambda name: first[keys[name]])
@@ -45,7 +47,7 @@ def plan(
 
 
 def _starts(folder: RunFolder, view: watch.View, retry_failed: bool) -> bool:
-    """Whether a run starts now; notes what is known of its last attempt."""
+    """Whether a run starts now. Notes what is known of its last attempt."""
     if view.state == "missing":
         return True
     if view.state != "failed":
@@ -64,7 +66,7 @@ def _starts(folder: RunFolder, view: watch.View, retry_failed: bool) -> bool:
 
 
 def _note_end(folder: RunFolder, view: watch.View) -> bool:
-    """Note how the last attempt ended, unless its process noted that itself or had not begun; returns whether it may go on."""
+    """Note how the last attempt ended, unless its process did that or had not started. Returns whether the run may continue."""
     if view.kind == "damaged":
         return failures.note(folder, view.kind, view.reason)
     owner = lease.last_owner(folder.path)

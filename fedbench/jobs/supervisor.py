@@ -1,7 +1,7 @@
-"""Supervises workers: one process for each slot, started again when it dies, and stopped when the job must leave.
+"""Supervises workers: one process for each slot, which is started again when it dies and stopped when the job must leave.
 
-A supervisor imports no torch, so it costs little beside the workers, and outlives what kills them: a crash, or the kernel
-when memory runs out. `Job` is what Slurm executes, ``python -m fedbench.jobs.supervisor`` what the local machine does.
+A supervisor imports no torch, so it is small. It survives what kills a worker: a crash, or the kernel when memory runs out.
+Slurm executes `Job`; the local machine executes ``python -m fedbench.jobs.supervisor``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fedbench.base.records import RunFolder
 from fedbench.jobs import failures
 from fedbench.jobs.failures import EXIT_BROKEN_ACCELERATOR, EXIT_LEFT
 
-GRACE_SECONDS = 60.0  # for a round to end after a signal; after that the last checkpoint has to do
-BROKEN = 3  # deaths of a slot's process in a row while it held no run: it cannot even start
+GRACE_SECONDS = 60.0  # for a round to end after a signal; after that, the run resumes from its last checkpoint
+BROKEN = 3  # a slot is given up after this many deaths in a row of processes that held no run: they cannot start
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 
 
 @dataclass
 class Slot:
-    """A place for one run at a time: its own runs, those of other slots for later, and the GPU it uses."""
+    """A place for one run at a time: its own runs, the runs of other slots for later, and its GPU."""
 
     names: Sequence[str]
     spare: Sequence[str] = ()
@@ -42,7 +42,7 @@ class Slot:
 
 @dataclass
 class Supervisor:
-    """The processes of some slots. `leaving` is why they must leave: "" or a kind of failure."""
+    """The processes of some slots. `leaving`: why they must leave, "" or a kind of failure."""
 
     results: Path
     slots: list[Slot]
@@ -52,7 +52,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until all runs have ended or the job must leave."""
-        seen = _out_of_memory_kills()
+        kills = _out_of_memory_kills()
         while not all(slot.over for slot in self.slots):
             for slot in self.slots:
                 if slot.over:
@@ -61,8 +61,8 @@ class Supervisor:
                     slot.over = bool(self.leaving)
                     slot.process = None if slot.over else self._start(slot)
                 elif (code := slot.process.poll()) is not None:
-                    out_of_memory = _out_of_memory_kills() > seen
-                    seen = _out_of_memory_kills()
+                    out_of_memory = _out_of_memory_kills() > kills
+                    kills = _out_of_memory_kills()
                     self._handle_end(slot, code, out_of_memory)
                 elif time.monotonic() > self.kill_at:
                     slot.process.kill()
@@ -88,9 +88,9 @@ class Supervisor:
         try:
             process.stdin.write(json.dumps(work).encode())
             process.stdin.close()
-        except OSError:  # it is dead already, which `run` sees
+        except OSError:  # it is already dead, which `run` handles
             pass
-        if self.leaving:  # the signal came meanwhile
+        if self.leaving:  # the signal came while the worker started
             process.terminate()
         return process
 
@@ -100,9 +100,9 @@ class Supervisor:
         if code == 0 or (code in (EXIT_LEFT, EXIT_BROKEN_ACCELERATOR) and self.leaving):
             slot.over = True
             return
-        if code == EXIT_LEFT:  # somebody signalled the worker alone: its runs go on here
+        if code == EXIT_LEFT:  # only the worker received a signal: its runs continue here
             return
-        if code == EXIT_BROKEN_ACCELERATOR:  # the worker itself has noted that for the run
+        if code == EXIT_BROKEN_ACCELERATOR:  # the worker has already noted that for its run
             _say("a worker ended (its accelerator failed); another begins")
             return
         killed = self.leaving and code in (-signal.SIGKILL, -signal.SIGTERM)
@@ -112,7 +112,7 @@ class Supervisor:
             who = {"pid": owner.pid, "started": owner.started}
             if killed:
                 folder.note(
-                    kind=self.leaving, reason="no round ended in time; it goes on from its last checkpoint", **who
+                    kind=self.leaving, reason="no round ended in time; it resumes from its last checkpoint", **who
                 )
             elif not failures.note(folder, kind, reason, **who):
                 folder.fail(kind, reason)
@@ -142,7 +142,7 @@ def _kind(code: int, out_of_memory: bool) -> tuple[str, str]:
 
 
 def _out_of_memory_kills() -> int:
-    """How many processes this system has killed for memory since it was started; 0 if it does not count them."""
+    """How many processes this system has killed because of memory since its start; 0 if it does not count them."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -156,7 +156,7 @@ def _say(text: str) -> None:
 
 
 def assign_slots(groups: Sequence[Sequence[str]], count: int, devices: Sequence[str] | None) -> list[Slot]:
-    """`count` slots, which get the groups of runs in turn, GPU by GPU; each helps the others when its own runs are done."""
+    """`count` slots, which get the groups of runs in turn, GPU by GPU. A slot whose runs are done helps the others."""
     count = max(1, min(count, len(groups)))
     shares = [tuple(name for group in groups[i::count] for name in group) for i in range(count)]
     return [
@@ -172,10 +172,10 @@ def assign_slots(groups: Sequence[Sequence[str]], count: int, devices: Sequence[
 # -- what Slurm executes ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
-    """What submitit pickles and calls in a Slurm job: a results folder and run names, for plug-in objects do not pickle.
+    """The object that submitit pickles and calls in a Slurm job. It holds names only, since plug-ins cannot be pickled.
 
-    `groups` are runs that one process should do (see `fedbench.jobs.grouping`). `warning` is how many seconds before the
-    time limit Slurm sends its signal; `side_by_side` how many runs share a GPU.
+    `groups`: runs that one process should do (see `fedbench.jobs.grouping`); `warning`: how many seconds before the time
+    limit Slurm sends its signal; `side_by_side`: how many runs share a GPU.
     """
 
     results: str
@@ -190,7 +190,7 @@ class Job:
         return tuple(name for group in self.groups for name in group)
 
     def __call__(self) -> None:
-        """Do the runs. Near the time limit, or when it has to make room, stop at a round boundary and be requeued."""
+        """Do the runs. Near the time limit, or on preemption, stop at a round boundary and requeue the job."""
         devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         count = self.side_by_side * max(1, len(devices))
         slots = assign_slots(self.groups, count, devices)
@@ -204,7 +204,7 @@ class Job:
             self._requeue(supervisor.leaving, rest)
 
     def _requeue(self, kind: str, rest: Sequence[RunFolder]) -> None:
-        """Put the job back into the queue, unless no run of it gets any further."""
+        """Requeue the job, unless none of its runs makes progress any more."""
         for folder in rest:
             if not failures.note(folder, kind, "the job had to leave its node") and folder.status != "failed":
                 attempts = failures.MORE_ATTEMPTS[kind] + 1
@@ -212,21 +212,21 @@ class Job:
         if all(folder.status == "failed" for folder in rest):
             return
         _say(f"leaving the node ({kind}): back into the queue")
-        # Not SLURM_JOB_ID: for one job of an array that may be the number of the array itself, with all its jobs.
+        # Not SLURM_JOB_ID: for a job of an array, that may be the number of the whole array.
         command = ["scontrol", "requeue", processes.process().job]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            _say(f"Slurm does not take the job back, the next sweep will: {done.stderr.strip()}")
+            _say(f"Slurm does not requeue the job; the next sweep will submit it again: {done.stderr.strip()}")
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(60)  # Slurm ends this process meanwhile
+            time.sleep(60)  # Slurm ends this process during the wait
         raise SystemExit(1)
 
 
 def _still_running() -> bool:
-    """Whether Slurm only asked this job to make room: a job that it is about to end or to requeue is in another state.
+    """Whether Slurm only asked this job to leave: a job that Slurm is about to end or requeue is in another state.
 
-    A job that leaves within its grace time counts as completed, and Slurm does not requeue it.
+    Slurm counts a job that leaves within its grace time as completed and does not requeue it.
     """
     command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={processes.process().job}"]
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() == "RUNNING"
@@ -234,7 +234,7 @@ def _still_running() -> bool:
 
 # -- what the local machine executes ---------------------------------------------------------------------------
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: a results folder, and the sweep's name, by which `--cancel` knows the process.
+    """The command line: a results folder, and the sweep's name, by which `--cancel` recognises the process.
 
     Reads {"groups", "count", "devices", "threads"} as JSON from stdin.
     """

@@ -1,8 +1,8 @@
 """Sends the records of a run to TensorBoard, Weights & Biases or MLflow as they are made; off by default.
 
-Turn them on by `machine: {track: [tensorboard]}` in a sweep file, or by ``--set machine.track=[tensorboard]``. The records
-on disk are what counts: if a tracker fails, the run's log says so, and the run goes on without it. No tracker needs a
-network: Weights & Biases works offline unless WANDB_MODE says otherwise, and MLflow writes below the results unless
+Turn them on with `machine: {track: [tensorboard]}` in a sweep file, or with ``--set machine.track=[tensorboard]``. They
+never affect a run: if a tracker fails, the run's log says so, and the run continues without it. No tracker needs a network:
+Weights & Biases works offline unless WANDB_MODE says otherwise, and MLflow writes below the results unless
 MLFLOW_TRACKING_URI names a server.
 """
 
@@ -79,7 +79,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow under the run's own name, which a later process finds again; without a server, a file by the runs."""
+    """A run of MLflow under the run's own name, which a later process continues. Without a server, a file beside the runs."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], done: int) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or _mlflow_file(folder.parent.resolve())
@@ -116,7 +116,7 @@ def _mlflow(uri: str) -> tuple[Any, str]:
 
 
 def _mlflow_file(results: Path) -> str:
-    """The address of a database below `results`. It is made elsewhere and moved: MLflow cannot make one twice at once."""
+    """The address of a database below `results`. It is moved there: MLflow cannot create it in two processes at once."""
     file = results / "mlflow.db"
     with one_at_a_time(file, file.exists) as is_ours:
         if is_ours:
@@ -160,7 +160,7 @@ def tracked(folder: RunFolder, names: Sequence[str], config: Mapping[str, Any]) 
     for name in names:
         try:
             trackers[name] = TRACKERS[name](folder.path, config, done)
-        except Exception as error:  # noqa: BLE001 - the run goes on without it
+        except Exception as error:  # noqa: BLE001 - the run continues without it
             log.warning("%s does not follow this run: %s: %s", name, type(error).__name__, error)
     try:
         yield TrackedFolder(folder.path, trackers)

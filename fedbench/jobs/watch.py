@@ -1,4 +1,4 @@
-"""What the runs of a sweep are doing: read from their folders and by one call of squeue, and shown while it changes."""
+"""The state of a sweep's runs, from their folders and one call of squeue, and the live table that shows it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedbench.base import lease
+from fedbench.base import configless, lease
 from fedbench.base.records import RunFolder, Status, rounds_in_words, status_of
 from fedbench.jobs import failures, launch
 from fedbench.jobs.slurm import Queue
@@ -31,25 +31,26 @@ COLOURS: dict[Status, str] = {
     "failed": "red",
     "done": "green",
 }
-ROWS = 24  # of a table if the height of the terminal is not known; the runs that do not fit are counted
+ROWS = 24  # of a table if the height of the terminal is unknown; runs that do not fit are counted
 SQUEUE_SECONDS = 10.0  # between two calls of squeue, which thousands of runs share
 HOW = {
-    "lost": "without a word (killed, cancelled, out of memory or time)",
+    "lost": "without a note (killed, cancelled, out of memory or time)",
     "cancelled": "because it was cancelled",
     "timeout": "at its time limit",
     "node_failure": "with its node",
     "out_of_memory": "because memory ran out",
-    "preempted": "because it had to make room",
+    "preempted": "because it was preempted",
 }
+GONE = "failed.json was removed a moment ago"
 LOCAL_PATIENCE_SECONDS = 2.0
-PATIENCE_SECONDS = 30.0  # a file server may hide for so long that a run was done before its job ended
+PATIENCE_SECONDS = 30.0  # a file server may hide for this long that a run was done
 
 
 @dataclass(frozen=True)
 class View:
-    """A run as a reader sees it. missing: nobody has it; pending: it waits for its turn; failed: `kind` says how.
+    """The state of a run. missing: no job has it; pending: it waits for its turn; failed: `kind` says how.
 
-    `earlier` counts the attempts that ended before, by kind; `hours` is the time of a GPU (or process) that went into it.
+    `earlier` counts earlier attempts by the kind of their end; `hours`: the time of a GPU (or process) spent on the run.
     """
 
     name: str
@@ -68,9 +69,9 @@ class View:
 
 
 class Observer:
-    """Looks at runs again and again. A run counts as lost once its job has been gone for `patience` seconds.
+    """Looks at runs repeatedly. A run counts as lost once its job has been gone for `patience` seconds.
 
-    `side_by_side` runs share a GPU, so each counts for its part of the GPU's hours.
+    `side_by_side` runs share a GPU, so each counts for its share of the GPU's hours.
     """
 
     def __init__(self, results: Path, runs: Sequence[PlannedRun], patience: float = 0.0, side_by_side: int = 1) -> None:
@@ -95,20 +96,20 @@ class Observer:
             job, held, busy = jobs.get(name, {}), False, False
             claimed = lease.last_claim(folder.path, files[name]) is not None
             if (job or claimed) and "done" not in files[name]:
-                # First whether somebody has it, then how it stands: a run is done before its job ends.
+                # Check for a job first and for the run's state afterwards: a run is done before its job ends.
                 held, busy = self._held(job), self._busy(folder, files[name], job)
                 files[name] = folder.files()
             self._views[name] = self._view(name, folder, files[name], job, held, busy)
         return [self._views[name] for name in self.runs]
 
     def _held(self, job: Mapping[str, Any]) -> bool:
-        """Whether a job that has, or will do, the run is alive."""
+        """Whether the job that does, or will do, the run is alive."""
         if job.get("scheduler") == "slurm":
             return self._queue.lives(str(job["id"]))
         return any(launch.is_alive(owner) for owner in job.get("owners", ()))
 
     def _busy(self, folder: RunFolder, files: frozenset[str], job: Mapping[str, Any]) -> bool:
-        """Whether a live process does the run now. What Slurm says of its job outweighs a heartbeat."""
+        """Whether a live process does the run now. The state of its Slurm job outweighs a heartbeat."""
         if (claim := lease.last_claim(folder.path, files)) is None:
             return False
         owner = lease.live_owner(claim)
@@ -124,12 +125,13 @@ class Observer:
         earlier = dict(failures.counted(folder.notes())) if "notes.jsonl" in files else {}
         view = partial(View, name, planned.label, round=done, rounds=rounds, hours=hours, gpu=gpu, earlier=earlier)
         if status == "done" and (damage := _damage(folder)):
-            reason = f"done before, but {'; '.join(damage)}; the same command makes it again"
+            reason = f"it was done, but {'; '.join(damage)}; the same command repairs it"
             return view(state="failed", kind="damaged", reason=reason, log=str(folder.log))
         if status in ("done", "failed"):
-            failure = folder.failure() if status == "failed" else {}
+            problems: list[str] = []
+            failure = folder.failure(problems) if status == "failed" else {}
             if status == "failed" and not failure:
-                failure = {"kind": "unknown", "reason": "failed.json cannot be read", "log": str(folder.log)}
+                failure = {"kind": "unknown", "reason": "; ".join(problems) or GONE, "log": str(folder.log)}
             kind, reason, log = (failure.get(key, "") for key in ("kind", "reason", "log"))
             return view(state=status, kind=kind, reason=reason, log=log)
         if busy:
@@ -147,7 +149,7 @@ class Observer:
         log = Path(job["log"])
         kind = self._queue.end(str(job["id"]), log) if "id" in job else "lost"
         who = f"Slurm job {job['id']} ended" if "id" in job else "the process that did it ended"
-        reason = f"{who} {HOW[kind]}; the same command goes on with it"
+        reason = f"{who} {HOW[kind]}; the same command continues it"
         return view(state="failed", kind=kind, reason=reason, log=str(log))
 
     def _eta(self, name: str, round_: int, rounds: int) -> float | None:
@@ -158,7 +160,7 @@ class Observer:
 
 
 def _damage(folder: RunFolder) -> list[str]:
-    """What is wrong with a run that is marked as done."""
+    """The damage to a run that is marked as done."""
     try:
         return folder.damage()
     except OSError as error:
@@ -166,23 +168,31 @@ def _damage(folder: RunFolder) -> list[str]:
 
 
 def odd_files(results: Path, runs: Sequence[PlannedRun], views: Sequence[View]) -> list[str]:
-    """A sentence for each odd file, and each gap in the records, of the runs that are not done."""
-    lines = []
+    """A sentence for each odd file and each gap in the records of the runs, and for each folder without a run.yaml.
+
+    The records of a run that is done are checked with its state (`RunFolder.damage`).
+    """
+    lines: list[str] = []
     for planned, view in zip(runs, views, strict=True):
         folder = RunFolder(results / planned.name)
-        if view.state == "done" or not folder.files():
-            continue
-        lines += folder.problems()
-        run, reached = planned.run, view.round
-        if missing := folder.missing_rounds(run.rounds, run.evaluate_every, reached):
-            lines.append(
-                f"{folder.path / 'records.jsonl'} lacks {rounds_in_words(missing)} of {reached} that were done"
-            )
-    return lines
+        if view.state == "done":
+            folder.environment(lines)
+            folder.notes(lines)
+        elif folder.files():
+            lines += folder.problems()
+            lines += _gap(folder, planned, view.round)
+    return lines + [configless.sentence(folder) for folder in configless.folders_without_config(results)]
+
+
+def _gap(folder: RunFolder, planned: PlannedRun, reached: int) -> list[str]:
+    """A sentence if the records lack a round that was done."""
+    if missing := folder.missing_rounds(planned.run.rounds, planned.run.evaluate_every, reached):
+        return [f"{folder.path / 'records.jsonl'} lacks {rounds_in_words(missing)} of {reached} that were done"]
+    return []
 
 
 def counts(views: Sequence[View]) -> dict[str, int]:
-    """How many runs are in each state, all states named."""
+    """The number of runs in each state, including zeros."""
     by_state = Counter(view.state for view in views)
     return {state: by_state[state] for state in COLOURS}
 
@@ -194,7 +204,7 @@ def summary(views: Sequence[View]) -> str:
 
 
 def failed(views: Sequence[View]) -> list[str]:
-    """A line for each failed run, and one for each that goes on after a failed attempt."""
+    """A line for each failed run, and for each run that continues after a failed attempt."""
     lines = []
     for view in views:
         times = ", ".join(f"{kind} {count}" for kind, count in view.earlier.items())
@@ -207,7 +217,7 @@ def failed(views: Sequence[View]) -> list[str]:
 
 
 def used(views: Sequence[View]) -> str:
-    """Images per second now, and the hours so far: of GPUs if any was used, else of processes."""
+    """The present images per second, and the hours so far: of GPUs if any was used, else of processes."""
     rate = sum(view.images_per_second or 0.0 for view in views)
     hours = sum(view.hours for view in views)
     unit = "GPU" if any(view.gpu for view in views) else "process"
@@ -216,8 +226,8 @@ def used(views: Sequence[View]) -> str:
 
 def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lambda: False) -> None:
     """Show the runs until none waits or runs, or `ended()` holds: a live table on a terminal, else a line per change."""
-    seen: dict[str, Status] = {}
-    begun: tuple[float, int] | None = None  # when, and how many rounds were over then
+    last_states: dict[str, Status] = {}
+    begun: tuple[float, int] | None = None  # the time, and the rounds that were done then
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     if live:
         live.start()
@@ -232,19 +242,19 @@ def watch(observer: Observer, console: Console, ended: Callable[[], bool] = lamb
                 eta = (rounds - over) * (start - begun[0]) / more if more > 0 else None
                 live.update(table(views, max(3, console.height - 7), eta), refresh=True)
             else:
-                _print_changes(views, seen, console)
+                _print_changes(views, last_states, console)
             if last or not any(view.state in ("pending", "running") for view in views):
                 return
-            time.sleep(max(1.0, time.monotonic() - start))  # we use at most half the time of a slow file server
+            time.sleep(max(1.0, time.monotonic() - start))  # use at most half the time of a slow file server
     finally:
         if live:
             live.stop()
 
 
-def _print_changes(views: Sequence[View], seen: dict[str, Status], console: Console) -> None:
+def _print_changes(views: Sequence[View], last_states: dict[str, Status], console: Console) -> None:
     for view in views:
-        before = seen.get(view.name)
-        seen[view.name] = view.state
+        before = last_states.get(view.name)
+        last_states[view.name] = view.state
         if view.state != before and (before is not None or view.state == "running"):
             more = f" ({view.kind}): {view.reason}" if view.state == "failed" else ""
             line = f"{time.strftime('%H:%M:%S')} {view.state:7} {view.name}{more}"
@@ -252,7 +262,7 @@ def _print_changes(views: Sequence[View], seen: dict[str, Status], console: Cons
 
 
 def table(views: Sequence[View], rows: int = ROWS, eta: float | None = None) -> Group:
-    """A live table: two lines and a bar on all runs, then `rows` of them, the running and failed ones first."""
+    """A live table: two lines and a bar for all runs, then `rows` of them, running and failed runs first."""
     order = {"running": 0, "failed": 1, "pending": 2, "missing": 3, "done": 4}
     ranked = sorted(views, key=lambda view: order[view.state])
     made = Table(box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""The aggregation contract: what keeps clients close to each other, and how the server steps."""
+"""The aggregation contract: terms of the clients' loss, and the server's step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Aggregation:
 
     @hook
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
-        """The aggregation's own tensors by name; `spec` are the method's. Clients read "server" and "local" ones in `p`.
+        """The aggregation's own tensors by name; `spec` holds the method's. Clients read those with home "server" or "local".
 
         Called before a run starts.
         """
@@ -60,7 +60,7 @@ class Aggregation:
 
     @hook
     def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
-        """Values that replace `mean`: the aggregated parameters as averaged, or as the method merged them.
+        """{name: value} that replace values in `mean`, which holds the aggregated parameters after the method's own merge.
 
         Local names have a row for each client of the cohort, [K, ...].
         Called at the end of every round, after the method's own `merge`.

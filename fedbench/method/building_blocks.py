@@ -1,4 +1,4 @@
-"""Small pieces that many methods share: the linear head, prompt tokens, class priors and class sums."""
+"""Functions that many methods share: the linear head, prompt tokens, class priors and class sums."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokens(prompt: Tensor, cls: Tensor) -> Tensor:
 
 
 def log_prior(prior: Tensor, smoothing: float = 1e-6) -> Tensor:
-    """log of a class prior [C] mixed with a little uniform mass, so that an absent class stays finite."""
+    """The log of a class prior [C], mixed with a little uniform mass so that the log of an absent class is finite."""
     return torch.log((1 - smoothing) * prior + smoothing / prior.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""What the core asks of every method before a run: blocks that exist, and parameters that go with the options."""
+"""Checks of a method before a run: its blocks exist, and its parameters fit its options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedbench.method.param import Param
 
 
 def moments(method: Method) -> Iterator[Method]:
-    """The method as its hooks see it in evaluation, and in each phase and view of training."""
+    """The method in evaluation, and in each phase and view of training."""
     yield method
     for phase in (None, *range(len(method.phases or ()))):
         for view in (None, *method.views):
@@ -26,11 +26,17 @@ def check_blocks(method: Method, depth: int) -> None:
 
 
 def check_parameters(method: Method, spec: Mapping[str, Param]) -> None:
-    """Raise ValueError if the parameters `spec`, those of the aggregation included, do not go with the method's options."""
+    """Raise ValueError if the parameters `spec`, including those of the aggregation, do not fit the method's options."""
     local = sorted(name for name, param in spec.items() if param.home == "local")
     if method.uses_prior or method.logit_prior != "none":
         local.append("prior (logit_prior must be none)")
     if method.centralized and local:
         raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")
-    if method.finetune_epochs and not any(param.trains for param in spec.values()):
+    if any(param.trains for param in spec.values()):
+        return
+    if method.finetune_epochs:
         raise ValueError(f"finetune_epochs is {method.finetune_epochs}, but this method trains nothing")
+    if method.logit_prior == "train":
+        raise ValueError(
+            "logit_prior is 'train', but this method trains nothing; eval adds the prior where it has an effect"
+        )

@@ -1,4 +1,4 @@
-"""VPT-shallow as a base: methods that differ only in who trains the prompts derive from it."""
+"""VPT-shallow as a base class for methods that differ only in who trains the prompts."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The method contract: a federated prompt tuning method is a few small hooks, written for one client.
 
-Legend used everywhere: K clients, B samples, C classes, P prompts, D width, L blocks, N images.
+Shapes use the same letters everywhere: K clients, B samples, C classes, P prompts, D width, L blocks, N images.
 
-A method is a frozen dataclass called ``Method`` in a file of ``methods/``; its fields are its hyper-parameters and the YAML
-block holds its keyword arguments. The core maps the hooks over clients, so no hook sees a client axis except `send`,
-`absorb` and `merge`, which run on the server.
+A method is a frozen dataclass called ``Method`` in a file of ``methods/``. Its fields are its hyper-parameters, and a
+sweep file sets them by name. The core maps the hooks over clients, so only `send`, `absorb` and `merge`, which run on the
+server, see a client axis.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedbench.method.updates import ClientUpdates
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods: a frozen backbone and a linear head on the CLS token. Override what differs."""
+    """Base of all methods: a frozen backbone and a linear head on the CLS token. Override the hooks that differ."""
 
     logit_prior: Literal["none", "eval", "train", "both"] = option(
         "none", "when to add log pi_k, the client's own log class prior, to the logits: a control for label skew"
@@ -45,10 +45,10 @@ class Method:
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
     centralized: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
-    # The names trained in each local phase, one inner tuple a phase; None: one phase that trains everything. Each phase
-    # takes `local.epochs` epochs.
+    # The names trained in each local phase, one inner tuple for each phase; None: one phase that trains everything. Each
+    # phase takes `local.epochs` epochs.
     phases: ClassVar[Phases | None] = None
-    # The same for fine-tuning before evaluation; None: as in training. May name values that federated training leaves alone.
+    # The same for fine-tuning before evaluation; None: as in training. May name values that federated training does not change.
     finetune_phases: ClassVar[Phases | None] = None
     # Further passes in training, by name; `extra_loss` reads their CLS feature as out["<name>.cls"].
     views: ClassVar[tuple[str, ...]] = ()
@@ -137,7 +137,7 @@ class Method:
     # -- a client's forward pass -----------------------------------------------------------------------------------
     @hook
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        """The prompt slots that enter block `layer`: ``{slot: [B, P, D]}``; a known slot is replaced, a new one inserted.
+        """The prompt slots that enter block `layer`: ``{slot: [B, P, D]}``. A known slot is replaced, a new slot inserted.
 
         `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
         Called in every forward pass, once for each block of `layers`.
@@ -176,7 +176,7 @@ class Method:
 
     @optional_hook
     def steer(self, p: Values, step: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: tensor}: the optimiser's `step` {name: ...}, changed before it is taken.
+        """The optimiser's `step` {name: tensor}, as it should be applied.
 
         Called in every training step, after the optimiser has computed its step.
         """
@@ -185,7 +185,7 @@ class Method:
     def observe(  # type: ignore[empty-body]
         self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """{name: sums} over the batch, without gradient, added up over the round; weigh samples by `weight` [B].
+        """{name: sums} over the batch, without gradient; the core adds them up over the round. `weight` [B] weighs samples.
 
         `taps` {block: [B, D]}. The only hook of a training step that sees labels, `y` [B].
         Called in every training step of a round, not in fine-tuning.
@@ -201,7 +201,7 @@ class Method:
 
     @optional_hook
     def newcomer(self, p: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{local name: value} with which a client starts that never took part, from what the server sends it.
+        """{local name: value}: initial local values of a client that never took part, from the values that the server sends.
 
         Called when the server sends values to a client that never took part, in a round or for an evaluation.
         """

@@ -20,7 +20,7 @@ class Param:
     ``home``: "shared" - clients train copies, which the server averages; "local" - each client keeps a row of its own;
     "server" - the server keeps it and clients only read it; "server_only" - it never leaves the server.
     ``rows``: a function from clients [K] to their initial values [K, ...] (local only); a row depends on its client alone.
-    `init` is then the value of a client about which nothing is known. ``lr_scale`` multiplies the learning rate.
+    `init` is then the value of an unknown client. ``lr_scale`` multiplies the learning rate.
     ``averaged=False``: the method's `merge` makes the new shared value, perhaps of another shape; it is not averaged and no
     aggregation touches it.
     """
@@ -39,5 +39,5 @@ class Param:
 
     @property
     def aggregated(self) -> bool:
-        """Whether the server averages the clients' versions, so that an aggregation steps on it."""
+        """Whether the server averages the clients' copies, so that an aggregation acts on it."""
         return self.trained and self.home == "shared" and self.averaged

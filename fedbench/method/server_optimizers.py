@@ -1,4 +1,4 @@
-"""FedOpt: the base of aggregations whose server takes optimiser steps; each plug-in holds one optimiser.
+"""FedOpt: the base of aggregations whose server takes optimiser steps. Each plug-in defines one optimiser.
 
 Source: Reddi et al. 2021, arXiv 2003.00295, algorithm 2 (paper). The mean change of the cohort is the negative gradient of a
 server optimiser. As in the paper, there is no bias correction and v starts at tau^2. The mean is weighted by n_k, as in
@@ -30,14 +30,14 @@ class ServerOptimizer(Aggregation, ABC):
 
     @abstractmethod
     def moments(self) -> dict[str, float]:
-        """{moment: initial value}: the optimiser's state, of which each parameter has its own."""
+        """{moment: initial value}: the optimiser's state. Each parameter has its own."""
 
     @abstractmethod
     def step(self, delta: Tensor, moments: Values) -> tuple[Tensor, dict[str, Tensor]]:
         """The step [...] of a parameter whose mean change over the cohort is `delta` [...], and its new moments."""
 
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
-        """``m.<name>`` and so on for each aggregated parameter; they never leave the server."""
+        """``<moment>.<name>``, such as ``m.prompt``, for each aggregated parameter. They never leave the server."""
         return {
             f"{moment}.{name}": Param(torch.full_like(param.init, start), "server_only")
             for name, param in spec.items()
@@ -76,7 +76,7 @@ class AdaptiveServerOptimizer(ServerOptimizer):
         """The new v, from the old v and delta^2; the adaptive optimisers differ only in this."""
 
     def step(self, delta: Tensor, moments: Values) -> tuple[Tensor, dict[str, Tensor]]:
-        """Algorithm 2's lines for m, v and x."""
+        """The lines of algorithm 2 that compute m, v and x."""
         m = self.beta1 * moments["m"] + (1 - self.beta1) * delta
         v = self.second(moments["v"], delta.square())
         return self.lr * m / (v.sqrt() + self.tau), {"m": m, "v": v}

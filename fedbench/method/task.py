@@ -1,4 +1,4 @@
-"""What a method may know about a run before it starts, and the random streams of its initial values."""
+"""The sizes and frozen tensors that a method receives before a run, and the random streams of its initial values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cohort sends back after one round of local training."""
+"""The updates that a cohort sends back after one round of local training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the blocks of a sweep file one by one, and runs made of them; mistakes are collected, not raised."""
+"""Checks the blocks of a sweep file and the runs made of them. Mistakes are collected, not raised."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
 
 @dataclass(frozen=True)
 class Checked:
-    """A block after its check: its value, in which defaults replace what was wrong, and the keys that were wrong.
+    """A block after its check: its value, with defaults in place of wrong values, and the wrong keys.
 
-    The wrong key is "*" if it is not known which key was meant. `value` is None for a plug-in with mistakes. `identity` is
-    the value with files named by their content.
+    A wrong key is "*" if it is unknown which key was meant. `value` is None for a plug-in with mistakes. `identity` is the
+    value with files named by their content.
     """
 
     value: Any
@@ -37,14 +37,14 @@ class Checked:
 
 @dataclass(frozen=True)
 class Draft:
-    """A run with mistakes, complete enough to look for further ones. `wrong`: their places, such as ``clients.number``."""
+    """A run with mistakes, complete enough to check for more. `wrong`: the places of mistakes, such as ``clients.number``."""
 
     run: RunConfig
     wrong: frozenset[str]
 
 
 class Checker:
-    """Makes checked blocks and runs from plain values, and collects the mistakes.
+    """Turns plain values into checked blocks and runs, and collects the mistakes.
 
     Equal blocks are checked once, since a grid repeats them in many runs.
     """
@@ -53,7 +53,7 @@ class Checker:
         self.plugins = plugins
         self.mistakes = Mistakes()
         self.drafts: list[Draft] = []
-        self.data: Path | None = None  # the data folder, which keeps hashes of files
+        self.data: Path | None = None  # the data folder, which stores hashes of files
         self._memo: dict[str, Checked] = {}
 
     def block(self, model: type[Block], value: Any, where: str) -> Checked:
@@ -83,7 +83,7 @@ class Checker:
         return Checked(made.model_copy(update=fixed), frozenset(wrong))
 
     def _is_plain(self, hint: Any, value: Any, where: str) -> bool:
-        """Whether `value` holds no switch in a number's place and no infinite number; a mistake if it does."""
+        """Whether `value` has no boolean in place of a number and no infinite number. Otherwise adds a mistake."""
         if isinstance(value, bool) and not accepts_booleans(hint):
             self.mistakes.add(where, f"expected a value that is not true or false, found {value}; quote what is text")
             return False
@@ -93,7 +93,7 @@ class Checker:
         return True
 
     def _path(self, written: Path, where: str, must_exist: bool = True) -> Path | None:
-        """The absolute path of `written`, or None and a mistake."""
+        """The absolute path of `written`. Otherwise None, and a mistake is added."""
         try:
             path = expanded(written)
             problem = problem_with(path, written) if must_exist else None
@@ -149,7 +149,7 @@ class Checker:
         except ValidationError as error:
             self.mistakes.explain(error, where)
             return None
-        except (ValueError, TypeError) as error:  # of a plug-in's own __post_init__
+        except (ValueError, TypeError) as error:  # raised by a plug-in's __post_init__
             self.mistakes.add(where, str(error))
             return None
         full = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
@@ -160,7 +160,7 @@ class Checker:
         return {"name": value["name"], **full} if sound else None
 
     def run(self, content: dict[str, Any], label: str | None = None) -> PlannedRun | None:
-        """A checked run, or None, mistakes and perhaps a draft."""
+        """A checked run. Otherwise None: mistakes are added, and a draft if enough of the run is right."""
         checked: dict[str, Checked] = {}
         for kind in PLUGIN_KINDS:
             if kind in content:
@@ -195,7 +195,7 @@ class Checker:
         return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
 
     def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """The keys of a run that are no blocks, checked; and whether nothing is wrong with them."""
+        """The checked keys of a run that are not blocks, and whether all are right."""
         memo = f"run {content!r}"
         if memo not in self._memo:
             hints = {name: field.annotation for name, field in RunConfig.model_fields.items()}
@@ -222,7 +222,7 @@ class Checker:
         return None, False
 
     def _cohort_fits(self, run: RunConfig) -> bool:
-        """Whether enough clients train for a cohort; a mistake if not."""
+        """Whether enough clients train to fill a cohort. Otherwise adds a mistake."""
         out, number = run.clients.held_out, run.clients.number
         eligible = number - (int(out) if out >= 1 else round(out * number))
         if run.clients.per_round <= eligible:
@@ -288,7 +288,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _reason(error: Exception) -> str:
-    """A sentence for an error of reading a file."""
+    """A sentence for an error in reading a file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

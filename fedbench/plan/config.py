@@ -19,7 +19,7 @@ from fedbench.plan.plugins import Plugins
 
 
 class ConfigError(ValueError):
-    """One or more mistakes in a sweep file or on the command line; the message lists them all."""
+    """Mistakes in a sweep file or on the command line. The message lists all of them."""
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
@@ -27,7 +27,7 @@ TRACKERS: tuple[str, ...] = get_args(Tracker)
 
 
 class Block(BaseModel):
-    """A frozen block of the sweep file; unknown keys are mistakes."""
+    """An immutable block of the sweep file. Unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +43,7 @@ class BackboneConfig(Block):
 
 
 class ClientsConfig(Block):
-    """The clients: how many there are, and who takes part."""
+    """The number of clients, and which of them take part."""
 
     number: int = Field(100, ge=1, description="total number of clients")
     per_round: int = Field(10, ge=1, description="cohort size: clients drawn in each round")
@@ -98,7 +98,7 @@ class Seeds(Block):
 
 
 class Machine(Block):
-    """How to compute; never part of a run's identity."""
+    """How a run is computed. Never part of its identity."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: the first GPU if there is one")
     clients: Literal["stacked", "loop"] = Field(
@@ -114,7 +114,7 @@ class Machine(Block):
     )
     pack: bool = Field(
         False,
-        description="train runs of one process together if they differ only in seeds, split, clients and learning rate",
+        description="train the runs of a process together if they differ only in seeds, split, clients and learning rate",
     )
     token_cache_gb: float = Field(
         4.0,
@@ -126,7 +126,7 @@ class Machine(Block):
     )
     data: Path = Field(Path("data"), description="folder of datasets and caches")
     track: tuple[Tracker, ...] = Field(
-        (), description="experiment trackers that receive the records too; none needs a network"
+        (), description="experiment trackers that also receive the records; none needs a network"
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints in seconds")
 
@@ -139,7 +139,7 @@ class Machine(Block):
 
 
 class Cluster(Block):
-    """What to request from the scheduler; never part of a run's identity."""
+    """What to request from the scheduler. Never part of a run's identity."""
 
     timeout_min: int = Field(
         240,
@@ -191,7 +191,7 @@ def slurm_minutes(text: str) -> int:
 
 
 class Tune(Block):
-    """Tuning with the same budget for every method; each searches its own ranges, and validation accuracy decides."""
+    """Tuning with the same budget for every method. Each method has its own ranges, and validation accuracy decides."""
 
     trials: int = Field(
         8, ge=1, description="trials per method and setting; the first uses the values of the sweep file"
@@ -199,8 +199,8 @@ class Tune(Block):
     rounds: int | None = Field(
         None,
         ge=1,
-        description="rounds of the first trials; the better half then goes on to twice as many, up to the run's own "
-        "rounds, where the choice is made. Default: all trials have the run's own rounds",
+        description="rounds of the first trials; the better half continues to twice as many, and so on up to the run's "
+        "rounds, where the choice is made. Default: all trials have the run's rounds",
     )
     per_seed: bool = Field(
         False, description="true: repeat the search for every seed; false: search on the first seed, use for all"
@@ -212,7 +212,7 @@ class Tune(Block):
 
 
 class RunConfig(Block):
-    """One run: a dataset split over clients, a method, a budget, a seed. Plug-in blocks hold all fields, with defaults."""
+    """One run: a dataset split over clients, a method, a budget, a seed. Plug-in blocks hold all fields, including defaults."""
 
     backbone: BackboneConfig = Field(BackboneConfig(), description="the frozen Vision Transformer")
     dataset: dict[str, Any] = Field(description="the images")
@@ -222,9 +222,9 @@ class RunConfig(Block):
         default_factory=lambda: {"name": "fedavg"}, description="how the server combines the clients' updates"
     )
     seed: int = Field(0, ge=0, description="seed of every random stream")
-    seeds: Seeds = Field(Seeds(), description="other seeds for single random streams")
+    seeds: Seeds = Field(Seeds(), description="overrides of the seed for single random streams")
     rounds: int = Field(100, ge=1, description="rounds of federated training")
-    clients: ClientsConfig = Field(ClientsConfig(), description="how many clients there are, and who takes part")
+    clients: ClientsConfig = Field(ClientsConfig(), description="the number of clients, and which of them take part")
     local: LocalConfig = Field(LocalConfig(), description="a client's local training")
     evaluate_every: int = Field(
         10, ge=1, description="rounds between two evaluations; the last round is always evaluated"
@@ -249,12 +249,12 @@ CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # keys of `local` in which they may 
 
 
 def training_key(identity: Mapping[str, Any]) -> str:
-    """A key that is equal for runs that differ in evaluation alone, and so have one training; see `fedbench.run.pack`."""
+    """A key that is equal for runs that differ only in evaluation, and so share one training; see `fedbench.run.pack`."""
     return json.dumps(_of_training(identity), sort_keys=True)
 
 
 def _of_training(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that its training depends on; the method's part is that of `Method.in_training`."""
+    """The part of a run's identity that affects its training. For the method, this is `Method.in_training`."""
     method = {name: value for name, value in identity["method"].items() if name != "finetune_epochs"}
     method["logit_prior"] = method.get("logit_prior") in ("train", "both")
     return {name: value for name, value in identity.items() if name not in EVALUATION_ONLY} | {"method": method}
@@ -263,14 +263,14 @@ def _of_training(identity: Mapping[str, Any]) -> dict[str, Any]:
 def pack_key(identity: Mapping[str, Any]) -> str:
     """A key that is equal for runs that can be trained together; see `fedbench.run.pack`."""
     fixed = {name: value for name, value in _of_training(identity).items() if name not in PACKED_FREELY}
-    fixed["aggregation"] = identity["aggregation"]["name"]  # its options act at the server only
+    fixed["aggregation"] = identity["aggregation"]["name"]  # without its options, which act at the server only
     fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
     return json.dumps(fixed, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A checked run, with its folder's name and its method's name in tables."""
+    """A checked run, with the name of its folder and of its method in tables."""
 
     run: RunConfig
     label: str  # the method's name in tables
@@ -302,7 +302,7 @@ class Sweep:
     later: tuple[PlannedRun, ...] = ()  # runs that wait for the tuning to choose their values
 
     def on_disk(self, planned: PlannedRun) -> dict[str, Any]:
-        """The content of run.yaml: all that a job needs to do the run, and a reader to know what it was."""
+        """The content of run.yaml: all that a job needs to do the run, and that a reader needs to know about it."""
         return {
             "identity": planned.identity,
             "label": planned.label,
@@ -318,7 +318,7 @@ class Sweep:
 def short_name(block: Mapping[str, Any], cls: type) -> str:
     """``name`` or ``name(field=value, ...)`` with the fields that differ from their defaults or are always shown.
 
-    Files and folders are shown by their own name, without the folders above.
+    Files and folders are shown without their parent folders.
     """
     values = {name: value.name if isinstance(value, Path) else value for name, value in block.items()}
     shown = [

@@ -14,11 +14,11 @@ from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
 MOST_RUNS = 100_000
 SECTIONS = ("name", "base", "grid", "tune", "cluster", "machine")  # of a sweep file
-Setting = tuple[str, Any]  # (dotted key of a run, value)
+Override = tuple[str, Any]  # (dotted key of a run, value)
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any, mistakes: Mistakes, merge: bool = False) -> None:
-    """Put `value` at the path `dotted` of `tree`; with `merge` a mapping is added to the mapping that is there."""
+    """Set the value at the path `dotted` of `tree`. With `merge`, a mapping is merged into the existing mapping."""
     *path, last = str(dotted).split(".")
     for part in path:
         inner = tree.setdefault(part, {})
@@ -34,13 +34,13 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any, mistakes: Mistakes, 
         tree[last] = value
 
 
-def apply_settings(content: dict[str, Any], settings: Iterable[str], mistakes: Mistakes) -> list[Setting]:
+def apply_settings(content: dict[str, Any], settings: Iterable[str], mistakes: Mistakes) -> list[Override]:
     """Apply ``key=value`` texts to the sections of `content`, and return those that override every run.
 
-    A key of `cluster`, `machine` or `tune` changes that section, ``grid.key`` replaces a list of the grid; any other key
-    is a run's and replaces the whole list that the grid has for it.
+    A key of `cluster`, `machine` or `tune` changes that section, and ``grid.key`` replaces a list of the grid. Any other
+    key belongs to a run and replaces the grid's whole list for it.
     """
-    for_all_runs: list[Setting] = []
+    for_all_runs: list[Override] = []
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -82,12 +82,12 @@ def checked_grid(grid: dict[str, Any], mistakes: Mistakes) -> dict[str, list[Any
 
 
 def expand(
-    base: dict[str, Any], grid: dict[str, list[Any]], for_all_runs: Sequence[Setting], mistakes: Mistakes
+    base: dict[str, Any], grid: dict[str, list[Any]], for_all_runs: Sequence[Override], mistakes: Mistakes
 ) -> Iterator[dict[str, Any]]:
-    """`base` with every combination of the grid's values; then the values' own ``with:``, then the settings, go on top."""
+    """`base` with every combination of the grid's values, overlaid by the values' ``with:`` and then by the settings."""
     for combination in itertools.product(*grid.values()):
         run: dict[str, Any] = {}
-        overlays: list[Setting] = []
+        overlays: list[Override] = []
         for key, value in [*base.items(), *zip(grid, combination, strict=True)]:
             if isinstance(value, dict) and "with" in value:
                 value = dict(value)

@@ -1,4 +1,4 @@
-"""Collects the mistakes of a sweep file, so that all of them are reported at once, in a message of bounded length."""
+"""Collects the mistakes of a sweep file, to report all of them at once in a message of bounded length."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from fedbench.plan.config import ConfigError
 
-SHOWN = 40  # mistakes in a message; the others are counted
-NAMED = 10  # unknown names of one place in a message
-VALUE_LENGTH = 120  # characters of a value in a message
+SHOWN = 40  # most mistakes in a message; the others are counted
+NAMED = 10  # most unknown names of one place in a message
+VALUE_LENGTH = 120  # most characters of a value in a message
 
 
 class Mistakes:

@@ -1,4 +1,4 @@
-"""Paths of a sweep file: ``~`` and ``$VARIABLE`` are expanded, and relative paths start at the current folder."""
+"""Paths of a sweep file: ``~`` and ``$VARIABLE`` are expanded. Relative paths start at the current folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def expanded(path: Path) -> Path:
     """
     text = str(path)
     if "\0" in text:
-        raise ValueError("a path cannot hold a NUL character")
+        raise ValueError("a path cannot contain a NUL character")
     if not os.path.lexists(text):
         text = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 - Path.expanduser raises for unknown users
         if text.startswith("~"):

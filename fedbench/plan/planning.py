@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
 from fedbench.plan.search_space import check_range
 from fedbench.plan.task_checks import Where, check_tasks
+from fedbench.plan.unused import add_unused_momentum, add_unused_options
 from fedbench.plan.yaml_reader import read_yaml
 
 
@@ -44,7 +45,7 @@ def read_sweep(
     `folders` hold further plug-ins. `settings` are ``key=value`` texts that override the file: keys of a run (dotted keys
     reach into blocks), ``grid.key=[...]``, and keys of the sections `cluster`, `machine` and `tune`. With `where`, plug-ins
     and splits are also checked against the task, see `fedbench.plan.task_checks`.
-    Raises ConfigError with every mistake, each with the legal names and the nearest one.
+    Raises ConfigError with all mistakes. A mistake in a name comes with the legal names and the closest one.
     """
     try:
         available = plugins(tuple(folders))
@@ -96,7 +97,9 @@ def check_sweep(
     runs: dict[str, PlannedRun] = {}
     for run in expand(base, checked_grid(grid, mistakes), for_all_runs, mistakes):
         planned = checker.run(run)
+        add_unused_momentum(run, mistakes)
         if planned is not None:
+            add_unused_options(run, planned, available, mistakes)
             runs.setdefault(planned.key, planned)
     if tune is not None:
         _check_tune(tune, list(runs.values()), available, mistakes)
@@ -104,6 +107,18 @@ def check_sweep(
         check_tasks(checker, [planned.run for planned in runs.values()], machine, where)
     mistakes.raise_if_any(source)
     return Sweep(sections["name"] or default_name, tuple(runs.values()), machine, cluster, available, tune)
+
+
+def check_not_begun(sweep: Sweep, names: Collection[str], source: str) -> None:
+    """Check the runs `names` of a sweep that was read without `where`. Raises ConfigError with every mistake.
+
+    The device is not checked, since jobs may run elsewhere.
+    """
+    runs = [planned.run for planned in sweep.runs if planned.name in names]
+    if runs:
+        checker = Checker(sweep.plugins)
+        check_tasks(checker, runs, sweep.machine, "elsewhere")
+        checker.mistakes.raise_if_any(source)
 
 
 def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
@@ -122,9 +137,11 @@ def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
 
 
 def _check_tune(tune: Tune, runs: Sequence[PlannedRun], available: Plugins, mistakes: Mistakes) -> None:
-    """Add the mistakes of `tune`: ranges that are none, fields that no plug-in has, and no data to choose by."""
+    """Add the mistakes of `tune`: invalid ranges, fields that no plug-in has, and missing validation data."""
     if any(planned.run.clients.validation == 0 for planned in runs):
         mistakes.add("tune", "clients.validation is 0, and values are chosen by validation accuracy alone")
+    if tune.search.get("local.momentum") and not any(planned.run.local.optimizer == "sgd" for planned in runs):
+        mistakes.add("tune.search", "local.momentum has no effect: no run has `optimizer: sgd`")
     for path, range_ in tune.search.items():
         kind, _, name = path.partition(".")
         if kind in ("method", "aggregation"):
@@ -157,7 +174,7 @@ def with_values(
 
 
 def missing_trackers(names: Iterable[str]) -> list[str]:
-    """A sentence for each of the trackers `names` whose package, of the same name, is not installed."""
+    """A sentence for each of the trackers `names` whose package is not installed. Packages have the trackers' names."""
     installed = [name for name in TRACKERS if importlib.util.find_spec(name)]
     return [
         f"{name} needs the package {name}, which is not installed; installed: {', '.join(installed) or 'none'}"

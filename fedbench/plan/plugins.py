@@ -1,7 +1,7 @@
 """Loads plug-ins (methods, aggregations, datasets, partitioners) by path, so that users can add theirs without a fork.
 
-The folders have no ``__init__.py`` and are never on ``sys.path``. So the repository's ``datasets/`` cannot shadow the package
-of that name, and plug-ins cannot import each other.
+The folders have no ``__init__.py`` and are never on ``sys.path``. The repository's ``datasets/`` therefore cannot shadow the
+package of that name, and plug-ins cannot import each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLUGIN_KINDS: dict[Kind, tuple[str, str, type]] = {
 
 
 class PluginError(ValueError):
-    """A plug-in file that cannot be used; the message names the file and the reason."""
+    """A plug-in file that cannot be used. The message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plugins(folders: Sequence[Path | str] = ()) -> Plugins:
     return Plugins(paths)
 
 
-_loaded: dict[Path, type] = {}  # each file is loaded once, since loading it again would make another class
+_loaded: dict[Path, type] = {}  # each file is loaded once, since loading it again would create another class
 
 
 def load(path: Path, class_name: str, base: type) -> type:

@@ -1,4 +1,4 @@
-"""What a tuning searches: ranges by dotted path, their points, and what lies beyond their edges.
+"""The search space of a tuning: ranges by dotted path, their points, and points beyond their edges.
 
 A range is ``{"log": (low, high)}``, ``{"linear": (low, high)}`` or ``{"choice": (a, b, ...)}``.
 """
@@ -18,14 +18,14 @@ from fedbench.plan.config import ConfigError, PlannedRun, Sweep
 Range = Mapping[str, tuple[Any, ...]]
 Ranges = Mapping[str, Range]
 FORMS = "{log: [low, high]}, {linear: [low, high]} or {choice: [...]}"
-WIDER = 1 / 3  # how far beyond its edge a range is widened, in widths of the range
+WIDER = 1 / 3  # how far a range is widened beyond its edge, as a share of its width
 
 
 def search_space(sweep: Sweep, planned: PlannedRun) -> dict[str, Range]:
-    """{dotted path: range}: what the method and its aggregation declare, changed by the sweep's `tune.search`.
+    """{dotted path: range}: the ranges that the method and its aggregation declare, changed by the sweep's `tune.search`.
 
-    A field of the method or aggregation that the sweep file sets to another value than its default is not searched. The
-    space of a method that declares nothing is empty. Raises ConfigError for a range that is none.
+    A field of the method or aggregation is not searched if the sweep file sets it to a value that is not its default. The
+    space of a method that declares nothing is empty. Raises ConfigError for an invalid range.
     """
     space: dict[str, Range] = {}
     for kind in ("method", "aggregation"):
@@ -48,13 +48,13 @@ def search_space(sweep: Sweep, planned: PlannedRun) -> dict[str, Range]:
 
 
 def _has(planned: PlannedRun, path: str) -> bool:
-    """Whether the run has the field at `path`: a field of a plug-in belongs to some methods only."""
+    """Whether the run has the field at `path`: not all methods have the same fields."""
     kind, _, name = path.partition(".")
     return kind not in ("method", "aggregation") or name in getattr(planned.run, kind)
 
 
 def check_range(path: str, range_: Range) -> None:
-    """Raise ConfigError if `range_` is none of the three forms."""
+    """Raise ConfigError if `range_` has none of the three forms."""
     law, values = next(iter(range_.items()), ("", ()))
     if len(range_) != 1 or law not in ("log", "linear", "choice") or not values:
         raise ConfigError(f"tune: {path}: expected {FORMS}, found {dict(range_)}")
@@ -70,10 +70,10 @@ def check_range(path: str, range_: Range) -> None:
 
 
 def draws(ranges: Ranges, count: int) -> list[dict[str, Any]]:
-    """`count` points of a Latin hypercube: each of `count` equal strata of a range is met once, at its middle.
+    """`count` points of a Latin hypercube: each of `count` equal strata of a range is used once, at its middle.
 
-    The strata of a range are shuffled by a random stream named after its path, so methods share the values of ranges that
-    they share.
+    The strata of a range are shuffled by a random stream named after its path, so methods with the same range try the same
+    values.
     """
     columns: dict[str, list[Any]] = {}
     for path, range_ in ranges.items():
@@ -83,7 +83,7 @@ def draws(ranges: Ranges, count: int) -> list[dict[str, Any]]:
 
 
 def point(range_: Range, share: float) -> Any:
-    """The value at `share` of the way through a range; below 0 or above 1 it lies outside (not for choices)."""
+    """The value at `share` of the way through a range. A share below 0 or above 1 gives a value outside (not for choices)."""
     ((law, values),) = range_.items()
     if law == "choice":
         return values[min(int(share * len(values)), len(values) - 1)]
@@ -93,7 +93,7 @@ def point(range_: Range, share: float) -> Any:
 
 
 def share_of(range_: Range, value: Any) -> float | None:
-    """The inverse of `point`; None for choices, and for what is no point of the range's law."""
+    """The inverse of `point`; None for choices, and for values that the range cannot represent."""
     ((law, values),) = range_.items()
     if law == "choice" or isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -1,7 +1,7 @@
 """Checks runs against their task while a sweep is planned: backbone, plug-ins, splits and the device.
 
-Nothing is fetched, decoded or written for it: the architecture has no weights (torch's meta device), and the dataset says
-what it holds by `Dataset.extent`. A dataset that is not prepared leaves out what depends on it.
+Nothing is fetched, decoded or written: the architecture has no weights (torch's meta device), and `Dataset.extent` gives
+the size of the dataset. If a dataset is not prepared, checks that depend on it are skipped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fedbench.plan.split import split_of
 if TYPE_CHECKING:
     from fedbench.vit.backbone import Backbone
 
-Where = Literal["here", "elsewhere"]  # runs will be done on this machine, or on other ones
+Where = Literal["here", "elsewhere"]  # runs will be done on this machine or on others
 T = TypeVar("T")
 
 
 def check_tasks(checker: Checker, runs: Iterable[RunConfig], machine: Machine, where: Where) -> None:
-    """Add the mistakes that show only beside the task, of `runs` and of the checker's drafts."""
+    """Add the mistakes that depend on the task, of `runs` and of the checker's drafts."""
     if where == "here":
         try:
             choose_device(machine.device)
@@ -46,14 +46,14 @@ def check_tasks(checker: Checker, runs: Iterable[RunConfig], machine: Machine, w
 
 
 class _TaskChecks:
-    """Checks that runs share are made once."""
+    """Checks runs against their tasks. A check that several runs share is made once."""
 
     def __init__(self, checker: Checker, machine: Machine) -> None:
         self.plugins, self.mistakes, self.machine = checker.plugins, checker.mistakes, machine
         self._memo: dict[str, Any] = {}
 
     def check(self, run: RunConfig, wrong: frozenset[str]) -> None:
-        """Check one run. Places in `wrong` have mistakes already; what depends on them is left out."""
+        """Check one run. Places in `wrong` already have mistakes; checks that depend on them are skipped."""
 
         def is_right(block: str, *keys: str) -> bool:
             places = {f"{block}.{key}" for key in keys}
@@ -98,7 +98,7 @@ class _TaskChecks:
         try:
             extent: Extent = self.plugins.make("dataset", run.dataset).extent(self.machine.data)
         except DataError as error:
-            if any(isinstance(value, Path) for value in run.dataset.values()):  # the user's own files, which are here
+            if any(isinstance(value, Path) for value in run.dataset.values()):  # the user's own files exist here
                 self.mistakes.add(f"dataset {run.dataset['name']}", str(error))
             return None
         return extent
@@ -112,7 +112,7 @@ class _TaskChecks:
             self.mistakes.add(f"partition {run.partition['name']}", str(error))
 
     def _plugins(self, run: RunConfig, vit: Backbone, extent: Extent | None, kinds: list[Kind]) -> None:
-        """Let the plug-ins of `kinds` check themselves, and check the blocks and parameters of the method."""
+        """Call the `check` of the plug-ins of `kinds`, and check the blocks and parameters of the method."""
         task, fields = _planned_task(run, vit, extent), run.model_dump()
         for kind in kinds:
             name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
@@ -125,7 +125,7 @@ class _TaskChecks:
                 self._once(["parameters", parts, task.num_clients, task.num_classes], fit)
 
     def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
-        """Call `check`, take whatever it raises as a mistake of the plug-in, and return whether it raised nothing."""
+        """Call `check` and return whether it raised nothing. Any exception becomes a mistake of the plug-in."""
         try:
             check(*arguments)
         except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
@@ -138,7 +138,7 @@ class _TaskChecks:
 
 
 def _parameters_fit(method: Method, aggregation: Aggregation | None, task: Task) -> None:
-    """Raise ValueError for parameters that do not go with the method's options."""
+    """Raise ValueError for parameters that do not fit the method's options."""
     spec = method.params(task)
     check_parameters(method, spec if aggregation is None else {**spec, **aggregation.params(spec, task)})
 
@@ -155,7 +155,7 @@ def _planned_task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Plann
 
 
 def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
-    """A task of the run's sizes, with two classes while the dataset is not prepared."""
+    """A task with the run's sizes, and with two classes while the dataset is not prepared."""
     classes = 2 if extent is None else extent.classes
     return Task(
         num_classes=classes,

@@ -1,22 +1,22 @@
 """Tuning with the same budget for every method in every setting; validation accuracy alone decides.
 
-A trial is a run of its own that never evaluates test data. The trials of a method in a setting, on the first seed or with
-`tune.per_seed` on each:
+A trial is a separate run that never evaluates test data. These are the trials of a method in a setting, on the first seed,
+or on each seed with `tune.per_seed`:
 
-1. Trial 0 has the values of the sweep file, most others are points of a Latin hypercube over the method's ranges.
-2. When these have ended, the last quarter follows: beyond the edge of each range whose outermost part holds the best
-   value so far (the range is widened once), else close around the best trial.
-3. With `tune.rounds`, the better half goes on to twice as many rounds, and so on (successive halving, Jamieson and Talwalkar
-   2016, arXiv 1502.07943). The last trials have the run's own number of rounds, trial 0 among them, and decide.
+1. Trial 0 has the values of the sweep file. Most other trials are points of a Latin hypercube over the method's ranges.
+2. The last quarter of the trials follows when these have ended. If the best value so far lies in the outermost part of its
+   range, they try values beyond that edge (a range is widened once), else values close to the best trial.
+3. With `tune.rounds`, the better half continues to twice as many rounds, and so on (successive halving, Jamieson and
+   Talwalkar 2016, arXiv 1502.07943). The last trials, trial 0 among them, have the run's number of rounds and decide.
 
-Then the runs take the values of the best trial; until then they wait. Numbers and lengths of trials are the same for every
-method that searches anything. Nothing is kept but runs: all of this is worked out again from their records each time.
+Then the runs use the values of the best trial; until then they wait. The number and the lengths of trials are the same for
+every method that searches anything. Only runs are stored: the state of the search is derived from their records each time.
 
 `PlannedRun.tuning`, which run.yaml keeps as `tuning`, holds:
 
 * for a trial: `trial_of` (the label of its method), `values` ({dotted path: value}), `number` (from 0), `kind` ("default",
   "search", "widened" or "refined") and `rung` (from 0; only trials of the last rung decide);
-* for a run with chosen values: `values`, `trials` (how many there were, each counted once however far it went), `validation`
+* for a run with chosen values: `values`, `trials` (their number, each counted once on whatever rung it ended), `validation`
   (accuracy of the best trial), `trial` (its folder), `default_validation` (of trial 0 on the last rung, None if it diverged),
   `rungs` ([trials, rounds] of each), `budget_rounds` (their total), `per_seed`, `widened` (paths whose range was widened) and
   `edges` (paths whose chosen value still lies at an edge of its range).
@@ -39,7 +39,7 @@ from fedbench.plan.config import ConfigError, PlannedRun, Sweep, Tune
 from fedbench.plan.planning import with_values
 from fedbench.plan.search_space import Ranges, draws, edge_of, point, search_space, share_of, widened
 
-FINALISTS = 3  # trials that reach the run's own number of rounds, at least: the two best and trial 0
+FINALISTS = 3  # at least this many trials reach the run's number of rounds: the two best and trial 0
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Trial:
 
     @property
     def number(self) -> int:
-        """Which trial it is, from 0; the same on every rung."""
+        """The trial's number, from 0; the same on every rung."""
         return int(self.planned.tuning["number"])
 
     @property
     def order(self) -> tuple[float, int]:
-        """Sorts trials from the best to the worst, and equal ones by number."""
+        """A sort key: trials from best to worst, and equal trials by number."""
         return -1.0 if self.validation is None else self.validation, -self.number
 
 
@@ -73,20 +73,20 @@ class Group:
 
     @property
     def decided(self) -> bool:
-        """Whether every trial of the last rung has ended, and one of them did not diverge."""
+        """Whether all trials of the last rung have ended, and at least one did not diverge."""
         return all(trial.ended for trial in self.last) and any(t.validation is not None for t in self.last)
 
     @property
     def best(self) -> Trial:
-        """The trial of the last rung with the highest validation accuracy, the first of equal ones."""
+        """The trial of the last rung with the highest validation accuracy; of equal trials, the first."""
         return max(self.last, key=lambda trial: trial.order)
 
 
 def next_stage(sweep: Sweep, results: Path) -> Sweep:
     """`sweep` with the runs that can be done now: open trials, and runs whose values are chosen.
 
-    Runs that wait for trials are in ``later``, with the values of the sweep file. A sweep without `tune:` is returned as it
-    is. Raises ConfigError.
+    Runs that wait for trials are in ``later``, with the values of the sweep file. A sweep without `tune:` is returned
+    unchanged. Raises ConfigError.
     """
     if sweep.tune is None:
         return sweep
@@ -120,7 +120,7 @@ def chosen_runs(sweep: Sweep, group: Group) -> list[PlannedRun]:
 
 
 def tuning_groups(sweep: Sweep, results: Path) -> Iterator[Group]:
-    """Every method in every setting of a sweep with `tune:`, and how its trials stand below `results`.
+    """Every method in every setting of a sweep with `tune:`, with the state of its trials below `results`.
 
     Raises ConfigError if a range does not make legal runs.
     """
@@ -147,7 +147,7 @@ def rungs(tune: Tune, rounds: int) -> list[tuple[int, int]]:
 
 
 class _Search:
-    """The trials of one method in one setting, as far as the records allow to plan them."""
+    """The trials of one method in one setting, as far as the records determine them."""
 
     def __init__(
         self, sweep: Sweep, tune: Tune, runs: tuple[PlannedRun, ...], results: Path, legal: set[tuple[Any, ...]]
@@ -211,7 +211,7 @@ class _Search:
         }
 
     def _values(self, best: Trial, edges: Mapping[str, int], share: float) -> dict[str, Any]:
-        """The best trial's values, with those at `edges` moved outwards by `share` of what widening adds."""
+        """The best trial's values, with those at `edges` moved outwards by `share` of the widening."""
         moved = {}
         for path, side in edges.items():
             old, new = self.ranges[path], widened(self.ranges[path], side)
@@ -246,7 +246,7 @@ class _Search:
         return sorted(kept, key=lambda trial: trial.number)
 
     def _summary(self, last: Sequence[Trial], edges: Mapping[str, int]) -> dict[str, Any]:
-        """What the chosen runs keep of the search, beside the choice."""
+        """The facts about the search that the chosen runs keep, beside the chosen values."""
         space = {path: widened(r, edges[path]) if path in edges else r for path, r in self.ranges.items()}
         best = max(last, key=lambda trial: trial.order)
         return {
@@ -277,7 +277,7 @@ def _ended(trials: Iterable[Trial]) -> bool:
 
 
 def _distinct(trials: Iterable[Trial]) -> list[Trial]:
-    """`trials` without those that are the same run as an earlier one."""
+    """`trials` without those that are the same run as an earlier trial."""
     kept: dict[str, Trial] = {}
     for trial in trials:
         kept.setdefault(trial.planned.key, trial)
@@ -285,9 +285,9 @@ def _distinct(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
-    """(whether the trial has ended by itself, its last validation accuracy); one that diverged has ended, and lost.
+    """(whether the trial has ended by itself, its last validation accuracy). A trial that diverged has ended without accuracy.
 
-    A trial with damaged files has not ended: the sweep makes it again. Raises OSError if its folder is away.
+    A trial with damaged files has not ended: the sweep does it again. Raises OSError if its folder is away.
     """
     status = folder.status
     if status == "failed":
@@ -299,7 +299,7 @@ def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
     return True, value
 
 
-# -- in words ------------------------------------------------------------------------------------------------------------------
+# -- texts ---------------------------------------------------------------------------------------------------------------------
 def budget_rounds(steps: Iterable[Sequence[int]]) -> int:
     """The rounds of all trials of a method in a setting together."""
     return sum(trials * rounds for trials, rounds in steps)

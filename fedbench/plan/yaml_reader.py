@@ -1,4 +1,4 @@
-"""Reads YAML strictly: plain values only, no guessed numbers or dates, no key twice, and limits on size and depth.
+"""Reads YAML strictly: plain values only, no guessed numbers or dates, no duplicate keys, and limits on size and depth.
 
 Numbers are decimal, as in YAML 1.2: ``1e-4`` is a number, ``12:00:00`` and dates are text, and ``010``, which YAML 1.1 reads
 as 8, is refused. Booleans are those of YAML 1.1 (``yes``, ``no``, ``on``, ``off``). Merge keys (``<<``) work.
@@ -16,7 +16,7 @@ from yaml.constructor import ConstructorError
 
 MAX_BYTES = 1 << 20  # of a file
 MAX_DEPTH = 50  # of nesting
-MAX_VALUES = 200_000  # values of a file, those of an alias counted each time that it is used
+MAX_VALUES = 200_000  # values of a file; an alias counts each time that it is used
 LARGEST_INTEGER = 2**63 - 1
 
 INTEGER = re.compile(r"[-+]?[0-9][0-9_]*\Z")
@@ -31,7 +31,7 @@ FLOAT = re.compile(
 
 
 class YamlError(ValueError):
-    """A text that is not YAML of the accepted kind; the message says where and why."""
+    """A text that is not YAML of the accepted kind. The message says where and why."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -52,7 +52,7 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
     except yaml.YAMLError as error:
         raise YamlError(str(error).replace('in "<unicode string>", ', "")) from error
-    except (ValueError, RecursionError) as error:  # of an explicit tag such as !!int, or of the scanner
+    except (ValueError, RecursionError) as error:  # raised by an explicit tag such as !!int, or by the scanner
         raise YamlError(str(error)[:200]) from error
 
 
@@ -62,7 +62,7 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.depth = self.values = 0
-        self.sizes: dict[int, int] = {}  # values below each node that is complete
+        self.sizes: dict[int, int] = {}  # the number of values below each complete node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -90,12 +90,12 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node: Any = super().compose_mapping_node(anchor)
-        seen = set()
+        keys = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
+                if (key.tag, key.value) in keys:
                     raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-                seen.add((key.tag, key.value))
+                keys.add((key.tag, key.value))
         return node
 
     def construct_yaml_int(self, node: Any) -> int:

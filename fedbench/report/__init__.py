@@ -1,1 +1,1 @@
-"""From records to tables, figures and a page. Reads files only and imports no torch."""
+"""Turns records into tables, figures and a page. It reads files only and imports no torch."""

@@ -1,8 +1,8 @@
-"""Several settings and seeds in one number, as rliable defines them: interquartile mean, performance profile, improvement.
+"""Aggregates over settings and seeds, as in rliable: interquartile mean, performance profile, improvement.
 
 Source: Agarwal et al. 2021 (NeurIPS), arXiv 2108.13264. A run is a score of one setting and seed. Intervals are percentiles
-of a stratified bootstrap, which draws seeds anew within each setting; with few seeds they are too narrow, and they do not
-judge: verdicts are those of `statistics`.
+of a stratified bootstrap, which resamples seeds within each setting. With few seeds they are too narrow. They do not
+decide anything: verdicts come from `statistics`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from fedbench.report.statistics import LEVEL, Comparison, Floats
 
 RESAMPLES = 2000
-Scores = Sequence[Floats]  # of one method: a setting's scores [seeds], for each setting
+Scores = Sequence[Floats]  # the scores of one method: an array [seeds] for each setting
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Estimate:
 
 def scores(done: pd.DataFrame, settings: Sequence[str], metric: str = "mean_accuracy") -> dict[str, list[Floats]]:
     """{label: scores by setting} of methods that are done in every one of `settings`."""
-    found = {}
-    for label, own in done.dropna(subset=[metric]).groupby("label", sort=False):
-        parts = {setting: part[metric].to_numpy(dtype=float) for setting, part in own.groupby("setting", sort=False)}
+    by_label = {}
+    for label, of_label in done.dropna(subset=[metric]).groupby("label", sort=False):
+        parts = {
+            setting: part[metric].to_numpy(dtype=float) for setting, part in of_label.groupby("setting", sort=False)
+        }
         if all(setting in parts for setting in settings):
-            found[str(label)] = [parts[setting] for setting in settings]
-    return found
+            by_label[str(label)] = [parts[setting] for setting in settings]
+    return by_label
 
 
 def interquartile_mean(values: Floats) -> Floats:
@@ -53,7 +55,7 @@ def iqm(method: Scores) -> Estimate:
 def improvement(first: Scores, second: Scores) -> Estimate:
     """The probability that a run of `first` scores higher than one of `second` in the same setting, mean over settings.
 
-    Every run of the one is compared with every run of the other; equal scores count half (Mann-Whitney).
+    Every run of `first` is compared with every run of `second`. Equal scores count half (Mann-Whitney).
     """
     drawn = [
         _ahead(_redrawn(a, i), _redrawn(b, i + len(first))) for i, (a, b) in enumerate(zip(first, second, strict=True))
@@ -68,7 +70,7 @@ def profile(method: Scores, thresholds: Floats) -> Floats:
 
 
 def _ahead(a: Floats, b: Floats) -> Floats:
-    """Of a [R, n] and b [R, m], row by row: the share of pairs in which a is larger, equal ones counted half."""
+    """For each row of a [R, n] and b [R, m]: the share of pairs in which a is larger. Equal values count half."""
     return np.asarray(((np.sign(a[:, :, None] - b[:, None, :]) + 1) / 2).mean((1, 2)))
 
 
@@ -86,7 +88,7 @@ def _estimate(value: float, drawn: Floats) -> Estimate:
 def outcomes(
     within: Mapping[str, Sequence[Comparison]], names: Sequence[str]
 ) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """{(row, column): in how many settings row is better than, not different from, worse than column}, tested ones only."""
+    """{(row, column): the tested settings in which row is better than, not different from, worse than column}."""
     counts = {(a, b): [0, 0, 0] for a in names for b in names if a != b}
     for pairs in within.values():
         for pair in pairs:
@@ -101,11 +103,11 @@ At = Callable[[pd.DataFrame], float]
 
 
 def at_equal_budget(records: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Mean accuracy of finished runs at the same spent budget: a row per setting and method, see `columns` below.
+    """Mean accuracy of finished runs at the same budget: a row per setting and method, see `columns` below.
 
     records: setting, label, seed, state, round, mean_accuracy, reference and the cumulative column `cost`. The budget of a
-    setting is what its thriftiest contestant that spends anything has spent after its last round; a method's accuracy is
-    that of its last evaluated round within the budget, mean over seeds; NaN if a seed has spent more before its first.
+    setting is the least that any contestant with a cost above zero has spent after its last round. A method's accuracy is
+    that of its last evaluated round within the budget, mean over seeds; NaN if a seed exceeds it before its first evaluation.
     """
     columns = ["setting", "label", "reference", "budget", "accuracy", "round", "last"]
     rows = []
@@ -116,14 +118,14 @@ def at_equal_budget(records: pd.DataFrame, cost: str) -> pd.DataFrame:
         if not (spent > 0).any():
             continue
         budget = float(spent[spent > 0].min())
-        for label, own in part.groupby("label", sort=False):
-            inside = own[own[cost] <= budget * (1 + 1e-9)].sort_values("round", kind="stable")
+        for label, of_label in part.groupby("label", sort=False):
+            inside = of_label[of_label[cost] <= budget * (1 + 1e-9)].sort_values("round", kind="stable")
             last = inside.groupby("seed").tail(1)
-            whole = last["seed"].nunique() == own["seed"].nunique()
+            whole = last["seed"].nunique() == of_label["seed"].nunique()
             end = ends.loc[ends["label"] == label, "mean_accuracy"].mean()
             rows.append(
                 (
-                    setting, label, bool(own["reference"].iloc[0]), budget,
+                    setting, label, bool(of_label["reference"].iloc[0]), budget,
                     float(last["mean_accuracy"].mean()) if whole else np.nan,
                     float(last["round"].mean()) if whole else np.nan, float(end),
                 )

@@ -1,4 +1,4 @@
-"""The answer of a report: the best method, by how much, how sure, at what cost, and what could not be decided."""
+"""The answer of a report: the best method, its lead, the certainty of the lead, its cost, and the undecided pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTROLLING = ("eval", "both")  # values of `logit_prior` that add the prior whe
 
 @dataclass(frozen=True)
 class Lead:
-    """The best method's lead over another one: its name, the points, and how sure the lead is, in words."""
+    """The best method's lead over another method: its name, the points, and the certainty of the lead, in words."""
 
     over: str
     points: str
@@ -30,7 +30,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a setting, or all of them together, says.
+    """The answer of one setting, or of all settings together.
 
     best: the contestant with the largest mean accuracy; accuracy: in percent; next, reference: its leads over the second
     contestant and the best reference; sent, computed: its cost; tied: contestants that the test cannot distinguish from it;
@@ -41,16 +41,16 @@ class Answer:
     best: str
     accuracy: str
     next: Lead | None
-    reference: Lead | None
-    sent: str
-    computed: str
     tied: tuple[str, ...]
-    needed: str
+    reference: Lead | None = None
+    sent: str = ""
+    computed: str = ""
+    needed: str = ""
 
 
 @dataclass(frozen=True)
 class Control:
-    """What the client's log class prior alone does to a method: accuracies in percent without and with it, by setting."""
+    """The effect of the client's log class prior alone on a method: accuracies in percent without and with it, by setting."""
 
     method: str
     control: str
@@ -59,11 +59,11 @@ class Control:
 
 def answers(table: pd.DataFrame, within: Mapping[str, Sequence[Comparison]], overall: Overall) -> list[Answer]:
     """An answer for all settings together, if there are several, and one for each. table: from `summary`."""
-    found = []
+    per_setting = []
     for setting, part in table.groupby("setting", sort=False):
         if (answer := _of_setting(str(setting), part, within.get(str(setting), ()))) is not None:
-            found.append(answer)
-    return [*([_of_all(table, overall)] if overall.pairs else []), *found]
+            per_setting.append(answer)
+    return [*([_of_all(table, overall)] if overall.pairs else []), *per_setting]
 
 
 def _of_setting(setting: str, table: pd.DataFrame, pairs: Sequence[Comparison]) -> Answer | None:
@@ -83,15 +83,17 @@ def _of_setting(setting: str, table: pd.DataFrame, pairs: Sequence[Comparison]) 
     spread = "" if math.isnan(best["std"]) else f" ± {100 * best['std']:.1f}"
     runner_up = str(contestants.iloc[1]["label"]) if len(contestants) > 1 else ""
     nearest = against.get(runner_up)
+    sent, computed = _cost(table, label)
     return Answer(
-        setting,
-        label,
-        f"{100 * best['mean']:.1f}{spread}",
-        _lead(nearest),
-        _lead(against.get(str(references.iloc[0]["label"]))) if len(references) else None,
-        *_cost(table, label),
-        tuple(name for name in contestants["label"].iloc[1:] if name in against and against[name].undecided),
-        _needed(nearest),
+        setting=setting,
+        best=label,
+        accuracy=f"{100 * best['mean']:.1f}{spread}",
+        next=_lead(nearest),
+        tied=tuple(name for name in contestants["label"].iloc[1:] if name in against and against[name].undecided),
+        reference=_lead(against.get(str(references.iloc[0]["label"]))) if len(references) else None,
+        sent=sent,
+        computed=computed,
+        needed=_needed(nearest),
     )
 
 
@@ -107,15 +109,11 @@ def _of_all(table: pd.DataFrame, overall: Overall) -> Answer:
             against[oriented.second] = oriented
     tied = tuple(str(name) for name in means.index[1:] if against[str(name)].undecided)
     return Answer(
-        OVERALL,
-        best,
-        f"{100 * means.iloc[0]:.1f}",
-        _lead(against[runner_up]),
-        None,
-        "",
-        "",
-        tied,
-        "",
+        setting=OVERALL,
+        best=best,
+        accuracy=f"{100 * means.iloc[0]:.1f}",
+        next=_lead(against[runner_up]),
+        tied=tied,
     )
 
 
@@ -131,9 +129,9 @@ def _lead(pair: Comparison | None) -> Lead | None:
 
 def _cost(table: pd.DataFrame, label: str) -> tuple[str, str]:
     """Bytes of all rounds, up and down, and multiply-adds of clients."""
-    own = table[table["label"] == label].set_index("metric")["mean"]
-    sent = own.get("total_bytes_up", math.nan) + own.get("total_bytes_down", math.nan)
-    computed = own.get("total_multiply_adds", math.nan)
+    values = table[table["label"] == label].set_index("metric")["mean"]
+    sent = values.get("total_bytes_up", math.nan) + values.get("total_bytes_down", math.nan)
+    computed = values.get("total_multiply_adds", math.nan)
     return (
         f"{scaled(float(sent))}B" if math.isfinite(sent) else "",
         scaled(float(computed)).strip() if math.isfinite(computed) else "",
@@ -148,9 +146,11 @@ def _needed(pair: Comparison | None) -> str:
     return " / ".join(f"over {MOST}" if count is None else str(count) for count in counts)
 
 
-def headline(found: Sequence[Answer]) -> str:
+def headline(all_answers: Sequence[Answer]) -> str:
     """The answers in one or two sentences."""
-    each = [answer for answer in found if answer.setting != OVERALL] if len(found) > 1 else list(found)
+    each = (
+        [answer for answer in all_answers if answer.setting != OVERALL] if len(all_answers) > 1 else list(all_answers)
+    )
     if not each:
         return "No contestant is done with all seeds of a setting, so there is no answer yet."
     wins: dict[str, int] = {}
@@ -163,14 +163,15 @@ def headline(found: Sequence[Answer]) -> str:
     elif len(ordered) == 1:
         first = f"{ordered[0][0]} has the largest mean accuracy in {everywhere}"
     else:
-        counts = ", ".join(f"{name} in {count}" for name, count in ordered[:4])
-        first = f"No method leads everywhere: the largest mean accuracy has {counts} of {len(each)} settings"
+        (name, count), *others = ordered[:4]
+        first = f"No method leads everywhere: {name} has the largest mean accuracy in {count} of {len(each)} settings"
+        first += "".join(f", {name} in {count}" for name, count in others)
     leads = [answer.next for answer in each if answer.next]
     return f"{first}{_leads(leads)}"
 
 
 def _leads(leads: Sequence[Lead]) -> str:
-    """How far the best is ahead of the next, and how sure that is; the end of a sentence."""
+    """The end of a sentence: the best method's lead over the next, and its certainty."""
     if not leads:
         return "; no other contestant is done."
     sizes = [points.removeprefix("+") for points in sorted((lead.points for lead in leads), key=float)]
@@ -186,10 +187,10 @@ def _leads(leads: Sequence[Lead]) -> str:
 
 
 def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
-    """Methods beside the same method with the client's log class prior added (`logit_prior`), if both are done somewhere."""
+    """Methods and the same methods with the client's log class prior added (`logit_prior`), if a setting has both."""
     means = table[table["metric"] == "mean_accuracy"].set_index(["setting", "label"])["mean"]
     blocks = {str(label): json.loads(text)["method"] for label, text in zip(runs["label"], runs["config"], strict=True)}
-    found = []
+    comparisons = []
     for label, block in blocks.items():
         if not isinstance(block, dict) or block.get("logit_prior") in CONTROLLING:
             continue
@@ -198,8 +199,8 @@ def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
             if isinstance(twin, dict) and twin.get("logit_prior") in CONTROLLING:
                 values = tuple(_beside(means, label, other)) if {**twin, "logit_prior": None} == plain else ()
                 if values:
-                    found.append(Control(label, other, values))
-    return found
+                    comparisons.append(Control(label, other, values))
+    return comparisons
 
 
 def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[str, float, float]]:
@@ -209,11 +210,11 @@ def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[s
             yield str(setting), 100 * float(a), 100 * float(b)
 
 
-def below_control(table: pd.DataFrame, found: Sequence[Control]) -> str:
-    """Which contestants stay below the strongest control of every setting, in a sentence; "" if there is none."""
-    if not found:
+def below_control(table: pd.DataFrame, comparisons: Sequence[Control]) -> str:
+    """A sentence that lists the contestants below the strongest control in every setting; "" if there are none."""
+    if not comparisons:
         return ""
-    names = {control.control for control in found}
+    names = {control.control for control in comparisons}
     part = table[(table["metric"] == "mean_accuracy") & ~table["reference"].astype(bool)]
     wide = part.pivot(index="label", columns="setting", values="mean")
     strongest = wide.loc[[name for name in wide.index if name in names]].max()
@@ -224,4 +225,4 @@ def below_control(table: pd.DataFrame, found: Sequence[Control]) -> str:
     best = wide.loc[[n for n in wide.index if n in names]].mean(axis=1).idxmax()
     if not below:
         return ""
-    return f"Below the strongest such control ({best} on average) in every setting: {', '.join(below)}."
+    return f"Below the strongest of these controls ({best} on average) in every setting: {', '.join(below)}."

@@ -1,8 +1,8 @@
-"""Error and power of the verdicts, measured on simulated benchmarks: the tables of docs/verdicts.md.
+"""Error and power of the verdicts on simulated benchmarks: the tables of docs/verdicts.md.
 
-The simulated accuracies follow what short runs on the embedded default show: between two methods, training with another
-seed moves the difference by 0.7 points (standard deviation) and each client by 2.5 points. The rules that are measured
-are those of `statistics`, on the same code.
+The simulated accuracies follow short runs on the embedded default. For two methods, training with another
+seed changes the difference by 0.7 points (standard deviation) and each client by 2.5 points. The measured rules
+are those of `statistics`, by the same code.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from fedbench.report.statistics import SAME, Error, Floats, blocked_error, crossed_error
 
-SEED, CLIENT, CLIENTS = 0.7, 2.5, 100  # of a difference, in points; clients of a setting
+SEED, CLIENT, CLIENTS = 0.7, 2.5, 100  # standard deviations of a difference, in points; clients of a setting
 REPEATS = 4000
 METHODS, SEEDS, SETTINGS = (2, 4, 8), (2, 3, 5), (3, 6, 12)
 
 
 @dataclass(frozen=True)
 class World:
-    """A kind of noise: what it is, in words, and draws of it [R, M, B] with standard deviation near 1."""
+    """A kind of noise: its description, and draws of it [R, M, B] with standard deviation near 1."""
 
     name: str
     noise: Callable[[np.random.Generator, tuple[int, int, int]], Floats]
@@ -37,7 +37,7 @@ def _uneven(draw: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
 
 
 def _related(draw: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
-    """Methods come in pairs, variants of each other, that share half of the variance."""
+    """Methods come in pairs of variants that share half of the variance."""
     repeats, methods, blocks = shape
     family = np.repeat(draw.normal(size=(repeats, (methods + 1) // 2, blocks)), 2, axis=1)[:, :methods]
     return np.asarray((family + draw.normal(size=shape)) / np.sqrt(2))
@@ -57,7 +57,7 @@ WORLDS = (
     World("variants share half of their luck", _related),
     World("half of the methods 1.5 times as noisy", lambda draw, shape: _scaled(draw, shape, shape[1] // 2, 1.5)),
 )
-# Beyond what the rules can promise with few blocks; in the docs, not in the gate.
+# More than the rules can handle with few blocks; measured in the docs, not tested.
 HARD = (
     World("half of the methods 4 times as noisy", lambda draw, shape: _scaled(draw, shape, shape[1] // 2, 4.0)),
     World("one method 4 times as noisy", lambda draw, shape: _scaled(draw, shape, 1, 4.0)),
@@ -67,19 +67,19 @@ HARD = (
 def seed_means(world: World, methods: int, seeds: int, better: float = 0.0) -> Floats:
     """Simulated mean accuracies [REPEATS, M, seeds] in points; the first method is `better`, the others are equal.
 
-    A value is a method's effect, what all methods share in a seed (3 points), its own luck, and the mean over clients.
+    A value is the sum of a method's effect, the seed's effect on all methods (3 points), and the method's own noise.
     """
     draw = np.random.default_rng([methods, seeds, *world.name.encode()])
     shape = (REPEATS, methods, seeds)
     effect = np.zeros((methods, 1))
     effect[0] = better
     shared = draw.normal(0, 3, (REPEATS, 1, seeds))
-    own = (SEED * world.noise(draw, shape) + CLIENT / np.sqrt(CLIENTS) * draw.normal(size=shape)) / np.sqrt(2)
-    return np.asarray(effect + shared + own)
+    noise = (SEED * world.noise(draw, shape) + CLIENT / np.sqrt(CLIENTS) * draw.normal(size=shape)) / np.sqrt(2)
+    return np.asarray(effect + shared + noise)
 
 
 def claims(values: Floats) -> NDArray[np.bool_]:
-    """Which pairs of values [..., M, B] the rules call different, [..., M, M]."""
+    """The pairs of values [..., M, B] that the rules call different, [..., M, M]."""
     return _claims(values.mean(-1), blocked_error(values))
 
 
@@ -88,25 +88,25 @@ def _claims(mean: Floats, error: Error) -> NDArray[np.bool_]:
 
 
 def family_error(world: World, methods: int, seeds: int) -> float:
-    """How often any two of equal methods are told apart."""
+    """How often any two of equal methods are called different."""
     return float(claims(seed_means(world, methods, seeds)).any((-2, -1)).mean())
 
 
 def error_beside_a_better_one(world: World, methods: int, seeds: int) -> float:
-    """How often two of the equal methods are told apart beside a method that is 2 points better."""
+    """How often two of the equal methods are called different beside a method that is 2 points better."""
     return float(claims(seed_means(world, methods, seeds, 2.0))[:, 1:, 1:].any((-2, -1)).mean())
 
 
 def detection(world: World, methods: int, seeds: int, better: float) -> float:
-    """How often a method that is `better` (points) is told apart from a given one of the others."""
+    """How often a method that is `better` (points) is called different from a given other method."""
     return float(claims(seed_means(world, methods, seeds, better))[:, 0, 1].mean())
 
 
 def error_over_settings(methods: int, settings: int, seeds: int, luck: float) -> float:
-    """How often equal methods are told apart over all settings.
+    """How often equal methods are called different over all settings.
 
-    Methods differ between settings by 2 points (standard deviation) without differing on average; `luck` is the share of
-    a seed's variance that a method has in all settings alike, since runs of one seed share initial weights.
+    Methods differ between settings by 2 points (standard deviation), but not on average. `luck` is the share of
+    a seed's variance that a method has in common over all settings, since runs of one seed share initial weights.
     """
     draw = np.random.default_rng([methods, settings, seeds, round(100 * luck)])
     shape = (REPEATS, methods, settings, seeds)
@@ -130,7 +130,7 @@ def _pages() -> Iterator[str]:
     heads = [f"{methods} methods, {seeds} seeds" for methods, seeds in several]
     rows = ((w.name, [error_beside_a_better_one(w, *at) for at in several]) for w in (*WORLDS, *HARD))
     yield from _table("noise", heads, rows)
-    yield "\nPower: a method that is better by so much is called better than a given other one, in percent.\n"
+    yield "\nPower: how often a method that is better by this much is called better than a given other method, in percent.\n"
     columns = [(methods, seeds) for methods in METHODS for seeds in (*SEEDS, 10)]
     heads = [f"{methods} methods, {seeds} seeds" for methods, seeds in columns]
     rows = (

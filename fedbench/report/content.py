@@ -1,4 +1,4 @@
-"""From evidence to all that a report says: tables, comparisons, the answer, sentences. Nothing is written here."""
+"""The content of a report, computed from evidence: tables, comparisons, the answer, sentences. Writes no files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fedbench.report.tables.latex import to_latex
 from fedbench.report.tables.metrics import MAIN, METRIC
 from fedbench.report.tables.summary import labels, summary
 
-BUDGETS = {"sent": "bytes", "total_multiply_adds": "multiply-adds"}  # column of the records: words
+BUDGETS = {"sent": "bytes", "total_multiply_adds": "multiply-adds"}  # {column of the records: words}
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a reader may choose. metrics: columns of the main table; spread: beside means; versus: two methods to compare
+    """Options of a report. metrics: columns of the main table; spread: beside means; versus: two methods to compare
     client by client; references: folder of published numbers."""
 
     metrics: tuple[str, ...] = MAIN
@@ -36,7 +36,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Detail:
-    """One setting: all accuracies, all costs, and the best method's comparisons with each other one."""
+    """One setting: all accuracies, all costs, and the comparisons of the best method with every other."""
 
     setting: str
     accuracy: grid.Grid
@@ -45,7 +45,7 @@ class Detail:
 
 
 class Content:
-    """All that a report says of `evidence`; each part is computed once. Raises ReportError for a wrong option."""
+    """The content of a report about `evidence`. Each part is computed once. Raises ReportError for a wrong option."""
 
     def __init__(self, evidence: Evidence, options: ReportOptions) -> None:
         self.evidence, self.options = evidence, options
@@ -60,12 +60,12 @@ class Content:
 
     @cached_property
     def answers(self) -> list[answer.Answer]:
-        """The answer of all settings together and of each."""
+        """The answers for all settings together and for each setting."""
         return answer.answers(self.table, self.within, self.overall)
 
     @cached_property
     def controls(self) -> list[answer.Control]:
-        """What the log class prior alone does to each method that was run with and without it."""
+        """The effect of the log class prior alone on each method that was run with and without it."""
         return answer.controls(self.evidence.runs, self.table)
 
     @cached_property
@@ -82,15 +82,15 @@ class Content:
     @cached_property
     def details(self) -> list[Detail]:
         """Every setting in full."""
-        found = []
+        details = []
         for setting, part in self.table.groupby("setting", sort=False):
-            own = part[(part["metric"] == "mean_accuracy") & ~part["reference"].astype(bool)]
-            means = {str(label): float(mean) for label, mean in zip(own["label"], own["mean"], strict=True)}
+            rows = part[(part["metric"] == "mean_accuracy") & ~part["reference"].astype(bool)]
+            means = {str(label): float(mean) for label, mean in zip(rows["label"], rows["mean"], strict=True)}
             known = {label: mean for label, mean in means.items() if math.isfinite(mean)}
             pairs = contests.against_best(self.within.get(str(setting), ()), known)
             grids = grid.detail_grid(part, str(setting)), grid.cost_grid(part, str(setting))
-            found.append(Detail(str(setting), *grids, pairs))
-        return found
+            details.append(Detail(str(setting), *grids, pairs))
+        return details
 
     @cached_property
     def budgets(self) -> pd.DataFrame:
@@ -110,7 +110,7 @@ class Content:
 
     @cached_property
     def words(self) -> list[str]:
-        """What the tests over all settings say, in sentences."""
+        """The results of the tests over all settings, in sentences."""
         return _words(self.overall)
 
 
@@ -198,6 +198,7 @@ def _latex(content: Content) -> dict[str, str]:
     warning = " WARNING: " + " ".join([*content.alarms[:3], *more]) if content.alarms else ""
     details = "\n".join(
         to_latex([detail.accuracy], f"{detail.setting}. {caption}{warning}", f"detail-{i}")
+        + to_latex([detail.cost], f"{detail.setting}. Costs, mean over seeds.", f"costs-{i}")
         for i, detail in enumerate(content.details, 1)
     )
     return {

@@ -1,4 +1,4 @@
-"""From a results folder to data frames: a row per run, per evaluated round, per client, and per trial of a tuning."""
+"""Reads a results folder into data frames: a row per run, per evaluated round, per client, and per trial of a tuning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fedbench.base import fork_pool
-from fedbench.base.naming import key, natural, together, told_apart, words
+from fedbench.base.naming import key, made_distinct, natural, together, words
+from fedbench.base.record_schema import INFERENCE
 from fedbench.base.records import RecordsError
 from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
 from fedbench.report.selection import Planned, ReportError, Selection, select
@@ -20,13 +21,13 @@ from fedbench.report.short_names import short_settings
 from fedbench.report.tables.metrics import METRIC, PROVENANCE
 from fedbench.report.tables.summary import with_last_round
 
-NAMED = ("dataset", "partition", "aggregation", "backbone")  # blocks that a record names in words
-SETTING = ("dataset", "partition", "backbone", "clients")  # what methods must share to be compared
+NAMED = ("dataset", "partition", "aggregation", "backbone")  # blocks that a record names
+SETTING = ("dataset", "partition", "backbone", "clients")  # keys that compared methods must share
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a report is made from.
+    """The data of a report.
 
     runs: a row per run (`tables.metrics.COLUMNS`, the metrics, and config, JSON without the seed); records: a row per
     evaluated round, with setting, label, seed, state, reference; clients: a row per client of each finished run (setting,
@@ -49,7 +50,7 @@ class Evidence:
 def gather(
     sweeps: Sequence[Path], results: Path, plugins: Sequence[Path] = (), settings: Sequence[str] = ()
 ) -> Evidence:
-    """The runs of `sweeps` below `results`, or without sweeps every run there, with records, clients and trials.
+    """The runs of `sweeps` below `results`, with records, clients and trials. Without sweeps, every run in the folder.
 
     Raises ReportError if there is nothing to report or a sweep file has a mistake. A run whose files cannot be read is
     left out, and a note says so.
@@ -58,7 +59,7 @@ def gather(
 
 
 def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path) -> Evidence:
-    """The same from runs that are selected already."""
+    """As `gather`, for runs that are already selected."""
     reading = fork_pool.start_in_fork(_read_clients, {run.folder.path.name: run.folder.path for run in selection.runs})
     records, unreadable = _read_records(selection.runs)
     planned = [run for run in selection.runs if run.folder.path.name not in unreadable]
@@ -68,7 +69,7 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
     described = _describe(planned, records)
     is_trial = described["trial_of"] != ""
     if is_trial.all():
-        raise ReportError("there are trials of a tuning only; start the same sweep again to run what they chose")
+        raise ReportError("there are only trials of a tuning; start the same sweep again to run the chosen values")
     runs = described[~is_trial].drop(columns="trial_of").reset_index(drop=True)
     runs = with_last_round(runs.assign(tuning=runs["tuning"].map(key)), records)
     trials = _trials(described[is_trial], records)
@@ -77,17 +78,27 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
             runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
         )
     clients, damaged = reading()
+    inference = {run: table[INFERENCE][0] for run, table in clients.items()}
+    runs[INFERENCE] = runs["run"].map(inference).where(runs["state"] == "done").astype(float)
     title = ", ".join(dict.fromkeys(path.stem for path in sweeps)) or f"all runs in {results.name}"
     settings = dict(zip(described["setting"], described["setting_text"], strict=True))
     labels = dict(zip(runs["run"], runs["label"], strict=True))
     pictures = {labels[run]: picture for run, picture in selection.pictures.items() if run in labels}
     return Evidence(
-        runs, records, _clients(clients, runs), trials, title, results, settings, [*notes, *damaged], pictures
+        runs=runs,
+        records=records,
+        clients=_clients(clients, runs),
+        trials=trials,
+        title=title,
+        results=results,
+        settings=settings,
+        notes=[*notes, *damaged],
+        pictures=pictures,
     )
 
 
 def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A row per evaluated round with what reports read, and {run: note} of runs whose records cannot be used."""
+    """A row per evaluated round with the columns that reports use, and {run: note} for runs whose records are unusable."""
     rows, unreadable = [], {}
     for run in planned:
         try:
@@ -95,12 +106,12 @@ def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, s
         except RecordsError as error:
             unreadable[run.folder.path.name] = f"{error}; the run is left out."
     columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *METRIC]
-    # by columns: a third of the time of building it by rows
+    # by columns, which takes a third of the time of building it by rows
     return pd.DataFrame({name: [record.get(name) for record in rows] for name in columns}), unreadable
 
 
 def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame:
-    """A row per run: its state, and names under which different settings and methods differ."""
+    """A row per run: its state, and names that differ between different settings and methods."""
     first: dict[str, dict[str, Any]] = {}
     if not records.empty:
         columns = ["run", *NAMED, "reference"]
@@ -140,7 +151,7 @@ def _describe(planned: Sequence[Planned], records: pd.DataFrame) -> pd.DataFrame
 def _shared_names(
     planned: Sequence[Planned], first: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[tuple[str, str], str], set[str]]:
-    """What records call each block, so that a run without records is called the same; and the reference methods."""
+    """The names of blocks in records, so that runs without records get the same names; and the reference methods."""
     names: dict[tuple[str, str], str] = {}
     references: set[str] = set()
     for run in planned:
@@ -154,7 +165,7 @@ def _shared_names(
 
 
 def _state(run: Planned) -> dict[str, str]:
-    """The run's state, and what it said last."""
+    """The run's state, and its last message."""
     state: str = run.folder.status
     failure = run.folder.failure() if state == "failed" else {}
     progress = run.folder.progress() if state == "running" else {}
@@ -169,14 +180,14 @@ def _name_settings_and_labels(frame: pd.DataFrame, planned: Sequence[Planned]) -
     several = frame["backbone"].nunique() > 1
     texts = together(frame, ["dataset", "partition", *(["backbone"] if several else [])])
     configs = [{name: run.config.get(name) for name in SETTING} for run in planned]
-    frame["setting_text"] = told_apart(texts, configs, [""] * len(frame), " · ")
+    frame["setting_text"] = made_distinct(texts, configs, [""] * len(frame), " · ")
     short = short_settings(list(dict.fromkeys(frame["setting_text"])))
     frame["setting"] = frame["setting_text"].map(short)
     methods = [{name: value for name, value in run.config.items() if name not in SETTING} for run in planned]
-    # trials of a method differ in what they try, and keep its name
-    differing = [{} if run.tuning.get("trial_of") else own for run, own in zip(planned, methods, strict=True)]
+    # trials of a method try different values and keep its name
+    differing = [{} if run.tuning.get("trial_of") else config for run, config in zip(planned, methods, strict=True)]
     places = [f"{setting} {trial}" for setting, trial in zip(frame["setting"], frame["trial_of"], strict=True)]
-    frame["label"] = told_apart(frame["label"], differing, places, " ")
+    frame["label"] = made_distinct(frame["label"], differing, places, " ")
 
 
 def _method(run: Planned) -> str:
@@ -218,9 +229,9 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """A row per trial; `chosen` marks the best of each method and setting, once all of its trials have ended."""
     trials = described.assign(label=described["trial_of"])
     tuning = [_mapping(value) for value in described["tuning"]]
-    trials["values"] = [key(_mapping(one.get("values"))) for one in tuning]
-    trials["number"] = [one.get("number", place) for place, one in enumerate(tuning)]
-    trials["kind"] = [str(one.get("kind", "search")) for one in tuning]
+    trials["values"] = [key(_mapping(entry.get("values"))) for entry in tuning]
+    trials["number"] = [entry.get("number", place) for place, entry in enumerate(tuning)]
+    trials["kind"] = [str(entry.get("kind", "search")) for entry in tuning]
     columns = ["val_mean_accuracy", "total_multiply_adds"]
     if records.empty:
         last = pd.DataFrame(columns=["run", *columns])
@@ -232,7 +243,7 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     trials["chosen"] = False
     for _, group in trials.groupby(["setting", "label"], sort=False):
         if group["state"].isin(["done", "diverged"]).all() and group["validation"].notna().any():
-            finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials only lead to these
+            finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials do not decide
             if finalists["validation"].notna().any():
                 trials.loc[finalists["validation"].idxmax(), "chosen"] = True
     kept = ["run", "setting", "label", "seed", "number", "kind", "values", "state", "validation", "chosen", "rounds"]

@@ -1,6 +1,6 @@
-"""What methods show of themselves: the hook `picture`, called on the last state of a finished run.
+"""Pictures that methods offer: the hook `picture`, called on the last state of a finished run.
 
-Methods are plug-ins and compute with torch, so this runs where sweep files are read, in a process of its own.
+Methods are plug-ins and use torch, so this runs in the separate process that reads sweep files.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def pictures_of(runs: Sequence[PlannedRun], plugins: Plugins, results: Path) -> 
     """The pictures of the first finished run of each method with the hook, all of one setting; and notes on failures."""
     pictures: Pictures = {}
     notes: list[str] = []
-    seen: set[str] = set()
+    pictured: set[str] = set()
     place: Any = None
     for planned in runs:
         folder = results / planned.name
-        if planned.label in seen or "trial_of" in planned.tuning or not (folder / "done").exists():
+        if planned.label in pictured or "trial_of" in planned.tuning or not (folder / "done").exists():
             continue
         method = plugins.make("method", planned.run.method)
         setting = planned.run.dataset, planned.run.partition
@@ -39,7 +39,7 @@ def pictures_of(runs: Sequence[PlannedRun], plugins: Plugins, results: Path) -> 
         state = {name.removeprefix("server."): value for name, value in run_artifacts.server_state(folder).items()}
         if not state:
             continue
-        seen.add(planned.label)
+        pictured.add(planned.label)
         try:
             pictures[planned.name] = _caption(method), _panels(method, state, folder)
             place = setting
@@ -59,9 +59,9 @@ def _panels(method: Any, state: dict[str, NDArray[np.float64]], folder: Path) ->
     counts = run_artifacts.class_counts(folder)
     prior = None
     if not counts.empty:
-        own = counts[counts["client"] == counts["client"].min()]
+        of_client = counts[counts["client"] == counts["client"].min()]
         classes = 1 + max(int(counts["class"].max()), *(len(value) - 1 for value in state.values() if value.ndim))
-        sums = np.bincount(own["class"], own["samples"], minlength=classes)
+        sums = np.bincount(of_client["class"], of_client["samples"], minlength=classes)
         prior = torch.from_numpy(sums / sums.sum())
     with torch.no_grad():
         made = method.picture({name: torch.from_numpy(value) for name, value in state.items()}, prior)

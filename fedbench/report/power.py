@@ -1,4 +1,4 @@
-"""How many seeds a difference needs: the power of the verdicts from the variance that a report has observed."""
+"""How many seeds a difference needs: the power of the verdicts, from the variance observed in a report."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST = 50  # seeds
 
 
 def power(difference: float, variance: float, methods: int, blocks: int) -> float:
-    """The probability that two methods of `methods` that differ by `difference` are told apart over `blocks` >= 2 blocks.
+    """The probability that two of `methods` methods that differ by `difference` are called different over `blocks` >= 2 blocks.
 
-    variance: residual variance of one value, as `Comparison.variance`. The pooled test alone: the guard against noisier
+    variance: residual variance of one value, as `Comparison.variance`. For the pooled test alone: the guard against noisier
     pairs costs up to ten points more, see docs/verdicts.md. Noncentral t at Tukey's critical value.
     """
     freedom = (methods - 1) * (blocks - 1)
@@ -29,7 +29,7 @@ def power(difference: float, variance: float, methods: int, blocks: int) -> floa
 
 
 def blocks_needed(difference: float, variance: float, methods: int, wanted: float = POWER) -> int | None:
-    """The smallest number of blocks from 2 on that tells `difference` apart with power `wanted`; None above MOST."""
+    """The smallest number of blocks, at least 2, that detects `difference` with power `wanted`; None above MOST."""
     low, high = 2, MOST
     if power(difference, variance, methods, high) < wanted:
         return None

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: which run repeats which published cell, the difference, and how the protocols differ."""
+"""Compares published numbers with this report's: the runs that repeat them, differences of numbers and of protocols."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLUMNS = ("source", "where", "method_there", "setting_there", "metric", "percen
 
 
 class ReferencesError(ValueError):
-    """A file of published numbers that cannot be used; names the line and what was expected."""
+    """A file of published numbers cannot be used. The message names the line and the expected content."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a paper. method, dataset, partition: blocks that a run of ours must contain to count as its repetition;
+    """A number in a paper. method, dataset, partition: blocks that a run must contain to count as its repetition;
     protocol: {dotted path of the run: value there}, as far as the source states it."""
 
     source: str
@@ -52,7 +52,7 @@ class Published:
 
 def read(folder: Path = FOLDER) -> list[Published]:
     """All numbers of the CSV files in `folder`; columns besides `COLUMNS` are the protocol. Raises ReferencesError."""
-    found = []
+    numbers = []
     for path in sorted(folder.glob("*.csv")):
         with open(path, newline="") as file:
             rows = csv.DictReader(line for line in file if not line.startswith("#"))
@@ -60,8 +60,8 @@ def read(folder: Path = FOLDER) -> list[Published]:
             if missing:
                 raise ReferencesError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
             for number, row in enumerate(rows, 1):
-                found.append(_published(row, f"{path}, row {number}"))
-    return found
+                numbers.append(_published(row, f"{path}, row {number}"))
+    return numbers
 
 
 def _published(row: Mapping[str, str], where: str) -> Published:
@@ -79,11 +79,22 @@ def _published(row: Mapping[str, str], where: str) -> Published:
         )
     method, dataset, partition = blocks
     source, place, method_there, setting_there, metric = (row[name] for name in COLUMNS[:5])
-    return Published(source, place, method_there, setting_there, metric, percent, method, dataset, partition, protocol)
+    return Published(
+        source=source,
+        where=place,
+        method_there=method_there,
+        setting_there=setting_there,
+        metric=metric,
+        percent=percent,
+        method=method,
+        dataset=dataset,
+        partition=partition,
+        protocol=protocol,
+    )
 
 
 def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:
-    """A row per published number whose dataset is among the runs' and method and setting of ours that repeats it.
+    """A row per published number, if its dataset is among the runs', and per method and setting that repeats it.
 
     runs: as `fedbench.report.evidence.Evidence.runs`. Columns: source, where, method, setting, metric, reported (percent),
     label, here (percent, mean over finished seeds), std, seeds, difference, protocol (words; "" where nothing differs).
@@ -91,35 +102,35 @@ def beside(runs: pd.DataFrame, published: list[Published]) -> pd.DataFrame:
     configs = {text: json.loads(text) for text in runs["config"].unique()}
     datasets = {json.dumps(config.get("dataset", {}).get("name")) for config in configs.values()}
     rows = []
-    for one in published:
-        if json.dumps(one.dataset.get("name")) not in datasets:
+    for number in published:
+        if json.dumps(number.dataset.get("name")) not in datasets:
             continue
-        told = {
-            "source": one.source, "where": one.where, "method": one.method_there, "setting": one.setting_there,
-            "metric": one.metric, "reported": one.percent,
+        reported = {
+            "source": number.source, "where": number.where, "method": number.method_there, "setting": number.setting_there,
+            "metric": number.metric, "reported": number.percent,
         }  # fmt: skip
-        texts = {text for text, config in configs.items() if one.is_of(config)}
+        texts = {text for text, config in configs.items() if number.is_of(config)}
         ours = runs[runs["config"].isin(texts)]
-        for (_, label), own in ours.groupby(["setting", "label"], sort=False):
-            values = 100 * own[one.metric].dropna()
+        for (_, label), of_method in ours.groupby(["setting", "label"], sort=False):
+            values = 100 * of_method[number.metric].dropna()
             here = float(values.mean()) if len(values) else math.nan
-            differs = "; ".join(protocol(one, configs[own["config"].iloc[0]]))
+            differs = "; ".join(protocol(number, configs[of_method["config"].iloc[0]]))
             rows.append(
-                told
+                reported
                 | {"label": label, "here": here, "std": float(values.std()), "seeds": len(values)}
-                | {"difference": here - one.percent, "protocol": differs}
+                | {"difference": here - number.percent, "protocol": differs}
             )
         if ours.empty:
             nothing = {"label": "", "here": math.nan, "std": math.nan, "seeds": 0, "difference": math.nan}
-            rows.append(told | nothing | {"protocol": "no run of this method and partition"})
+            rows.append(reported | nothing | {"protocol": "no run of this method and partition"})
     columns = ["source", "where", "method", "setting", "metric", "reported", "label", "here", "std", "seeds"]
     return pd.DataFrame(rows, columns=[*columns, "difference", "protocol"])
 
 
-def protocol(one: Published, config: Mapping[str, Any]) -> Iterator[str]:
-    """``path: there / here`` for each stated part of the protocol that is another here."""
+def protocol(number: Published, config: Mapping[str, Any]) -> Iterator[str]:
+    """``path: there / here`` for each stated part of the protocol that differs."""
     here = flat(config)
-    for path, there in one.protocol.items():
+    for path, there in number.protocol.items():
         if path == "note":
             yield str(there)
         elif path == "backbone.name":

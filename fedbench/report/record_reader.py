@@ -1,7 +1,7 @@
-"""Records and client tables as a report can use them: read from a run's folder and checked against the record schema.
+"""Reads records and client tables from a run's folder, and checks them against the record schema.
 
-A file that holds something else - text for an accuracy, 750 %, an integer that no float holds - raises RecordsError, which
-names the file and the column, so that the report can leave that run out and go on.
+A file with wrong content - text for an accuracy, 750 %, an integer too large for a float - raises RecordsError, which
+names the file and the column. The report then leaves out that run and continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet
 
-from fedbench.base.record_schema import columns
+from fedbench.base.record_schema import INFERENCE, columns
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.report.tables.metrics import METRIC
 
@@ -30,7 +30,7 @@ Clients = dict[str, NDArray[Any]]
 
 
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records of a run, one a round. Raises RecordsError for a record that the schema does not allow."""
+    """The records of a run, one for each evaluated round. Raises RecordsError for a record that violates the schema."""
     path = folder.path / "records.jsonl"
     problems: list[str] = []
     try:
@@ -47,7 +47,7 @@ def read_records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _fault(name: str, value: Any) -> str:
-    """What is wrong with a column's value; "" if nothing is, or the schema does not know the column."""
+    """The fault of a column's value; "" if there is none, or if the schema does not have the column."""
     kinds = [kind for kind in TYPES.get(name, ()) if kind in WORDS]
     if not kinds:
         return ""
@@ -58,7 +58,7 @@ def _fault(name: str, value: Any) -> str:
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    """Whether JSON's `value` may stand for `kind`; NaN is a number that was not finite, infinity and 10**400 are none."""
+    """Whether JSON's `value` is of type `kind`. NaN may stand for a number that was not finite; infinity may not."""
     if kind in (bool, str):
         return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -77,14 +77,19 @@ def _shown(value: Any) -> str:
 def read_clients(folder: Path) -> Clients | None:
     """Client, held_out and accuracy of a finished run, [clients] each; None without a clients.parquet.
 
-    Raises RecordsError if the file is damaged or an accuracy is no share.
+    The run's inference cost [1] is beside them, NaN in files of versions up to 0.1.
+
+    Raises RecordsError if the file is damaged or an accuracy is not a share.
     """
     path = folder / "clients.parquet"
     try:
-        table = parquet.ParquetFile(path).read(list(CLIENT_COLUMNS), use_threads=False)
-        found = {name: table.column(name).to_numpy() for name in CLIENT_COLUMNS}
-        accuracy = found["accuracy"].astype(float)
-        found |= {"held_out": found["held_out"].astype(bool), "accuracy": accuracy}
+        file = parquet.ParquetFile(path)
+        table = file.read(list(CLIENT_COLUMNS), use_threads=False)
+        inference = int((file.schema_arrow.metadata or {}).get(INFERENCE.encode(), -1))
+        columns = {name: table.column(name).to_numpy() for name in CLIENT_COLUMNS}
+        accuracy = columns["accuracy"].astype(float)
+        columns |= {"held_out": columns["held_out"].astype(bool), "accuracy": accuracy}
+        columns[INFERENCE] = np.array([inference if inference >= 0 else math.nan])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, ArrowException) as error:
@@ -92,4 +97,4 @@ def read_clients(folder: Path) -> Clients | None:
     known = accuracy[~np.isnan(accuracy)]
     if ((known < 0) | (known > 1)).any():
         raise RecordsError(f"{path}: an accuracy is {known.max():g}, expected shares from 0 to 1")
-    return found
+    return columns

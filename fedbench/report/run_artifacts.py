@@ -1,4 +1,4 @@
-"""What a finished run leaves besides its records: its last state as arrays, and which classes its clients hold; no torch."""
+"""Reads the artifacts of a finished run: its last state as arrays, and the classes of its clients. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Arrays = dict[str, NDArray[np.float64]]
 
 
 def state(folder: Path, names: Collection[str]) -> Arrays:
-    """Tensors of the last checkpoint that are called one of `names`: ``server.<name>``, and ``client.<name>`` with the rows
-    of all clients that have one, [clients, ...] in their order; {} without a checkpoint."""
+    """The tensors `names` of the last checkpoint: ``server.<name>``, and ``client.<name>`` with the rows
+    of all clients that have one, [clients, ...], in their order; {} without a checkpoint."""
     arrays: Arrays = {}
     rows: dict[str, dict[int, NDArray[np.float64]]] = {}
     try:
@@ -30,7 +30,7 @@ def state(folder: Path, names: Collection[str]) -> Arrays:
                     arrays[key] = file.get_tensor(key).astype(np.float64)
                 elif home == "client" and (whole := name.rpartition("."))[0] in names:
                     rows.setdefault(whole[0], {})[int(whole[2])] = file.get_tensor(key).astype(np.float64)
-        by_client = {name: np.stack([own[k] for k in sorted(own)]) for name, own in rows.items()}
+        by_client = {name: np.stack([by_number[k] for k in sorted(by_number)]) for name, by_number in rows.items()}
     except DAMAGED:
         return {}
     return arrays | {f"client.{name}": value for name, value in by_client.items()}
@@ -51,7 +51,7 @@ def server_state(folder: Path) -> Arrays:
 
 
 def class_counts(folder: Path) -> pd.DataFrame:
-    """Training samples by client and class: client, class, samples; empty where the run does not tell."""
+    """Training samples by client and class: client, class, samples; empty if the run lacks them."""
     columns = ["client", "class", "samples"]
     nothing = pd.DataFrame(columns=columns)
     try:

@@ -1,4 +1,4 @@
-"""Which runs a report is about: those that sweep files ask for, or all that lie below a results folder."""
+"""Selects the runs of a report: those of sweep files, or all runs below a results folder."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 import yaml
 
-from fedbench.base import naming
+from fedbench.base import configless, naming
 from fedbench.base.home import sweep_file
 from fedbench.base.records import LOADER, RecordsError, RunFolder, run_folders
 from fedbench.report.pictures import Pictures, pictures_of
 
 
 class ReportError(ValueError):
-    """A report that cannot be made; says what was expected and what is there."""
+    """A report cannot be made. The message gives the expected and the actual content."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of the report before its records are read: its folder, and what it is by its config.
+    """A run of the report before its records are read: its folder and its config.
 
-    config: what changes its numbers, without the seed; names: words for its blocks, if the sweep file names them;
-    reference: None if only its records can tell; tuning: which trial it is, or how its values were chosen.
+    config: its identity without the seed; names: the names of its blocks, if the sweep file gives them;
+    reference: None if only its records say it; tuning: which trial it is, or how its values were chosen.
     """
 
     folder: RunFolder
@@ -40,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs of a report, what their methods show of themselves, and a sentence for each folder that was left out."""
+    """The runs of a report, the pictures of their methods, and a sentence for each folder that was left out."""
 
     runs: list[Planned]
     notes: list[str] = field(default_factory=list)
@@ -48,9 +48,9 @@ class Selection:
 
 
 def select(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
-    """The runs of `sweeps` below `results`, or without sweeps every run there; at least one.
+    """The runs of `sweeps` below `results`, at least one. Without sweeps, every run in the folder.
 
-    Reading a sweep file loads the plug-ins, hence torch, which nothing else of a report needs: see `fork_pool.start_in_fork`.
+    Reading a sweep file loads the plug-ins and torch, which a report does not need otherwise: see `fork_pool.start_in_fork`.
     Raises ReportError if there is nothing to report or a sweep file has a mistake.
     """
     if not sweeps and not results.is_dir():
@@ -71,11 +71,11 @@ def _no_results(results: Path) -> str:
     return f"results folder {results} {what}{hint}. Runs are made by `fedbench sweep FILE`; see --results"
 
 
-SEED_LINE = re.compile(r"^  seed: (\d+)\n", re.MULTILINE)  # of the identity and of the run, both two deep
+SEED_LINE = re.compile(r"^  seed: (\d+)\n", re.MULTILINE)  # of the identity and of the run, both at the second level
 
 
 def _from_disk(results: Path) -> Selection:
-    """Every run below `results`, by name. Configs that differ in the seed alone are parsed once."""
+    """Every run below `results`, sorted by name. Configs that differ only in the seed are parsed once."""
     parsed: dict[str, dict[str, Any]] = {}
     runs, notes = [], []
     for folder in run_folders(results):
@@ -89,18 +89,21 @@ def _from_disk(results: Path) -> Selection:
             runs.append(_planned(folder, parsed[text], next(iter(seeds)) if len(seeds) == 1 else None))
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
             notes.append(f"{path} cannot be read as a run's config ({_short(error)}); the run is left out.")
+    notes += [
+        f"{configless.sentence(path)}; the run is left out." for path in configless.folders_without_config(results)
+    ]
     return Selection(runs, notes)
 
 
 def _checked(config: Any) -> dict[str, Any]:
-    """`config` as run.yaml holds it. Raises ValueError or TypeError for what is none."""
+    """`config`, checked to be the content of a run.yaml. Raises ValueError or TypeError if it is not."""
     identity = config.get("identity") if isinstance(config, dict) else None
     if not isinstance(identity, dict):
         raise ValueError("expected a mapping with `identity`")
     if not isinstance(config.get("tuning") or {}, dict):
         raise ValueError("expected a mapping under `tuning`")
     float(identity.get("rounds") or 0)
-    naming.key(config)  # a config that repeats itself, or has keys that no JSON has
+    naming.key(config)  # fails for a config that contains itself, or has keys that JSON lacks
     return dict(config)
 
 
@@ -117,8 +120,8 @@ def _short(error: BaseException) -> str:
 
 
 def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path], settings: Sequence[str]) -> Selection:
-    """The runs of the sweep files in their order, each once; trials of a tuning and runs that wait for them included."""
-    from fedbench.plan.config import ConfigError, PlannedRun, short_name  # loads the plug-ins, hence torch
+    """The runs of the sweep files in order, each once, including trials of a tuning and runs that wait for them."""
+    from fedbench.plan.config import ConfigError, PlannedRun, short_name  # loads torch
     from fedbench.plan.planning import read_sweep
     from fedbench.plan.plugins import PluginError, Plugins
     from fedbench.plan.tuning import next_stage, tuning_groups
@@ -133,7 +136,7 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
     runs: list[Planned] = []
     notes: list[str] = []
     pictures: Pictures = {}
-    seen: set[str] = set()
+    keys: set[str] = set()
     for path in map(sweep_file, sweeps):
         if not path.is_file():
             near = ", ".join(sorted(str(file) for file in path.parent.glob("*.yaml"))) or "none"
@@ -150,13 +153,13 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
             pictures, failures = pictures_of(now.runs, sweep.plugins, results)
             notes += failures
         for planned in todo:
-            if planned.key in seen:
+            if planned.key in keys:
                 continue
-            seen.add(planned.key)
+            keys.add(planned.key)
             identity = json.loads(json.dumps(planned.identity, default=str))
             seed = identity.pop("seed")
             cls = sweep.plugins.classes["method"][planned.run.method["name"]]
-            # a run with the file's own values may lie there from an untuned sweep: it is not the one that waits
+            # the folder may hold a run with the file's values from an untuned sweep, which is not the waiting run
             name = planned.name + "-waits-for-tuning" * (planned.key in waiting)
             runs.append(
                 Planned(
@@ -169,4 +172,6 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
                     dict(planned.tuning),
                 )
             )
+    folders = {run.folder.path for run in runs}
+    notes += [f"{configless.sentence(path)}." for path in configless.folders_without_config(results) if path in folders]
     return Selection(runs, notes, pictures)

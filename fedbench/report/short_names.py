@@ -1,4 +1,4 @@
-"""Short names of settings: the dataset, and of the other blocks what varies; the full text stands once in a report."""
+"""Short names of settings: the dataset, and the varying fields of other blocks. A report gives the full text once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FIELD = re.compile(r"([\w.]+)=([^,()\[\]]*(?:\[[^\]]*\])?)")
 def short_settings(texts: Sequence[str]) -> dict[str, str]:
     """{full text: short name}; texts are blocks like ``name(field=value, ...)`` joined by JOINT.
 
-    A block keeps its name and the values of the fields in which blocks of this name differ; a partition with a single
-    field keeps that one. Where short names would collide, or a text is not of that form, the full text stays.
+    A block keeps its name and the values of the fields in which blocks of this name differ. A partition with a single
+    field keeps that field. If short names would collide, or a text does not have that form, the full text is used.
     """
     split = [text.split(JOINT) for text in texts]
     variants: dict[tuple[int, str], list[dict[str, str]]] = {}

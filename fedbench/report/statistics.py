@@ -1,8 +1,8 @@
-"""Which of two methods is better, and how sure that is: blocked comparisons with family-wise error control.
+"""Decides which of two methods is better: blocked comparisons with control of the family-wise error.
 
 Replicates are whole trainings: the seeds of a setting, or the settings of a benchmark, are the blocks of a two-way layout
-(method and block, no interaction term), and all differences are judged together by Tukey's honestly significant
-difference. Clients share one trained model per seed, so they are no replicates: they describe a difference, they do not
+(method and block, no interaction term), and all differences are tested together by Tukey's honestly significant
+difference. Clients share one trained model per seed, so they are not replicates: they describe a difference but do not
 test it. `calibration` measures the error and power of these rules; docs/verdicts.md prints them.
 """
 
@@ -19,7 +19,7 @@ from scipy.special import chdtri, gammaln, ndtr, stdtrit
 
 LEVEL = 0.05  # family-wise, two-sided; intervals cover 1 - LEVEL together
 SAME = 1e-12  # differences below this are rounding
-NODES = 96  # of quadratures: seven digits
+NODES = 96  # nodes of quadratures, for seven digits
 
 Floats = NDArray[np.float64]
 NOT_TESTED, NO_DIFFERENCE = "not tested", "no significant difference"
@@ -46,7 +46,7 @@ class Comparison:
 
     blocks: how many seeds or settings were compared; difference: mean of first - second; low, high: simultaneous 95 %
     interval of all comparisons of the family; p: adjusted for the family; family: methods compared together; variance:
-    residual variance of one value, which the power follows from; clients: the same pair client by client, if known.
+    residual variance of one value, from which the power follows; clients: the same pair client by client, if known.
     low, high, p and variance are NaN for a single block.
     """
 
@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def reversed(self) -> Comparison:
-        """The same with the two sides exchanged."""
+        """The comparison of `second` with `first`."""
         pairs = self.clients
         if pairs is not None:
             pairs = ClientPairs(pairs.pairs, pairs.behind, pairs.equal, pairs.ahead, -pairs.effect)
@@ -114,16 +114,16 @@ class Comparison:
 
 
 def p_text(p: float) -> str:
-    """A p-value as a reader wants it."""
+    """A p-value with few digits."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def compare_all(names: Sequence[str], values: Floats) -> list[Comparison]:
-    """Every two of M methods over B blocks. values: [M, B], larger is better, a column for each block.
+    """Compares all pairs of M methods over B blocks. values: [M, B], larger is better, a column for each block.
 
-    A two-way layout without interaction: blocks take out what all methods share, the residual variance has
+    A two-way layout without interaction: blocks remove the effects that all methods share, the residual variance has
     (M - 1)(B - 1) degrees of freedom, and Tukey's studentised range covers all pairs. Source: Montgomery, Design and
-    Analysis of Experiments, 4.1. `residual_variance` says what makes it safe for benchmark scores.
+    Analysis of Experiments, 4.1. `residual_variance` describes the adaptation to benchmark scores.
     """
     if len(names) < 2:
         return []
@@ -133,10 +133,10 @@ def compare_all(names: Sequence[str], values: Floats) -> list[Comparison]:
 
 
 def compare_over_settings(names: Sequence[str], values: Floats) -> list[Comparison]:
-    """Every two of M methods over T settings, each run with the same S seeds. values: [M, T, S], T >= 2.
+    """Compares all pairs of M methods over T settings, each with the same S seeds. values: [M, T, S], T >= 2.
 
-    Settings and seeds are both blocks: runs of one seed share initial weights in all settings, so settings alone
-    understate the luck of few seeds, and seeds alone say nothing of other settings. The error of a difference is the sum
+    Settings and seeds are both blocks. Runs of one seed share initial weights in all settings, so settings alone would
+    understate the variation over seeds, and seeds alone say nothing about other settings. The error of a difference is the sum
     of both, with Satterthwaite's degrees of freedom. Source: Clark 1973, min F'. Not tested with a single seed.
     """
     settings, seeds = values.shape[1:]
@@ -149,8 +149,8 @@ def compare_over_settings(names: Sequence[str], values: Floats) -> list[Comparis
 
 @dataclass(frozen=True)
 class Error:
-    """Of the difference of two means, for each pair of methods: its variance divided by two [..., M, M] (that of one
-    mean, as the studentised range takes it) and its degrees of freedom, one number or [..., M, M]."""
+    """The error of the difference of two means, for each pair of methods: its variance divided by two [..., M, M] (that of one
+    mean, as in the studentised range), and its degrees of freedom, one number or [..., M, M]."""
 
     variance: Floats
     freedom: NDArray[np.int64]
@@ -179,7 +179,7 @@ def crossed_error(values: Floats) -> Error:
 def _comparisons(
     names: Sequence[str], mean: Floats, error: Error | None, blocks: int, replicates: float
 ) -> list[Comparison]:
-    """The comparisons of `mean` [M]; without an error they are not tested. replicates: that `variance` is told for."""
+    """The comparisons of `mean` [M], untested without an error. replicates: the number for which `variance` is given."""
     first, second = np.triu_indices(len(names), 1)
     difference = mean[first] - mean[second]
     half = p = variance = np.full(len(first), math.nan)
@@ -195,32 +195,39 @@ def _comparisons(
     low, high = difference - half, difference + half
     return [
         Comparison(
-            names[i], names[j], blocks, float(difference[k]), float(low[k]), float(high[k]), float(p[k]), len(names),
-            float(variance[k]),
+            first=names[i],
+            second=names[j],
+            blocks=blocks,
+            difference=float(difference[k]),
+            low=float(low[k]),
+            high=float(high[k]),
+            p=float(p[k]),
+            family=len(names),
+            variance=float(variance[k]),
         )
         for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def residual_variance(values: Floats) -> Floats:
-    """The variance of one value that each pair is judged by, [..., M, M], from values [..., M, B] with B >= 2.
+    """The variance of one value for the test of each pair, [..., M, M], from values [..., M, B] with B >= 2.
 
     The largest of three: the residual mean square of the two-way layout, pooled over all methods; half the variance of
-    the pair's own differences, which is larger where these two methods are noisier than the others; and the variance of
-    rounding to the grain of the values (their smallest gap, g^2 / 12), since accuracies of few samples repeat by
-    rounding and a residual of zero is no certainty.
+    the pair's own differences, which is larger if these two methods are noisier than the others; and the variance of
+    rounding to the grid of the values (their smallest gap, g^2 / 12), since accuracies of few samples may coincide by
+    rounding, and a residual of zero is not certainty.
     """
     blocks = values.shape[-1]
     methods = values.shape[-2]
     centred = values - values.mean(-1, keepdims=True) - values.mean(-2, keepdims=True)
     centred = centred + values.mean((-2, -1), keepdims=True)
     pooled = (centred**2).sum((-2, -1)) / ((methods - 1) * (blocks - 1))
-    own = (values[..., :, None, :] - values[..., None, :, :]).var(-1, ddof=1) / 2
+    per_pair = (values[..., :, None, :] - values[..., None, :, :]).var(-1, ddof=1) / 2
     ordered = np.sort(values.reshape(*values.shape[:-2], -1).round(9), axis=-1)
     gaps = np.diff(ordered, axis=-1)
     grain = np.where(gaps > 0, gaps, np.inf).min(-1)
     rounding = np.where(np.isfinite(grain), grain, 0.0) ** 2 / 12
-    return np.asarray(np.maximum(own, np.maximum(pooled, rounding)[..., None, None]))
+    return np.asarray(np.maximum(per_pair, np.maximum(pooled, rounding)[..., None, None]))
 
 
 def client_pairs(difference: Floats) -> ClientPairs:
@@ -243,7 +250,7 @@ def average_rank(values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Average ranks over blocks, 1 is best, and which neighbours in that order are joined.
+    """Average ranks over blocks, 1 is best, and the groups of neighbours that do not differ significantly.
 
     names: best first; ranks: likewise; cliques: longest runs (first, last) of neighbours among which no pair differs
     significantly.
@@ -276,7 +283,7 @@ def rank(names: Sequence[str], values: Floats, pairs: Sequence[Comparison]) -> R
     return Ranking(ordered, tuple(float(mean[i]) for i in order), blocks, tuple(cliques))
 
 
-# -- distributions: scipy.stats has them, and takes longer to import than a report to compute --------------------------
+# -- distributions: importing them from scipy.stats takes longer than computing a report -------------------------------
 def student_quantile(freedom: int) -> float:
     """The value that an absolute Student's t with `freedom` degrees exceeds with probability LEVEL."""
     return float(stdtrit(freedom, 1 - LEVEL / 2))
@@ -286,15 +293,15 @@ def studentized_range_sf(q: Floats, groups: int, freedom: int) -> Floats:
     """P(Q > q) of the studentised range of `groups` means, elementwise; within 1e-6 of scipy's.
 
     The range of `groups` standard normal values exceeds w with probability 1 - W(w), and Q is that range over an
-    independent s = sqrt(chi2 / freedom): both integrals by Gauss-Legendre quadrature.
+    independent s = sqrt(chi2 / freedom). Both integrals are computed by Gauss-Legendre quadrature.
     """
     z, weight = normal_nodes()
     s, mass = deviation_nodes(freedom)
-    found = []
+    tails = []
     for part in np.array_split(np.ravel(q), max(1, np.size(q) // 256)):  # NODES x NODES each: bounds the memory
         inner = np.maximum(ndtr(z) - ndtr(z - part[:, None, None] * s[:, None]), 0.0) ** (groups - 1)
-        found.append(1 - groups * (inner * weight).sum(-1) @ mass)
-    return np.asarray(np.clip(np.concatenate(found).reshape(np.shape(q)), 0.0, 1.0))
+        tails.append(1 - groups * (inner * weight).sum(-1) @ mass)
+    return np.asarray(np.clip(np.concatenate(tails).reshape(np.shape(q)), 0.0, 1.0))
 
 
 @lru_cache(maxsize=1)

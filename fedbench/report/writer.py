@@ -1,4 +1,4 @@
-"""Writes a report: every table, every figure and the page into one folder."""
+"""Writes a report: all tables, all figures and the page, to one folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from fedbench.report.selection import ReportError
 from fedbench.report.statistics import Ranking
 
 DEFAULTS = ReportOptions()
-SOMETIMES = ("budget.csv", "tuning.csv", "reported.csv")  # files that not every report has
+PAGE = "index.html"
+SOMETIMES = ("budget.csv", "tuning.csv", "reported.csv")  # files that only some reports have
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` made."""
+    """The files that `write` made, and its messages."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -42,28 +43,44 @@ def write(evidence: Evidence, out: Path, options: ReportOptions = DEFAULTS) -> W
     """
     content = Content(evidence, options)
     catalogue = report_figures.all_figures(evidence, content.within, content.overall, options.versus)
-    drawn = catalogue.start_drawing()
+    finish_drawing = catalogue.start_drawing()  # other processes draw while this one computes the tables
     tables = files(content)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        for name in SOMETIMES:
-            (out / name).unlink(missing_ok=True)
-        for name, text in tables.items():
-            write_atomically(out / name, text.encode())
-        drawings = drawn()
-        paths = _write_figures(out / "figures", drawings)
-        results = os.path.relpath(evidence.results, out).replace(os.sep, "/")
-        html = page.render(content, drawings, results, _files_of_runs(evidence))
-        write_atomically(out / "index.html", html.encode())
+        _write_tables(out, tables)
+        drawings = finish_drawing()
+        figures = _write_figures(out / "figures", drawings)
+        _write_page(out, content, drawings)
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror or error}); name a folder") from error
     return Written(
-        out / "index.html", paths, content.table, content.overall.ranking, content.alarms, content.legend,
-        content.footer, page.headline(content),
-    )  # fmt: skip
+        page=out / PAGE,
+        figures=figures,
+        summary=content.table,
+        ranking=content.overall.ranking,
+        alarms=content.alarms,
+        legend=content.legend,
+        footer=content.footer,
+        headline=page.headline(content),
+    )
+
+
+def _write_tables(out: Path, tables: dict[str, str]) -> None:
+    """Write the tables {name: text}, and remove those that only an earlier report had."""
+    for name in SOMETIMES:
+        (out / name).unlink(missing_ok=True)
+    for name, text in tables.items():
+        write_atomically(out / name, text.encode())
+
+
+def _write_page(out: Path, content: Content, drawings: list[Drawing]) -> None:
+    results = os.path.relpath(content.evidence.results, out).replace(os.sep, "/")
+    html = page.render(content, drawings, results, _files_of_runs(content.evidence))
+    write_atomically(out / PAGE, html.encode())
 
 
 def _write_figures(folder: Path, drawings: list[Drawing]) -> tuple[Path, ...]:
+    """Write the figures, and remove those of an earlier report. Returns the paths."""
     for old in sorted(folder.glob("*")):
         if old.suffix in (".svg", ".png", ".pdf") and old.name.startswith(report_figures.NAMES):
             old.unlink()
@@ -76,12 +93,12 @@ def _write_figures(folder: Path, drawings: list[Drawing]) -> tuple[Path, ...]:
 
 
 def _files_of_runs(evidence: Evidence) -> dict[str, list[str]]:
-    """Which of the files that the page links to each run has, by one look into its folder."""
-    found = {}
+    """The files of each run that the page links to, from one listing of its folder."""
+    by_run = {}
     for run in evidence.runs["run"]:
         try:
             names = set(os.listdir(evidence.results / run))  # noqa: PTH208 - one look for ten thousand runs
         except OSError:
             continue
-        found[str(run)] = [name for name in page.FILES if name in names]
-    return found
+        by_run[str(run)] = [name for name in page.FILES if name in names]
+    return by_run

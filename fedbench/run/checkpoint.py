@@ -1,7 +1,7 @@
-"""The state of a run after a round, in one safetensors file that replaces the last atomically; the previous one is kept.
+"""The state of a run after a round, in one safetensors file. Saving replaces the file atomically and keeps the previous one.
 
-The file's metadata holds the round, a checksum of everything in the file, and the checksums that the run's other files had
-at that moment. So a damaged checkpoint, and one that no longer fits the run's records, are recognised.
+The file's metadata holds the round, a checksum of the file's whole content, and the checksums that the run's other files
+had when it was saved. A reader can therefore recognise a damaged checkpoint, and one that no longer fits the records.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 class Checkpoint:
     """The server's state after `round` rounds, their costs, and the seconds they took.
 
-    `files`: SHA-256 of records.jsonl, and of clients.parquet after the last round, as the run had written them; empty in
+    `files`: SHA-256 of records.jsonl, and after the last round of clients.parquet, as the run had written them. Empty in
     checkpoints of versions up to 0.1.
     """
 
@@ -49,14 +49,14 @@ def save(
     seconds: float,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Keep `state` as it is after `round_` rounds, with the rounds' costs and seconds. Raises OSError."""
+    """Save `state` after `round_` rounds, with the costs and seconds of these rounds. Raises OSError."""
     values = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     numbers = {name.removeprefix("total_"): value for name, value in vars(totals).items()} | {"seconds": seconds}
     scalars = {f"total.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
     metadata = {"round": str(round_), "files": json.dumps(files or {}, sort_keys=True)}
     metadata["checksum"] = _checksum(values | scalars, metadata)
     with atomic_write(folder / CURRENT, previous=folder / PREVIOUS) as file, errors_at(file):
-        # Written from where the values lie, since a copy may be gigabytes.
+        # The values are written without a copy, which may take gigabytes.
         save_file(values | scalars, file, metadata=metadata)
 
 
@@ -68,7 +68,7 @@ def load(folder: Path) -> Checkpoint | None:
 def undamaged(folder: Path) -> Iterator[Checkpoint]:
     """The undamaged checkpoints, newest first. A damaged one is logged.
 
-    Raises OSError if the disk is away: a run that took that for "no checkpoint" would begin anew.
+    Raises OSError if the disk is away. Without that error, the run would find no checkpoint and start from the beginning.
     """
     names = {path.name for path in folder.iterdir()}  # raises where exists() only returns False
     for name in (CURRENT, PREVIOUS):
@@ -76,7 +76,7 @@ def undamaged(folder: Path) -> Iterator[Checkpoint]:
             continue
         try:
             saved = _read(folder / name)
-        except Exception as error:  # a damaged header makes the parser raise many kinds
+        except Exception as error:  # the parser raises many types of error for a damaged header
             if is_away(error, folder):
                 raise
             log.warning("%s is damaged (%s) and is not used", folder / name, " ".join(str(error).split()))
@@ -85,7 +85,7 @@ def undamaged(folder: Path) -> Iterator[Checkpoint]:
 
 
 def _read(path: Path) -> Checkpoint:
-    """The checkpoint in a file. Raises ValueError and more if it is damaged."""
+    """The checkpoint in a file. Raises ValueError or another error if it is damaged."""
     with errors_at(path), safe_open(path, "pt") as file:
         values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         metadata = dict(file.metadata())

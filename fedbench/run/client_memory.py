@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedbench.method import Param
 from fedbench.run.stacked import Stacked
+from fedbench.vit.images import sent_to
 
 
 class ClientMemory:
     """The local values of `spec`, read and written by client.
 
-    Rows are on the host, one tensor for each client and name, so memory and checkpoints grow with the clients that took
-    part, not with the population. A client without a row has the initial value, which is computed when it is read.
+    Rows are on the host, one tensor for each client and name. Memory and checkpoints therefore grow with the number of
+    clients that took part, not with the population. A client without a row has the initial value, computed on reading.
     """
 
     def __init__(self, spec: Mapping[str, Param], device: torch.device, dtype: torch.dtype) -> None:
@@ -24,9 +26,8 @@ class ClientMemory:
         self.rows: dict[str, dict[int, Tensor]] = {name: {} for name in self.spec}
 
     def read(self, clients: Tensor) -> Stacked:
-        """The values {name: [K, ...]} of the clients [K], on the device."""
-        clients = clients.cpu()
-        return {name: self._read(name, clients).to(self.device) for name in self.spec}
+        """The values {name: [K, ...]} of the clients [K], which are on the host; the values are on the device."""
+        return {name: sent_to(self.device, self._read(name, clients)) for name in self.spec}
 
     def _read(self, name: str, clients: Tensor) -> Tensor:
         rows = self.rows[name]
@@ -50,11 +51,11 @@ class ClientMemory:
         return values.to(self.dtype) if values.is_floating_point() else values
 
     def known(self, name: str, clients: Tensor) -> Tensor:
-        """Which of the clients [K] have a row, on the device."""
-        return torch.tensor([k in self.rows[name] for k in clients.tolist()], device=self.device)
+        """Which of the clients [K], which are on the host, have a row: [K] on the device."""
+        return sent_to(self.device, np.array([k in self.rows[name] for k in clients.tolist()]))
 
     def write(self, clients: Tensor, name: str, values: Tensor) -> None:
-        """Store the rows `values` [K, ...] of the clients [K]."""
+        """Store the rows `values` [K, ...] of the clients [K], which are on the host."""
         host = values.detach().cpu()
         for k, row in zip(clients.tolist(), host, strict=True):
             self.rows[name][k] = row.clone()  # a view would keep the whole cohort's tensor alive

@@ -1,4 +1,4 @@
-"""One optimiser for each of K stacked clients: torch.optim is element-wise, so one on stacked tensors is K optimisers."""
+"""An optimiser for K stacked clients: torch.optim is element-wise, so one optimiser on stacked tensors is K optimisers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Steer = Callable[[Stacked, Stacked], Stacked]  # (values before the step, step) 
 class Recipe:
     """The learning rate and the gradient clipping of a round.
 
-    Clients of different runs that are trained together may differ in both: `lr` is then the largest rate, ``lr_share`` [K]
-    each client's share of it, and `clip` [K] the largest norm of each client's gradient (infinite: no clipping).
+    Both may differ between clients of different runs that are trained together. Then `lr` is the largest rate, ``lr_share``
+    [K] each client's share of it, and `clip` [K] the largest norm of each client's gradient (infinite: no clipping).
     """
 
     lr: float
@@ -34,7 +34,7 @@ class Recipe:
 
 
 class ClientOptimizer:
-    """Optimises `leaves` {name: [K, ...]} in place; it starts anew in each round, as a client's optimiser does."""
+    """Optimises `leaves` {name: [K, ...]} in place. Its state is reset in each round, as that of a client's optimiser is."""
 
     def __init__(self, leaves: Stacked, spec: Mapping[str, Param], local: LocalConfig, recipe: Recipe) -> None:
         self.leaves, self.recipe = leaves, recipe

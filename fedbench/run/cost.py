@@ -17,6 +17,7 @@ from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.run.server import parameters
 from fedbench.vit import backbone
+from fedbench.vit.images import Augment
 
 CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
 GPU_CHUNK_TOKENS = 200_000  # tokens in a pass that fill a GPU
@@ -30,8 +31,8 @@ PROCESS_BYTES = 700 << 20  # an interpreter with torch, timm and torchvision in 
 class PassCost:
     """Multiply-adds of one image, its tokens at each block, and its tokens in all blocks that keep them for a backward pass.
 
-    ``forward``: through the whole backbone, or 0 if cached features replace it. ``backward``: from the lowest block that a
-    trained value enters, of activations only if the backbone is frozen.
+    ``forward``: through the whole backbone. ``backward``: from the lowest block that a trained value enters, of activations
+    only if the backbone is frozen.
     """
 
     forward: int
@@ -100,7 +101,7 @@ def one_pass(
             backward -= 3 * t * width**2  # the input of this product needs no gradient
     backward += embedding * any("patch_embed.proj.weight" in name for name in tensors)
     return PassCost(
-        forward=forward if method.touches(vit.depth) else 0,
+        forward=forward,
         backward=backward,
         tokens=tuple(tokens),
         width=width,
@@ -152,14 +153,50 @@ def _for_weights(name: str, value: Tensor, tokens: int, read: int) -> int:
     return value.numel() * read
 
 
-def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone) -> int:
-    """Multiply-adds of local training for one sample and epoch, all phases and views together."""
+@dataclass(frozen=True)
+class ImageCost:
+    """Multiply-adds of one image in the backbone.
+
+    ``training``: for each epoch, all phases and views together. ``features``: once for each client's image, whose
+    prompt-free feature the client keeps, or 0 if training reads none. ``inference``: to classify one new image, where no
+    feature is cached.
+    """
+
+    training: int
+    features: int
+    inference: int
+
+
+def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, augment: Augment) -> ImageCost:
+    """Count what one image costs a client. Augmented images have no cached features."""
+    touches, plain = method.touches(vit.depth), prompt_free(vit)
+    reads_cache = not touches and augment == "none"
+    trains = trained_in(method, spec)
+    reads = method.uses_query or method.statistics is not None or (reads_cache and bool(trains))
+    return ImageCost(
+        training=training(method, spec, vit, reads_cache),
+        features=plain if reads else 0,
+        inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
+    )
+
+
+def prompt_free(vit: backbone.Backbone) -> int:
+    """Multiply-adds of the frozen backbone on one image, without any prompt."""
+    return one_pass(Method(), {}, vit).forward
+
+
+def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, reads_cache: bool | None = None) -> int:
+    """Multiply-adds of local training for one sample and epoch, all phases and views together.
+
+    `reads_cache`: cached features replace forward passes; by default if the method changes nothing in the backbone.
+    """
+    cached = not method.touches(vit.depth) if reads_cache is None else reads_cache
     total = 0
     for number, names in enumerate(trained_in(method, spec)):
         phase = number if method.phases else None
         for view in (None, *method.views):
             cost = one_pass(method.at(phase, view), spec, vit, names)
-            total += cost.forward + cost.backward
+            total += cost.backward + (0 if cached else cost.forward)
     return total
 
 
@@ -181,7 +218,7 @@ def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: in
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted multiply-adds of a run's local training and bytes of memory, both within a factor of about two."""
+    """Predicted multiply-adds of a run's clients and bytes of memory, both within a factor of about two."""
 
     multiply_adds: int
     memory_bytes: int
@@ -204,7 +241,10 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
         task_of(vit, classes, counts, seed=0),
     )
     cost = one_pass(method, spec, vit)
-    samples = train / run.clients.number * (1 - run.clients.validation) * run.clients.per_round * run.local.epochs
+    of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
+    passes = of_client * run.clients.per_round * run.local.epochs * run.rounds
+    first = of_client * min(run.clients.number, run.clients.per_round * run.rounds)
+    each = image_cost(method, spec, vit, run.local.augment)
     chunk = machine.chunk_images or chunk_images(cost, torch.device("cpu"))
     # A block keeps about 8 D + 2 H numbers a token for its backward pass; a client three copies of its values and memory.
     activations = 4 * chunk * sum(cost.tokens) * (8 * cost.width + 2 * cost.hidden)
@@ -212,7 +252,7 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     pixels = (train + extent.test) * 3 * vit.image_size**2
     frozen = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + frozen
-    return Estimate(int(samples * run.rounds * training(method, spec, vit)), memory)
+    return Estimate(int(passes * each.training + first * each.features), memory)
 
 
 _extents: dict[str, data.Extent] = {}

@@ -1,4 +1,4 @@
-"""Accuracy per client and the numbers made of it; all clients' samples go through the backbone in shared batches."""
+"""Accuracy per client and its summary. The samples of all clients pass through the backbone in shared batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.base.record_schema import TestMetrics, ValidationMetrics
+from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
 from fedbench.run.stacked_model import StackedModel
 from fedbench.vit.images import sent_to
 
-BLOCK_BYTES = 64 << 20  # most bytes of clients' values at once: clients are evaluated in blocks
+BLOCK_BYTES = 64 << 20  # clients are evaluated in blocks, whose values take at most this many bytes
 PIECE = 32  # most samples of one client in a batch; clients' sets are cut into pieces of nearly equal size
 
 
@@ -38,7 +38,7 @@ class Accuracies:
 
     @classmethod
     def joined(cls, blocks: Sequence[Accuracies]) -> Accuracies:
-        """Those of several blocks of clients, one after the other."""
+        """The accuracies of several blocks of clients, concatenated."""
         return cls(np.concatenate([b.right for b in blocks]), np.concatenate([b.count for b in blocks]))
 
 
@@ -46,7 +46,8 @@ class Accuracies:
 def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
     """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``.
 
-    Sample numbers go to the device in one copy, clients and lengths of pieces in another, and hits come back in one.
+    One copy brings the sample numbers to the device, a second the clients and lengths of pieces. A third brings back the
+    hits.
     """
     prior = model.method.logit_prior in ("eval", "both")
     count = np.array([len(part) for part in parts])
@@ -120,7 +121,7 @@ def summary(test: Accuracies, held_out: NDArray[np.bool_], global_accuracy: floa
     """The test metrics of the clients that train, and of those held out (None if there are none).
 
     Mean over clients (unweighted), worst client, 10th percentile, mean of the bottom decile (at least one client),
-    standard deviation over clients (population), and accuracy of all samples pooled.
+    population standard deviation over clients, and accuracy of all samples pooled.
     """
     each = test.each
     inside, outside = each[~held_out], each[held_out]
@@ -142,7 +143,7 @@ def summary(test: Accuracies, held_out: NDArray[np.bool_], global_accuracy: floa
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run: the metrics, and a table of clients. ``test`` is None if the run may not read test data."""
+    """One evaluation of a run: its metrics and a table of clients. ``test`` is None if the run may not read test data."""
 
     test: TestMetrics | None
     validation: ValidationMetrics
@@ -150,7 +151,7 @@ class Evaluation:
 
 
 def evaluate(experiment: Experiment) -> Evaluation:
-    """Evaluate all clients, held-out ones too, as the run stands now."""
+    """Evaluate all clients, including held-out ones, with the present values."""
     test_data, held_out = experiment.run.test_data, experiment.split.held_out
     test, validation = _client_accuracies(experiment)
     metrics = summary(test, held_out, global_accuracy(experiment, test)) if test_data else None
@@ -159,7 +160,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
 
 
 def _client_accuracies(experiment: Experiment) -> tuple[Accuracies, Accuracies]:
-    """Test and validation accuracies of all clients; without `test_data` nobody has test samples."""
+    """Test and validation accuracies of all clients. Without `test_data`, no client has test samples."""
     split, server, run = experiment.split, experiment.server, experiment.run
     everyone = np.arange(run.clients.number)
     test: list[Accuracies] = []
@@ -168,20 +169,23 @@ def _client_accuracies(experiment: Experiment) -> tuple[Accuracies, Accuracies]:
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
         values = personal(experiment, block)
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
-        for found, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
-            found.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
+        for results, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
+            results.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
     return Accuracies.joined(test), Accuracies.joined(validation)
 
 
-def _mean_accuracy(found: Accuracies, clients: NDArray[np.bool_]) -> float | None:
-    """Mean over those of `clients` that have samples; None if none has."""
-    if not found.count[clients].any():
+def _mean_accuracy(accuracy: Accuracies, clients: NDArray[np.bool_]) -> float | None:
+    """Mean over those of `clients` that have samples; None if there are none."""
+    if not accuracy.count[clients].any():
         return None
-    return float(np.nanmean(found.each[clients]))
+    return float(np.nanmean(accuracy.each[clients]))
 
 
 def _client_table(experiment: Experiment, test: Accuracies, validation: Accuracies) -> pa.Table:
-    """Each client's accuracies, and the classes that it trains on with the number of samples of each."""
+    """Each client's accuracies, and its number of training samples for each of its classes.
+
+    The table's metadata holds the multiply-adds of classifying one image.
+    """
     split = experiment.split
     kept = [np.unique(experiment.samples.labels[part], return_counts=True) for part in split.train]
     return pa.table(
@@ -194,18 +198,19 @@ def _client_table(experiment: Experiment, test: Accuracies, validation: Accuraci
             "val_accuracy": validation.each,
             "classes": [names for names, _ in kept],
             "class_samples": [counts for _, counts in kept],
-        }
+        },
+        metadata={INFERENCE: str(experiment.image_cost.inference)},
     )
 
 
 def global_accuracy(experiment: Experiment, test: Accuracies) -> float | None:
-    """Accuracy of the server's model on the global test set, as a client about which nothing is known would have it.
+    """Accuracy on the global test set of the server's model, which an unknown client would use.
 
-    None if there is no such model, since clients train or fine-tune values of their own.
+    None if there is no such model because clients train or fine-tune values of their own.
     """
     samples, server = experiment.samples, experiment.server
-    whole = experiment.split.global_test(samples)
-    if experiment.model.method.finetune_epochs or (unseen := server.unseen_client()) is None:
+    whole, unseen = experiment.split.global_test(samples), server.unseen_client()
+    if unseen is None or experiment.model.method.finetune_epochs:
         return None
     if not server.memory.spec and np.array_equal(np.sort(experiment.split.test.indices), whole):
         return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
@@ -214,10 +219,10 @@ def global_accuracy(experiment: Experiment, test: Accuracies) -> float | None:
 
 
 def personal(experiment: Experiment, clients: Ints) -> Stacked:
-    """The values with which each client is evaluated: the present ones, fine-tuned on its own data if the method says so."""
+    """The values with which each client is evaluated, fine-tuned on its own data if the method asks for it."""
     server, run = experiment.server, experiment.run
     epochs = experiment.model.method.finetune_epochs
     if not epochs:
-        return server.send(torch.from_numpy(clients).to(server.device))
+        return server.send(torch.from_numpy(clients))
     updates = experiment.train(clients, run.local.lr, "finetune", epochs=epochs)
     return rows(updates.updated, torch.argsort(updates.clients))

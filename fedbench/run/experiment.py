@@ -1,4 +1,4 @@
-"""Everything about a run that does not change over its rounds: data and split, frozen backbone, method, trainer, server."""
+"""What the rounds of a run work with: data and split, frozen backbone, method, trainer and server."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.features import data_hash, features
-from fedbench.vit.images import Images
+from fedbench.vit.images import Images, sent_to
 from fedbench.vit.token_cache import CachedTokens, cached_tokens, first_block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The local training of a cohort, prepared: it runs by itself, or together with other runs' (`fedbench.run.pack`)."""
+    """The prepared local training of a cohort. It runs alone, or together with that of other runs (`fedbench.run.pack`)."""
 
     trainer: Trainer
     clients: Tensor  # [K]
     received: Stacked
     read: Stacked
-    batches: Sequence[Batches]  # one for each local phase; none for a method that trains nothing
+    batches: Sequence[Batches]  # one item for each local phase; empty for a method that trains nothing
     samples: Sequence[int]  # [K]
     lr: float
 
@@ -71,12 +71,12 @@ class Experiment:
     model: StackedModel
     trainer: Trainer
     server: Server
-    multiply_adds: int  # of local training, for one sample and epoch
+    image_cost: cost.ImageCost
     chunk: int  # images in one pass
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
-        """The clients of round `round_` (from 1): drawn without replacement, whatever the method."""
+        """The clients of round `round_` (from 1), drawn without replacement. They do not depend on the method."""
         return cohort_of(self.run, self._eligible, round_)
 
     @cached_property
@@ -84,14 +84,14 @@ class Experiment:
         return np.flatnonzero(~self.split.held_out)
 
     def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> ClientUpdates:
-        """Train `clients` from what the server sends each; `stream` names the random stream of their batches.
+        """Train `clients` from what the server sends to each; `stream` names the random stream of their batches.
 
-        The rows of the updates have an order of their own: see ``updates.clients``.
+        ``updates.clients`` gives the order of the rows of the updates.
         """
         return self.prepare(clients, lr, *stream, epochs=epochs).train()
 
     def prepare(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
-        """The training that `train` would do. With `epochs` it is fine-tuning before evaluation."""
+        """Prepare the training that `train` does. With `epochs`, it is fine-tuning before evaluation."""
         local, server, trainer = self.run.local, self.server, self.trainer
         train: Sequence[Ints] = self.split.train
         if epochs is not None:
@@ -103,13 +103,13 @@ class Experiment:
             data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
             for phase in range(len(trainer.phases))
         ]
-        rows = torch.from_numpy(batches[0].clients if batches else clients).to(server.device)
+        rows = torch.from_numpy(batches[0].clients if batches else clients)
         received = server.send(rows)
         if epochs is None and not self._trains_with_prior:
             received.pop("prior", None)
         return Training(
             trainer=trainer,
-            clients=rows,
+            clients=sent_to(server.device, rows),
             received=received,
             read=server.read(),
             batches=batches,
@@ -123,7 +123,7 @@ class Experiment:
         return method.uses_prior or method.logit_prior != "none"
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
-        """As many samples as `clients` hold, drawn from all clients that train: for a method without clients."""
+        """As many samples as `clients` hold, drawn from all clients that train. For a method without clients."""
         train = self.split.train
         pool = train.indices[~self.split.held_out[train.owners]]
         draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
@@ -138,21 +138,24 @@ def cohort_of(run: RunConfig, eligible: Ints, round_: int) -> Ints:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """The frozen part of a run, which runs of one process share: samples, backbone, images on the device, and hashes."""
+    """The part of a run that does not depend on the method: samples, backbone, images on the device, and hashes.
+
+    Runs of one process share it.
+    """
 
     samples: Samples
     vit: Backbone
     images: Images
     data_hash: str
     weights_hash: str
-    key: str  # names everything above: equal keys, equal contents
-    cache_name: str  # of files that hold what the backbone makes of the images
+    key: str  # equal keys mean equal content
+    cache_name: str  # of the files with cached features and tokens
 
 
 def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int = 0) -> Experiment:
-    """Load the data, split it, and assemble the run; `halvings`: how often the images in a pass are halved.
+    """Load the data, split it, and assemble the run; `halvings`: how often to halve the number of images in a pass.
 
-    Raises DataError, BackboneError and whatever a plug-in raises.
+    Raises DataError, BackboneError and any exception of a plug-in.
     """
     run = planned.run
     device, dtype = choose_device(machine.device), choose_dtype(run.precision)
@@ -171,7 +174,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         model=model,
         trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
         server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
-        multiply_adds=cost.training(method, spec, frozen.vit),
+        image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
         facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
     )
@@ -180,7 +183,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
 def load_frozen(
     planned: PlannedRun, machine: Machine, plugins: Plugins, device: torch.device, dtype: torch.dtype
 ) -> Frozen:
-    """Samples, backbone and images, from this process's cache where an earlier run has loaded them."""
+    """Samples, backbone and images, from this process's cache if an earlier run has loaded them."""
     run, cached = planned.run, process_cache.cached
     # The identity names files by their content, so a changed file has another key.
     source = json.dumps([planned.identity["dataset"], str(machine.data)], sort_keys=True)
@@ -201,7 +204,7 @@ def load_frozen(
         data_hash=contents,
         weights_hash=weights,
         key=key,
-        # Without shortcuts nothing may be read that was computed with them, or the comparison would compare nothing.
+        # A run without shortcuts must not read what a run with shortcuts has cached: the two are to be compared.
         cache_name=f"{weights}-{contents}-{vit.image_size}-{run.precision}" + ("" if machine.shortcuts else "-plain"),
     )
 
@@ -213,7 +216,7 @@ def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
 def _parameters(
     run: RunConfig, frozen: Frozen, split: Split, method: Method, aggregation: Aggregation
 ) -> dict[str, Param]:
-    """The tensors of the run. Raises ValueError for options that do not go together."""
+    """The tensors of the run. Raises ValueError if options exclude each other."""
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
@@ -233,13 +236,13 @@ def _images_in_a_pass(
     device: torch.device,
     halvings: int,
 ) -> int:
-    """Images in one pass of the backbone: as configured or chosen, halved for each time that memory ran out."""
+    """Images in one pass of the backbone: as configured or chosen, and halved each time that memory ran out."""
     chosen = machine.chunk_images or cost.chunk_images(cost.one_pass(method, spec, vit), device, precision)
     return max(1, chosen >> halvings)
 
 
 def _chunk_of_clients(chunk: int, batch_size: int) -> tuple[int, int]:
-    """For `chunk` images in a pass: clients trained together, and samples of one client in a pass."""
+    """For `chunk` images in a pass: how many clients are trained together, and the samples of one client in a pass."""
     pieces = max(1, round(batch_size / chunk))
     return max(1, chunk // batch_size), -(-batch_size // pieces)
 
@@ -265,7 +268,7 @@ def _model(
 
 
 def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backbone:
-    """The backbone that passes run: with bfloat16 copies of its weights if they are only read, and only there."""
+    """The backbone that forward passes use, with bfloat16 copies of its weights if these are only read."""
     if run.precision != "bfloat16" or method.backbone_weights is not None:
         return frozen.vit
     return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))

@@ -25,7 +25,7 @@ from fedbench.vit.images import sent_to
 
 @dataclass(frozen=True)
 class Phase:
-    """A local phase: the names that it trains, and the model as it is in this phase and in its further passes."""
+    """A local phase: the names that it trains, and the model in this phase's main pass and in its views."""
 
     names: list[str]
     model: StackedModel
@@ -36,7 +36,7 @@ class Phase:
 class Piece:
     """Samples of one step [K, B]: their indices, weights (0: padding) and draws for the augmentation.
 
-    ``first``: the first piece of a step, to which loss terms about parameters alone belong.
+    ``first``: whether it is the first piece of a step. Only this piece counts loss terms about parameters alone.
     """
 
     index: Tensor
@@ -48,9 +48,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains stacked clients as `local` says, `chunk` clients at a time (which changes no numbers but rounding).
+    """Trains stacked clients as `local` says, `chunk` clients at a time. The chunk size changes results by rounding only.
 
-    ``piece``: the most samples of a client in one pass; a larger batch is summed up from several pieces.
+    ``piece``: the most samples of a client in one pass. The gradient of a larger batch is the sum over several pieces.
     """
 
     model: StackedModel
@@ -65,8 +65,8 @@ class Trainer:
         """The local phases; none for a method that trains nothing. Raises HookError."""
         method = self.model.method
         named = bool(method.phases) and not (self.finetuning and method.finetune_phases)
-        found = trained_in(method, self.model.spec, self.finetuning)
-        return [self._phase(names, i if named else None) for i, names in enumerate(found)]
+        trained = trained_in(method, self.model.spec, self.finetuning)
+        return [self._phase(names, i if named else None) for i, names in enumerate(trained)]
 
     def _phase(self, names: list[str], number: int | None) -> Phase:
         method = self.model.method
@@ -77,20 +77,20 @@ class Trainer:
         """Train from `received` {name: [K, ...]} with the batches `phases`, one for each local phase.
 
         `read`: the server's values that clients read (with a row for each client if they have different servers). The rows
-        of `received` and of the updates stand in the order of ``phases[0].clients``.
+        of `received` and of the updates are in the order of ``phases[0].clients``.
         """
 
         def train_chunk(clients: slice) -> ClientUpdates:
-            mine = [_clients(batches, clients.start, clients.stop) for batches in phases]
+            chunk_phases = [_clients(batches, clients.start, clients.stop) for batches in phases]
             read_here = self.model.read_rows(read, clients)
-            return _ChunkTraining(self, rows(received, clients), read_here, recipe.rows(clients)).train(mine)
+            return _ChunkTraining(self, rows(received, clients), read_here, recipe.rows(clients)).train(chunk_phases)
 
         chunks = [slice(i, i + self.chunk) for i in range(0, len(phases[0].clients), self.chunk)]
         return replace(_joined(self.model.thread_map(train_chunk, chunks)), received=received)
 
 
 class _ChunkTraining:
-    """One chunk of clients on its way through the local phases: their values, and what has been summed up so far."""
+    """The training of one chunk of clients over all local phases: the clients' values and the sums so far."""
 
     def __init__(self, trainer: Trainer, received: Stacked, read: Stacked, recipe: Recipe) -> None:
         self.trainer, self.received, self.read, self.recipe = trainer, received, read, recipe
@@ -109,12 +109,12 @@ class _ChunkTraining:
         self.gradient_steps = {name: torch.zeros_like(self.steps) for name in wanted}
 
     def train(self, phases: Sequence[Batches]) -> ClientUpdates:
-        """All phases, one after the other."""
+        """Train all phases in turn."""
         for phase, batches in zip(self.trainer.phases, phases, strict=True):
             self._phase(phase, batches)
         epochs = max(1, self.local.epochs * len(phases))
         return ClientUpdates(
-            clients=torch.from_numpy(np.array(phases[0].clients)).to(self.device),
+            clients=sent_to(self.device, np.array(phases[0].clients)),
             received=self.received,
             updated={name: value.detach() for name, value in self.values.items()},
             sums=self.sums,
@@ -153,7 +153,7 @@ class _ChunkTraining:
     def _gradients(
         self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
     ) -> list[Tensor | None]:
-        """The gradient of each leaf, of the sum over clients of each client's mean loss over its `n` [K] samples."""
+        """The gradient with respect to each leaf of the sum over clients of each client's mean loss over `n` [K] samples."""
         whole = working.stop == self.count
         live = {name: value if whole else value[working] for name, value in self.values.items()}
         live |= self.model.read_rows(self.read, working)
@@ -167,7 +167,7 @@ class _ChunkTraining:
         return total
 
     def _loss(self, phase: Phase, live: Stacked, received: Stacked, piece: Piece, n: Tensor) -> Tensor:
-        """The piece's part of each client's mean loss [K] over `n` [K] samples; what `observe` sums up is kept."""
+        """The piece's part of each client's mean loss [K] over `n` [K] samples. Also adds up the sums of `observe`."""
         model, method = phase.model, phase.model.method
         result = self._forward(model, live, piece, add_prior=method.logit_prior in ("train", "both"))
         y = model.labels[model.on_device(piece.index)]
@@ -177,7 +177,7 @@ class _ChunkTraining:
             loss = loss + self._method_loss(phase, live, received, result, piece, n)
         if self.aggregation.extra_loss is not None and piece.first and not self.trainer.finetuning:
             shared = {name: received[name] for name, param in model.spec.items() if param.aggregated}
-            if shared:  # otherwise nothing ties the clients together
+            if shared:  # otherwise the aggregation's loss has nothing to act on
                 loss = loss + model.each(self.aggregation.extra_loss, (live, shared), (model.dims(live), 0))
         if method.observe is not None and not self.trainer.finetuning:
             self._observe(model, live, result, y, piece.weight)
@@ -189,7 +189,7 @@ class _ChunkTraining:
     def _method_loss(
         self, phase: Phase, live: Stacked, received: Stacked, result: Pass, piece: Piece, n: Tensor
     ) -> Tensor:
-        """What the method's own loss adds to each client's mean loss [K]."""
+        """The method's extra loss for each client [K], added to its mean loss."""
         model, hook = phase.model, phase.model.method.extra_loss
         shared = {name: value for name, value in received.items() if model.spec[name].home == "shared"}
         for name, view in phase.views.items():
@@ -213,14 +213,14 @@ class _ChunkTraining:
             self.sums.setdefault(name, value.new_zeros(self.count, *value.shape[1:]))[: len(value)] += value
 
     def _add_gradient(self, leaves: Stacked, gradients: Sequence[Tensor | None], working: slice) -> None:
-        """Sum up what an aggregation wants of the gradients."""
+        """Add up the gradients, if the aggregation wants them."""
         for name, gradient in zip(leaves, gradients, strict=True):
             if name in self.gradient and gradient is not None:
                 self.gradient[name] += gradient  # zero for clients that have no batch left
                 self.gradient_steps[name][working] += 1
 
     def _steer(self, phase: Phase) -> Callable[[Stacked, Stacked], Stacked] | None:
-        """The method's own change of an optimiser step, if it has one."""
+        """The method's change to an optimiser step, if it has one."""
         model, hook = phase.model, phase.model.method.steer
         if hook is None:
             return None
@@ -251,7 +251,7 @@ def masked_sum(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _joined(parts: Sequence[ClientUpdates]) -> ClientUpdates:
-    """The updates of several chunks of clients, one after the other."""
+    """The updates of several chunks of clients, concatenated."""
 
     def joined(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
@@ -264,21 +264,30 @@ def _joined(parts: Sequence[ClientUpdates]) -> ClientUpdates:
 
 
 def _clients(batches: Batches, start: int, stop: int) -> Batches:
-    """The clients `start` to `stop` of a cohort's batches, without the steps that only others take."""
+    """The clients `start` to `stop` of a cohort's batches, without steps in which none of them trains."""
     active = tuple(min(max(a - start, 0), stop - start) for a in batches.active)
-    steps, mine = sum(1 for a in active if a), slice(start, stop)
+    steps, clients = sum(1 for a in active if a), slice(start, stop)
     return replace(
         batches,
-        clients=batches.clients[mine],
-        index=batches.index[:steps, mine],
-        weight=batches.weight[:steps, mine],
-        flip=batches.flip[:steps, mine],
-        shift=batches.shift[:steps, mine],
+        clients=batches.clients[clients],
+        index=batches.index[:steps, clients],
+        weight=batches.weight[:steps, clients],
+        flip=batches.flip[:steps, clients],
+        shift=batches.shift[:steps, clients],
         active=active[:steps],
     )
 
 
 def without_training(clients: Tensor, received: Stacked, samples: Sequence[int], lr: float) -> ClientUpdates:
-    """The updates of clients that train nothing: a method whose server learns from statistics alone."""
-    n = torch.tensor(samples, dtype=torch.float64, device=clients.device)
-    return ClientUpdates(clients, received, {}, {}, n, torch.zeros_like(n), torch.full_like(n, torch.nan), lr)
+    """The updates of clients that train nothing, for a method whose server learns from statistics alone."""
+    n = sent_to(clients.device, np.array(samples, dtype=np.float64))
+    return ClientUpdates(
+        clients=clients,
+        received=received,
+        updated={},
+        sums={},
+        num_samples=n,
+        steps=torch.zeros_like(n),
+        loss=torch.full_like(n, torch.nan),
+        lr=lr,
+    )

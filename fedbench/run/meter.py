@@ -1,4 +1,4 @@
-"""A run's clock and memory counter, the only numbers that differ between two executions of it."""
+"""A run's clock and memory counter. No other numbers differ between two executions of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wait(device: torch.device) -> None:
 
 
 class Meter:
-    """Seconds, images and peak memory of a run; continues from the `seconds` spent before an interruption."""
+    """Seconds, images and peak memory of a run. It continues from the `seconds` spent before an interruption."""
 
     def __init__(self, device: torch.device, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.device, self.before, self.clock = device, seconds, clock
@@ -52,7 +52,7 @@ class Meter:
         return time.monotonic() - self.marked
 
     def read(self) -> Measured:
-        """The measured part of a record. Peak memory is the process's, on a GPU the device's."""
+        """The measured part of a record. Peak memory is that of the process or, on a GPU, of the device."""
         if self.device.type == "cuda":
             peak = int(torch.cuda.max_memory_allocated(self.device))
         else:
@@ -62,7 +62,7 @@ class Meter:
 
 
 class SharedClock:
-    """Counts only the seconds that belong to one run, where a process trains several runs together."""
+    """Counts the seconds that belong to one run when a process trains several runs together."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -74,7 +74,7 @@ class SharedClock:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Inside, all time belongs to this run."""
+        """All time inside the block belongs to this run."""
         self.since = time.monotonic()
         try:
             yield

@@ -1,7 +1,7 @@
 """Several runs trained together.
 
-Runs that differ in evaluation alone have one training, which is done once. The clients of other runs of one method become
-rows of one graph, so that one pass serves them all.
+Runs that differ only in evaluation share one training. The clients of other runs of one method become rows of one graph,
+which needs one pass.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedbench.run.stacked import Stacked, rows
 
 @dataclass
 class Member:
-    """A run of a pack. ``error``: why it left the pack. Its own work is done inside `around()`, which redirects its log."""
+    """A run of a pack. ``error``: why it left the pack. `around()` redirects the log during work for this run alone."""
 
     state: RunState
     clock: SharedClock
@@ -46,11 +46,11 @@ class Member:
         """End the round."""
         assert self.sent is not None  # noqa: S101 - for the type checker
         result = receive(self.state.experiment, self.state.rounds_done + 1, self.sent, updates)
-        self.sent = None  # its tensors are not needed any more
+        self.sent = None  # frees its tensors
         self.state.close(result, self.must_leave)
 
     def do(self, work: Callable[..., None], *args: Any) -> None:
-        """Do work that belongs to this run alone; if it fails, the others go on."""
+        """Do work for this run alone. If it fails, the other runs continue."""
         with self.around(), self.clock.counting():
             try:
                 work(*args)
@@ -59,10 +59,10 @@ class Member:
 
 
 def run_pack(members: Sequence[Member], stack: bool = True) -> None:
-    """All rounds of all members, one round of each at a time, until each is over or has left with an error.
+    """Run all rounds of all members, one round of each at a time, until each member is done or has left with an error.
 
-    Without `stack`, only equal trainings are shared, so each run's numbers are exactly those that it gets alone; members
-    that are behind catch up first. Raises whatever the common training raises.
+    Without `stack`, only equal trainings are shared, so each run's numbers are exactly those that it gets alone. Members
+    that are behind catch up first. Raises any exception of the common training.
     """
     while active := [member for member in members if member.error is None and not member.state.over]:
         if not stack:
@@ -72,8 +72,8 @@ def run_pack(members: Sequence[Member], stack: bool = True) -> None:
             member.do(member.send)
         ready = [(member, member.sent.training) for member in active if member.sent is not None]
         updates = train_together([training for _, training in ready], [member.clock for member, _ in ready], stack)
-        for (member, _), mine in zip(ready, updates, strict=True):
-            member.do(member.receive, mine)
+        for (member, _), client_updates in zip(ready, updates, strict=True):
+            member.do(member.receive, client_updates)
 
 
 def train_together(
@@ -81,8 +81,8 @@ def train_together(
 ) -> list[ClientUpdates]:
     """``[training.train() for training in trainings]``, in as few passes as they allow.
 
-    Equal trainings are done once. With `stack`, others become rows of one graph where they fit, which changes the last bits.
-    Each of `clocks` gets its run's part of the time, in proportion to its samples.
+    Equal trainings are done once. With `stack`, other trainings become rows of one graph if possible, which changes the last
+    bits. Each of `clocks` receives its run's share of the time, in proportion to the run's samples.
     """
     groups: dict[Any, list[int]] = {}
     for i, training in enumerate(trainings):
@@ -103,31 +103,31 @@ def train_together(
 
 
 def _copies(trainings: Sequence[Training]) -> list[int]:
-    """For each of some similar trainings, the first one that is equal to it."""
+    """For each of several similar trainings, the number of the first training that is equal to it."""
     first: list[int] = []
     for i, training in enumerate(trainings):
         first.append(next((k for k in set(first) if _equal(trainings[k], training)), i))
     return first
 
 
-def _equal(one: Training, other: Training) -> bool:
-    """Whether two similar trainings do the very same computation."""
-    sizes = [(t.recipe, t.trainer.chunk, t.trainer.piece, len(t.batches)) for t in (one, other)]
+def _equal(first: Training, second: Training) -> bool:
+    """Whether two similar trainings do exactly the same computation."""
+    sizes = [(t.recipe, t.trainer.chunk, t.trainer.piece, len(t.batches)) for t in (first, second)]
     return (
         sizes[0] == sizes[1]
-        and all(torch.equal(one.received[name], value) for name, value in other.received.items())
-        and all(torch.equal(one.read[name], value) for name, value in other.read.items())
-        and all(a.active == b.active and _same_arrays(a, b) for a, b in zip(one.batches, other.batches, strict=True))
+        and all(torch.equal(first.received[name], value) for name, value in second.received.items())
+        and all(torch.equal(first.read[name], value) for name, value in second.read.items())
+        and all(a.active == b.active and _same_arrays(a, b) for a, b in zip(first.batches, second.batches, strict=True))
     )
 
 
-def _same_arrays(one: Batches, other: Batches) -> bool:
+def _same_arrays(first: Batches, second: Batches) -> bool:
     names = ("clients", "index", "weight", "flip", "shift")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
 
 
 def _copied(updates: ClientUpdates) -> ClientUpdates:
-    """The same updates for another server, which may change them."""
+    """A copy of the updates for another server, which may change it."""
 
     def clones(values: Stacked) -> Stacked:
         return {name: value.clone() for name, value in values.items()}
@@ -149,13 +149,13 @@ def _train_distinct(trainings: Sequence[Training], stack: bool) -> list[ClientUp
 
 
 def _idle_time(training: Training) -> float:
-    """The clock when the device has done all work so far; a GPU works after the calls that start its kernels return."""
+    """The time on the clock once the device is idle: a GPU still works after the calls that start its kernels return."""
     wait(training.clients.device)
     return time.monotonic()
 
 
 def _similar(training: Training) -> Any:
-    """Equal for trainings that differ at most in their clients, batches, values and recipe."""
+    """A key that is equal for trainings that differ at most in their clients, batches, values and recipe."""
     model, aggregation = training.trainer.model, training.trainer.aggregation
     if not training.batches:  # there is nothing to share
         return id(training)
@@ -186,30 +186,30 @@ def _train(trainings: Sequence[Training]) -> list[ClientUpdates]:
 
 
 def _read_rows(trainings: Sequence[Training], name: str, counts: Sequence[int]) -> Tensor:
-    """What the clients of all trainings read under `name`, with a row for each client."""
+    """The server's value `name` for the clients of all trainings, with a row for each client."""
     values = [training.read[name] for training in trainings]
     return torch.cat([value.expand(k, *value.shape) for value, k in zip(values, counts, strict=True)])
 
 
 def _recipe(trainings: Sequence[Training], counts: Sequence[int], place: Tensor) -> Recipe:
-    """One recipe for the clients of all trainings, in their places."""
+    """One recipe for the clients of all trainings; ``place`` gives their order."""
     recipes = [training.recipe for training in trainings]
     if len({(recipe.lr, recipe.clip) for recipe in recipes}) == 1:
         return recipes[0]
     largest = max(recipe.lr for recipe in recipes)
-    own = [(recipe.lr / largest, math.inf if recipe.clip is None else recipe.clip) for recipe in recipes]
+    rates = [(recipe.lr / largest, math.inf if recipe.clip is None else recipe.clip) for recipe in recipes]
     repeats = torch.tensor(counts, device=place.device)
-    share, clip = torch.tensor(own, dtype=torch.float64, device=place.device).repeat_interleave(repeats, 0)[place].T
+    share, clip = torch.tensor(rates, dtype=torch.float64, device=place.device).repeat_interleave(repeats, 0)[place].T
     return Recipe(largest, clip, share)
 
 
 def _steps(batches: Batches) -> Ints:
-    """How many steps each client takes, [K]."""
+    """The number of steps of each client, [K]."""
     return np.array([sum(active > row for active in batches.active) for row in range(len(batches.clients))])
 
 
 def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
-    """The clients of all `parts` as one cohort in this order; each is numbered by its row before it was ordered."""
+    """The clients of all `parts` as one cohort in the given `order`. Client numbers are rows before that ordering."""
     longest = max(len(part.active) for part in parts)
 
     def joined(name: str, mode: Any = "constant") -> Any:
@@ -221,17 +221,17 @@ def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
     return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active)
 
 
-def _part(whole: ClientUpdates, mine: Tensor, training: Training) -> ClientUpdates:
-    """The updates of one training: the rows `mine` of all."""
+def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpdates:
+    """The updates of one training: the rows `index` of all."""
     return replace(
         whole,
         clients=training.clients,
         received=training.received,
-        updated=rows(whole.updated, mine),
-        sums=rows(whole.sums, mine),
-        gradient=rows(whole.gradient, mine),
-        num_samples=whole.num_samples[mine],
-        steps=whole.steps[mine],
-        loss=whole.loss[mine],
+        updated=rows(whole.updated, index),
+        sums=rows(whole.sums, index),
+        gradient=rows(whole.gradient, index),
+        num_samples=whole.num_samples[index],
+        steps=whole.steps[index],
+        loss=whole.loss[index],
         lr=training.lr,
     )

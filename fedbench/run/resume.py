@@ -1,4 +1,4 @@
-"""Where a run goes on: at the newest checkpoint that fits its records, or from the beginning."""
+"""Decides where a run resumes: at the newest checkpoint that fits its records, or at the beginning."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RECORDS, CLIENTS = "records.jsonl", "clients.parquet"
 
 
 def fitting_checkpoint(folder: RunFolder, run: RunConfig) -> Checkpoint | None:
-    """The newest undamaged checkpoint whose rounds are all in the records; None if the run begins anew.
+    """The newest undamaged checkpoint whose rounds are all in the records; None if the run starts from the beginning.
 
-    What does not fit is logged. Raises OSError if the folder is away.
+    Logs why a checkpoint does not fit. Raises OSError if the folder is away.
     """
     problems: list[str] = []
     lines = folder.record_lines(problems)
@@ -33,7 +33,7 @@ def fitting_checkpoint(folder: RunFolder, run: RunConfig) -> Checkpoint | None:
             return saved
         log.warning("the checkpoint after round %d is not used: %s", saved.round, problem)
     if lines or problems:
-        log.warning("the run begins anew: no checkpoint fits its records")
+        log.warning("the run starts from the beginning: no checkpoint fits its records")
     return None
 
 
@@ -53,9 +53,9 @@ def _misfit(saved: Checkpoint, lines: Sequence[tuple[bytes, dict[str, Any]]], fo
 
 
 def _misfit_of_clients(saved: Checkpoint, folder: RunFolder) -> str:
-    """The same for the table of clients, which the last round writes."""
+    """As `_misfit`, for the table of clients, which the last round writes."""
     path = folder.path / CLIENTS
-    if path not in folder.path.iterdir():  # raises where exists() is just False
+    if path not in folder.path.iterdir():  # raises if the disk is away, where exists() returns False
         return f"{path} is missing"
     if CLIENTS in saved.files:
         return "" if checksum(path) == saved.files[CLIENTS] else f"{path} does not hold what the run wrote"

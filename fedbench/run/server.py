@@ -1,4 +1,4 @@
-"""The server's values and each client's memory: what is sent, what comes back, how it is merged, and what that costs."""
+"""The server's values and the clients' memory: what the server sends and receives, how it merges updates, and the bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param
 from fedbench.method.hooks import describe
 from fedbench.run.client_memory import ClientMemory
 from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, per_client, weighted_mean
+from fedbench.vit.images import sent_to
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
-    """Every tensor of a run by name: the method's, the aggregation's, and for a method that uses it ``prior``.
+    """Every tensor of a run by name: the method's, the aggregation's, and ``prior`` if the method uses it.
 
     ``prior`` [clients, C] is each client's class distribution.
     """
@@ -36,7 +37,7 @@ def _prior(class_counts: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Server:
-    """Global values [...], per-client memory, and which clients have reported their statistics."""
+    """The global values [...], the clients' memory, and which clients have taken part so far."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Server:
         for name, param in spec.items():
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
-        self.has_reported = torch.zeros(clients, dtype=torch.bool)
+        self.has_taken_part = torch.zeros(clients, dtype=torch.bool)
 
     def read(self) -> Stacked:
         """The values that clients read and do not change."""
@@ -63,6 +64,7 @@ class Server:
     def send(self, clients: Tensor) -> Stacked:
         """The values that the clients [K] start from, [K, ...]: their own memory and copies of the shared values.
 
+        `clients` is on the host, so that no client number is read back from a GPU.
         Raises HookError if `newcomer` returns something that is not a local value of the declared shape.
         """
         values = self.memory.read(clients)
@@ -73,7 +75,7 @@ class Server:
         return values if self.method.newcomer is None else values | self._newcomers(values, clients)
 
     def _newcomers(self, values: Stacked, clients: Tensor) -> Stacked:
-        """Local values [K, ...], where clients that never took part have what `newcomer` returns."""
+        """Local values [K, ...]; clients that never took part get what `newcomer` returns."""
         p, hook, made = values | self.read(), self.method.newcomer, {}
         dims = {name: None if self.spec[name].home == "server" else 0 for name in p}
         for name, value in call_hook(hook, lambda: each_client(hook, (p,), (dims,), self.mode)).items():
@@ -85,13 +87,17 @@ class Server:
         return made
 
     def generated(self, clients: Tensor) -> Stacked:
-        """{name: [K, ...]} that the method's `send` makes for the clients [K] instead of copies of the server's values."""
+        """{name: [K, ...]} that the method's `send` returns for the clients [K], to replace copies of the server's values.
+
+        `clients` is on the host; the hook receives it on the device.
+        """
         hook = self.method.send
         if hook is None:
             return {}
+        clients = sent_to(self.device, clients)
         if self.mode == "loop":
             each = [call_hook(hook, lambda k=k: hook(self.values, k)) for k in clients.split(1)]  # type: ignore[misc]
-            made = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+            made = {name: torch.cat([row[name] for row in each]) for name in each[0]}
         else:
             made = call_hook(hook, lambda: hook(self.values, clients))
         return self._declared(hook, made, rows=len(clients), stacked=True)
@@ -103,13 +109,13 @@ class Server:
         return made
 
     def absorb(self, stats: Mapping[str, Tensor]) -> None:
-        """Take in the statistics {name: [K, ...]} of clients that take part for the first time."""
+        """Pass the statistics {name: [K, ...]} of clients that take part for the first time to the method."""
         hook = self.method.absorb
         new = self._declared(hook, call_hook(hook, lambda: hook(self.values, stats)))
         self.values |= {name: value.detach() for name, value in new.items()}
 
     def merge(self, updates: ClientUpdates) -> None:
-        """Average the updates by n_k, let the method and then the aggregation replace values, and keep local rows."""
+        """Average the updates by n_k, let the method and then the aggregation replace values, and store local rows."""
         updated, spec, count = updates.updated, self.spec, len(updates.clients)
         mean = {
             name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
@@ -120,16 +126,18 @@ class Server:
         merge = self.aggregation.merge
         averaged = {name: new[name] for name in mean}
         new |= self._declared(merge, call_hook(merge, lambda: merge(self.values, updates, averaged)), count)
+        local = {name: value for name, value in new.items() if spec[name].home == "local"}
+        clients = updates.clients.cpu() if local else updates.clients
         for name, value in new.items():
-            if spec[name].home == "local":
-                self.memory.write(updates.clients, name, value)
+            if name in local:
+                self.memory.write(clients, name, value)
             else:
                 self.values[name] = value.detach()
 
     def _declared(self, hook: Any, made: Any, rows: int = 0, stacked: bool = False) -> Stacked:
-        """What `hook` returned, if it is as params() declares it.
+        """The result `made` of `hook`, checked against params().
 
-        Local values have a row for each of `rows` clients, and if `stacked` so has everything. A value that is not averaged
+        Local values have a row for each of `rows` clients; with `stacked`, all values have one. A value that is not averaged
         may change its shape. Raises HookError.
         """
         if not isinstance(made, dict):
@@ -149,12 +157,12 @@ class Server:
     def bytes_per_client(self) -> tuple[int, int]:
         """Bytes (up, down) of one client's round, without observed sums and statistics; each value at its own size.
 
-        Down: copies of shared values, values that clients read, values that `send` makes. Up: those of them that clients
-        train, and their gradients if the aggregation wants them.
+        Down: copies of shared values, values that clients read, values that `send` makes. Up: the trained ones among them,
+        and their gradients if the aggregation wants them.
         """
-        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        client = torch.zeros(1, dtype=torch.long)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
-        exchanged |= {name: value[0] for name, value in self.generated(one).items()}
+        exchanged |= {name: value[0] for name, value in self.generated(client).items()}
         up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
@@ -163,26 +171,26 @@ class Server:
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""
-        one = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
-        return sum(value.numel() * value.element_size() for value in one.values())
+        values = self.send(torch.zeros(1, dtype=torch.long))
+        return sum(value.numel() * value.element_size() for value in values.values())
 
     def unseen_client(self) -> Stacked | None:
         """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.
 
-        None if clients train values of their own or `send` makes values for each client: then there is no global model.
+        None if there is no global model: clients train values of their own, or `send` makes values for each client.
         """
         if self.method.send is not None or any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
-        values = self.send(torch.zeros(1, dtype=torch.long, device=self.device))
+        values = self.send(torch.zeros(1, dtype=torch.long))
         for name, param in self.spec.items():
             if param.home == "local":
-                values[name] = param.init.to(values[name])[None]
+                values[name] = sent_to(self.device, param.init.to(values[name].dtype))[None]
         return values
 
     def state(self) -> Stacked:
-        """Everything that survives a round, flat, for a checkpoint."""
+        """Everything that survives a round, as one flat mapping for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | self.memory.state() | {"introduced": self.has_reported}
+        return values | self.memory.state() | {"introduced": self.has_taken_part}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError if the checkpoint belongs to another method."""
@@ -192,19 +200,19 @@ class Server:
             raise ValueError(f"the checkpoint and this run differ in {sorted(other)[:5]}")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
         self.memory.restore(rows)
-        self.has_reported = state["introduced"].clone()
+        self.has_taken_part = state["introduced"].clone()
 
 
 def nbytes(value: Tensor) -> int:
-    """Bytes of a tensor as it would be sent, in single precision if it is floating point."""
+    """Bytes of a tensor on the wire; floating point is sent in single precision."""
     return value.numel() * (4 if value.is_floating_point() else value.element_size())
 
 
 def bytes_of_sums(value: Tensor) -> int:
-    """Bytes in which K clients send sums [K, rows, ...], such as one row a class.
+    """Bytes that K clients need to send sums [K, rows, ...], such as one row for each class.
 
-    A row of zeros, of a class that the client lacks, is not sent. The other rows are sent with their numbers (4 bytes each),
-    or all rows without numbers if that is less.
+    A client leaves out rows of zeros, such as those of classes that it lacks, and sends the other rows with their numbers
+    (4 bytes each). It sends all rows without numbers if that takes fewer bytes.
     """
     if value.dim() < 2 or not value.numel():
         return nbytes(value)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyarrow import parquet
-from torch import Tensor
 
 from fedbench.base.record_schema import Record, RoundCosts, TotalCosts
 from fedbench.base.records import RunFolder, record_line
@@ -28,14 +27,15 @@ from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
 from fedbench.run.server import bytes_of_sums
+from fedbench.vit.images import sent_to
 
 
 class Diverged(ArithmeticError):
-    """Training produced numbers that are not finite; says in which round."""
+    """Training produced numbers that are not finite. The message names the round."""
 
 
 class Stopped(Exception):
-    """The run was asked to leave its machine; the checkpoint holds all its rounds so far."""
+    """The run was asked to leave its machine. The checkpoint holds all rounds so far."""
 
 
 def run_rounds(
@@ -46,11 +46,11 @@ def run_rounds(
     must_leave: Callable[[], bool] = lambda: False,
     halvings: int = 0,
 ) -> dict[str, str]:
-    """Run all rounds that `folder` does not hold yet; everything that a reader needs ends up in `folder`.
+    """Run all rounds that `folder` does not hold yet, and write their results to `folder`.
 
-    `must_leave` is called after each round, before anything of it is written, and may raise. `halvings`: how often the
-    images in a pass are halved. Returns the checksums of what was written, by file. Raises Stopped if `must_leave` returned
-    True, Diverged, DataError, BackboneError, and whatever a plug-in raises.
+    `must_leave` is called after each round, before the round is written, and may raise. `halvings`: how often to halve the
+    number of images in a pass. Returns the checksums of the written files, by name. Raises Stopped if `must_leave` returned
+    True, Diverged, DataError, BackboneError, and any exception of a plug-in.
     """
     state = begin(planned, machine, plugins, folder, halvings=halvings)
     while not state.over:
@@ -60,7 +60,7 @@ def run_rounds(
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round cost, and how many training images it took."""
+    """The costs of a round and its number of training images."""
 
     costs: RoundCosts
     images: int
@@ -68,7 +68,7 @@ class RoundResult:
 
 @dataclass
 class RunState:
-    """A run between two rounds: how many are done, what they cost in all, and where everything is written."""
+    """A run between two rounds: how many rounds are done, their total costs, and the folder they are written to."""
 
     experiment: Experiment
     folder: RunFolder
@@ -80,7 +80,7 @@ class RunState:
     clients_checksum: str = ""  # of clients.parquet, once it is written
 
     def written(self) -> dict[str, str]:
-        """SHA-256 of the run's files as it wrote them, whatever became of them since."""
+        """SHA-256 of the run's files as it wrote them. A file on disk may have changed since."""
         clients = {resume.CLIENTS: self.clients_checksum} if self.clients_checksum else {}
         return {resume.RECORDS: self.records_checksum.hexdigest(), **clients}
 
@@ -90,13 +90,13 @@ class RunState:
         return self.rounds_done == self.experiment.run.rounds
 
     def close(self, result: RoundResult, must_leave: Callable[[], bool]) -> None:
-        """Count one more round, evaluate it if it is due, ask `must_leave` and write. Raises Stopped if it must leave."""
+        """Count one more round, evaluate if due, call `must_leave`, and write. Raises Stopped if the run must leave."""
         self.rounds_done += 1
         self.totals = _added(self.totals, result.costs)
         self.meter.count(result.images)
         due = self.over or self.rounds_done % self.experiment.run.evaluate_every == 0
         evaluated = evaluation.evaluate(self.experiment) if due else None
-        leaving = must_leave()  # only now: right before writing, it also checks that the folder is still ours
+        leaving = must_leave()  # right before writing, since it also checks that this process still holds the folder
         if evaluated is not None:
             self._write(evaluated, result.costs)
         if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
@@ -133,7 +133,7 @@ class RunState:
             self.clients_checksum = hashlib.sha256(content.getvalue()).hexdigest()
 
     def _tell_progress(self) -> None:
-        with suppress(OSError):  # progress is only for display
+        with suppress(OSError):  # progress is for display only
             self.folder.report_progress(
                 round=self.rounds_done,
                 rounds=self.experiment.run.rounds,
@@ -174,65 +174,74 @@ def one_round(experiment: Experiment, round_: int) -> RoundResult:
 
 @dataclass(frozen=True)
 class SentRound:
-    """A round whose cohort has everything that it needs to train."""
+    """A round before training: the cohort has received all that it needs."""
 
     training: Training
-    cohort_size: int
-    statistics_bytes: int  # sent by clients that take part for the first time
+    cohort: Ints
+    new: Ints  # the clients of the cohort that take part for the first time
+    statistics_bytes: int  # which the new clients sent
 
 
 def send(experiment: Experiment, round_: int) -> SentRound:
-    """Draw the cohort of round `round_` (from 1), collect its statistics, and send it what it starts from."""
+    """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
     local, cohort = experiment.run.local, experiment.cohort_of(round_)
-    statistics_bytes = collect_statistics(experiment, cohort)
+    taken_part = experiment.server.has_taken_part
+    new = cohort[~taken_part.numpy()[cohort]]
+    statistics_bytes = collect_statistics(experiment, new)
+    taken_part[new] = True
     lr = local.lr * local.lr_decay ** (round_ - 1)
-    return SentRound(experiment.prepare(cohort, lr, round_), len(cohort), statistics_bytes)
+    return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
 
 
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
-    """Merge the cohort's updates, and count what the round cost. Raises Diverged."""
+    """Merge the cohort's updates, and count what the round cost. Raises Diverged.
+
+    A method that trains nothing needs the network only in a client's first round: the client's statistics go up once, and
+    the classifier comes down once. Cached features cost each client one pass over its images, in its first round as well.
+    """
     server, run = experiment.server, experiment.run
-    if not _finite_values(updates):
+    finite, loss, num_samples = _read_back(updates)
+    if not finite:
         raise Diverged(
             f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
         )
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
-    samples = int(updates.num_samples.sum()) * run.local.epochs
+    receivers = len(sent.cohort) if sent.training.batches else len(sent.new)
+    samples = num_samples * run.local.epochs
+    first_passes = int(experiment.split.train.sizes[sent.new].sum())
     costs = RoundCosts(
-        train_loss=_finite(weighted_mean(updates.loss, updates.num_samples)),
-        bytes_up=up * sent.cohort_size + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
-        bytes_down=down * sent.cohort_size,
-        multiply_adds=samples * experiment.multiply_adds,
+        train_loss=_finite(loss),
+        bytes_up=up * receivers + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
+        bytes_down=down * receivers,
+        multiply_adds=samples * experiment.image_cost.training + first_passes * experiment.image_cost.features,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))
 
 
-def collect_statistics(experiment: Experiment, cohort: Ints) -> int:
-    """Let clients that take part for the first time report their statistics; returns the bytes that they send."""
+def collect_statistics(experiment: Experiment, new: Ints) -> int:
+    """Let the clients `new`, which take part for the first time, report their statistics; returns the bytes that they send."""
     model, server = experiment.model, experiment.server
-    new = [k for k in cohort if not server.has_reported[k]]
-    if model.method.statistics is None or not new or model.features is None:
+    if model.method.statistics is None or not len(new) or model.features is None:
         return 0
     reported = []
     for k in new:
-        own = torch.from_numpy(experiment.split.train[k]).to(model.labels.device)
-        reported.append(server.statistics(model.features[own], model.labels[own]))
+        samples = sent_to(model.labels.device, experiment.split.train[k])
+        reported.append(server.statistics(model.features[samples], model.labels[samples]))
     stacked = {name: torch.stack([stats[name] for stats in reported]) for name in reported[0]}
     server.absorb(stacked)
-    server.has_reported[new] = True
     return sum(map(bytes_of_sums, stacked.values()))
 
 
-def weighted_mean(value: Tensor, weight: Tensor) -> float:
-    """Weighted mean as a number."""
-    return float((value * weight).sum() / weight.sum())
-
-
-def _finite_values(updates: ClientUpdates) -> bool:
-    values = [*updates.updated.values(), *updates.sums.values()]
-    return all(bool(value.isfinite().all()) for value in values if value.is_floating_point())
+def _read_back(updates: ClientUpdates) -> tuple[bool, float, int]:
+    """Whether all values are finite, the mean loss over samples, and the number of samples; read from the device at once."""
+    n = updates.num_samples
+    values = [value for value in (*updates.updated.values(), *updates.sums.values()) if value.is_floating_point()]
+    finite = torch.stack([value.isfinite().all() for value in values]).all() if values else torch.ones_like(n[0])
+    numbers = torch.stack([finite.to(n), (updates.loss * n).sum() / n.sum(), n.sum()])
+    is_finite, loss, num_samples = numbers.tolist()
+    return bool(is_finite), loss, int(num_samples)
 
 
 def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:

@@ -1,4 +1,4 @@
-"""Arithmetic on stacked clients, ``{name: [K, ...]}``: K clients that differ only in small tensors, side by side."""
+"""Arithmetic on stacked clients, ``{name: [K, ...]}``: tensors whose first axis goes over K clients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def each_client(fn: Callable[..., Any], args: Sequence[Any], dims: Sequence[Any]
     """Call `fn`, written for one client, for every client and stack the results.
 
     `dims` gives the client axis of each argument: ``0`` (every tensor in it has one), ``None`` (shared by all clients), or
-    for a dict argument a dict of the same keys. ``"stacked"`` maps with `torch.func.vmap`; ``"loop"`` is the slow twin that
-    calls `fn` client by client.
+    for a dict argument a dict of the same keys. ``"stacked"`` maps with `torch.func.vmap`. ``"loop"`` calls `fn` client by
+    client, which is slow and serves as a reference.
     """
     if mode == "stacked":
         return vmap(fn, in_dims=tuple(dims))(*args)
@@ -32,7 +32,7 @@ def each_client(fn: Callable[..., Any], args: Sequence[Any], dims: Sequence[Any]
 
 
 def call_hook(hook: Any, call: Callable[[], Any]) -> Any:
-    """``call()``. Raises HookError, which names `hook`, in place of whatever a plug-in raises."""
+    """The result of ``call()``. An exception of a plug-in becomes a HookError that names `hook`."""
     try:
         return call()
     except (torch.OutOfMemoryError, HookError):
@@ -42,24 +42,24 @@ def call_hook(hook: Any, call: Callable[[], Any]) -> Any:
 
 
 def _leaves(args: Sequence[Any], dims: Sequence[Any]) -> list[tuple[Tensor, int | None]]:
-    found: list[tuple[Tensor, int | None]] = []
+    leaves: list[tuple[Tensor, int | None]] = []
     for arg, dim in zip(args, dims, strict=True):
         if isinstance(dim, dict):
-            found += _leaves([arg[name] for name in dim], list(dim.values()))
+            leaves += _leaves([arg[name] for name in dim], list(dim.values()))
         else:
-            found += [(leaf, dim) for leaf in pytree.tree_leaves(arg)]
-    return found
+            leaves += [(leaf, dim) for leaf in pytree.tree_leaves(arg)]
+    return leaves
 
 
 def pick(arg: Any, dim: Any, k: int) -> Any:
-    """What client `k` sees of an argument whose client axes are `dim`."""
+    """Client `k`'s part of an argument whose client axes are `dim`."""
     if isinstance(dim, dict):
         return {name: pick(value, dim[name], k) for name, value in arg.items()}
     return arg if dim is None else pytree.tree_map(lambda leaf: leaf[k], arg)
 
 
 def rows(values: Mapping[str, Tensor], index: Tensor | slice) -> Stacked:
-    """The clients `index` of every tensor."""
+    """The rows `index` of every tensor."""
     return {name: value[index] for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""A method on the frozen backbone for K stacked clients: one pass of the backbone on the flattened K*B images."""
+"""A method on the frozen backbone for K stacked clients: the backbone runs once on the flattened K*B images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class StackedModel:
-    """The shared, frozen parts of a run, and the method whose hooks are mapped over clients."""
+    """The frozen parts of a run, which all clients share, and the method, whose hooks are mapped over clients."""
 
     method: Method
     spec: Mapping[str, Param]
@@ -48,7 +48,7 @@ class StackedModel:
     compiled: CompiledBlocks | None = None  # runs the blocks that all clients share, if compiled ones are wanted
     cached_tokens: CachedTokens | None = None  # stands in for the pixels of images that are not augmented
     per_client_server: bool = (
-        False  # clients of several runs: what they read of their servers has a row for each client
+        False  # clients of several runs: the values that they read of their servers have a row for each client
     )
 
     @cached_property
@@ -69,7 +69,7 @@ class StackedModel:
     def sample_index(self, numbers: NDArray[np.int64]) -> Tensor:
         """Sample numbers for `forward`: on the device, or on the host if each pass reads its samples there.
 
-        Neither reading samples nor sending the numbers then waits for the device.
+        With numbers in the right place, a pass does not wait for the device.
         """
         if self.images.resident and self.cached_tokens is None:
             return sent_to(self.labels.device, numbers)
@@ -85,7 +85,7 @@ class StackedModel:
         return {name: None if self.spec[name].home == "server" and not self.per_client_server else 0 for name in p}
 
     def read_rows(self, read: Stacked, clients: slice) -> Stacked:
-        """What the given clients read of the server."""
+        """The server's values that the given clients read."""
         return rows(read, clients) if self.per_client_server else read
 
     def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
@@ -98,7 +98,7 @@ class StackedModel:
 
     def thread_map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``[work(item) for item in items]``, side by side where possible; see `fedbench.vit.thread_map`."""
-        # torch.func puts each client's weights into the one backbone, and compiled blocks have threads of their own.
+        # torch.func puts each client's weights into the one backbone, and compiled blocks use their own threads.
         if self.method.backbone_weights is not None or self.compiled is not None:
             return [work(item) for item in items]
         return thread_map(work, items, self.labels.device)
@@ -142,7 +142,7 @@ class StackedModel:
     def _entering(
         self, index: Tensor, augment: Augment, flip: Tensor | None, shift: Tensor | None
     ) -> tuple[Tensor, int]:
-        """What enters the backbone, [K, B, ...], and the block that it enters: pixels, or cached tokens of a later block."""
+        """The input of the backbone [K, B, ...] and the block that it enters: pixels, or cached tokens of a later block."""
         flat = index.flatten()
         if self.cached_tokens is not None and augment == "none":
             entering, block = self.cached_tokens(flat), self.cached_tokens.layer
@@ -213,7 +213,7 @@ class StackedModel:
 
 
 def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:
-    """`value`, if it is a tensor [K, ...] of that shape (None: any length). Raises HookError."""
+    """`value`, checked to be a tensor [K, ...] of that shape (None: any length). Raises HookError."""
     if not isinstance(value, Tensor):
         raise HookError(f"{describe(hook)}{more}: expected a tensor {words}, found {type(value).__name__}")
     if len(value.shape) != len(shape) or any(s is not None and v != s for v, s in zip(value.shape, shape, strict=True)):

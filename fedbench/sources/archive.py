@@ -1,8 +1,8 @@
 """Reads archives, folders and single files in the same way, without unpacking anything.
 
-Members are read in place under their names in the archive. No such name ever becomes a path on disk, so a hostile archive
-can write nothing. An archive is refused, with the name of the member, if it holds links, devices or names that lead outside,
-or if it would grow far beyond its size. Hidden files (``.DS_Store``, ``._photo.jpg``, ``__MACOSX/``) are ignored.
+Members are read in place under their names in the archive. A name never becomes a path on disk, so a hostile archive cannot
+write files. An archive is refused if it holds links, devices or names that lead outside, or if it would grow far beyond its
+size; the message names the member. Hidden files (``.DS_Store``, ``._photo.jpg``, ``__MACOSX/``) are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROWTH, SLACK_BYTES = 100, 1 << 30  # all members together: at most GROWTH times
 SUFFIXES = (".zip", ".gz", ".tgz", ".tar")
 
 Read = Callable[[], bytes]
-# What reading a damaged archive raises. zipfile raises RuntimeError for passwords and unknown compression; gzip and bz2 raise
+# Errors of reading a damaged archive. zipfile raises RuntimeError for passwords and unknown compression; gzip and bz2 raise
 # OSError for damage.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
@@ -40,7 +40,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def names(self) -> Collection[str]:
-        """The names of all files but hidden ones. A tar archive is read through for this. Raises DataError."""
+        """The names of all files except hidden ones. For a tar archive this reads the whole file. Raises DataError."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError if it is missing, damaged or too large."""
@@ -50,10 +50,10 @@ class Source(ABC):
 
     @abstractmethod
     def stream(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Read]]:
-        """All `wanted` files, each with a function that reads it and that any thread may call. Raises DataError."""
+        """All `wanted` files, each with a function that reads it. Any thread may call the function. Raises DataError."""
 
     def base(self, inside: str) -> str:
-        """The shortest prefix of `inside` in the names, such as ``PACS/`` of ``photo/``; packings differ there.
+        """The shortest prefix of `inside` in the names, such as ``PACS/`` for ``photo/``. Copies of an archive differ in it.
 
         Raises DataError if no name contains `inside`.
         """
@@ -83,13 +83,13 @@ def open_source(path: Path, folder: str = "") -> Source:
 
 
 def beginning(path: Path) -> str:
-    """The size and first bytes of a file, for messages about a file that is no archive."""
+    """The size and first bytes of a file, for messages about a file that is not an archive."""
     with open_file(path) as file:
         return f"{path.stat().st_size} bytes that begin with {file.read(16)!r}"
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip or tar archive, whatever its name. Raises OSError where it cannot be read."""
+    """Whether a file is a zip or tar archive, whatever its name. Raises OSError if it cannot be read."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
@@ -134,7 +134,7 @@ class _Limits:
 
 
 def _content(file: IO[bytes], name: str, path: Path) -> bytes:
-    """All bytes of a member, whatever size its header claims."""
+    """All bytes of a member, up to the limit, whatever size its header claims."""
     content = file.read(MOST_MEMBER_BYTES + 1)
     if len(content) > MOST_MEMBER_BYTES:
         raise DataError(f"{path}: refused, since {name!r:.200} in it is larger than {MOST_MEMBER_BYTES:,} bytes")
@@ -142,7 +142,7 @@ def _content(file: IO[bytes], name: str, path: Path) -> bytes:
 
 
 class _Zip(Source):
-    """Random access. Every thread has a file handle of its own, so members are read in parallel."""
+    """A zip archive, with random access. Every thread has its own file handle, so members are read in parallel."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.local = path, threading.local()
@@ -176,7 +176,7 @@ class _Zip(Source):
 
 
 class _Tar(Source):
-    """One pass from beginning to end; wanted members are read as they come by."""
+    """A tar archive, read in one pass from beginning to end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,7 +215,7 @@ class _Tar(Source):
 
 
 class _Folder(Source):
-    """A folder that the user unpacked. Links in it are the user's own and are followed."""
+    """A folder that the user unpacked. Links in it belong to the user and are followed."""
 
     def __init__(self, path: Path, folder: str) -> None:
         self.path, self.folder = path, PurePosixPath(folder)

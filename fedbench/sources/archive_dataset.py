@@ -1,6 +1,6 @@
-"""Datasets that come as archives: found or fetched, checked, and read once into a cache below the data folder.
+"""Datasets that come as archives, which are found or downloaded, checked, and read once into a cache below the data folder.
 
-A plug-in says which archives there are and what their files mean (`ArchiveDataset.build`). Datasets of image files only say
+A plug-in lists its archives and reads their files (`ArchiveDataset.build`). Datasets of image files only say
 which file is which sample; see `fedbench.sources.image_dataset`. Later runs use the cache without looking at the archives,
 so these may be deleted, and jobs need no network.
 """
@@ -58,7 +58,7 @@ class ArchiveDataset(data.Dataset):
         return self._complete(self._cached(root, local, unasked=False))
 
     def extent(self, root: Path) -> Extent:
-        """By the cache. Raises DataError if there is none."""
+        """The size from the cache. Raises DataError if there is no cache."""
         if any(cache.read(folder) is None for folder in self._caches(root)):
             raise DataError(
                 f"{self.plugin_name} is not prepared below {root} with these options: run {self._command(root)}"
@@ -66,7 +66,7 @@ class ArchiveDataset(data.Dataset):
         return Extent.of(self.load(root))
 
     def info(self, root: Path) -> list[str]:
-        """Where the archives and the caches are."""
+        """The places of the archives and caches."""
         lines = []
         for archive in self.needed:
             there = archive_files.find(archive, self._places(root))
@@ -82,7 +82,7 @@ class ArchiveDataset(data.Dataset):
                 damage.append(problem)
         return damage + [line for folder in self._caches(root) for line in cache.verify_cache(folder)]
 
-    # -- how -----------------------------------------------------------------------------------------------------------
+    # -- implementation ------------------------------------------------------------------------------------------------
     def _cached(self, root: Path, local: Path | None, unasked: bool) -> Samples:
         return self.samples(self._arrays(root, local, unasked))
 
@@ -98,7 +98,7 @@ class ArchiveDataset(data.Dataset):
         return cache.cached_arrays(self._caches(root)[0], build)
 
     def _advice(self, problem: str, root: Path) -> str:
-        """What to do about the downloaded file that a `problem` names, if it may be another file than the official one."""
+        """What to do about the downloaded file that `problem` names, if it may not be the official file."""
         for archive in self.needed:
             there = archive_files.find(archive, self._places(root))
             if there is not None and str(there.path) in problem and there.may_be_another():
@@ -106,7 +106,7 @@ class ArchiveDataset(data.Dataset):
         return ""
 
     def _complete(self, samples: Samples) -> Samples:
-        """`samples`, if they are not a part of the dataset. Raises DataError."""
+        """`samples`, checked to be the whole dataset. Raises DataError."""
         count, test = len(samples.labels), int(samples.is_test.sum())
         if test in (0, count):
             raise DataError(
@@ -142,11 +142,11 @@ class ArchiveDataset(data.Dataset):
         return shlex.join(["fedbench", "data", "prepare", self.plugin_name, *words])
 
     def _places(self, root: Path) -> list[Path]:
-        """The folders in which archives are looked for."""
+        """The folders that are searched for archives."""
         return [root / self.home, root]
 
     def _sources(self, root: Path, local: Path | None, unasked: bool) -> tuple[dict[str, Source], list[str]]:
-        """All needed archives, opened, and a line about each for the record. Raises DataError."""
+        """All needed archives, opened, and a line about each for the notes. Raises DataError."""
         brought = archive_files.find_local(self.needed, local) if local is not None else {}
         sources, lines = {}, []
         for archive in self.needed:
@@ -161,5 +161,5 @@ class ArchiveDataset(data.Dataset):
 
 
 def short_digest(*parts: object) -> str:
-    """16 hex digits of the text of `parts`, for the name of a cache."""
+    """16 hex digits of the SHA-256 of `parts`, for the name of a cache."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

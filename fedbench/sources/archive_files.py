@@ -1,4 +1,4 @@
-"""The official archives of a dataset on disk: found or fetched, and compared with their published size and checksum."""
+"""The official archives of a dataset on disk: finds or downloads them, and compares their published size and checksum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedbench.data import Archive, DataError
 from fedbench.sources.archive import Source, open_source
 from fedbench.sources.download import download
 
-UNASKED_BYTES = 1 << 30  # a run fetches archives up to this size by itself; `prepare` fetches larger ones
+UNASKED_BYTES = 1 << 30  # a run downloads archives up to this size by itself; only `prepare` downloads larger ones
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ArchiveOnDisk:
         return self.path / self.folder
 
     def difference(self) -> str:
-        """How a file differs from what its makers published; empty if it does not, or if nobody published anything."""
+        """How a file differs from the published one; "" if it does not, or if nothing is published."""
         if not self.archive.official or not self.path.is_file():
             return ""
         size = self.path.stat().st_size
@@ -45,7 +45,7 @@ class ArchiveOnDisk:
         return ""
 
     def description(self) -> str:
-        """Where the archive is, its size and its checksum, for the record."""
+        """The place of the archive, its size and its checksum, for the notes."""
         if not self.path.is_file():
             return str(self.where)
         md5, expected = checksum(self.path, "md5"), self.archive.md5
@@ -58,7 +58,7 @@ class ArchiveOnDisk:
         return f"{self.path} ({self.path.stat().st_size:,} bytes, md5 {md5}{verdict})"
 
     def open(self) -> Source:
-        """The files in the archive. Raises DataError, with what to do about it."""
+        """The files in the archive. Raises DataError, whose message says what to do."""
         if problem := self.difference():
             raise DataError(problem)
         try:
@@ -67,7 +67,7 @@ class ArchiveOnDisk:
             raise DataError(f"{error}; {self.advice()}") from error
 
     def may_be_another(self) -> bool:
-        """Whether a file that was downloaded has another checksum than reported, or nobody reported one."""
+        """Whether a download may not be the official file: its checksum is not the reported one, or none is reported."""
         if not self.archive.url or not self.path.is_file():
             return False
         return not self.archive.md5 or checksum(self.path, "md5") != self.archive.md5
@@ -93,7 +93,7 @@ def find(archive: Archive, places: Sequence[Path]) -> ArchiveOnDisk | None:
 
 
 def find_local(needed: Sequence[Archive], local: Path) -> dict[str, ArchiveOnDisk]:
-    """Those of the `needed` archives that the user has in `local`, by name. Raises DataError if there are none."""
+    """The `needed` archives that the user has in `local`, by name. Raises DataError if there are none."""
     if local.exists() and not local.is_dir() and len(needed) == 1:
         try:
             check_regular(local)
@@ -115,7 +115,7 @@ def find_local(needed: Sequence[Archive], local: Path) -> dict[str, ArchiveOnDis
 def fetch(archive: Archive, path: Path, unasked: bool, command: str, page: str) -> ArchiveOnDisk:
     """Download an archive to `path`.
 
-    `unasked`: by a run, which fetches at most `UNASKED_BYTES`. Messages say how to get the file otherwise: by `command`,
+    `unasked`: a run asks, and downloads at most `UNASKED_BYTES`. Messages say how to get the file otherwise: with `command`,
     which prepares the dataset, or by hand from `page`. Raises DataError.
     """
     facts = f"{archive.size:,} bytes" if archive.size else archive.remark or "of unknown size"

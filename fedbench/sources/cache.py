@@ -1,4 +1,4 @@
-"""Arrays that are computed once and then mapped from disk, however many jobs want them at the same time."""
+"""Arrays that are computed once and then mapped from disk, even if many jobs want them at the same time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ log = logging.getLogger("fedbench")
 
 FORMAT = 2  # raise it whenever the content of a folder changes: caches of another format are computed again
 CONTENTS = "contents.json"  # {format, arrays: {name: [dtype, shape, sha256, stamp]}, notes}, written last
-TRIES = 3  # another process may break a cache between its writing and its reading
+TRIES = 3  # another process may damage a cache between writing and reading
 OWNER = "owner.json"  # the process that works on an unfinished folder
-TRUSTED_BYTES = (
-    8 << 30
-)  # a larger file is not read by every job as long as size, time and inode are as they were written
+TRUSTED_BYTES = 8 << 30  # jobs do not read a larger file again as long as its size, time and inode are unchanged
 SHOWN = 20  # skipped images that a description names
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -46,13 +44,13 @@ def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str
 
     Each process compares each file with its checksum once, a file of more than `TRUSTED_BYTES` only if it was touched. A
     folder that is damaged or of another format is replaced.
-    Jobs that come meanwhile wait for the first. A build that fails leaves nothing behind; with `resumes`, a build that was
-    killed or interrupted leaves its folder to the next build, which finds the files there.
+    Other jobs wait for the first. A build that fails leaves no files behind. With `resumes`, a build that was
+    killed or interrupted leaves its folder to the next build, which finds its files.
 
-    Raises DataError where nothing can be written; what `build` raises goes through.
+    Raises DataError if the folder cannot be written, and any exception of `build`.
     """
     warned = set[str]()
-    intact: list[dict[str, NDArray[Any]]] = []  # what is mapped stays whole, whatever becomes of the folder
+    intact: list[dict[str, NDArray[Any]]] = []  # mapped arrays stay valid, even if the folder is removed
 
     def done() -> bool:
         if not intact and (arrays := read(folder)) is not None:
@@ -81,7 +79,7 @@ def cached_arrays(folder: Path, build: Build, resumes: bool = False) -> dict[str
 
 
 def read(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays, or None if there are none or their types, shapes or file sizes are not what was written."""
+    """The arrays; None if there are none, or if their types, shapes or file sizes differ from what was written."""
     contents = _contents(folder)
     if contents is None:
         return None
@@ -95,20 +93,20 @@ def read(folder: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """What the build returned about the arrays of a cache; {} without a cache."""
+    """The notes that the build returned about a cache; {} without a cache."""
     contents = _contents(folder)
     return dict(contents["notes"]) if contents else {}
 
 
 def verify_cache(folder: Path) -> list[str]:
-    """Damage to a cache, one line each; empty if every byte is as it was written."""
+    """Damage to a cache, one line each; empty if no byte has changed."""
     if read(folder) is None:
         return [f"{folder}: expected a cache, found none or a part of one"]
     return _wrong_checksums(folder)
 
 
 def describe_cache(folder: Path) -> list[str]:
-    """Where a cache is, its size, what it was made from and which images it leaves out, one line each."""
+    """The place of a cache, its size, its sources and the images it leaves out, one line each."""
     if read(folder) is None:
         return [f"cache: {folder} (not there)"]
     size = sum(path.stat().st_size for path in folder.glob("*"))
@@ -135,8 +133,8 @@ def _contents(folder: Path) -> dict[str, Any] | None:
 def _wrong_checksums(folder: Path, trusted_bytes: float = math.inf) -> list[str]:
     """The arrays of a whole cache whose bytes changed.
 
-    A file is read once per process, unless it changes on disk. One of more than `trusted_bytes` that has the size, time
-    and inode with which it was written is not read.
+    A file is read once per process, unless it changes on disk. A file of more than `trusted_bytes` that still has the size,
+    time and inode with which it was written is not read.
     """
     contents = _contents(folder)
     wrong = []
@@ -164,11 +162,11 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
         _take_over(folder, fresh if resumes else None)
         fresh.mkdir(exist_ok=True)
         (fresh / OWNER).write_text(json.dumps(asdict(process())))
-        fresh.rename(aside)  # from now on others see it, and see its owner
+        fresh.rename(aside)  # from now on, other processes see the folder and its owner
         _seal(aside, build(aside))
         _put_in_place(aside, folder)
     except BaseException as error:
-        keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next build goes on
+        keep = resumes and not isinstance(error, Exception)  # Ctrl-C: the next build continues
         if keep:
             (aside / OWNER).unlink(missing_ok=True)
         raise
@@ -179,18 +177,20 @@ def _make(folder: Path, build: Build, resumes: bool) -> None:
 
 
 def _seal(aside: Path, about: Mapping[str, Any] | None) -> None:
-    """Write down the arrays in `aside` with their checksums, and make sure that all is on disk."""
+    """Write the list of the arrays in `aside` with their checksums, and sync everything to disk."""
     arrays = {}
     for path in sorted(aside.glob("*.npy")):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays[path.stem] = [array.dtype.str, list(array.shape), checksum(path), stamp_of(path.stat())]
     for path in aside.iterdir():
-        if path.suffix != ".npy" and path.name != OWNER:  # what a build needs to go on after an interruption
+        if path.suffix != ".npy" and path.name != OWNER:  # files that a build needs to resume
             path.unlink()
     (aside / CONTENTS).write_text(json.dumps({"format": FORMAT, "arrays": arrays, "notes": dict(about or {})}))
     for path in aside.iterdir():
         with open(path, "rb") as file:
-            os.fsync(file.fileno())  # else a power cut after the rename could leave a whole name on half a file
+            os.fsync(
+                file.fileno()
+            )  # without this, a power cut after the rename could leave a complete name with half a file
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
@@ -202,7 +202,7 @@ def _put_in_place(aside: Path, folder: Path) -> None:
         os.replace(folder, damaged)
     with suppress(OSError):
         os.replace(aside, folder)
-        (folder / OWNER).unlink()  # last: a folder without an owner may be removed by anybody
+        (folder / OWNER).unlink()  # last: any process may remove a folder without an owner
     shutil.rmtree(damaged, ignore_errors=True)
 
 
@@ -211,7 +211,7 @@ def _take_over(folder: Path, fresh: Path | None) -> None:
     for unfinished in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
         owner = owner_of(unfinished / OWNER)
         if owner is not None and owner.host == process().host and alive(owner):
-            continue  # it works without a lock beside us
+            continue  # it is working without a lock
         if fresh is not None and not fresh.exists():
             with suppress(OSError):  # another process was faster
                 unfinished.rename(fresh)

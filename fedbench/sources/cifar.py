@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: archives of pickles with rows of 3 x 32 x 32 pixels; the two differ in names only.
+"""CIFAR-10 and CIFAR-100: archives of pickles with rows of 3 x 32 x 32 pixels. The two differ in names only.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". The layout and the checksums are published at
 https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -40,7 +40,7 @@ class CifarDataset(ArchiveDataset):
         return {}  # one cache holds all kinds of labels
 
     def build(self, sources: Mapping[str, Source], aside: Path) -> None:
-        """Save images, all kinds of labels and their names. Raises DataError. Nothing in the pickles can run."""
+        """Save images, all kinds of labels and their names. Raises DataError. Code in the pickles cannot run."""
         (archive,), (source,) = self.archives, sources.values()
         files = {f"{archive.unpacked}/{name}": name for name in (*self.train, *self.test, self.meta)}
         read = {
@@ -74,7 +74,7 @@ class CifarDataset(ArchiveDataset):
 
 @dataclass(frozen=True)
 class _Pickles:
-    """The content of the pickles, {file: object}; every part is checked before it is used. Methods raise DataError."""
+    """The content of the pickles, {file: object}. Every part is checked before use. Methods raise DataError."""
 
     path: Path
     read: dict[str, Any]

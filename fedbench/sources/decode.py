@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square of pixels: all sources are decoded here."""
+"""Decodes the bytes of an image file to a square of pixels. All datasets use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from fedbench.base.files import open_file
 from fedbench.data import DataError
 
-VERSION = f"3 {PIL.__version__}"  # raise the number whenever `square` returns other pixels
+VERSION = f"3 {PIL.__version__}"  # raise the number whenever the pixels that `square` returns change
 MOST_PIXELS = 1 << 28  # a larger image (16,384 pixels squared) is an attack or an accident
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST_16_BIT = 1 << 12  # a 16-bit image whose largest value is smaller holds 12 bits or fewer, and would come out black
@@ -28,9 +28,9 @@ def is_image(name: str) -> bool:
 def square(source: Path | bytes, size: int, name: str = "") -> NDArray[np.uint8]:
     """The image in a file or in its bytes, uint8 [size, size, 3]: short side resized (bicubic), centre cropped.
 
-    The orientation in EXIF data is applied. Grey, palette and CMYK images become RGB, transparent ones get a white ground,
-    16-bit values are divided by 256, and floating-point values in 0..1 are multiplied by 255. A JPEG is decoded at a half, a
-    quarter or an eighth of its size if that leaves `size` * 2 pixels, as Pillow's thumbnails are.
+    The orientation in EXIF data is applied. Grey, palette and CMYK images become RGB, transparent images get a white
+    background, 16-bit values are divided by 256, and floating-point values in 0..1 are multiplied by 255. A JPEG is decoded
+    at a half, a quarter or an eighth of its size if that leaves `size` * 2 pixels, as Pillow's thumbnails are.
 
     Raises DataError, which names the file, for a damaged image, and for one whose values have no known range.
     """
@@ -45,7 +45,7 @@ def square(source: Path | bytes, size: int, name: str = "") -> NDArray[np.uint8]
             image = ImageOps.exif_transpose(file)
             if image.mode == "F":
                 image = _from_floats(np.asarray(image))
-            elif image.mode.startswith("I"):  # Pillow's own conversion would cut values off at 255
+            elif image.mode.startswith("I"):  # Pillow's conversion would clip values at 255
                 image = _from_integers(np.asarray(image))
             elif is_deep:  # colour, of which Pillow keeps the upper 8 of 16 bits
                 _check_depth(256 * int(np.asarray(image.convert("RGB")).max()))
@@ -54,7 +54,7 @@ def square(source: Path | bytes, size: int, name: str = "") -> NDArray[np.uint8]
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
             return np.asarray(image)
-    except Exception as error:  # decoders raise anything on a damaged file
+    except Exception as error:  # decoders raise any type of error for a damaged file
         raise DataError(
             f"{name or source!s:.200}: expected an image, which cannot be read ({type(error).__name__}: {error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Shared by datasets of several domains: the archives of DomainNet, and the pickled lists of FedBN.
+"""Parts that datasets of several domains share: the archives of DomainNet, and the pickled lists of FedBN.
 
 DomainNet: Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation" (arXiv:1812.01754), the cleaned version of
 http://ai.bu.edu/M3SDA/. The checksums are not official: independent loaders on GitHub agree on them. FedBN: Li et al.
@@ -17,7 +17,7 @@ from fedbench.sources.image_dataset import Table
 from fedbench.sources.safe_pickle import load_pickle
 
 _SITE = "http://csr.bu.edu/ftp/visda/2019/multi-source"
-_IMAGES = {  # domain: (folder of the site, md5, size in words)
+_IMAGES = {  # {domain: (folder of the site, md5, size in words)}
     "clipart": ("groundtruth/", "cd0d8f2d77a4e181449b78ed62bccf1e", "1.3 GB"),
     "infograph": ("", "720380b86f9e6ab4805bb38b6bd135f8", "4.0 GB"),
     "painting": ("groundtruth/", "1ae32cdb4f98fe7ab5eb0a351768abfd", "3.7 GB"),
@@ -55,7 +55,7 @@ def fedbn_table(
 ) -> Table:
     """The table in FedBN's ``<domain>_{train,test}.pkl``, which are pickles of (paths, names of classes).
 
-    FedBN's loader unpacks two columns and looks the names up (code), whether they are lists, arrays or one array [2, N].
+    FedBN's loader unpacks two columns and looks up the names (code). The columns may be lists, arrays or one array [2, N].
     `images` {domain: name of the archive with its images}; `folder` is a prefix of the paths that the names in those archives
     lack ("" if they have it too). Raises DataError.
     """

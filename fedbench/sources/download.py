@@ -1,4 +1,4 @@
-"""Downloads a file over HTTP: resumes, shows progress, and gives the file its name only after checking it."""
+"""Downloads a file over HTTP: resumes, shows progress, and renames the file to its final name after checking it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fedbench.data import DataError
 from fedbench.sources.archive import SUFFIXES, beginning, is_archive
 
 PIECE_BYTES = 1 << 20
-ATTEMPTS = 6  # in a row that gain no byte
-PAUSE_SECONDS = 1.0  # doubled after each attempt that gained nothing
+ATTEMPTS = 6  # most attempts in a row without progress
+PAUSE_SECONDS = 1.0  # doubled after each attempt without progress
 TIMEOUT_SECONDS = 60.0
 AGENT = "fedbench"
 
@@ -31,8 +31,8 @@ AGENT = "fedbench"
 def download(url: str, path: Path, size: int = 0, md5: str = "") -> None:
     """Download `url` to `path`. The file must have `size` bytes and the checksum `md5` (0 and "": not known).
 
-    A partial download is kept in ``<name>.part``, also when the process is killed. The next attempt resumes it if the server
-    says that the file is still the same. What is called an archive must be one. Raises DataError.
+    A partial download is kept in ``<name>.part``, even when the process is killed. The next attempt resumes it if the server
+    says that the file is unchanged. A file with the name of an archive must be an archive. Raises DataError.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,25 +47,25 @@ def download(url: str, path: Path, size: int = 0, md5: str = "") -> None:
 
 
 def _check(part: Path, url: str, md5: str) -> None:
-    """Raises DataError, and removes the file, if it is another one than was asked for."""
+    """Raises DataError, and removes the file, if it is not the requested file."""
     name = part.name.removesuffix(".part")
     if md5 and (digest := checksum(part, "md5")) != md5:
         problem = f"expected a file with md5 {md5}, found {digest}"
-    elif name.endswith(SUFFIXES) and not is_archive(part):  # many a server answers with a page and the code 200
+    elif name.endswith(SUFFIXES) and not is_archive(part):  # many servers answer with a page and the code 200
         problem = f"expected a zip or tar archive, found {beginning(part)}"
     else:
         return
     part.unlink()
-    raise DataError(f"{url}: {problem}; the download was thrown away")
+    raise DataError(f"{url}: {problem}; the download was deleted")
 
 
 class _Transfer:
-    """One download, over as many connections as necessary."""
+    """One download, over as many connections as it needs."""
 
     def __init__(self, url: str, path: Path, size: int) -> None:
         self.url, self.size = url, size
         self.part = path.with_name(path.name + ".part")
-        self.facts = path.with_name(path.name + ".part.json")  # the version of the file that the part belongs to
+        self.facts = path.with_name(path.name + ".part.json")  # the version of the file to which the part belongs
 
     @property
     def have(self) -> int:

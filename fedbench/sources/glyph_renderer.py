@@ -1,7 +1,7 @@
-"""Draws characters as small colour images in a given style: a benchmark and a backbone without any download.
+"""Draws characters as small colour images in a given style, for a dataset and a backbone that need no download.
 
 The fonts are those that Matplotlib ships. The same arguments give the same bits under the same versions of NumPy,
-Pillow and Matplotlib; nothing here touches a global random state.
+Pillow and Matplotlib. No function uses a global random state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE = 32  # pixels of an image
 ATLAS = 64  # pixels of a clean mask
 GLYPH = 44  # the longer side of the character inside a clean mask; the rest is margin for strokes and warps
 EM = 96  # characters are drawn at this font size before they are scaled to GLYPH
-CHUNK = 512  # images drawn together; the random numbers depend on it, since those of a chunk are drawn at once
+CHUNK = 512  # images drawn together; the random numbers depend on it, since a chunk's numbers are drawn at once
 
 Floats = NDArray[np.float32]
 Range = tuple[float, float]
@@ -38,7 +38,7 @@ class Style:
     hollow: bool = False  # only the outline, `stroke` pixels wide
     texture: str = "plain"  # of the paper: a name in TEXTURES
     texture_strength: Range = (0.0, 0.0)
-    cells: int = SIZE  # pixels per side that the character is drawn with; fewer than SIZE looks like a coarse screen
+    cells: int = SIZE  # pixels per side of the drawn character; fewer than SIZE look like a coarse screen
     scale: Range = (0.85, 1.1)
     shift: float = 0.12  # of half the image
     rotation: float = 0.15  # radians, either way
@@ -59,12 +59,12 @@ def load_font(name: str, size: int = EM) -> ImageFont.FreeTypeFont:
     import matplotlib  # slow to import, and a cached dataset needs no font
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    # The basic layout engine is always there; another one could change what is drawn.
+    # The basic layout engine is always available; another engine could change the drawing.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def has_glyph(font: ImageFont.FreeTypeFont, char: str) -> bool:
-    """Whether `font` has `char`, rather than nothing or the box for missing characters."""
+    """Whether `font` has `char`; a missing character is drawn as nothing or as a box."""
     mask, missing = font.getmask(char), font.getmask("\uffff")
     return mask.getbbox() is not None and (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
@@ -129,7 +129,7 @@ def _uniform(draw: np.random.Generator, bounds: Range, count: int) -> Floats:
 
 
 def _source(style: Style, count: int, draw: np.random.Generator) -> tuple[Floats, Floats]:
-    """The place in the clean mask of each pixel of `count` images: x and y [count, cells, cells], -1..1 inside the mask."""
+    """The place of each pixel of `count` images in the clean mask: x and y [count, cells, cells], -1..1 inside the mask."""
 
     def drawn(low: float, high: float) -> Floats:
         return _uniform(draw, (low, high), count)[:, None, None]

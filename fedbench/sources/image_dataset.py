@@ -1,4 +1,4 @@
-"""Datasets of image files: a plug-in says which file is which sample, and all images are decoded once."""
+"""Datasets of image files: a plug-in lists which file is which sample, and all images are decoded once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Table:
     domain_names: tuple[str, ...] = ()
 
     def repeated(self) -> list[str]:
-        """A line on each file that is listed more than once; each of its rows is a sample.
+        """A line for each file that is listed more than once. Each of its rows is a sample.
 
         Raises DataError if such a file has two classes, or is both for training and for testing.
         """
@@ -55,13 +55,13 @@ class Table:
 class ImageDataset(ArchiveDataset):
     """Base of datasets of image files: decoded once, short side resized, the centre square kept as uint8.
 
-    There are two caches: a small one of the table, and one of the pixels, which is named after the list of files. So options
-    that change labels, users or the split decode nothing again.
+    There are two caches: a small cache of the table, and a cache of the pixels, named after the list of files. Options
+    that change labels, users or the split therefore need no decoding.
     """
 
     image_size: Annotated[int, Field(ge=1, le=4096)] = option(224, "pixels per side of the stored images")
     skip: Annotated[float, Field(ge=0, le=1)] = option(
-        0.001, "largest share of missing or damaged images to leave out; with more of them nothing is made"
+        0.001, "largest share of missing or damaged images to leave out; if more are missing, preparing fails"
     )
 
     @hook
@@ -71,7 +71,7 @@ class ImageDataset(ArchiveDataset):
 
     @hook
     def key(self, name: str) -> str:
-        """How `table` refers to the file `name` of an archive, if its full name is unknown without reading the archive."""
+        """The name by which `table` refers to the file `name`, if full names are unknown before the archive is read."""
         return name
 
     def build(self, sources: Mapping[str, Source], aside: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class ImageDataset(ArchiveDataset):
         return {name: value for name, value in super()._options().items() if name not in ("image_size", "skip")}
 
     def _caches(self, root: Path) -> list[Path]:
-        """The table's cache and, once that is there, the cache of the pixels."""
+        """The table's cache and, once it exists, the cache of the pixels."""
         (table,) = super()._caches(root)
         arrays = cache.read(table)
         return [table] if arrays is None else [table, self._pixels(root, arrays)]

@@ -1,7 +1,7 @@
 """Decodes a list of image files into one array on disk, on all cores, and resumes after an interruption.
 
-Memory holds only the images being decoded. Pixels are written through a file handle into space that was allocated before,
-so a full disk is an error message and not a crash. A row is noted as done only after its pixels are safe on disk.
+Memory holds only the images being decoded. Pixels are written through a file handle into previously allocated space,
+so a full disk gives an error message and no crash. A row is noted as done only after its pixels are on disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedbench.sources.decode import square
 
 log = logging.getLogger("fedbench")
 
-SAFE_EVERY = 2048  # an interruption loses at most so many decoded images
+SAFE_EVERY = 2048  # an interruption loses at most this many decoded images
 SHOWN = 20  # unreadable images that a message names
 
 
@@ -47,7 +47,7 @@ def write(
     """Write images.npy uint8 [n, size, size, 3] and kept.npy [n], the place of each image in `files`, to the folder `aside`.
 
     `files` are (number of the source, key of the name in it); a file may be listed more than once. Images that are missing or
-    cannot be read are left out up to the share `skip` of all; the last images then take their places. Returns a line on each
+    cannot be read are left out, up to the share `skip` of all; the last images then take their places. Returns a line for each
     image left out. Raises DataError with the list if there are more, OSError if the disk is full.
     """
     work = _Work(files, size, aside)
@@ -92,7 +92,7 @@ class _Work:
         shape = (len(files), size, size, 3)
         np.lib.format.open_memmap(self.images, mode="w+", dtype=np.uint8, shape=shape)
         self._open()
-        if hasattr(os, "posix_fallocate"):  # a full disk shows now and not after hours
+        if hasattr(os, "posix_fallocate"):  # a full disk is noticed now and not after hours
             os.posix_fallocate(self.file, 0, self.images.stat().st_size)
         self._note()
         self.plan.write_text(plan)
@@ -113,7 +113,7 @@ class _Work:
         missing, workers = dict(todo), cores()
         with (
             progress(f"decoding {source.path.name}", len(todo)) as advance,
-            ThreadPoolExecutor(workers) as pool,  # Pillow decodes and resizes without holding the interpreter
+            ThreadPoolExecutor(workers) as pool,  # Pillow releases the interpreter lock while it decodes and resizes
         ):
             try:
                 unsafe = 0
@@ -152,7 +152,7 @@ class _Work:
             self.done[row] = True
 
     def close(self) -> None:
-        """Close the gaps and write kept.npy. What is needed to resume stays, unless rows have to be moved."""
+        """Close the gaps and write kept.npy. The files needed to resume stay, unless rows have to be moved."""
         kept = _close_gaps(self.done)
         if len(kept) < len(self.done):
             self.plan.unlink()

@@ -1,7 +1,7 @@
-"""Reads pickles of plain data (containers, text, numbers, arrays of them) and nothing that could run.
+"""Reads pickles of plain data (containers, text, numbers, arrays of them) without running code in them.
 
-A pickle is a program that may call whatever it can import. Here it can import four names and gets substitutes for them.
-Even NumPy's own unpickling never sees the file; arrays are made by `numpy.frombuffer` from checked bytes.
+A pickle is a program that may call anything it can import. Here it can import four names, and gets substitutes for them.
+NumPy's own unpickling is not used; `numpy.frombuffer` makes arrays from checked bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ OBJECT_DTYPE = re.compile(r"\|?O[48]?")  # for text only: columns of names from 
 def load_pickle(content: bytes, source: str) -> Any:
     """The object in a pickle; its byte strings become text in Latin-1 (one character per byte).
 
-    Reads files of Python 2 as well. Raises DataError, which names `source`, if the pickle is broken or asks for anything
-    else; nothing of it has run then.
+    Also reads files of Python 2. Raises DataError, which names `source`, if the pickle is broken or asks for anything
+    else. No code of the pickle has run then.
     """
     try:
         return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
-    except Exception as error:  # a hostile file can make the unpickler raise anything
+    except Exception as error:  # a hostile file can make the unpickler raise any error
         raise DataError(
             f"{source}: expected a pickle of plain data and NumPy arrays, found {type(error).__name__}: {error}"
         ) from error
@@ -43,7 +43,7 @@ class _DType:
         self.text, self.order = text, ""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, order, subarray, names, fields = state[:5]  # a version, and for compound types what they are made of
+        _, order, subarray, names, fields = state[:5]  # a version, and the parts of compound types
         if order not in ("<", ">", "|", "=") or any(part is not None for part in (subarray, names, fields)):
             raise pickle.UnpicklingError("only arrays of plain numbers and text are admitted")
         self.order = order
@@ -84,7 +84,7 @@ class _Array:
 
 
 def _encode(text: object, codec: object) -> bytes:
-    """A substitute for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    """A substitute for _codecs.encode, which Python 3 uses to write bytes in protocol 2."""
     if not isinstance(text, str) or codec != "latin1":
         raise pickle.UnpicklingError("bytes that are not written as Latin-1")
     return text.encode("latin1")

@@ -1,1 +1,1 @@
-"""The frozen Vision Transformer: how it is run, compiled and cached. It knows no clients."""
+"""The frozen Vision Transformer: running, compiling and caching it. This layer knows no clients."""

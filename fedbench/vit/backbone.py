@@ -1,4 +1,4 @@
-"""The frozen Vision Transformer, any timm ViT that is read at its CLS token. Prompts enter as named token slots."""
+"""The frozen Vision Transformer: any timm ViT whose output is its CLS token. Prompts enter as named token slots."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Run = Callable[..., Tensor]  # (part, block, x, ...): part(block, x, ...), see `
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be made: the message names the model, file or size, and what would work."""
+    """A backbone cannot be made. The message names the model, file or size, and what would work."""
 
 
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
     ``trims_last_block``: the last block computes only the tokens that are read. ``uses_fast_blocks``: frozen blocks use a
-    hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only, and may be set to False.
+    hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only and may be set to False.
     ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those
     that the checkpoint was trained with.
     """
@@ -63,9 +63,9 @@ class Backbone(nn.Module):
         """Run `images` [N, 3, H, W]. Return the tokens that a head may read, and the tapped CLS tokens.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``. A known slot is replaced
-        (deep prompts), a new one is inserted behind the others. All slots stand between CLS and the patches, without
+        (deep prompts), a new slot is inserted after the others. All slots are between CLS and the patches, without
         position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else.
-        `run` runs each block if it is given. With a `start` above 0, `images` are the tokens `entering` block `start`, and
+        `run`, if not None, runs each block. With a `start` above 0, `images` are the tokens `entering` block `start`, and
         no prompt may enter before it.
         Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: CLS token [N, D] entering it})``, the first mapping after the
         last norm.
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         for layer, block in itertools.islice(enumerate(vit.blocks), start, None):
             if layer in taps:
                 tapped[layer] = x[:, 0]
-            first = None  # the slots, if nothing else needs a gradient
+            first = None  # the slots, if only they need a gradient
             if layer in layers and prompts_at is not None:
                 below = x.requires_grad
                 x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
     def with_products_in(self, dtype: torch.dtype) -> Backbone:
         """A copy whose matrix products (linear layers, patch embedding) have their weights in `dtype`.
 
-        Under autocast to `dtype` it gives the same numbers, without casting frozen weights again in every pass.
+        Under autocast to `dtype` it gives the same results without casting the frozen weights in every pass.
         """
         made = copy.deepcopy(self)
         for part in made.modules():
@@ -127,7 +127,7 @@ class Backbone(nn.Module):
 
 
 def whole(block: Any, x: Tensor, count: int | None = None) -> Tensor:
-    """``block(x)``, or the first `count` tokens of it."""
+    """``block(x)``, or its first `count` tokens."""
     result: Tensor = block(x)
     return result[:, :count]
 
@@ -178,7 +178,7 @@ def make(
     if name in nano.NAMES:
         return Backbone(nano.build(name), nano.MEAN, nano.STD, shortcuts)
     options = _options(image_size)
-    with torch.device("meta"):  # refuse what cannot serve before anything is downloaded
+    with torch.device("meta"):  # refuse unusable models before anything is downloaded
         _refuse_others(name, _created(name, False, options))
     vit = _created(name, pretrained and weights is None, options)
     try:
@@ -193,7 +193,7 @@ def make(
 
 
 def architecture(name: str, image_size: int | None = None, weights: Path | None = None) -> Backbone:
-    """The backbone called `name` on torch's meta device: sizes and shapes, no values, and nothing is downloaded.
+    """The backbone `name` on torch's meta device: sizes and shapes without values. Nothing is downloaded.
 
     Raises BackboneError, also if the names and shapes in the file `weights` do not fit.
     """
@@ -240,7 +240,7 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
 
 
 def _refuse_others(name: str, vit: Any) -> None:
-    """Raise BackboneError, with the reason, for a model that is no plain ViT read at its CLS token."""
+    """Raise BackboneError, with the reason, for a model that is not a plain ViT whose output is its CLS token."""
     if reason := _why_not(vit):
         raise BackboneError(
             f"{name!r} is not a plain ViT that is read at its CLS token, such as vit_base_patch16_224: {reason}"
@@ -251,7 +251,7 @@ def _refuse_others(name: str, vit: Any) -> None:
 
 
 def _why_not(vit: Any) -> str | None:
-    """What a model lacks, or has too much of, to be a backbone; None for a plain ViT."""
+    """Why a model cannot be a backbone; None for a plain ViT."""
     if not isinstance(vit, VisionTransformer):
         if getattr(vit, "rope", None) is not None:
             return f"it is of the class {type(vit).__name__} and has rotary position embeddings"
@@ -265,9 +265,7 @@ def _why_not(vit: Any) -> str | None:
     if vit.global_pool != "token":
         return f"its pooling is {vit.global_pool!r}, not the CLS token"
     if type(vit.patch_embed) is not PatchEmbed:
-        return (
-            f"its patches come from a network of their own ({type(vit.patch_embed).__name__}), not from one projection"
-        )
+        return f"its patches come from a separate network ({type(vit.patch_embed).__name__}), not from one projection"
     if vit.pos_embed is None:
         return "it has no absolute position embeddings"
     return None

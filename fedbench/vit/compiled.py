@@ -12,15 +12,15 @@ from torch import Tensor
 from fedbench.vit.backbone import BackboneError
 
 BACKEND = "inductor"
-# Compiled forms per function. Beyond the limit torch silently stops compiling. A process may run many methods, each with its
-# own number of tokens, with and without gradients.
+# The most compiled forms of a function. Beyond this limit torch silently stops compiling. A process may run many methods,
+# each with its own number of tokens, with and without gradients.
 FORMS = 256
 
 
 class CompiledBlocks:
-    """Calls ``part(block, x [N, T, D], ...) -> [N, ...]`` in compiled form, with N padded to `padded_size`.
+    """Calls a compiled ``part(block, x [N, T, D], ...) -> [N, ...]``, with N padded to `padded_size`.
 
-    Each size is a compiled form of its own. All blocks of a backbone share a form, since weights are inputs.
+    Each size has its own compiled form. All blocks of a backbone share a form, since weights are inputs.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,8 +47,8 @@ class CompiledBlocks:
 def padded_size(count: int, most: int) -> int:
     """The number of images to which a pass of `count` images is padded, where `most` images make a full pass.
 
-    At least 8; above, there are four sizes between a power of two and the next, so less than a quarter is added. A pass of up
-    to `most` images is not padded beyond that.
+    At least 8. Above, there are four sizes between a power of two and the next, so padding adds less than a quarter. A pass
+    of up to `most` images is not padded beyond that.
     """
     step = 1 << max(0, (count - 1).bit_length() - 3)
     size = max(8, -(-count // step) * step)

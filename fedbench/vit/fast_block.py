@@ -1,9 +1,9 @@
-"""A frozen ViT block with a hand-written backward pass on a CPU, of activations alone; the numbers are those of timm's block.
+"""A frozen ViT block with a hand-written backward pass for activations, on a CPU. Results equal those of timm's block.
 
-It is faster than autograd for three reasons: it keeps nothing for the gradients of weights, it makes no view that must be
-padded with zeros on the way back, and in the first prompted block it computes the gradients of the prompts only, because
-nothing below needs those of the other tokens. Attention is two matrix products and a softmax, which on a CPU is faster for
-some hundred tokens than a kernel that saves memory.
+It is faster than autograd for three reasons. It keeps nothing for the gradients of weights. It makes no view that must be
+padded with zeros in the backward pass. In the first prompted block it computes the gradients of the prompts only, because no
+earlier block needs the gradients of other tokens. Attention is two matrix products and a softmax, which on a CPU is faster
+for some hundred tokens than a kernel that saves memory.
 """
 
 from __future__ import annotations

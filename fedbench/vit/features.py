@@ -32,8 +32,8 @@ def data_hash(samples: Samples) -> str:
 def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tensor:
     """The features [N, D] of all images, from the cache `name` below the data folder `root`, or computed and put there.
 
-    Where nothing can be written, the features are computed anew and a warning is logged: a full disk costs the next run some
-    time and does not end this one.
+    If nothing can be written, the features are computed each time and a warning is logged: a full disk costs the next run some
+    time and does not end this run.
     """
     computed: list[Tensor] = []
 
@@ -44,7 +44,7 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
     try:
         arrays = cached_arrays(root / "features" / name, build)
     except DataError as error:
-        log.warning("features cannot be kept: %s", error)
+        log.warning("features are not cached: %s", error)
         return computed[0] if computed else _compute(backbone, images)
     return torch.from_numpy(np.array(arrays["features"])).to(images.device, images.dtype)
 

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 Augment = Literal["none", "flip", "crop_flip"]
 
-PASS = 64  # images per pass of results that runs share; fixed, since another size would change the last bits
-RESIDENT_BYTES = 4 << 30  # resized images, or else source images, up to this size stay on the device
+PASS = 64  # images in a pass for cached results; fixed, since another size would change the last bits
+RESIDENT_BYTES = 4 << 30  # resized images up to this size stay on the device, or else source images up to this size
 
 
 class Images:
@@ -75,7 +75,7 @@ class Images:
     ) -> Tensor:
         """The images `index` [n] as [n, 3, S, S], augmented with the random `flip` [n] (bool) and `shift` [n, 2] in [-1, 1).
 
-        If the images are not ``resident``, an `index` on the host spares the device a synchronisation.
+        If the images are not ``resident``, an `index` on the host avoids a synchronisation with the device.
         """
         if self.pixels is not None:
             pixels = self.pixels[index]
@@ -90,9 +90,9 @@ class Images:
         return pixels.to(self.dtype).mul_(self.scale).add_(self.offset)
 
 
-def sent_to(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """`array` on `device`; through pinned memory to a GPU, so that the host does not wait for the copy."""
-    tensor = torch.from_numpy(array)
+def sent_to(device: torch.device, values: NDArray[Any] | Tensor) -> Tensor:
+    """`values` of the host on `device`. A copy to a GPU uses pinned memory, so the host does not wait for it."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Runs independent pieces of work on all cores of a CPU, one thread per piece.
+"""Runs independent pieces of work on all cores of a CPU, one thread for each piece.
 
 This is faster than giving all threads to each operation (by a sixth on a small ViT), because no operation waits for the slowest
 thread. The results do not depend on the number of threads.

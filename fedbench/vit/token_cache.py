@@ -1,4 +1,4 @@
-"""Cached activations: the tokens that enter a method's first prompted block depend on no run and are computed once."""
+"""Cached activations: the tokens that enter a method's first prompted block are the same in all runs and computed once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cached_tokens(
 ) -> CachedTokens | None:
     """The tokens entering block `layer`, from the cache `folder`, or computed and put there.
 
-    None, with a line in the log, if they would take more than `most_gb` gigabytes or nothing can be written; a run then
+    None, with a line in the log, if they would take more than `most_gb` gigabytes or nothing can be written. A run then
     computes them whenever it needs them.
     """
     shape = (len(images), backbone.tokens, backbone.width)

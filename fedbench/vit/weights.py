@@ -1,6 +1,6 @@
-"""Reads published ViT checkpoints: safetensors or torch files, with prefixes, Hugging Face names or keys of a decoder.
+"""Reads published ViT checkpoints: safetensors or torch files, with prefixes, Hugging Face names or a decoder's tensors.
 
-Files are data and never code: torch files are opened with ``weights_only=True``.
+Code in files never runs: torch files are opened with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Parts of a published model that a frozen backbone does not need: classifiers, poolers, MAE's decoder, mask tokens.
 NOT_BACKBONE = ("head.", "head_dist.", "pre_logits.", "classifier.", "pooler.", "decoder_", "decoder.", "mask_token")
-PREFERRED = "teacher"  # of several models in one checkpoint, the one that DINO evaluates
+PREFERRED = "teacher"  # if a checkpoint holds several models, the model that DINO evaluates
 HUGGING_FACE = (  # (name in transformers' ViT and DINOv2, name in timm)
     (r"embeddings\.position_embeddings$", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -39,7 +39,7 @@ HUGGING_FACE = (  # (name in transformers' ViT and DINOv2, name in timm)
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used: names the file, and the key, prefix or tensor that is in the way."""
+    """Weights cannot be used. The message names the file, and the key, prefix or tensor that does not fit."""
 
 
 def load_weights(path: Path, vit: VisionTransformer) -> None:
@@ -99,7 +99,7 @@ def _read(path: Path, device: str) -> dict[str, Tensor]:
 def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of unusual pickles; what it cannot read, it refuses
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles and refuses those that it cannot read
             content: Any = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -111,7 +111,7 @@ def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
 
 
 def _tensors(content: Any, prefix: str) -> Any:
-    """(dotted name, tensor) of everything in nested mappings."""
+    """(dotted name, tensor) of all tensors in nested mappings."""
     if isinstance(content, Tensor):
         yield prefix, content
     elif isinstance(content, Mapping) and prefix.count(".") < 20:

@@ -32,7 +32,7 @@ def server_of(aggregation: Aggregation, clients: int, held_out: int = 0) -> Serv
 
 def kept(server: Server, name: str) -> Tensor:
     """What every client keeps of a local value, [clients, ...]; a single number as [clients]."""
-    return server.memory.read(torch.arange(len(server.has_reported)))[name].squeeze(-1)
+    return server.memory.read(torch.arange(len(server.has_taken_part)))[name].squeeze(-1)
 
 
 def merge(server: Server, clients: list[int], ends: list[float], gradients: list[float] | None = None) -> None:
@@ -40,9 +40,9 @@ def merge(server: Server, clients: list[int], ends: list[float], gradients: list
     who, count = torch.tensor(clients), len(clients)
     sent = server.send(who)
     ones = torch.ones(count, dtype=F64)
-    got = sent | {"x": torch.tensor(ends, dtype=F64)[:, None]}
+    updated = sent | {"x": torch.tensor(ends, dtype=F64)[:, None]}
     gradient = {} if gradients is None else {"x": torch.tensor(gradients, dtype=F64)[:, None]}
-    server.merge(ClientUpdates(who, sent, got, {}, ones, ones, ones, 0.1, gradient))
+    server.merge(ClientUpdates(who, sent, updated, {}, ones, ones, ones, 0.1, gradient))
 
 
 # -- server optimisers: Reddi et al. 2021, algorithm 2, two rounds in numbers ---------------------------------------------
@@ -138,14 +138,14 @@ def test_the_clients_steps_are_corrected_and_option_two_follows():
 
     # One step of the client with one sample, from its gradient without SCAFFOLD: y = x - lr (g - c_k + c).
     plain = tiny.mini_run(tiny.METHODS["fedvpt"], momentum=0.0, weight_decay=0.0, clip=None, lr=0.05, epochs=1)
-    one = small.trainer.local.model_copy(update={"epochs": 1})
-    small.trainer = dataclasses.replace(small.trainer, local=one)
+    one_epoch = small.trainer.local.model_copy(update={"epochs": 1})
+    small.trainer = dataclasses.replace(small.trainer, local=one_epoch)
     for name in ("prompt", "head.weight", "head.bias"):
         plain.server.values[name] = small.server.values[name]
-    mine, theirs = small.round([5]), plain.round([5])
+    corrected, theirs = small.round([5]), plain.round([5])
     for name in ("prompt", "head.weight", "head.bias"):
         correction = small.server.values[f"c.{name}"] - kept(small.server, f"c_k.{name}")[5]
-        assert (mine.updated[name][0] - (theirs.updated[name][0] - 0.05 * correction)).abs().max() < 1e-12
+        assert (corrected.updated[name][0] - (theirs.updated[name][0] - 0.05 * correction)).abs().max() < 1e-12
 
 
 @dataclasses.dataclass(frozen=True)

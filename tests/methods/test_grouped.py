@@ -19,10 +19,10 @@ SGPT, PFPT, FEDPR = METHOD["sgpt"], METHOD["pfpt"], METHOD["fedpr"]
 pfpt = sys.modules[PFPT.__module__]
 
 
-def report(weight, got, seen):
-    """What two or three clients bring back, of what `merge` reads."""
+def report(weight, updated, sums):
+    """The updates of two or three clients, as far as `merge` reads them."""
     k = len(weight)
-    return ClientUpdates(torch.arange(k), {}, got, seen, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
+    return ClientUpdates(torch.arange(k), {}, updated, sums, torch.tensor(weight), torch.ones(k), torch.zeros(k), 0.1)
 
 
 # -- SGPT ------------------------------------------------------------------------------------------------------------
@@ -57,18 +57,18 @@ def test_sgpt_averages_keys_by_choice_and_groups_by_samples_and_moves_half_way()
         "count": torch.tensor([50.0, 0.0]),
         "frequency": torch.tensor([1.0, 0.0]),
     }
-    got = {
+    updated = {
         "key": torch.tensor([[[2.0], [4.0]], [[12.0], [8.0]]]),  # [K, G, D]
         "group": torch.tensor([4.0, 8.0])[:, None, None, None, None].expand(2, 1, 2, 1, 1),
     }
     chosen = torch.tensor([[90.0, 30.0], [10.0, 20.0]])
-    new = SGPT(groups=2).merge(server, report([30.0, 10.0], got, {"chosen": chosen}))
+    new = SGPT(groups=2).merge(server, report([30.0, 10.0], updated, {"chosen": chosen}))
     assert new["key"][:, 0].tolist() == pytest.approx([2.0, 3.5])
     assert new["group"].flatten().tolist() == pytest.approx([3.5, 3.5])
     assert new["count"].tolist() == [150, 50]
     assert new["frequency"].tolist() == pytest.approx([0.75, 0.25])
     one_more = torch.tensor([[90.0, 31.0], [10.0, 20.0]])  # 51: by choice, (31 * 4 + 20 * 8)/51
-    new = SGPT(groups=2, momentum=0.0).merge(server, report([30.0, 10.0], got, {"chosen": one_more}))
+    new = SGPT(groups=2, momentum=0.0).merge(server, report([30.0, 10.0], updated, {"chosen": one_more}))
     assert new["key"][1].item() == pytest.approx(284 / 51)
 
 
@@ -145,10 +145,11 @@ def test_pfpt_log_likelihood_is_that_of_the_model():
     x = torch.tensor([[1.0, 0.0]])
     phi, std = torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [1.0, 1.0]])
     logit = torch.tensor([0.0, math.log(0.2 / 0.8)])
-    scores, unused = pfpt.log_likelihood(x, phi, std, logit)
+    scores = pfpt.gains(torch.cat([x.square(), -2 * x], 1), phi, std, logit)
+    unused = math.log(1 - 0.5) + math.log(1 - 0.2)
     normal = [-0.5 - math.log(2) - math.log(2 * math.pi), -2.0 - math.log(2 * math.pi)]
-    assert (scores[0, 0] + unused).item() == pytest.approx(normal[0] + math.log(0.5) + math.log(0.8), abs=1e-5)
-    assert (scores[0, 1] + unused).item() == pytest.approx(normal[1] + math.log(0.5) + math.log(0.2), abs=1e-5)
+    assert scores[0, 0].item() + unused == pytest.approx(normal[0] + math.log(0.5) + math.log(0.8), abs=1e-5)
+    assert scores[0, 1].item() + unused == pytest.approx(normal[1] + math.log(0.5) + math.log(0.2), abs=1e-5)
 
 
 def test_pfpt_merges_close_versions_and_keeps_strangers_apart():
@@ -179,16 +180,16 @@ def test_pfpt_draws_are_of_the_seed_and_the_round():
 def test_pfpt_prompts_that_nobody_used_are_gone():
     server = {"pool": torch.zeros(3, 4), "seed": torch.tensor(0), "round": torch.tensor(4)}
     torch.manual_seed(0)
-    got = {"pool": torch.randn(2, 3, 4)}
-    got["pool"][:, 1] = 50.0
-    seen = {"used": torch.tensor([[5.0, 0.0, 0.0], [2.0, 0.0, 1.0]])}
-    new = PFPT(prompt_length=1, loops=2).merge(server, report([1.0, 1.0], got, seen))
+    updated = {"pool": torch.randn(2, 3, 4)}
+    updated["pool"][:, 1] = 50.0
+    sums = {"used": torch.tensor([[5.0, 0.0, 0.0], [2.0, 0.0, 1.0]])}
+    new = PFPT(prompt_length=1, loops=2).merge(server, report([1.0, 1.0], updated, sums))
     assert new["round"] == 5
     assert 2 <= len(new["pool"]) <= 4  # two used prompts, a candidate for each of two clients
     assert new["pool"].max() < 10
 
 
-def test_pfpt_pool_changes_its_size_and_a_checkpoint_goes_on_with_the_same_numbers(tmp_path):
+def test_pfpt_pool_changes_its_size_and_a_checkpoint_continues_with_the_same_numbers(tmp_path):
     straight, killed = tiny.mini_run(PFPT()), tiny.mini_run(PFPT())
     sizes = []
     for round_ in (1, 2, 3):
@@ -245,14 +246,14 @@ def test_fedpr_projector_is_symmetric_of_full_rank_but_for_the_leading_direction
     """Invariants, no entries: what is left of the identity matrix after `steer`, times its norm."""
     torch.manual_seed(0)
     depth, length, width = 2, 3, 20
-    got = torch.randn(2, depth, length, width, dtype=torch.float64)
+    updated = torch.randn(2, depth, length, width, dtype=torch.float64)
     weight = [3.0, 1.0]
     method = FEDPR(prompt_length=length)
     spec = {"leading": torch.zeros(depth, 3, width, dtype=torch.float64)}  # min(.2 * 20, 3 tokens)
-    leading = method.merge(spec, report(weight, {"prompt": got}, {}))["leading"]
+    leading = method.merge(spec, report(weight, {"prompt": updated}, {}))["leading"]
     assert leading.shape == (depth, 3, width)
     steered = method.steer({"leading": leading}, {"prompt": torch.eye(width, dtype=torch.float64).repeat(depth, 1, 1)})
-    mean = 0.75 * got[0] + 0.25 * got[1]
+    mean = 0.75 * updated[0] + 0.25 * updated[1]
     for projector, prompt in zip(steered["prompt"], mean, strict=True):
         assert (projector - projector.T).abs().max() < 1e-12
         assert projector.norm().item() == pytest.approx(1.0)

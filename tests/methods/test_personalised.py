@@ -29,7 +29,7 @@ def one_step(name: str, **fields: Any) -> tiny.MiniRun:
     return tiny.mini_run(method, epochs=1, batch_size=16, lr=LR, momentum=0.0, weight_decay=0.0, clip=None)
 
 
-def mine(values: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+def of_client(values: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return {name: value[row].clone() for name, value in values.items()}
 
 
@@ -78,13 +78,13 @@ def test_fedrep_trains_the_head_first_and_the_prompts_with_that_head():
     small = one_step("fedrep")
     report = small.round(COHORT)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.received, row), mine(report.updated, row)
+        sent, updated = of_client(report.received, row), of_client(report.updated, row)
         _, g_weight, g_bias = gradient(small, k, *(sent[n] for n in MODEL))
         head = sent["head.weight"] - LR * g_weight, sent["head.bias"] - LR * g_bias  # phase 0: the head alone moves
         g_prompt, *_ = gradient(small, k, sent["prompt"], *head)  # phase 1: the prompts alone, with the new head
-        assert same(got["head.weight"], head[0])
-        assert same(got["head.bias"], head[1])
-        assert same(got["prompt"], sent["prompt"] - LR * g_prompt)
+        assert same(updated["head.weight"], head[0])
+        assert same(updated["head.bias"], head[1])
+        assert same(updated["prompt"], sent["prompt"] - LR * g_prompt)
 
 
 def test_fedrep_fits_a_newcomers_head_to_the_averaged_prompts():
@@ -92,7 +92,7 @@ def test_fedrep_fits_a_newcomers_head_to_the_averaged_prompts():
     small.server.merge(small.round(COHORT))
     tuned = finetune(small, [1])
     assert torch.equal(tuned.updated["prompt"][0], small.server.values["prompt"])
-    sent = mine(tuned.received, 0)
+    sent = of_client(tuned.received, 0)
     assert torch.equal(sent["head.weight"], small.server.spec["head.weight"].init.double())
     _, g_weight, _ = gradient(small, 1, *(sent[n] for n in MODEL))
     assert same(tuned.updated["head.weight"][0], sent["head.weight"] - LR * g_weight)
@@ -136,12 +136,12 @@ def test_dittos_own_copy_is_pulled_to_what_the_server_sent():
     lam = 3.0
     small, report = second_round("ditto", pull=lam)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.received, row), mine(report.updated, row)
+        sent, updated = of_client(report.received, row), of_client(report.updated, row)
         w, v = [sent[n] for n in MODEL], [sent[f"own.{n}"] for n in MODEL]
         assert same(w[0], v[0]) == (k == 2)
         for n, w_n, v_n, g_w, g_v in zip(MODEL, w, v, gradient(small, k, *w), gradient(small, k, *v), strict=True):
-            assert same(got[n], w_n - LR * g_w)  # FedVPT's step: the own copy changes nothing in it
-            assert same(got[f"own.{n}"], v_n - LR * (g_v + lam * (v_n - w_n)))
+            assert same(updated[n], w_n - LR * g_w)  # FedVPT's step: the own copy changes nothing in it
+            assert same(updated[f"own.{n}"], v_n - LR * (g_v + lam * (v_n - w_n)))
 
 
 def test_ditto_is_evaluated_with_the_own_copy_and_a_newcomer_with_the_shared_model():
@@ -166,7 +166,7 @@ def test_apfl_steps_through_the_mix(adaptive):
     a = 0.3
     small, report = second_round("apfl", alpha=a, adaptive=adaptive)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.received, row), mine(report.updated, row)
+        sent, updated = of_client(report.received, row), of_client(report.updated, row)
         alpha = sent["alpha"]
         if not adaptive or k == 2:
             assert same(alpha, torch.tensor([a]).to(alpha))
@@ -174,11 +174,11 @@ def test_apfl_steps_through_the_mix(adaptive):
         mix = [alpha * v_n + (1 - alpha) * w_n for v_n, w_n in zip(v, w, strict=True)]
         at_mix = gradient(small, k, *mix)
         for n, w_n, v_n, g_w, g in zip(MODEL, w, v, gradient(small, k, *w), at_mix, strict=True):
-            assert same(got[n], w_n - LR * g_w)  # FedVPT's step
-            assert same(got[f"own.{n}"], v_n - LR * alpha * g)  # chain rule: d mix / d v = alpha
+            assert same(updated[n], w_n - LR * g_w)  # FedVPT's step
+            assert same(updated[f"own.{n}"], v_n - LR * alpha * g)  # chain rule: d mix / d v = alpha
         inner = sum(((v_n - w_n) * g).sum() for v_n, w_n, g in zip(v, w, at_mix, strict=True))
         assert (abs(inner) > 1e-6) == (k != 2)  # a newcomer's v is w
-        assert same(got["alpha"], alpha - LR * inner if adaptive else alpha)
+        assert same(updated["alpha"], alpha - LR * inner if adaptive else alpha)
 
 
 def test_apfls_alpha_stays_between_0_and_1():
@@ -215,11 +215,11 @@ def test_newcomers_are_those_without_a_row_and_a_restored_server_remembers():
         assert new == [k not in COHORT for k in range(tiny.CLIENTS)]
 
 
-@pytest.mark.parametrize("given", [{"prompt": torch.zeros(3)}, {"own.prompt": torch.zeros(3)}])
-def test_a_newcomer_hook_that_gives_something_else_is_named(given):
+@pytest.mark.parametrize("result", [{"prompt": torch.zeros(3)}, {"own.prompt": torch.zeros(3)}])
+def test_a_newcomer_hook_that_gives_something_else_is_named(result):
     class Wrong(METHOD["ditto"]):  # type: ignore[misc]
         def newcomer(self, p: Any) -> dict[str, Tensor]:
-            return given
+            return result
 
     with pytest.raises(HookError, match=r"newcomer\(\): '(own\.)?prompt' of shape \[3\], expected"):
         tiny.mini_run(Wrong()).server.send(torch.tensor([0]))
@@ -268,7 +268,7 @@ def test_pfedpt_trains_the_border_first_and_the_head_on_what_it_shows():
     report = small.round(COHORT, round_=2)
     b, size = 16 // 8, 16
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.received, row), mine(report.updated, row)
+        sent, updated = of_client(report.received, row), of_client(report.updated, row)
         assert bool((sent["border.top"] == 0).all()) == (k == 2)  # a newcomer sees the plain image
         images, y = data(small, k)
 
@@ -280,10 +280,10 @@ def test_pfedpt_trains_the_border_first_and_the_head_on_what_it_shows():
         inside = torch.zeros_like(g)
         inside[:, b:-b, b:-b] = g[:, b:-b, b:-b]
         moved = (border - 20 * LR * (g - inside)).detach()
-        assert same(frame(got, size, b), moved)
+        assert same(frame(updated, size, b), moved)
         head = [sent[n].requires_grad_() for n in HEAD]
         for n, value, g in zip(HEAD, head, torch.autograd.grad(f(moved, *head), head), strict=True):
-            assert same(got[n], value - LR * g)
+            assert same(updated[n], value - LR * g)
 
 
 # -- pFedPG ----------------------------------------------------------------------------------------------------------
@@ -344,10 +344,10 @@ def test_fedpgps_contrast_on_small_numbers():
     method = METHOD["fedpgp"](mu=2.0, temperature=0.5)
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0])
     z_0, z_global, z_own = torch.stack([x, x, x]), torch.stack([2 * x, y, x]), torch.stack([y, y, x])
-    found = method.extra_loss({}, {}, {"cls": z_own, "global.cls": z_global}, z_0)
+    contrast = method.extra_loss({}, {}, {"cls": z_own, "global.cls": z_global}, z_0)
     # cosines (positive, negative): (1, 0), (0, 1), (1, 1); -log softmax at the positive, with tau 1/2 and mu 2
     expected = [2 * -math.log(math.e**2 / (math.e**2 + 1)), 2 * -math.log(1 / (1 + math.e**2)), 2 * math.log(2)]
-    assert found.tolist() == pytest.approx(expected)
+    assert contrast.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mu", [0.0, 2.0])
@@ -356,7 +356,7 @@ def test_fedpgps_factors_get_the_gradient_of_their_product(mu):
     small = one_step("fedpgp", prompt_length=3, rank=2, mu=mu, temperature=tau, factor_lr_scale=scale)
     report = small.round(COHORT)
     for row, k in enumerate(report.clients.tolist()):
-        sent, got = mine(report.received, row), mine(report.updated, row)
+        sent, updated = of_client(report.received, row), of_client(report.updated, row)
         images, y = data(small, k)
         p_k = (sent["prompt"] + sent["U"] @ sent["V"]).requires_grad_()  # as if it were free
         p_g = sent["prompt"].clone().requires_grad_()
@@ -366,12 +366,23 @@ def test_fedpgps_factors_get_the_gradient_of_their_product(mu):
         f = F.cross_entropy(z_k @ sent["head.weight"].T + sent["head.bias"], y) + mu * contrast
         g_k, g_g = torch.autograd.grad(f, [p_k, p_g])
         assert (g_g.abs().max() > 1e-6) == (mu > 0)
-        assert same(got["U"], sent["U"] - scale * LR * g_k @ sent["V"].T)
-        assert same(got["V"], sent["V"] - scale * LR * sent["U"].T @ g_k)
-        assert same(got["prompt"], sent["prompt"] - LR * (g_k + g_g))
+        assert same(updated["U"], sent["U"] - scale * LR * g_k @ sent["V"].T)
+        assert same(updated["V"], sent["V"] - scale * LR * sent["U"].T @ g_k)
+        assert same(updated["prompt"], sent["prompt"] - LR * (g_k + g_g))
 
 
-def test_family_and_citation_are_told():
+def test_family_and_citation_are_listed():
     for name in ("fedrep", "fedbabu", "ditto", "apfl", "pfedpt", "pfedpg", "fedpgp"):
         assert METHOD[name].family == "personalised", name
         assert METHOD[name].citation != Method.citation, name
+
+
+def test_own_initial_values_scatter_as_the_common_ones_do():
+    small = tiny.mini_run(METHOD["fedvpt"](prompt="local", own_init=True))
+    prompt, head = small.model.spec["prompt"], small.model.spec["head.weight"]
+    assert prompt.rows is not None
+    assert head.rows is None  # shared: all clients start from one value
+    drawn = prompt.rows(torch.arange(40))
+    assert drawn.mean().abs() < 0.01 * prompt.init.abs().max()
+    assert drawn.std() == pytest.approx(float(prompt.init.square().mean() ** 0.5), rel=0.02)
+    assert prompt.rows(torch.tensor([7]))[0].equal(drawn[7])

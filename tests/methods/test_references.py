@@ -111,8 +111,8 @@ def test_central_vpt_is_one_client_with_everyones_data():
     central, vpt = tiny.mini_run(METHOD["central_vpt"]()), tiny.mini_run(METHOD["fedvpt"]())
     pool = (np.arange(12),)  # as many samples as clients 0 and 3 hold
     parts = [dataclasses.replace(small, train=pool) for small in (central, vpt)]
-    one, other = (small.round([0]) for small in parts)
+    first, other = (small.round([0]) for small in parts)
     for name in ("prompt", "head.weight", "head.bias"):
-        assert torch.equal(one.updated[name], other.updated[name])
+        assert torch.equal(first.updated[name], other.updated[name])
     assert central.model.method.centralized
     assert central.model.method.reference

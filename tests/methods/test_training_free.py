@@ -1,4 +1,4 @@
-"""Training-free methods: each classifier is the pooled data's own, whoever reports when; the backbone does not run."""
+"""Training-free methods: each classifier equals that of the pooled data, in any order of reports; the backbone does not run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ F64 = torch.float64
 
 def pooled(small: tiny.MiniRun, clients: range | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The features [n, D] and labels [n] of some clients' training parts."""
-    mine = torch.tensor([i for k in clients for i in small.train[k]])
-    return small.model.features[mine], small.model.labels[mine]
+    samples = torch.tensor([i for k in clients for i in small.train[k]])
+    return small.model.features[samples], small.model.labels[samples]
 
 
 def score(small: tiny.MiniRun, clients: tuple[int, ...], index: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def score(small: tiny.MiniRun, clients: tuple[int, ...], index: torch.Tensor) ->
     return small.model.forward(sent | small.server.read(), index, prior).logits
 
 
-def test_fedncm_is_the_pooled_class_means_in_whatever_order():
+def test_fedncm_is_the_pooled_class_means_in_any_order():
     small = tiny.mini_run(METHOD["fedncm"](temperature=0.5))
     small.report_statistics((3, 0))
     small.report_statistics((4,))
@@ -49,13 +49,13 @@ def test_fed3r_is_ridge_regression_on_the_pooled_features(ridge):
     z1 = np.hstack([z.numpy(), np.ones((len(z), 1))])
     hot = np.eye(tiny.CLASSES)[y.numpy()]
     fitted = Ridge(alpha=ridge, fit_intercept=False, solver="svd").fit(z1, hot).coef_  # [C, D+1]
-    found = torch.cat([small.server.values["weight"], small.server.values["bias"][:, None]], 1)
-    assert np.abs(found.numpy() - fitted).max() < 1e-8
+    weights = torch.cat([small.server.values["weight"], small.server.values["bias"][:, None]], 1)
+    assert np.abs(weights.numpy() - fitted).max() < 1e-8
     normal = tiny.mini_run(METHOD["fed3r"](ridge=ridge))
     normal.report_statistics(range(tiny.CLIENTS))
     norm = np.linalg.norm(fitted[:, :-1], axis=1, keepdims=True)
-    found = torch.cat([normal.server.values["weight"], normal.server.values["bias"][:, None]], 1)
-    assert np.abs(found.numpy() - fitted / norm).max() < 1e-8
+    weights = torch.cat([normal.server.values["weight"], normal.server.values["bias"][:, None]], 1)
+    assert np.abs(weights.numpy() - fitted / norm).max() < 1e-8
 
 
 def test_fedcof_covariance_by_hand():
@@ -92,15 +92,15 @@ def test_fedcof_covariance_is_unbiased():
     root = np.array([[1.0, 0.0], [0.8, 0.6]])  # Sigma = root root^T = [[1, .8], [.8, 1]]
     sizes, trials = np.array([1, 2, 3, 5, 8, 13]), 1500
     method = METHOD["fedcof"](shrinkage=0.0)
-    found = np.zeros((trials, 2, 2))
+    estimates = np.zeros((trials, 2, 2))
     for t in range(trials):
         means = np.stack([(draw.normal(size=(n, 2)) @ root.T + [3.0, -1.0]).mean(0) for n in sizes])
         n = torch.from_numpy(sizes).double()
         G, B = method.gram(torch.from_numpy(means), torch.zeros(6, dtype=torch.long), n, classes=1)
         mu = B[0] / n.sum()
-        found[t] = ((G - n.sum() * torch.outer(mu, mu)) / (n.sum() - 1)).numpy()
+        estimates[t] = ((G - n.sum() * torch.outer(mu, mu)) / (n.sum() - 1)).numpy()
     # the estimate of a variance s with 5 degrees of freedom has the variance 2 s^2 / 5
-    assert np.abs(found.mean(0) - root @ root.T).max() < 3 * math.sqrt(2 / 5 / trials)
+    assert np.abs(estimates.mean(0) - root @ root.T).max() < 3 * math.sqrt(2 / 5 / trials)
 
 
 def test_fedcof_needs_no_order_and_no_matrix_per_class():

@@ -1,4 +1,4 @@
-"""What each option must change, and nothing else: aspects of `oracle.fingerprint`, by option and value."""
+"""The aspects of `oracle.fingerprint` that each option must change, by option and value. It must change no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Change:
 
     value: Any
     aspects: set[str] = field(default_factory=set)
-    given: dict[str, Any] = field(default_factory=dict)
+    block: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
 
@@ -44,7 +44,7 @@ def common(name: str) -> dict[str, list[Change]]:
     both = [Change("both", FINAL | TRAINED)] if name in ("fedvpt", "fedncm") else []
     finetuned = Change(2, FINAL)
     if name in TRAINING_FREE:
-        train, both = Change("train"), [Change("both", FINAL)] if both else []
+        train, both = Change("train", refused="this method trains nothing"), [Change("both", FINAL)] if both else []
         finetuned = Change(2, refused="this method trains nothing")
     if name == "central_vpt":
         eval_, train = (
@@ -60,16 +60,22 @@ def common(name: str) -> dict[str, list[Change]]:
     }
 
 
+# Without a prior it changes no answer.
+TEMPERATURE = [
+    Change(0.7, refused="it needs `logit_prior: eval`"),
+    Change(0.7, FINAL, {"logit_prior": "eval"}),
+]
+
 METHODS: dict[tuple[str, str], list[Change]] = {
     ("apfl", "alpha"): [Change(0.3, TRAINED | {"start"})],
     ("apfl", "adaptive"): [Change(False, TRAINED | {"shapes"})],
     ("ditto", "pull"): [Change(5.0, TRAINED)],
     ("fed3r", "ridge"): [Change(1.0, FINAL | {"merged"})],
     ("fed3r", "normalize"): [Change(False, FINAL | {"merged"})],
-    ("fed3r", "temperature"): [Change(0.7, FINAL)],
+    ("fed3r", "temperature"): TEMPERATURE,
     ("fedcof", "shrinkage"): [Change(9.0, FINAL | {"merged"})],
-    ("fedcof", "temperature"): [Change(0.7, FINAL)],
-    ("fedncm", "temperature"): [Change(0.7, FINAL)],
+    ("fedcof", "temperature"): TEMPERATURE,
+    ("fedncm", "temperature"): TEMPERATURE,
     ("fedpgp", "rank"): [Change(2, SHAPED)],  # the factors stay with the client, which sends no more bytes
     ("fedpgp", "factor_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
     ("fedpgp", "mu"): [Change(0.2, TRAINED)],
@@ -78,7 +84,10 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
-    ("fedvpt", "own_init"): [Change(True), Change(True, SEEN | {"start"}, {"prompt": "local"})],
+    ("fedvpt", "own_init"): [
+        Change(True, refused="it needs `prompt: local` or `head: local`"),
+        Change(True, SEEN | {"start"}, {"prompt": "local"}),
+    ],
     ("full_finetune", "backbone_lr_scale"): [Change(0.5, TRAINED | {"rates"})],
     ("lora", "rank"): [Change(2, (SHAPED | {"costs"}) - {"scores"})],  # B is zero at the start
     ("lora", "alpha"): [Change(0.3, TRAINED)],
@@ -89,9 +98,12 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pep_fedpt", "inject"): [Change(1, SEEN | {"costs"})],
     ("pep_fedpt", "temperature"): [Change(0.7, SEEN)],
     ("pep_fedpt", "similarity"): [Change("euclidean", SEEN)],
-    ("pep_fedpt", "query"): [Change("inject", SHAPED)],  # sums every round instead of once
+    ("pep_fedpt", "query"): [Change("inject", SHAPED | {"costs"})],  # sums every round, and no prompt-free pass
     ("pep_fedpt", "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
-    ("pep_fedpt", "momentum"): [Change(0.6), Change(0.6, AFTER, {"query": "inject"})],
+    ("pep_fedpt", "momentum"): [
+        Change(0.6, refused="it needs `query: inject`"),
+        Change(0.6, AFTER, {"query": "inject"}),
+    ],
     ("pep_fedpt", "average"): [Change("class_counts", AFTER | {"costs"})],
     ("pep_fedpt", "prototypes"): [Change("shuffled", SEEN | {"start"})],
     ("pfedpg", "attention_width"): [Change(7, SHAPED)],

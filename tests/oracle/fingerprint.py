@@ -1,4 +1,4 @@
-"""What can be seen of a run, aspect by aspect, so that a test can say which aspects an option changes and which it leaves."""
+"""The observable aspects of a run, so that a test can say which aspects an option changes and which it does not."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def fingerprint(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     experiment = experiment_of(content, folder)
     facts, server = experiment.facts, experiment.server
     spec = {name: param for name, param in server.spec.items() if name != "prior"}
-    found: dict[str, Any] = {
+    aspects: dict[str, Any] = {
         "data": facts.data_hash,
         "backbone": facts.backbone_hash,
         "split": facts.partition_hash,
@@ -86,22 +86,22 @@ def fingerprint(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "rates": {n: p.lr_scale for n, p in spec.items() if p.lr_scale != 1},
         "start": server.values | server.send(torch.arange(2)),
     }
-    found["start"].pop("prior", None)
+    aspects["start"].pop("prior", None)
     sent = simulation.send(experiment, 1)
-    found["scores"] = logits(experiment)
+    aspects["scores"] = logits(experiment)
     updates = sent.training.train()
     losses = {"loss": updates.loss[updates.clients.argsort()]}
-    found["steps"] = {n: v[updates.clients.argsort()] for n, v in updates.updated.items() if n != "prior"} | losses
+    aspects["steps"] = {n: v[updates.clients.argsort()] for n, v in updates.updated.items() if n != "prior"} | losses
     result = simulation.receive(experiment, 1, sent, updates)
-    found["costs"] = (result.costs.bytes_up, result.costs.bytes_down, result.costs.multiply_adds)
+    aspects["costs"] = (result.costs.bytes_up, result.costs.bytes_down, result.costs.multiply_adds)
     simulation.one_round(experiment, 2)
-    found["merged"] = {n: v.clone() for n, v in server.state().items() if "prior" not in n}
-    found["answers"] = logits(experiment)
-    return found
+    aspects["merged"] = {n: v.clone() for n, v in server.state().items() if "prior" not in n}
+    aspects["answers"] = logits(experiment)
+    return aspects
 
 
 def logits(experiment: Experiment) -> torch.Tensor:
-    """What a client that trains and the one that is held out answer, as in evaluation."""
+    """The logits of a client that trains and of the held-out client, as in evaluation."""
     held_out = experiment.split.held_out
     clients = np.array([np.flatnonzero(~held_out)[0], np.flatnonzero(held_out)[0] if held_out.any() else 0])
     values = evaluation.personal(experiment, clients)
@@ -110,17 +110,17 @@ def logits(experiment: Experiment) -> torch.Tensor:
         return experiment.model.forward(values | experiment.server.read(), SAMPLES, with_prior).logits
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Equal but for rounding."""
-    if isinstance(one, torch.Tensor):
-        if not isinstance(other, torch.Tensor) or one.shape != other.shape:
+    if isinstance(first, torch.Tensor):
+        if not isinstance(second, torch.Tensor) or first.shape != second.shape:
             return False
-        return torch.allclose(one.double(), other.double(), rtol=1e-9, atol=1e-11, equal_nan=True)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-    return bool(one == other)
+        return torch.allclose(first.double(), second.double(), rtol=1e-9, atol=1e-11, equal_nan=True)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
+    return bool(first == second)
 
 
-def changed(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+def changed(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     """The aspects in which two runs differ."""
-    return {name for name in ASPECTS if not same(one[name], other[name])}
+    return {name for name in ASPECTS if not same(first[name], second[name])}

@@ -74,10 +74,10 @@ def split(labels, is_test, seed_, *, clients, alpha, min_train, held_out, valida
     mixed = stream(seed_, "validation").permutation(np.flatnonzero(~is_test & (owner >= 0)))
     parts = Split([], [], [], np.zeros(clients, dtype=bool))
     for k in range(clients):
-        mine = mixed[owner[mixed] == k]
-        count = min(max(int(np.rint(validation * len(mine))), 1), len(mine) - 1)
-        parts.validation.append(np.sort(mine[:count]))
-        parts.train.append(np.sort(mine[count:]))
+        samples = mixed[owner[mixed] == k]
+        count = min(max(int(np.rint(validation * len(samples))), 1), len(samples) - 1)
+        parts.validation.append(np.sort(samples[:count]))
+        parts.train.append(np.sort(samples[count:]))
         parts.test.append(np.flatnonzero(is_test & (owner == k)))
     parts.held_out[stream(seed_, "held_out").permutation(clients)[:held_out]] = True
     return parts
@@ -95,11 +95,11 @@ class Batch:
     shift: np.ndarray  # [n, 2] in [-1, 1)
 
 
-def batches(mine: np.ndarray, size: int, epochs: int, seed_: int, *name: int | str) -> list[Batch]:
+def batches(samples: np.ndarray, size: int, epochs: int, seed_: int, *name: int | str) -> list[Batch]:
     """One client's batches; `name` ends with the client. The draws of an epoch: order, flips, shifts, for full batches."""
-    draw, steps, made = stream(seed_, "batches", *name), -(-len(mine) // size), []
+    draw, steps, made = stream(seed_, "batches", *name), -(-len(samples) // size), []
     for _ in range(epochs):
-        order = draw.permutation(mine)
+        order = draw.permutation(samples)
         flip = draw.random((steps, size)) < 0.5
         shift = (draw.random((steps, size, 2)) * 2 - 1).astype(np.float32)
         for step in range(steps):

@@ -93,16 +93,16 @@ class Replay:
         self.start = {name: value.double() for name, value in start.items()}
         homes = {"prompt": self.method.get("prompt"), "head.weight": self.method.get("head")}
         homes["head.bias"] = homes["head.weight"]
-        self.own = [name for name in self.start if homes.get(name) == "local"]
-        self.memory = {name: {} for name in self.own}
-        self.server = {name: value for name, value in self.start.items() if name not in self.own}
+        self.local_names = [name for name in self.start if homes.get(name) == "local"]
+        self.memory = {name: {} for name in self.local_names}
+        self.server = {name: value for name, value in self.start.items() if name not in self.local_names}
         if self.scaffold:
             self.c = {name: torch.zeros_like(value) for name, value in self.server.items()}
             self.c_k = {}
 
     def of_client(self, k: int) -> Values:
         """What client k starts from: the shared values, and its own or their initial values."""
-        return self.server | {name: self.memory[name].get(k, self.start[name]) for name in self.own}
+        return self.server | {name: self.memory[name].get(k, self.start[name]) for name in self.local_names}
 
     def prior(self, k: int | None) -> Tensor:
         """The class distribution of client k's training samples, in single precision; uniform for an unknown client."""
@@ -213,7 +213,9 @@ class Replay:
         cohort = laws.cohort(
             self.seed["cohort"], self.split.held_out, self.run["clients"]["per_round"], self.round
         ).tolist()
-        bytes_up = self.introduce(cohort)
+        new = [k for k in cohort if k not in self.introduced]
+        bytes_up = self.introduce(new)
+        self.introduced |= set(new)
         lr = self.local["lr"] * self.local["lr_decay"] ** (self.round - 1)
         updates = {k: self.train(k, lr, self.local["epochs"], self.round) for k in cohort}
         n = {k: len(self.split.train[k]) for k in cohort}
@@ -228,7 +230,8 @@ class Replay:
             "train_loss": sum(share[k] * updates[k].loss for k in cohort),
             "bytes_up": bytes_up,
             "bytes_down": len(cohort) * (exchanged + readable),
-            "multiply_adds": sum(n.values()) * self.local["epochs"] * self.per_image(),
+            "multiply_adds": sum(n.values()) * self.local["epochs"] * self.per_image()
+            + sum(n[k] for k in new) * self.per_feature(),
         }
         self.images_seen = getattr(self, "images_seen", 0) + sum(n.values()) * self.local["epochs"]
         for name in self.totals:
@@ -236,23 +239,29 @@ class Replay:
         return costs | {f"total_{name}": value for name, value in self.totals.items()}
 
     def per_image(self) -> int:
-        """Multiply-adds of one training image; a head on cached features costs nothing in the backbone."""
+        """Multiply-adds of one training image; a head on cached features costs nothing in the backbone.
+
+        Augmented images have no cached features, and a head behind a frozen backbone has no backward pass in it.
+        """
         if self.name == "head_only":
-            return 0
+            return 0 if self.local["augment"] == "none" else plain_vit.multiply_adds({}, lowest=DEPTH)
         entering = {0: self.method["prompt_length"]}
         if self.inject is not None:
             entering[self.inject] = entering.get(self.inject, 0) + self.method["class_prompt_length"]
         return plain_vit.multiply_adds(entering, lowest=0)
 
-    def introduce(self, cohort: list[int]) -> int:
+    def per_feature(self) -> int:
+        """Multiply-adds of one image's feature, which a client computes once, if its training reads features."""
+        cached_head = self.name == "head_only" and self.local["augment"] == "none"
+        query = self.name == "pep_fedpt" and self.method["query"] == "final"
+        return plain_vit.multiply_adds({}, lowest=DEPTH) if cached_head or query else 0
+
+    def introduce(self, new: list[int]) -> int:
         """Newcomers send the class sums of their features once, if prototypes are made of them; returns the bytes."""
         if self.name != "pep_fedpt" or self.method["query"] != "final":
             return 0
         sent = 0
-        for k in cohort:
-            if k in self.introduced:
-                continue
-            self.introduced.add(k)
+        for k in new:
             hot = F.one_hot(self.y[self.split.train[k]], self.classes).double()
             sums = {"sum": hot.T @ self.feature[self.split.train[k]], "count": hot.sum(0)}
             self.sum, self.count = self.sum + sums["sum"], self.count + sums["count"]
@@ -274,7 +283,7 @@ class Replay:
             rate = self.aggregation["lr"]
             mean = {n: self.server[n] + rate * (v - self.server[n]) for n, v in mean.items()}
         self.server = mean
-        for name in self.own:
+        for name in self.local_names:
             self.memory[name] |= {k: u.values[name] for k, u in updates.items()}
 
     def merge_prompts(self, updates: dict[int, Update], mean: Values) -> None:
@@ -324,8 +333,8 @@ class Replay:
         below, part = int(place), place - int(place)
         mean = sum(inside) / len(inside)
         everyone = np.concatenate([test[k] for k in clients if not out[k]])
-        unknown = self.server | {name: self.start[name] for name in self.own}
-        alone = bool(self.own) or epochs > 0
+        unknown = self.server | {name: self.start[name] for name in self.local_names}
+        alone = bool(self.local_names) or epochs > 0
         self.table = {
             "client": list(clients),
             "held_out": out.tolist(),

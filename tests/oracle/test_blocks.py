@@ -1,4 +1,4 @@
-"""A backbone with shortcuts computes what timm computes, whatever form its blocks have."""
+"""A backbone with shortcuts computes the same as timm's, for blocks of every form."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_features_and_gradients_are_those_of_timm(form: str) -> None:
     backbone = Backbone(vit, (0.5,) * 3, (0.5,) * 3)
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     weight = torch.randn(3, 16, dtype=torch.float64)
-    found = []
+    results = []
     for compute in (through_backbone, reference):
         prompt = torch.linspace(-1, 1, 32, dtype=torch.float64).view(2, 16).requires_grad_()
         cls = compute(backbone if compute is through_backbone else vit, images, prompt)
-        found.append((cls.detach(), *torch.autograd.grad((cls * weight).sum(), prompt)))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        results.append((cls.detach(), *torch.autograd.grad((cls * weight).sum(), prompt)))
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)

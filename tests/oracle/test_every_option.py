@@ -1,4 +1,4 @@
-"""Every option changes what it must and nothing else; the options are read from the code, so a new one needs an expectation."""
+"""Every option changes what it must and nothing else. Options are read from the code, so a new option needs an expectation."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def seen(folder: Path, words: str) -> dict[str, Any]:
+def cached_fingerprint(folder: Path, words: str) -> dict[str, Any]:
     """The fingerprint of a run, once."""
     return fingerprint(ast.literal_eval(words), folder)
 
 
 def aspects(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    return changed(seen(folder, repr(before)), fingerprint(after, folder))
+    return changed(cached_fingerprint(folder, repr(before)), fingerprint(after, folder))
 
 
 def expectations(kind: str, name: str, option: str) -> list[Change]:
     table = METHODS if kind == "method" else AGGREGATIONS
-    found = table.get((name, option)) or (common(name).get(option) if kind == "method" else None)
-    assert found, f"{kind} {name}: say in oracle/expectations.py what {option} changes"
-    return found
+    changes = table.get((name, option)) or (common(name).get(option) if kind == "method" else None)
+    assert changes, f"{kind} {name}: say in oracle/expectations.py what {option} changes"
+    return changes
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), PLUGIN_OPTIONS, ids=map("-".join, PLUGIN_OPTIONS))
@@ -68,7 +68,7 @@ def test_a_plug_ins_option_changes_what_it_must_and_nothing_else(
     world: Path, kind: str, name: str, option: str
 ) -> None:
     for change in expectations(kind, name, option):
-        block = {"name": name} | SMALL.get(name, {}) | change.given
+        block = {"name": name} | SMALL.get(name, {}) | change.block
         before = base(world) | change.whole | {kind: block}
         after = before | {kind: block | {option: change.value}}
         if change.refused:
@@ -84,7 +84,7 @@ FACTORS = [(name, option) for _, name, option in PLUGIN_OPTIONS if option.endswi
 @pytest.mark.parametrize(("name", "option"), FACTORS, ids=map("-".join, FACTORS))
 def test_a_factor_is_the_rate_of_some_values_and_of_no_others(world: Path, name: str, option: str) -> None:
     block = {"name": name} | SMALL.get(name, {})
-    before = seen(world, repr(base(world) | {"method": block}))["rates"]
+    before = cached_fingerprint(world, repr(base(world) | {"method": block}))["rates"]
     after = fingerprint(base(world) | {"method": block | {option: 2.75}}, world)["rates"]
     assert {scale for key, scale in after.items() if before.get(key) != scale} == {2.75}
     assert not any(key.startswith("head") for key in after)
@@ -105,8 +105,8 @@ def test_a_key_of_the_run_changes_what_it_must_and_nothing_else(world: Path, opt
         else:
             block = before.get(option[0], {})
             if option[0] == "local":
-                before = before | {"local": block | change.given}
-            after = before | {option[0]: block | change.given | {option[1]: value}}
+                before = before | {"local": block | change.block}
+            after = before | {option[0]: block | change.block | {option[1]: value}}
         assert aspects(world, before, after) == change.aspects, change
 
 
@@ -117,7 +117,7 @@ def test_every_expectation_is_of_an_option() -> None:
 
 
 def test_precisions_are_as_fine_as_they_say(world: Path) -> None:
-    exact = seen(world, repr(base(world)))["scores"]
+    exact = cached_fingerprint(world, repr(base(world)))["scores"]
     error = {p: (fingerprint(base(world) | {"precision": p}, world)["scores"] - exact).abs().max() for p in KINDS}
     assert 0 < error["float32"] < 1e-4 * exact.abs().max()
     assert error["tf32"] == error["float32"]  # on a CPU
@@ -204,7 +204,7 @@ def unevenness(split: data.Split) -> float:
 
 
 def partition_option(name: str, option: str) -> bool:
-    """Check a partitioner's option against what it means; False if this function does not know it."""
+    """Check that a partitioner's option has its documented effect; False if this function does not know the option."""
     if (name, option) == ("natural", "min_train"):
         made = data.split(MANY, CLASSES["partition"][name](min_train=50), 4)
         assert [np.unique(MANY.user[part]).tolist() for part in made.train] == [[0], [1], [2], [3]]
@@ -221,10 +221,10 @@ def partition_option(name: str, option: str) -> bool:
             with pytest.raises(DataError, match=f"in the best of {draws} draws"):
                 dealt(name, min_train=9999, redraws=draws)
     elif option == "test":
-        official, own, merged = (
+        official, own_test, merged = (
             MANY.is_test[dealt(name, test=kind).test.indices] for kind in ("official", "own", "merged")
         )
-        assert (official.all(), own.any(), merged.all(), merged.any()) == (True, False, False, True)
+        assert (official.all(), own_test.any(), merged.all(), merged.any()) == (True, False, False, True)
     elif option == "test_share":
         for share in (0.25, 0.5):
             split = dealt(name, test="own", test_share=share)
@@ -255,7 +255,7 @@ def partition_option(name: str, option: str) -> bool:
 
 
 def dataset_option(name: str, option: str) -> bool:
-    """The same for a dataset's."""
+    """As `partition_option`, for a dataset."""
     if (name, option) == ("digits", "test_every"):
         for every in (3, 7):
             made = CLASSES["dataset"]["digits"](test_every=every).load(TESTS)
@@ -263,9 +263,9 @@ def dataset_option(name: str, option: str) -> bool:
         return True
     if name == "glyphs" and option in ("train_per_class", "test_per_class"):
         for count in (1, 2):
-            found = CLASSES["dataset"][name](**{option: count}).extent(TESTS)
+            extent = CLASSES["dataset"][name](**{option: count}).extent(TESTS)
             # 100 characters in 6 styles
-            assert (found.train if option == "train_per_class" else found.test) == 600 * count
+            assert (extent.train if option == "train_per_class" else extent.test) == 600 * count
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""Every option of the cluster block reaches what it is for, and a requeued job knows its own lease."""
+"""Every option of the cluster block takes effect, and a requeued job recognises its own lease."""
 
 from __future__ import annotations
 

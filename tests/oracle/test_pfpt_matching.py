@@ -47,8 +47,8 @@ def test_the_pool_is_that_of_the_likelihood_and_the_best_assignment() -> None:
     draw = torch.Generator().manual_seed(3)
     for loops, spread in ((1, 1.0), (6, 0.05), (6, 2.0)):
         local = torch.randn(2, 2, 3, generator=draw, dtype=torch.float64) * spread
-        found, _ = match(local, loops, 11, 4)
-        torch.testing.assert_close(found, plain_match(local, loops, 11, 4), rtol=1e-9, atol=1e-10)
+        pool, _ = match(local, loops, 11, 4)
+        torch.testing.assert_close(pool, plain_match(local, loops, 11, 4), rtol=1e-9, atol=1e-10)
 
 
 def test_the_rate_of_the_pool_has_the_factor_and_no_other_has() -> None:

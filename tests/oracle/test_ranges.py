@@ -1,4 +1,4 @@
-"""What is no range of a search is refused, wherever it was written, and what is one is taken."""
+"""Invalid ranges of a search are refused wherever they were written, and valid ranges are accepted."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ LEGAL: list[dict[str, tuple[Any, ...]]] = [
 
 @pytest.mark.parametrize(("range_", "message"), ILLEGAL, ids=str)
 def test_an_illegal_range_is_refused_and_named(range_: dict[str, tuple[Any, ...]], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(ConfigError, match=message) as error:
         check_range("local.lr", range_)
-    assert str(told.value).startswith("tune: local.lr: ")
+    assert str(error.value).startswith("tune: local.lr: ")
 
 
 @pytest.mark.parametrize("range_", LEGAL, ids=str)

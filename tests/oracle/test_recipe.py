@@ -51,16 +51,16 @@ def gradient(value: torch.Tensor, step: int) -> torch.Tensor:
 
 def plain(name: str, k: int, steps: int, lr: float, largest: float = math.inf) -> dict[str, torch.Tensor]:
     """Client k by itself, with torch's own optimiser."""
-    mine = {n: v[k].clone() for n, v in leaves().items()}
-    optimizer = OPTIMIZERS[name]([{"params": [v], "lr": lr * SCALES[n]} for n, v in mine.items()], lr)
+    values = {n: v[k].clone() for n, v in leaves().items()}
+    optimizer = OPTIMIZERS[name]([{"params": [v], "lr": lr * SCALES[n]} for n, v in values.items()], lr)
     for step in range(steps):
-        for v in mine.values():
+        for v in values.values():
             v.grad = gradient(v, step)
-        norm = math.sqrt(sum(float((v.grad**2).sum()) for v in mine.values()))
-        for v in mine.values():
+        norm = math.sqrt(sum(float((v.grad**2).sum()) for v in values.values()))
+        for v in values.values():
             v.grad *= min(1.0, largest / norm)
         optimizer.step()
-    return mine
+    return values
 
 
 def stacked(name: str, steps: tuple[int, ...], recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -81,10 +81,10 @@ def stacked(name: str, steps: tuple[int, ...], recipe: Recipe) -> dict[str, torc
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_clients_step_as_torchs_optimiser_steps_each(name: str) -> None:
     steps = (5, 3, 1)
-    found = stacked(name, steps, Recipe(0.07))
+    stepped = stacked(name, steps, Recipe(0.07))
     for k, count in enumerate(steps):
         for key, value in plain(name, k, count, 0.07).items():
-            torch.testing.assert_close(found[key][k], value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(stepped[key][k], value, rtol=1e-12, atol=1e-12)
 
 
 def test_no_two_optimisers_agree() -> None:
@@ -102,10 +102,10 @@ def test_no_two_optimisers_agree() -> None:
 def test_clients_of_different_runs_have_rates_and_norms_of_their_own(name: str) -> None:
     rates, norms = (0.09, 0.03, 0.06), (math.inf, 1.0, 0.4)
     share = torch.tensor([rate / 0.09 for rate in rates], dtype=torch.float64)
-    found = stacked(name, (4, 4, 2), Recipe(0.09, torch.tensor(norms, dtype=torch.float64), share))
+    stepped = stacked(name, (4, 4, 2), Recipe(0.09, torch.tensor(norms, dtype=torch.float64), share))
     for k, (rate, largest, count) in enumerate(zip(rates, norms, (4, 4, 2), strict=True)):
         for key, value in plain(name, k, count, rate, largest).items():
-            torch.testing.assert_close(found[key][k], value, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(stepped[key][k], value, rtol=1e-10, atol=1e-10)
 
 
 def test_clipping_shortens_long_gradients_and_leaves_short_ones_alone() -> None:
@@ -115,7 +115,7 @@ def test_clipping_shortens_long_gradients_and_leaves_short_ones_alone() -> None:
     torch.testing.assert_close(gradients[1], torch.tensor([[0.8], [0.4], [0.0]]))
 
 
-def test_each_client_is_clipped_by_itself() -> None:
+def test_each_client_is_clipped_separately() -> None:
     gradients = [torch.tensor([[30.0], [2.0]])]
     clip(gradients, torch.tensor([10.0, 1.0]))
     assert gradients[0].tolist() == [[10.0], [1.0]]
@@ -160,11 +160,11 @@ def test_augmented_images_are_shifted_and_mirrored_as_drawn() -> None:
     shift = torch.tensor([[0.99, -0.99], [0.2, 0.3], [-0.8, 0.0]], dtype=torch.float32)
     moves = [(2, -2), (0, 1), (-2, 0)]  # an eighth of 16 px is 2 px; 0.4 and 0.6 px round to 0 and 1, 1.6 px to 2
     for augment in ("none", "flip", "crop_flip"):
-        found = images.batch(index, augment, flip, shift).permute(0, 2, 3, 1).numpy()
+        augmented = images.batch(index, augment, flip, shift).permute(0, 2, 3, 1).numpy()
         for row, i in enumerate(index.tolist()):
             for r, c in itertools.product((0, 5, size - 1), (0, 6, size - 1)):
                 column = size - 1 - c if augment != "none" and bool(flip[row]) else c
                 down, right = moves[row] if augment == "crop_flip" else (0, 0)
                 pixel = raw[i, min(max(r + down, 0), size - 1), min(max(column + right, 0), size - 1)]
                 expected = (pixel / 255 - np.array([0.5, 0.4, 0.3])) / np.array([0.2, 0.3, 0.5])
-                np.testing.assert_allclose(found[row, r, c], expected, rtol=1e-12, atol=1e-12)
+                np.testing.assert_allclose(augmented[row, r, c], expected, rtol=1e-12, atol=1e-12)

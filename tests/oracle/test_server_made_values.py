@@ -1,4 +1,4 @@
-"""A server that makes values for each client has no global model, and no client's stands in for it."""
+"""A server that makes values for each client has no global model, and no client's values replace it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fedbench.report.aggregates import at_equal_budget, improvement, iqm
-from fedbench.report.statistics import client_pairs, compare_over_settings, crossed_error
+from fedbench.report.statistics import client_pairs, compare_all, compare_over_settings, crossed_error
 
 NAN = math.nan
 
@@ -54,9 +54,9 @@ def test_equal_values_over_settings_have_the_smaller_degrees_of_freedom() -> Non
 
 def test_the_effect_over_clients_weighs_signs_by_ranks_of_sizes() -> None:
     # sizes .5 .1 .2 .2: ranks 4, 1, 2.5, 2.5; gains 1 + 2.5, losses 4 + 2.5, of 10
-    found = client_pairs(np.array([-0.5, 0.1, 0.2, -0.2, 0.0]))
-    assert (found.pairs, found.ahead, found.equal, found.behind) == (5, 2, 1, 2)
-    assert found.effect == pytest.approx((3.5 - 6.5) / 10)
+    clients = client_pairs(np.array([-0.5, 0.1, 0.2, -0.2, 0.0]))
+    assert (clients.pairs, clients.ahead, clients.equal, clients.behind) == (5, 2, 1, 2)
+    assert clients.effect == pytest.approx((3.5 - 6.5) / 10)
 
 
 def test_a_budget_is_what_the_thriftiest_method_that_spends_has_spent() -> None:
@@ -73,7 +73,7 @@ def test_a_budget_is_what_the_thriftiest_method_that_spends_has_spent() -> None:
         ("dear", "B", 1, "done", 8, 0.9, False, 20.0),
         ("dear", "C", 0, "done", 8, 0.5, False, 0.0),
     ]
-    found = at_equal_budget(pd.DataFrame(rows, columns=columns), "sent")
+    budgets = at_equal_budget(pd.DataFrame(rows, columns=columns), "sent")
     expected = pd.DataFrame(
         [
             ("dear", "A", False, 10.0, 0.3, 10.0, 0.3),
@@ -82,20 +82,28 @@ def test_a_budget_is_what_the_thriftiest_method_that_spends_has_spent() -> None:
         ],
         columns=["setting", "label", "reference", "budget", "accuracy", "round", "last"],
     )
-    pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(budgets, expected)
 
 
 def test_intervals_hold_what_resampled_seeds_give() -> None:
     """Two seeds are drawn as 0 0, 0 1, 1 0 or 1 1: the ends have a quarter each, so the interval reaches both."""
     two, half = [np.array([0.0, 1.0])], [np.array([0.5])]
     assert (iqm(two).low, iqm(two).value, iqm(two).high) == (0.0, 0.5, 1.0)
-    found = improvement(two, half)
-    assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
+    chance = improvement(two, half)
+    assert (chance.low, chance.value, chance.high) == (0.0, 0.5, 1.0)
     # Each side is drawn by itself: with the same draws for both, nothing would differ.
     many = [np.arange(20.0)]
-    found = improvement(many, many)
-    assert found.value == 0.5
+    chance = improvement(many, many)
+    assert chance.value == 0.5
     # The variance of the Mann-Whitney share of 20 and 20 values: 1/12 (1/20 + 1/20), nearly.
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 120), rel=0.1)
+    assert (chance.high - chance.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 120), rel=0.1)
     twice = improvement(many * 2, many * 2)  # two settings
     assert (twice.high - twice.low) / 2 == pytest.approx(1.96 * np.sqrt(1 / 240), rel=0.1)
+
+
+def test_two_blocks_are_enough_for_a_test() -> None:
+    values = np.array([[0.5, 0.75], [0.25, 0.25]])
+    (pair,) = compare_all(["A", "B"], values)
+    assert pair.p == pytest.approx(stats.ttest_rel(values[0], values[1]).pvalue, abs=1e-6)
+    (over,) = compare_over_settings(["A", "B"], np.stack([values, values + np.array([[0.1], [0.0]])], axis=1))
+    assert math.isfinite(over.p)

@@ -66,4 +66,4 @@ def test_a_label_stays_on_its_line() -> None:
 def test_a_page_has_three_settings_side_by_side(tmp_path: Path) -> None:
     for alpha in (0.1, 0.2, 0.3, 0.4):
         write_run(tmp_path, "A", alpha=alpha)
-    assert [len(one.groups) for one in main_grids(summarise(tmp_path))] == [3, 1]
+    assert [len(part.groups) for part in main_grids(summarise(tmp_path))] == [3, 1]

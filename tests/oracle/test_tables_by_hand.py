@@ -46,7 +46,7 @@ def test_a_summary_counts_and_averages_every_cell() -> None:
     table = summary(RUNS)
     assert list(table["metric"].unique()) == list(METRIC)
     assert len(table) == 4 * len(METRIC)  # three methods in S, one in T
-    found = table[table["metric"] == "mean_accuracy"].reset_index(drop=True)
+    accuracies = table[table["metric"] == "mean_accuracy"].reset_index(drop=True)
     half = 4.302653 * 0.1 / math.sqrt(3)  # Student's t on two degrees of freedom
     expected = pd.DataFrame(
         [
@@ -60,7 +60,7 @@ def test_a_summary_counts_and_averages_every_cell() -> None:
             *("done", "running", "pending", "failed", "absent"),
         ],
     )
-    pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False, rtol=1e-6)
+    pd.testing.assert_frame_equal(accuracies[list(expected.columns)], expected, check_dtype=False, rtol=1e-6)
     assert table.loc[table["metric"] == "worst_accuracy", "mean"].tolist()[0] == pytest.approx(0.4)
     assert table.loc[table["metric"] == "seconds", "n"].tolist() == [0] * 4
 
@@ -72,10 +72,10 @@ def test_a_run_has_the_numbers_of_its_highest_round_and_says_what_is_wrong_with_
     )
     lines = [("a", 20, 0.5, "1-2"), ("a", 10, 0.9, "1-3"), ("b", 19, 0.5, "1-2"), ("c", 20, NAN, "1-2")]
     lines += [("d", 21, 0.25, "1-2"), ("e", 10, 0.8, "1-2")]
-    found = with_last_round(plan, pd.DataFrame(lines, columns=["run", "round", "mean_accuracy", "code"]))
-    assert list(found["run"]) == list("abcdef")
-    assert found["state"].tolist() == ["done", "failed", "failed", "done", "running", "failed"]
-    assert found["said"].tolist() == [
+    runs = with_last_round(plan, pd.DataFrame(lines, columns=["run", "round", "mean_accuracy", "code"]))
+    assert list(runs["run"]) == list("abcdef")
+    assert runs["state"].tolist() == ["done", "failed", "failed", "done", "running", "failed"]
+    assert runs["said"].tolist() == [
         "",
         "marked as done, but its records end before its last round",
         "marked as done, but its last record holds no mean accuracy",
@@ -83,10 +83,10 @@ def test_a_run_has_the_numbers_of_its_highest_round_and_says_what_is_wrong_with_
         "",
         "marked as done, but its records end before its last round",
     ]
-    np.testing.assert_array_equal(found["round"], [20, 19, 20, 21, 10, NAN])
-    np.testing.assert_array_equal(found["mean_accuracy"], [0.5, NAN, NAN, 0.25, NAN, NAN])
-    np.testing.assert_array_equal(found["codes"], [2, 1, 1, 1, 1, NAN])
-    assert found.loc[0, "code"] == "1-2"
+    np.testing.assert_array_equal(runs["round"], [20, 19, 20, 21, 10, NAN])
+    np.testing.assert_array_equal(runs["mean_accuracy"], [0.5, NAN, NAN, 0.25, NAN, NAN])
+    np.testing.assert_array_equal(runs["codes"], [2, 1, 1, 1, 1, NAN])
+    assert runs.loc[0, "code"] == "1-2"
     empty = with_last_round(plan, pd.DataFrame())
     assert (len(empty), set(empty["state"])) == (6, {"failed", "running"})
 
@@ -130,26 +130,32 @@ def test_the_legend_explains_what_occurs_and_nothing_else() -> None:
         ({}, []),
         (
             {"partition_hash": {"S-A-1": "other"}},
-            ["S, seed 1: methods were run on different partitions, so their numbers do not compare (same: R, B; other: A)."],
+            [
+                "S, seed 1: methods were run on different partitions, so their numbers cannot be compared "
+                "(same: R, B; other: A)."
+            ],
         ),
         (
             {"cohort_hash": {"S-A-0": "other"}},
-            ["S, seed 0: methods trained other cohorts of clients, so their numbers do not compare (same: R, B; other: A)."],
+            [
+                "S, seed 0: methods trained other cohorts of clients, so their numbers cannot be compared "
+                "(same: R, B; other: A)."
+            ],
         ),
         (
             {"data_hash": {"S-R-0": "other"}},
-            ["S: methods were run on different data, so their numbers do not compare (other: R; same: R, A, B)."],
+            ["S: methods were run on different data, so their numbers cannot be compared (other: R; same: R, A, B)."],
         ),
         (
             {"backbone_hash": {"S-B-0": "other"}},
             [
-                "S: methods were run on different backbone weights, so their numbers do not compare "
+                "S: methods were run on different backbone weights, so their numbers cannot be compared "
                 "(same: R, A, B; other: B)."
             ],
         ),
         (
             {"rounds": {"S-B-0": 10.0, "S-R-0": 5.0}},  # a reference may have other rounds
-            ["S: methods had different budgets (rounds), so their numbers do not compare (20: A, B; 10: B)."],
+            ["S: methods had different budgets (rounds), so their numbers cannot be compared (20: A, B; 10: B)."],
         ),
         (
             {"seed": {"S-A-1": 0}},

@@ -234,8 +234,8 @@ def test_every_number_of_a_run_is_that_of_its_replay(world: World, outcome: tupl
     table = pd.read_parquet(folder.path / "clients.parquet")
     assert list(table.columns) == list(replay.table)
     for name, column in replay.table.items():
-        found = [value.tolist() if isinstance(value, np.ndarray) else value for value in table[name]]
-        assert found == column, name
+        cells = [value.tolist() if isinstance(value, np.ndarray) else value for value in table[name]]
+        assert cells == column, name
     compare_checkpoint(folder, replay)
 
 
@@ -251,16 +251,16 @@ def compare_checkpoint(folder: RunFolder, replay: Replay) -> None:
         if replay.method["query"] == "final":
             expected |= {"server.sum": replay.sum, "server.count": replay.count}
     with safe_open(folder.path / "checkpoint.safetensors", "pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         assert file.metadata()["round"] == str(ROUNDS)
-    assert set(np.flatnonzero(found.pop("introduced"))) == replay.introduced
+    assert set(np.flatnonzero(tensors.pop("introduced"))) == replay.introduced
     for name, total in replay.totals.items():
-        assert found.pop(f"total.{name}") == total
-    assert 0 < found.pop("total.seconds") < 600
+        assert tensors.pop(f"total.{name}") == total
+    assert 0 < tensors.pop("total.seconds") < 600
     constant = {"server.1/N", "server.order"}
-    assert found.keys() - constant == expected.keys()
+    assert tensors.keys() - constant == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-7, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(tensors[name], value, rtol=1e-7, atol=1e-10, err_msg=name)
 
 
 def test_uneven_clients_and_parts_of_a_batch_are_among_them(world: World) -> None:

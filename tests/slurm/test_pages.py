@@ -1,4 +1,4 @@
-"""What the README and the tutorial say to type on a cluster, typed on one."""
+"""The cluster commands of the README and the tutorial, run on a cluster."""
 
 from pathlib import Path
 

@@ -74,9 +74,9 @@ def sweep_file(folder: Path, data: Path, method: str, seeds: int, rounds: int, *
     return path
 
 
-def until(found: Callable[[], Any], seconds: float = 240.0) -> Any:
+def until(probe: Callable[[], Any], seconds: float = 240.0) -> Any:
     end = time.monotonic() + seconds
-    while not (value := found()):
+    while not (value := probe()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.2)
     return value
@@ -150,8 +150,8 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
 
     capfd.readouterr()
     assert sweep.main([str(file), *plugins, "--results", str(results), "--status", "--json"]) == 1
-    told = json.loads(capfd.readouterr().out)
-    assert told["counts"] == {"missing": 0, "pending": 0, "running": 0, "failed": 1, "done": 2}
+    status = json.loads(capfd.readouterr().out)
+    assert status["counts"] == {"missing": 0, "pending": 0, "running": 0, "failed": 1, "done": 2}
 
     assert sweep.main([*command, "--watch"]) == 0  # the same command goes on where they were lost
     monkeypatch.setenv("TEST_PAUSE", "0")
@@ -162,8 +162,11 @@ def test_cancelled_requeued_and_timed_out_jobs_end_with_the_same_numbers(
 
 
 def all_of(results: Path, count: int) -> list[RunFolder]:
-    found = [folder for folder in run_folders(results) if folder.job()]
-    return found if len(found) == count else []
+    folders = [folder for folder in run_folders(results) if folder.job()]
+    return folders if len(folders) == count else []
+
+
+LONG = 30  # minutes: no run of these tests comes near it
 
 
 def under_way(folder: RunFolder) -> None:
@@ -180,6 +183,12 @@ def start_now(id_: str) -> bool:
     return waits
 
 
+def minutes_so_far(id_: str) -> int:
+    """How many whole minutes a job has run."""
+    *_, hours, minutes, _ = f"0:{run('squeue', '--noheader', '--format=%M', f'--jobs={id_}').strip()}".split(":")
+    return 60 * int(hours) + int(minutes)
+
+
 def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
@@ -187,31 +196,39 @@ def run(*command: str) -> str:
 def test_a_time_limit_and_preemption_stop_at_a_round(
     slurm: Cluster, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real limit of one minute, and a job of a partition that goes first; no checkpoint is ever due by the clock."""
+    """A real time limit, and a job of a partition that goes first; no checkpoint is ever due by the clock.
+
+    Both are brought about once the runs are seen to be under way, so it does not matter how long a worker takes to start:
+    the limit of the first run is then lowered so far that its job is due to be warned.
+    """
     (tmp_path / "mine" / "methods").mkdir(parents=True)
     (tmp_path / "mine" / "methods" / "slow.py").write_text(SLOW_METHOD)
     monkeypatch.setenv("TEST_PAUSE", "0.25")
     results, plugins = tmp_path / "results", ["--plugins", str(tmp_path / "mine")]
     jobs = {}
-    for seed, (rounds, more) in enumerate([(160, {"timeout_min": 1}), (60, {"partition": "graceful"})]):
+    for seed, (rounds, more) in enumerate([(200, {"timeout_min": LONG}), (60, {"partition": "graceful"})]):
         file = sweep_file(tmp_path, data, "slow", seeds=1, rounds=rounds, **more)
         settings = ["--set", f"seed={seed}", "--set", "machine.checkpoint_seconds=100000"]
         assert sweep.main([str(file), *plugins, *settings, "--results", str(results), "--no-watch"]) == 0
         (folder,) = [f for f in run_folders(results) if f.config()["run"]["seed"] == seed]
         jobs[seed] = (folder, folder.job()["id"])
     limited, pushed = jobs[0][0], jobs[1][0]
+    under_way(limited)
+    run("scontrol", "update", f"JobId={jobs[0][1]}", f"TimeLimit={minutes_so_far(jobs[0][1]) + 1}")
     under_way(pushed)
     run("sbatch", "--partition=first", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    until(limited.notes)
+    run("scontrol", "update", f"JobId={jobs[0][1]}", f"TimeLimit={LONG}")
     until(
-        lambda: [start_now(id_) for _, id_ in jobs.values()] and limited.status == pushed.status == "done", seconds=400
+        lambda: [start_now(id_) for _, id_ in jobs.values()] and limited.status == pushed.status == "done", seconds=1200
     )
-    for folder, rounds in ((limited, 160), (pushed, 60)):
+    for folder, rounds in ((limited, 200), (pushed, 60)):
         log = folder.log.read_text()
-        assert log.count("start of") == log.count("stopping; a later process goes on") + 1 > 1
+        assert log.count("start of") == log.count("stopping; a later process continues the run") + 1 > 1
         assert [record["round"] for record in folder.records()] == [rounds]
     # Neither job was killed with work undone: each life ended by its own will, with a checkpoint.
     assert not [note for note in pushed.notes() if note["kind"] != "preempted"]
-    assert "timeout" in {note["kind"] for note in limited.notes()}
+    assert [note["kind"] for note in limited.notes()] == ["timeout"]
 
 
 def test_a_lost_node_gives_its_run_to_another(
@@ -256,11 +273,11 @@ def test_cancel_ends_the_jobs_of_this_sweep_alone(
     file = sweep_file(tmp_path, data, "fedvpt", seeds=4, rounds=400)
     command = [str(file), "--results", str(results)]
     assert sweep.main([*command, "--no-watch"]) == 0
-    own = {folder.job()["id"] for folder in run_folders(results)}
+    ids = {folder.job()["id"] for folder in run_folders(results)}
     stranger = run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
     try:
         assert sweep.main([*command, "--cancel"]) == 0
-        until(lambda: not own & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
+        until(lambda: not ids & set(run("squeue", "--noheader", "--array", "--format=%i").split()))
         assert stranger in run("squeue", "--noheader", "--format=%i").split()
         assert not any(folder.job() for folder in run_folders(results))
     finally:

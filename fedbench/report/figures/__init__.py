@@ -1,1 +1,1 @@
-"""Runs to figures: `gallery` says which there are, `style` and `frame` how they look, the other files draw a panel each."""
+"""Figures of runs. `catalogue` collects them, `style` and `frame` define their look, and the other files draw panels."""

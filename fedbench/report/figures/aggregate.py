@@ -1,4 +1,4 @@
-"""All settings in one picture: interquartile means, performance profiles, improvement, and who beats whom."""
+"""Figures over all settings: interquartile means, performance profiles, improvement, wins and losses."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TOO_FEW = "it needs two methods that are done in every setting"
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Interquartile means, profiles, probabilities of improvement, outcomes."""
-    found = scores(data.done, data.settings)
-    names = [name for name in data.names if name in found]
+    """Add interquartile means, profiles, probabilities of improvement, and outcomes."""
+    by_label = scores(data.done, data.settings)
+    names = [name for name in data.names if name in by_label]
     where = f"all runs of {len(data.settings)} setting{'s' * (len(data.settings) > 1)}"
-    means = {name: iqm(found[name]) for name in names}
+    means = {name: iqm(by_label[name]) for name in names}
     several = len(names) > 1
     catalogue.add_whole(
         "iqm",
         "Interquartile mean",
         f"Mean of the middle half of {where}, mean accuracy over clients at the last round; bars: 95 % intervals of a "
-        "bootstrap over seeds within settings, too narrow for few seeds. The tests, not these bars, say what differs."
+        "bootstrap over seeds within settings, too narrow for few seeds. The tests, not these bars, decide what differs."
         + catalogue.marks,
         TOO_FEW,
         partial(_rows, means, catalogue, "interquartile mean accuracy (%)") if several else None,
@@ -40,14 +40,14 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         f"The share of {where} whose mean accuracy exceeds a threshold. A curve above another at every threshold is better.",
         TOO_FEW,
         [""] if several else [],
-        lambda axes, _: profiles(axes, {name: found[name] for name in names}, catalogue.look),
+        lambda axes, _: profiles(axes, {name: by_label[name] for name in names}, catalogue.look),
         shown=lambda _: names,
         x="threshold of mean accuracy (%)",
         y="share of runs above it",
     )
     contestants = [n for n in names if not data.evidence.runs.loc[data.evidence.runs["label"] == n, "reference"].any()]
     best = max(contestants, key=lambda name: means[name].value, default="")
-    chances = {name: improvement(found[best], found[name]) for name in names if name != best} if best else {}
+    chances = {name: improvement(by_label[best], by_label[name]) for name in names if name != best} if best else {}
     catalogue.add_whole(
         "improvement",
         "Probability of improvement",
@@ -96,9 +96,9 @@ def _rows(
     left = CHARACTER * max(len(catalogue.shown_as[name]) for name in names)
     figure, (axes,) = plain(min(WIDTH, left + 3.6), 0.55 + 0.19 * len(names))
     for place, name in enumerate(names):
-        found, shape = estimates[name], catalogue.look[name]
-        axes.plot([scale * found.low, scale * found.high], [place, place], color=shape.colour, linewidth=1.4)
-        axes.plot(scale * found.value, place, color=shape.colour, **shape.dot(5.5))
+        estimate, shape = estimates[name], catalogue.look[name]
+        axes.plot([scale * estimate.low, scale * estimate.high], [place, place], color=shape.colour, linewidth=1.4)
+        axes.plot(scale * estimate.value, place, color=shape.colour, **shape.dot(5.5))
     if middle is not None:
         axes.axvline(middle, color="#888888", linewidth=0.7, zorder=1)
         axes.set_xlim(-0.03, 1.03)

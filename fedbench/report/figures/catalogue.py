@@ -1,4 +1,4 @@
-"""The figures of a report: collected with title and caption first, drawn later in processes of their own, a core each."""
+"""The figures of a report: first collected with title and caption, later drawn in separate processes, one per core."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fedbench.report.figures.style import WIDTH, Looks, style
 from fedbench.report.statistics import Comparison
 from fedbench.report.tables.contests import Overall
 
-FEW = 3  # so few figures are drawn in this process
-# What odd data may raise in a figure; the report goes on without it, and says why.
+FEW = 3  # up to this many figures are drawn in this process
+# Errors that odd data may raise in a figure. The report then leaves out the figure and says why.
 DATA_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, np.linalg.LinAlgError)
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """What figures are drawn from.
+    """The data of the figures.
 
     done: finished runs with accuracies in percent and `sent`, all bytes of a run; settings, names: in order; within: the
-    comparisons of each setting; versus: the two methods that are compared client by client, if there are two.
+    comparisons of each setting; versus: the two methods to compare client by client, if there are two.
     """
 
     evidence: Evidence
@@ -43,7 +43,7 @@ class FigureData:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A figure to be drawn, or without `make` only the caption that says why not."""
+    """A figure to be drawn. Without `make`, a caption that says why there is none."""
 
     drawing: Drawing
     make: Callable[[], Figure] | None = None
@@ -77,7 +77,7 @@ class FigureCatalogue:
         look: Looks | None = None,
         **layout: Any,
     ) -> None:
-        """Figures with a panel for each of `keys`; `shown` says which labels a key's panel holds, for the legend."""
+        """Figures with a panel for each of `keys`; `shown` gives the labels in a key's panel, for the legend."""
         left = len(keys) - self.most
         caption += self.marks + (f" {left} more are not drawn; report fewer sweeps to see them." if left > 0 else "")
         if not keys:
@@ -91,18 +91,18 @@ class FigureCatalogue:
             self.add_whole(name + more, title, caption, "", partial(panels, part, panel, kept, names, **layout))
 
     def add_whole(self, name: str, title: str, caption: str, why_not: str, make: Callable[[], Figure] | None) -> None:
-        """A figure that lays itself out; without `make` the page says `why_not`."""
+        """A figure with its own layout. Without `make`, the page shows `why_not`."""
         self.sketches.append(Sketch(Drawing(name, title, caption if make else f"Not drawn: {why_not}.", {}), make))
 
     def start_drawing(self) -> Callable[[], list[Drawing]]:
-        """Start to draw; the function that is returned waits for all drawings, in order."""
+        """Start drawing. Returns a function that waits for all drawings, in order."""
         global _drawn_by_forks
         todo = [number for number, sketch in enumerate(self.sketches) if sketch.make]
         if (cores := fork_pool.usable_cores()) < 2 or len(todo) <= FEW:
             return lambda: [draw(sketch) for sketch in self.sketches]
         _drawn_by_forks = self.sketches
         pool = fork_pool.make_pool(min(cores, len(todo)))
-        # What is drawn last on the page takes longest, so it begins first.
+        # The last figures on the page take longest, so they start first.
         futures = {number: fork_pool.submit(pool, _draw, number) for number in reversed(todo)}
 
         def finish() -> list[Drawing]:
@@ -114,16 +114,16 @@ class FigureCatalogue:
         return finish
 
 
-_drawn_by_forks: Sequence[Sketch] = ()  # what the processes see when they are forked: nothing is sent to them
+_drawn_by_forks: Sequence[Sketch] = ()  # inherited by the forked processes, so that nothing is sent to them
 
 
 def _draw(number: int) -> Drawing:
-    gc.disable()  # in a process that lives for a few figures; collecting takes a tenth of the time of drawing
+    gc.disable()  # the process draws a few figures only, and collecting takes a tenth of the time
     return draw(_drawn_by_forks[number])
 
 
 def draw(sketch: Sketch) -> Drawing:
-    """The figure in the house style; one that odd data make impossible has a caption that says so."""
+    """The figure in the report's style. If odd data make it impossible, the caption says so."""
     if sketch.make is None:
         return sketch.drawing
     with style():

@@ -1,4 +1,4 @@
-"""What single clients get: the spread over them, two methods client by client, clients that never trained, who holds what."""
+"""Figures of single clients: the spread over clients, two methods client by client, held-out clients, classes of clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedbench.report.statistics import ClientPairs, client_pairs
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Accuracy per client, two methods client by client, held-out clients, who holds what."""
+    """Add accuracy per client, two methods client by client, held-out clients, and classes of clients."""
     evidence, done, settings = data.evidence, data.done, data.settings
     look, shown_as = catalogue.look, catalogue.shown_as
     frame = evidence.clients.assign(accuracy=100 * evidence.clients["accuracy"].astype(float))
@@ -30,7 +30,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "Accuracy per client",
         "Last round's accuracy of each client that takes part in training, all finished seeds together: box, quartiles with "
         "median; whiskers, 10th to 90th percentile; ×, the worst client; diamond, the mean.",
-        "no finished run has a parquet",
+        "no finished run has a clients.parquet",
         panel=lambda axes, setting: per_client(axes, trained[setting], look, shown_as),
         x="accuracy of a client (%)",
         y=None,
@@ -45,7 +45,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "newcomers",
         "Held-out clients against those that train",
         "Mean accuracy over clients that never train (up) against the mean over those that do (across); means over the seeds "
-        "that are done, bars ± one sample standard deviation. On the line new clients are served as well.",
+        "that are done, bars ± one sample standard deviation. On the line, new clients are as accurate.",
         "no finished run has held-out clients",
         panel=lambda axes, setting: newcomers(axes, new[setting], look),
         x="clients that train (%)",
@@ -56,15 +56,15 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     counts = {}
     for setting, part in done.groupby("setting", sort=False):
         for run in part.sort_values("seed", kind="stable")["run"].iloc[:1]:
-            found = run_artifacts.class_counts(evidence.results / run)
-            if not found.empty:
-                own = evidence.clients[evidence.clients["run"] == run]
-                counts[str(setting)] = found, own.sort_values("client")["held_out"]
+            class_counts = run_artifacts.class_counts(evidence.results / run)
+            if not class_counts.empty:
+                rows = evidence.clients[evidence.clients["run"] == run]
+                counts[str(setting)] = class_counts, rows.sort_values("client")["held_out"]
     catalogue.add(
         "split",
-        "Who holds what",
-        "Training samples of each client and class; a bubble's area is their number; orange: held-out  First seed.",
-        "no finished run tells which classes its clients hold",
+        "Classes of clients",
+        "Training samples of each client and class, first seed. The area of a bubble is their number; orange: held-out.",
+        "no finished run has the classes of its clients",
         [setting for setting in settings if setting in counts],
         lambda axes, setting: holdings(axes, *counts[setting]),
         y="class",
@@ -83,8 +83,8 @@ def _add_duel(catalogue: FigureCatalogue, data: FigureData, trained: Mapping[str
     catalogue.add(
         "duel",
         "Client by client",
-        f"A dot per client and seed that takes part in training: accuracy with {first} (up) against {second} (across). Above "
-        "the line the client does better with the former. Numbers as in the statistics of each setting."
+        f"A dot per training client and seed: accuracy with {first} (up) against {second} (across). Above "
+        f"the line the client is more accurate with {first}. Numbers as in the statistics of each setting."
         if data.versus
         else "",
         "no two methods have clients in common",
@@ -97,7 +97,7 @@ def _add_duel(catalogue: FigureCatalogue, data: FigureData, trained: Mapping[str
 
 
 def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, shown_as: Mapping[str, str]) -> None:
-    """Boxes of one setting, a method a line, the same line in each panel. clients: label, accuracy in percent."""
+    """Boxes of one setting, one line for each method, the same in each panel. clients: label, accuracy in percent."""
     values = {name: part.dropna().to_numpy(dtype=float) for name, part in clients.groupby("label")["accuracy"]}
     rows = [(place, name) for place, name in enumerate(shown_as) if len(values.get(name, ()))]
     if rows:
@@ -122,9 +122,9 @@ def per_client(axes: Axes, clients: pd.DataFrame, look: Looks, shown_as: Mapping
 def duel(
     axes: Axes, clients: pd.DataFrame, first: str, second: str, look: Looks, pairs: ClientPairs | None = None
 ) -> None:
-    """A dot per client and seed: the accuracy with `second` across, with `first` up, and how many lie on each side.
+    """A dot per client and seed: the accuracy with `second` across and with `first` up, and the counts on each side.
 
-    clients: label, seed, client, accuracy in percent; pairs: the counts that the report's statistics have.
+    clients: label, seed, client, accuracy in percent; pairs: the counts of the report's statistics.
     """
     wide = clients[clients["label"].isin([first, second])].pivot(
         index=["seed", "client"], columns="label", values="accuracy"
@@ -147,7 +147,7 @@ def duel(
 
 
 def newcomers(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
-    """A point per method: the mean over clients that train across, over held-out clients up, bars over seeds."""
+    """A point per method: mean over training clients (across) and over held-out clients (up), bars over seeds."""
     mean = crosses(axes, runs, "mean_accuracy", "held_out_mean_accuracy", look)
     if len(mean):
         low = float(mean.min())
@@ -157,7 +157,7 @@ def newcomers(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
 
 
 def holdings(axes: Axes, counts: pd.DataFrame, held_out: pd.Series[bool]) -> None:
-    """Who holds what, in a small panel. counts: client, class, samples; held_out: by client."""
+    """The classes of clients in a small panel. counts: client, class, samples; held_out: by client."""
     table = np.zeros((len(held_out), int(counts["class"].max()) + 1), dtype=np.int64)
     table[counts["client"], counts["class"]] = counts["samples"]
     bubbles(axes, table, held_out.to_numpy(dtype=bool), cell=72 * min(1.9 / table.shape[0], 1.7 / table.shape[1]))

@@ -1,4 +1,4 @@
-"""Accuracy while a run goes on: over its rounds, the bytes that it has sent, and its multiply-adds."""
+"""Accuracy during a run: over its rounds, the bytes sent, and the multiply-adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_se
 from fedbench.report.figures.frame import Panel, at_edge, cost_axis, dots, percent
 from fedbench.report.figures.style import Looks
 
-# figure: (column of cumulative cost, title, words for the cost, axis)
+# {figure: (column of cumulative cost, title, words for the cost, axis)}
 SPENT = {
     "bytes": (
         "sent",
@@ -24,14 +24,14 @@ SPENT = {
     "compute": (
         "total_multiply_adds",
         "Accuracy against computation",
-        "the multiply-adds of local training so far, without the pass that makes features",
-        "multiply-adds of training",
+        "the clients' multiply-adds so far, in training and for the features that they cache",
+        "multiply-adds of clients",
     ),
 }
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Accuracy over rounds, over bytes and over multiply-adds."""
+    """Add accuracy over rounds, over bytes and over multiply-adds."""
     records = data.evidence.records
     if not records.empty:
         percents = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
@@ -43,7 +43,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "rounds",
         "Accuracy over rounds",
         "Mean accuracy over clients: line, mean over seeds; band, ± one sample standard deviation. Runs that are not done "
-        "are thin lines of their own (× where a run failed or diverged) and enter no mean. A method with a single "
+        "are separate thin lines (× where a run failed or diverged) and enter no mean. A method with a single "
         "evaluated round is a horizontal line.",
         "no run has a record with an accuracy",
         panel=lambda axes, setting: rounds(axes, every[setting], catalogue.look),

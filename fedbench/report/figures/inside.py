@@ -22,7 +22,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Prompts and pictures of the first seed of every method, in the first setting that has some."""
+    """Add prompts and pictures of the first seed of every method, in the first setting that has some."""
     states: list[tuple[str, dict[str, Floats]]] = []
     for setting in data.settings:
         here = data.done[data.done["setting"] == setting].sort_values("seed", kind="stable").drop_duplicates("label")
@@ -66,15 +66,15 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
 
 def sets(state: Mapping[str, Floats]) -> dict[str, Floats]:
     """The prompts of a last state by kind, each [n, D]: shared, class (mean of a class's tokens), client (likewise)."""
-    found = {}
+    points = {}
     if "server.prompt" in state:
-        found["shared"] = state["server.prompt"].reshape(-1, state["server.prompt"].shape[-1])
+        points["shared"] = state["server.prompt"].reshape(-1, state["server.prompt"].shape[-1])
     if "server.class_prompt" in state:
-        found["class"] = state["server.class_prompt"].mean(1)
+        points["class"] = state["server.class_prompt"].mean(1)
     if "client.prompt" in state:
         value = state["client.prompt"]
-        found["client"] = value.reshape(len(value), -1, value.shape[-1]).mean(1)
-    return found
+        points["client"] = value.reshape(len(value), -1, value.shape[-1]).mean(1)
+    return points
 
 
 def plane(points: Floats) -> Floats:
@@ -90,10 +90,10 @@ def plane(points: Floats) -> Floats:
 def prompts(axes: Axes, state: Mapping[str, Floats]) -> None:
     """Prompts of a run: black squares are shared ones, dots class prompts (coloured by where the class's prototype lies on
     the first principal component of all prototypes), triangles the prompts of clients."""
-    found = sets(state)
-    whole = plane(np.concatenate(list(found.values())))
+    by_set = sets(state)
+    whole = plane(np.concatenate(list(by_set.values())))
     start = 0
-    for name, points in found.items():
+    for name, points in by_set.items():
         at = whole[start : start + len(points)]
         start += len(points)
         look = dict(LOOKS.get(name, {"marker": "o"}))
@@ -105,14 +105,14 @@ def prompts(axes: Axes, state: Mapping[str, Floats]) -> None:
 
 
 def order(rows: Floats) -> NDArray[np.int64]:
-    """Rows [n, m] so that like ones are neighbours: the leaves of an average-linkage tree."""
+    """The order of rows [n, m] that makes similar rows neighbours: the leaves of an average-linkage tree."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
     return np.asarray(leaves_list(linkage(rows, "average")), dtype=np.int64)
 
 
 def matrix(axes: Axes, values: Floats, leaves: NDArray[np.int64] | None) -> None:
-    """A heat map of values [rows, columns] from 0 to 1, square roots, so that small ones show; a square one in the order
+    """A heat map of square roots of values [rows, columns] from 0 to 1, so that small values show; square matrices in the order
     `leaves`."""
     if leaves is not None and values.shape == (len(leaves), len(leaves)):
         values = values[np.ix_(leaves, leaves)]

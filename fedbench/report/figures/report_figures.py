@@ -73,7 +73,7 @@ def _partial(runs: pd.DataFrame) -> set[str]:
 
 def _two_best(runs: pd.DataFrame) -> tuple[str, str] | None:
     """The two contestants with the best mean accuracy over all their finished runs, if there are two."""
-    own = runs[(runs["state"] == "done") & ~runs["reference"].astype(bool)]
-    means = own.groupby("label", sort=False)["mean_accuracy"].mean().dropna()
+    done = runs[(runs["state"] == "done") & ~runs["reference"].astype(bool)]
+    means = done.groupby("label", sort=False)["mean_accuracy"].mean().dropna()
     best = means.sort_values(ascending=False, kind="stable").index
     return (str(best[0]), str(best[1])) if len(best) > 1 else None

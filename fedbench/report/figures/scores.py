@@ -1,4 +1,4 @@
-"""Methods side by side at the end of their runs: worst client against mean, cost against accuracy, and ranks."""
+"""Methods compared at the end of their runs: worst client against mean, cost against accuracy, and ranks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fedbench.report.figures.frame import PANELS, cost_axis, crosses, percent, p
 from fedbench.report.figures.style import WIDTH, Looks
 from fedbench.report.statistics import Ranking
 
-# column of the runs: what its axis says
+# {column of the runs: title of its axis}
 COSTS = {
     "sent": "bytes sent, up + down",
-    "total_multiply_adds": "multiply-adds of training",
+    "total_multiply_adds": "multiply-adds of clients",
     "seconds": "seconds of the run",
 }
-CHARACTER = 0.05  # inches that one takes in the heat map's column heads
-LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and the least of their axis
-RANK = 6  # characters that a rank takes, with the space around it
+CHARACTER = 0.05  # inches of a character in the heat map's column heads
+LETTER, AXIS = 0.058, 1.3  # inches of a character beside the ranks, and of the shortest axis
+RANK = 6  # characters of a rank with the space around it
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Worst against mean, cost against accuracy, the heat map, the ranks."""
+    """Add worst against mean, cost against accuracy, the heat map, and the ranks."""
     look = catalogue.look
     parts = by_setting(data.done)
     both = by_setting(data.done.dropna(subset=["worst_accuracy"]))
@@ -37,8 +37,8 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "worst",
         "Worst client against mean",
         "Accuracy of the worst client against the mean over clients at the last round; mean over the seeds that are done, "
-        "bars ± one sample standard deviation. Up and to the right is better. Grey: the Pareto front, on which no method "
-        "is beaten in both.",
+        "bars ± one sample standard deviation. Up and to the right is better. Grey: the Pareto front, on which no method is "
+        "worse in both than another method.",
         "no run is done",
         panel=lambda axes, setting: worst(axes, both[setting], look),
         x="mean accuracy (%)",
@@ -49,7 +49,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     catalogue.add(
         "cost",
         "Cost against accuracy",
-        "Mean accuracy over clients at the last round against what all rounds took; means over the seeds that are done, bars "
+        "Mean accuracy over clients at the last round against the cost of all rounds; means over the seeds that are done, bars "
         "± one sample standard deviation. Axes start at zero, or are logarithmic. Seconds depend on the machine.",
         "no run is done",
         [(setting, column) for setting in data.settings if setting in parts for column in COSTS],
@@ -83,7 +83,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
 
 
 def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
-    """A point per method: mean accuracy across, the worst client's up, error bars over seeds, and the Pareto front."""
+    """A point per method: mean accuracy (across) and the worst client's (up), error bars over seeds, and the Pareto front."""
     mean = crosses(axes, runs, "mean_accuracy", "worst_accuracy", look)
     if len(mean):
         front = mean[pareto(mean)]
@@ -94,14 +94,14 @@ def worst(axes: Axes, runs: pd.DataFrame, look: Looks) -> None:
 
 
 def pareto(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of points [n, 2] no other point exceeds in one coordinate while it is at least equal in the other."""
+    """Which of points [n, 2] no other point exceeds in one coordinate without being smaller in the other."""
     more = np.asarray(points[None] > points[:, None])
     over = np.asarray(points[None] >= points[:, None]).all(2) & more.any(2)
     return np.asarray(~np.asarray(over).any(1))
 
 
 def cost(axes: Axes, runs: pd.DataFrame, column: str, look: Looks) -> None:
-    """A point per method: what it took in all rounds across (`column` of COSTS), mean accuracy up, bars over seeds."""
+    """A point per method: the cost of all rounds (`column` of COSTS) across, mean accuracy up, bars over seeds."""
     points = crosses(axes, runs, column, "mean_accuracy", look, across=False)
     cost_axis(axes, points[:, 0].tolist(), "B" if column == "sent" else "")
     axes.set_xlabel(COSTS[column])
@@ -120,7 +120,7 @@ def heat(values: pd.DataFrame, title: str) -> Figure:
         heads = ["\n".join(of) for of in parts]
         below, each = CHARACTER * max(len(part) for of in parts for part in of), 0.75
     width = min(WIDTH, left + 0.8 + each * columns)
-    figure, (axes,) = plain(width, 0.35 + max(1.2, 0.19 * rows) + below)  # beside few rows the scale's title needs room
+    figure, (axes,) = plain(width, 0.35 + max(1.2, 0.19 * rows) + below)  # the title of the scale needs some height
     shown = axes.pcolormesh(values.to_numpy(dtype=float), cmap="cividis")
     middle = np.nanmean(values.to_numpy(dtype=float))
     for i, j in np.ndindex(rows, columns):
@@ -144,10 +144,10 @@ def average_ranks(ranking: Ranking, look: Looks) -> Figure:
     count, half = len(names), (len(names) + 1) // 2
     cliques = ranking.cliques
     fits = int((WIDTH - AXIS) / 2 / LETTER) - RANK - 2  # characters of a name beside its rank
-    told = [wrap(name, fits) for name in names]
-    side = LETTER * (RANK + 2 + max(len(line) for name in told for line in name.split("\n")))
+    wrapped = [wrap(name, fits) for name in names]
+    side = LETTER * (RANK + 2 + max(len(line) for name in wrapped for line in name.split("\n")))
     width = min(WIDTH, max(0.85 * WIDTH, AXIS + 2 * side))
-    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in told)
+    step = 0.19 * max(1 + 0.6 * name.count("\n") for name in wrapped)
     top = 0.55 + 0.11 * len(cliques)
     height = top + step * half + 0.35
     figure, (axes,) = plain(width, height)
@@ -178,7 +178,7 @@ def average_ranks(ranking: Ranking, look: Looks) -> Figure:
         there: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": 7}
         axes.text(edge, y, f" {rank:.2f} ", **there)
         beyond = RANK * LETTER * (high - low + 2 * margin) / width
-        axes.text(edge - beyond if left else edge + beyond, y, told[i], **there)
+        axes.text(edge - beyond if left else edge + beyond, y, wrapped[i], **there)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What a split looks like: each client's classes as bubbles, or as a map where clients are many, and three histograms."""
+"""The figure of a split: each client's classes as bubbles, or as a map for many clients, and three histograms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fedbench.report.figures.frame import save
 from fedbench.report.figures.style import WIDTH, style
 
-MOST = 60, 120  # clients and classes drawn as bubbles
-BINS = 150  # of a map's sides
+MOST = 60, 120  # most clients and classes that are drawn as bubbles
+BINS = 150  # most bins along each side of a map
 BLUE, ORANGE = "#0072B2", "#D55E00"
 GREY = "#8a8a8a"
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 0.97), "ncols": 2, "borderaxespad": 0}
@@ -55,7 +55,7 @@ def draw(
 def bubbles(axes: Axes, counts: NDArray[np.int64], held_out: NDArray[np.bool_], cell: float) -> float:
     """A bubble for each client and class, its area the number of training samples; `cell`: points between two.
 
-    Returns the area of the largest, in square points.
+    Returns the area of the largest bubble in square points.
     """
     most = counts.max()
     widest = float(np.clip(1.25 * cell, 2.5, 26)) ** 2  # of a marker, in square points
@@ -151,7 +151,7 @@ def _classes(axes: Axes, held: NDArray[np.int64], classes: int) -> None:
 
 
 def _whole(axes: Axes, edges: list[float]) -> None:
-    """Whole numbers below, and a single bar that does not fill the panel."""
+    """Whole numbers on the x axis, and room around a single bar."""
     middle, half = (edges[0] + edges[-1]) / 2, max(3.5, 0.55 * (edges[-1] - edges[0]))
     axes.set_xlim(max(-0.5, middle - half), middle + half)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -162,7 +162,7 @@ def _variation(axes: Axes, variation: NDArray[np.float64], by_chance: NDArray[np
     axes.hist(variation, bins=edges, color=BLUE, alpha=0.75)
     axes.hist(by_chance, bins=edges, histtype="step", color=GREY, linewidth=0.9)
     axes.set_xlim(0, 1)
-    _histogram(axes, "total variation to the whole")
+    _histogram(axes, "total variation from the whole")
     handles = [Line2D([], [], color=BLUE, linewidth=4, alpha=0.75), Line2D([], [], color=GREY, linewidth=0.9)]
     axes.legend(handles, ["this split", "dealt at random"], handlelength=1.2, fontsize=6, **ABOVE)
 

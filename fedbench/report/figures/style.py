@@ -1,4 +1,4 @@
-"""One look per method throughout a report: colours that colour-blind readers tell apart, markers and lines besides."""
+"""One look per method throughout a report: colours that colour-blind readers can distinguish, markers and lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import matplotlib as mpl
 
 WIDTH = 7.0  # inches: both columns of a two-column paper
 
-# After Okabe and Ito (2008) and Tol's "muted" (2021), without yellow, which is lost on white paper, and black, which is kept
+# After Okabe and Ito (2008) and Tol's "muted" (2021), without yellow, which is faint on white paper, and black, which is kept
 # for references. In this order, methods that share a line style differ in lightness too: a test measures it in grey and as
 # people without green cones see it.
 COLOURS = ("#D55E00", "#332288", "#CC79A7", "#882255", "#56B4E9", "#117733", "#E69F00")
@@ -24,7 +24,7 @@ REFERENCES: tuple[Any, ...] = ((0, (6, 2)), (0, (2, 1)), (0, (6, 1, 1, 1)), (0, 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, everywhere; `hollow`: its marker is white inside."""
+    """How a method is drawn in all figures; `hollow`: its marker is white inside."""
 
     colour: str
     marker: Any
@@ -32,7 +32,7 @@ class Look:
     hollow: bool = False
 
     def dot(self, size: float = 3.6) -> dict[str, Any]:
-        """The marker as matplotlib's arguments; stars are drawn larger, for they look smaller."""
+        """The marker as matplotlib's arguments. Stars are drawn larger, since they look smaller."""
         star = self.marker == "*" or isinstance(self.marker, tuple)
         kept = {"marker": self.marker, "markersize": size * (1.6 if star else 1)}
         if self.hollow:
@@ -45,7 +45,7 @@ Looks = dict[str, Look]
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw as paper.mplstyle says, whatever the user's own settings are."""
+    """Draw with paper.mplstyle and ignore the user's settings."""
     with mpl.rc_context(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=True)):
         yield
 
@@ -53,15 +53,15 @@ def style() -> Iterator[None]:
 def looks(names: Sequence[str], references: Sequence[str] = ()) -> Looks:
     """A look for each label. Neighbours differ in colour, line, marker and filling; no two of 28 share colour and line.
 
-    References are black to grey with broken lines, so that colour means a contestant.
+    References are black to grey with broken lines, so that only contestants are coloured.
     """
     contestants = [name for name in names if name not in set(references)]
-    found = {
+    by_name = {
         name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], i % 2 == 1)
         for i, name in enumerate(contestants)
     }
     for i, name in enumerate(name for name in names if name in set(references)):
         shade = ("#000000", "#6b6b6b")[i % 2]
         marker = MARKERS[(len(contestants) + i) % len(MARKERS)]
-        found[name] = Look(shade, marker, REFERENCES[i % len(REFERENCES)], i % 2 == 1)
-    return found
+        by_name[name] = Look(shade, marker, REFERENCES[i % len(REFERENCES)], i % 2 == 1)
+    return by_name

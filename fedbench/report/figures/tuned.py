@@ -1,4 +1,4 @@
-"""What a tuning tried: the best validation accuracy over trials, and every trial's against each searched value."""
+"""Figures of a tuning: the best validation accuracy over trials, and accuracy against each searched value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "searched",
         "Tuning: accuracy by value",
         "Validation accuracy of every trial against a value that it tried. A trial varies all values of a method at once, so "
-        "points differ in more than what is across. Ring: the values chosen; pale: trials of fewer rounds; × at the foot: "
+        "points differ in more than the value shown. Ring: the chosen values; pale: trials of fewer rounds; × at the foot: "
         "diverged.",
         "no trial is planned",
         list(parts),
@@ -49,7 +49,7 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         shown=lambda key: list(parts[key]["label"].unique()),
         y="validation accuracy (%)",
         lines=False,
-        tall=2.3,  # each panel has words of its own below it
+        tall=2.3,  # each panel has its own label below it
         heading=lambda key: key[0],
     )
 
@@ -65,15 +65,15 @@ def unfolded(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_trials(axes: Axes, trials: pd.DataFrame, look: Looks) -> None:
-    """One setting: number of the trial across; a seed's trials that were searched apart make a line of their own."""
+    """One setting: number of the trial across. If each seed was searched separately, each has its own line."""
     for name, shape in look.items():
-        for _, own in trials[trials["label"] == name].groupby("seed"):
-            own = own.sort_values("number", kind="stable")
-            full = own["rounds"] == own["rounds"].max()
-            known = own[full & own["validation"].notna()]
+        for _, of_seed in trials[trials["label"] == name].groupby("seed"):
+            of_seed = of_seed.sort_values("number", kind="stable")
+            full = of_seed["rounds"] == of_seed["rounds"].max()
+            known = of_seed[full & of_seed["validation"].notna()]
             best = np.maximum.accumulate(known["validation"].to_numpy(dtype=float))
             axes.plot(known["number"], best, color=shape.colour, linestyle=shape.line, drawstyle="steps-post")
-            _dots(axes, own["number"].astype(float), own, shape)
+            _dots(axes, of_seed["number"].astype(float), of_seed, shape)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     percent(axes.yaxis)
 
@@ -83,10 +83,14 @@ def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
     numeric = tried["value"].map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
     words: Sequence[str] = sorted({str(value) for value in tried["value"]})
     for name, shape in look.items():
-        own = tried[tried["label"] == name]
-        if len(own):
-            x = own["value"].astype(float) if numeric else own["value"].map(lambda v: float(words.index(str(v))))
-            _dots(axes, x, own, shape)
+        of_label = tried[tried["label"] == name]
+        if len(of_label):
+            x = (
+                of_label["value"].astype(float)
+                if numeric
+                else of_label["value"].map(lambda v: float(words.index(str(v))))
+            )
+            _dots(axes, x, of_label, shape)
     if numeric:
         values = tried["value"].astype(float)
         if values.min() > 0 and values.max() / values.min() >= 8:
@@ -97,15 +101,15 @@ def by_value(axes: Axes, tried: pd.DataFrame, look: Looks) -> None:
     percent(axes.yaxis)
 
 
-def _dots(axes: Axes, x: pd.Series[float], own: pd.DataFrame, shape: Look) -> None:
-    """A marker per trial, pale for shorter ones; a ring around the chosen; a cross at the foot for what diverged."""
-    full = own["rounds"] == own["rounds"].max()
+def _dots(axes: Axes, x: pd.Series[float], rows: pd.DataFrame, shape: Look) -> None:
+    """A marker per trial, pale for shorter trials, with a ring if chosen, and a cross at the foot if it diverged."""
+    full = rows["rounds"] == rows["rounds"].max()
     for part, alpha in ((full, 1.0), (~full, 0.35)):
         axes.plot(
-            x[part], own.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
+            x[part], rows.loc[part, "validation"], linestyle="none", color=shape.colour, alpha=alpha, **shape.dot()
         )
-    ring = own["chosen"].astype(bool)
-    axes.plot(x[ring], own.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
-    lost = own["state"] == "diverged"
+    ring = rows["chosen"].astype(bool)
+    axes.plot(x[ring], rows.loc[ring, "validation"], "o", markersize=7, markerfacecolor="none", color=shape.colour)
+    lost = rows["state"] == "diverged"
     foot = axes.get_xaxis_transform()
     axes.plot(x[lost], [0.02] * int(lost.sum()), "x", color=shape.colour, transform=foot, clip_on=False)

@@ -1,4 +1,4 @@
-"""Accuracy against whatever a sweep varies: alpha, classes per client, participation, prompt length, a block, a switch."""
+"""Accuracy against any field that a sweep varies, such as alpha, participation, prompt length or a switch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedbench.report.figures.frame import Panel, percent, wrap
 from fedbench.report.figures.style import Look, Looks
 from fedbench.report.short_names import JOINT
 
-# A field's title and axis, where more can be said than its name does.
+# {field: (title, axis)} for fields whose names need explanation.
 TITLES = {
     "partition.alpha": ("Accuracy against heterogeneity: Dirichlet's alpha", "alpha (smaller is more skewed)"),
     "partition.classes_per_client": ("Accuracy against heterogeneity: classes per client", "classes per client"),
@@ -33,7 +33,7 @@ NAMES = ("dataset.name", "partition.name", "method.name", "aggregation.name", "b
 
 @dataclass(frozen=True)
 class Family:
-    """A panel: done runs that differ in one field (and in the method), where each lies on the x axis, and on which line."""
+    """A panel: finished runs that differ in one field (and in the method), with their x values and lines."""
 
     field: str
     title: str
@@ -44,20 +44,20 @@ class Family:
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
     """A figure for each field that the sweep varies, and one for kinds of partition."""
-    found = families(data.done) if len(data.done) else {}
+    by_key = families(data.done) if len(data.done) else {}
     caption = (
         "Mean accuracy over clients at the last round; mean ± sample standard deviation over the seeds that are done."
     )
-    if not found:
+    if not by_key:
         catalogue.add(
             "by-field",
-            "Accuracy against what was varied",
+            "Accuracy against varied fields",
             "",
             "no two finished runs of a method differ in one field",
             [],
             _never,
         )
-    for name, group in found.items():
+    for name, group in by_key.items():
         title = "Accuracy by kind of partition" if not name else TITLES.get(name, (f"Accuracy against {name}",))[0]
         look = _line_looks(catalogue.look, group)
         catalogue.add(
@@ -80,17 +80,17 @@ def _against(look: Looks) -> Panel:
 
 
 def _line_looks(look: Looks, group: Sequence[Family]) -> Looks:
-    """A look for each line: its label's own, or where a line joins several labels that of the first of them."""
-    found: dict[str, Look] = {}
+    """A look for each line: that of its label; if a line joins several labels, that of the first."""
+    line_looks: dict[str, Look] = {}
     for family in group:
         first = family.runs.drop_duplicates("line")
-        found |= {
+        line_looks |= {
             line: look.get(line, look[label])
             for line, label in zip(first["line"], first["label"], strict=True)
-            if line not in found
+            if line not in line_looks
         }
     order = {label: i for i, label in enumerate(look)}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    return dict(sorted(line_looks.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def _never(axes: Any, key: Any) -> None:
@@ -98,9 +98,9 @@ def _never(axes: Any, key: Any) -> None:
 
 
 def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
-    """{field: panels}: every field of the config that varies alone for some method; and {"": ...}, kinds of partition.
+    """{field: panels} for every field of the config that varies alone for some method, and {"": ...} for kinds of partition.
 
-    Runs: done, with config (JSON without the seed) and tuned (JSON list of paths that a tuning chose). Values that a
+    runs: finished runs with config (JSON without the seed) and tuned (JSON list of paths that a tuning chose). Values that a
     tuning chose count as no difference.
     """
     runs = runs.reset_index(drop=True)
@@ -110,7 +110,7 @@ def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
         number[text] = len(configs)
         configs.append(flat(json.loads(text[0])) | dict.fromkeys(json.loads(text[1]), "tuned"))
     which = np.array([number[text] for text in zip(runs["config"], runs["tuned"], strict=True)], dtype=int)
-    found: dict[str, list[Family]] = {}
+    by_key: dict[str, list[Family]] = {}
     for name in differences(configs):
         if name in NAMES or name.split(".")[0] in ("seeds", "dataset"):
             continue
@@ -121,28 +121,28 @@ def families(runs: pd.DataFrame) -> dict[str, list[Family]]:
                 levels.setdefault(others, set()).add(key(config[name]))
         kept = [i for i, others in enumerate(rest) if len(levels.get(others, ())) > 1]
         if kept:
-            own = runs[np.isin(which, kept)]
-            level = [configs[which[i]][name] for i in own.index]
-            line = [rest[which[i]] for i in own.index]
-            found[name] = _panels(name, own.assign(level=level, line=line), [configs[i] for i in kept])
+            varied = runs[np.isin(which, kept)]
+            level = [configs[which[i]][name] for i in varied.index]
+            line = [rest[which[i]] for i in varied.index]
+            by_key[name] = _panels(name, varied.assign(level=level, line=line), [configs[i] for i in kept])
     if kinds := _kinds(runs, configs, which):
-        found[""] = kinds
-    return found
+        by_key[""] = kinds
+    return by_key
 
 
-def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> list[Family]:
+def _panels(name: str, varied: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> list[Family]:
     axis = TITLES.get(name, ("", name.partition(".")[2].replace("_", " ") or name))[1]
-    numeric = all(isinstance(one[name], int | float) and not isinstance(one[name], bool) for one in configs)
+    numeric = all(isinstance(config[name], int | float) and not isinstance(config[name], bool) for config in configs)
     if not numeric:
-        own = own.assign(level=own["level"].map(lambda value: "default" if value is None else str(value)))
+        varied = varied.assign(level=varied["level"].map(lambda value: "default" if value is None else str(value)))
     if name.split(".")[0] in ("partition", "clients", "backbone"):
-        # the setting is what varies: a panel for all that share the rest of it
+        # the setting varies: one panel for all runs that share the rest of it
         kept = 1 if name.startswith("partition") else 2  # of a setting's blocks: dataset, partition
-        own = own.assign(panel=own["setting"].map(lambda setting: JOINT.join(setting.split(JOINT)[:kept])))
+        varied = varied.assign(panel=varied["setting"].map(lambda setting: JOINT.join(setting.split(JOINT)[:kept])))
     else:
-        own = own.assign(panel=own["setting"])
+        varied = varied.assign(panel=varied["setting"])
     names: dict[str, str] = {}
-    for line, group in own.groupby("line", sort=False):
+    for line, group in varied.groupby("line", sort=False):
         labels = list(dict.fromkeys(group["label"]))
         field = re.escape(name.partition(".")[2] or name)
         bare = {
@@ -151,10 +151,10 @@ def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> 
         }
         bare = {text.replace(" []", "") for text in bare}
         names[str(line)] = bare.pop() if len(bare) == 1 else str(group["method"].iloc[0])
-    own = own.assign(line=own["line"].map(names))
+    varied = varied.assign(line=varied["line"].map(names))
     return [
         Family(name, str(panel), axis, group, numeric)
-        for panel, group in own.groupby("panel", sort=False)
+        for panel, group in varied.groupby("panel", sort=False)
         if group["level"].nunique() > 1
     ]
 
@@ -162,13 +162,13 @@ def _panels(name: str, own: pd.DataFrame, configs: Sequence[dict[str, Any]]) -> 
 def _kinds(runs: pd.DataFrame, configs: Sequence[dict[str, Any]], which: Any) -> list[Family]:
     """Partitions of different kinds of one dataset, side by side."""
     kind = pd.Series([configs[i].get("partition.name") for i in which], index=runs.index)
-    found = []
-    for _, own in runs.groupby("dataset", sort=False):
-        if kind.loc[own.index].nunique() > 1:
-            level = own["setting"].map(lambda setting: setting.split(JOINT)[1])
-            title = str(own["setting"].iloc[0]).split(JOINT)[0]
-            found.append(Family("", title, "", own.assign(level=level, line=own["label"]), False))
-    return found
+    kinds = []
+    for _, of_dataset in runs.groupby("dataset", sort=False):
+        if kind.loc[of_dataset.index].nunique() > 1:
+            level = of_dataset["setting"].map(lambda setting: setting.split(JOINT)[1])
+            title = str(of_dataset["setting"].iloc[0]).split(JOINT)[0]
+            kinds.append(Family("", title, "", of_dataset.assign(level=level, line=of_dataset["label"]), False))
+    return kinds
 
 
 def against(axes: Axes, family: Family, look: Looks) -> None:

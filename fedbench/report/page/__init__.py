@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing from elsewhere: the answer, tables that sort and filter, figures."""
+"""The report as one self-contained HTML file: the answer, tables that sort and filter, figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 def headline(content: Content) -> str:
-    """The first sentence of the page."""
+    """The page's headline."""
     return answer.headline(content.answers)
 
 
@@ -35,7 +35,7 @@ def render(
 ) -> str:
     """The page; every text is escaped.
 
-    results: the results folder as seen from the page; files: which of FILES each run has.
+    results: the results folder, relative to the page; files: which of FILES each run has.
     """
     evidence = content.evidence
     runs = evidence.runs
@@ -52,7 +52,7 @@ def render(
     names = {label: i for i, label in enumerate(dict.fromkeys(runs["label"]))}
 
     def behind(cell: Cell, grid: Grid) -> Markup:
-        """The attributes of a cell: its value to sort by, its setting (to filter by) and method."""
+        """The attributes of a cell: its value for sorting, its setting for filtering, and its method."""
         value = "" if cell.value is None or not np.isfinite(cell.value) else f' data-v="{cell.value:.9g}"'
         if cell.place is None:
             return Markup(value)  # noqa: S704 - a number
@@ -61,20 +61,20 @@ def render(
         return Markup(f'{value} data-s="{setting}" data-l="{label}"{hides}')  # noqa: S704 - numbers
 
     def inside(group: int, grid: Grid) -> Markup:
-        """The setting that a group of columns is of, so that it can be hidden with its cells."""
+        """The setting of a group of columns, so that the page can hide the group with its cells."""
         width = sum(len(titles) for _, titles in grid.groups[:group])
         places = [row.cells[width].place for row in grid.rows]
         of = {settings.get(place[0], -1) for place in places if place}
         return Markup(f' data-in="{of.pop()}"' if grid.corner == "Method" and len(of) == 1 else "")  # noqa: S704 - a number
 
     def whose(row: Row, grid: Grid) -> Markup:
-        """What a row is filtered by: the method's name, or the setting's number."""
+        """The key by which the page filters a row: the method's name, or the setting's number."""
         if grid.corner == "Method":
             return Markup(' data-method="{}"').format(row.label)
         return Markup(' data-in="{}"').format(settings.get(row.label, -1))
 
     def column_names(grid: Grid) -> list[str]:
-        """What each column is called where a row stands alone."""
+        """The name of each column when a row is shown alone."""
         return [f"{', '.join(lines)}: {title}" for lines, titles in grid.groups for title in titles]
 
     titles = [METRIC[name].title.lower() for name in content.options.metrics]
@@ -123,7 +123,7 @@ def _data(
     results: str,
     files: Mapping[str, Sequence[str]],
 ) -> str:
-    """What the script knows of the runs, as JSON that cannot end its element."""
+    """The data of the runs for the page's script, as JSON that cannot end its HTML element."""
     curves: dict[str, list[list[float]]] = {}
     evidence = content.evidence
     if not evidence.records.empty:
@@ -156,7 +156,7 @@ def _data(
 
 
 def _finite(value: Any) -> Any:
-    """`value` with words for numbers that JSON does not have."""
+    """`value` with words for numbers that JSON lacks."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list):

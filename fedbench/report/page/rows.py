@@ -1,4 +1,4 @@
-"""Rows of the page's smaller tables, in words: tuning, published numbers, accuracy at equal budget."""
+"""Rows of the page's smaller tables: tuning, published numbers, accuracy at equal budget."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Rows = list[Mapping[str, Any]]
 
 
 def tuning_budget(trials: pd.DataFrame) -> str:
-    """What the search took, and what it chose by."""
+    """The budget of the search, and its criterion."""
     if trials.empty:
         return ""
     each = sorted(set(trials.groupby(["setting", "label", "seed"]).size()))
     rounds = sorted({int(value) for value in trials["rounds"].dropna()})
     spent = pd.to_numeric(trials["total_multiply_adds"]).sum()
     seeds = trials.groupby(["setting", "label"])["seed"].nunique().max()
-    where = "for each seed anew" if seeds > 1 else "on the first seed"
+    where = "for each seed separately" if seeds > 1 else "on the first seed"
     return (
         f"{len(trials)} trials, {' or '.join(map(str, each))} for each method in each setting, of "
         f"{' or '.join(map(str, rounds))} rounds, {scaled(float(spent)).strip()} multiply-adds in all. Values were chosen "
-        f"{where} by mean validation accuracy over clients after the last round; test data were evaluated for the values "
-        "chosen only."
+        f"{where} by mean validation accuracy over clients after the last round. Test data were evaluated only for the "
+        "chosen values."
     )
 
 
 def tuning(trials: pd.DataFrame) -> Rows:
     """A row per method and setting."""
     rows: Rows = []
-    for (setting, label), own in trials.groupby(["setting", "label"], sort=False):
-        best = own[own["chosen"]]
+    for (setting, label), of_label in trials.groupby(["setting", "label"], sort=False):
+        best = of_label[of_label["chosen"]]
         values = json.loads(best["values"].iloc[0]) if len(best) else {}
-        ended = int(own["state"].isin(["done", "diverged"]).sum())
-        spent = float(pd.to_numeric(own["total_multiply_adds"]).sum())
+        ended = int(of_label["state"].isin(["done", "diverged"]).sum())
+        spent = float(pd.to_numeric(of_label["total_multiply_adds"]).sum())
         rows.append(
             {
                 "setting": setting,
                 "label": label,
-                "trials": len(own),
-                "diverged": int((own["state"] == "diverged").sum()),
+                "trials": len(of_label),
+                "diverged": int((of_label["state"] == "diverged").sum()),
                 "chosen": ", ".join(f"{k} = {v}" for k, v in values.items())
-                or f"undecided: {ended} of {len(own)} ended",
+                or f"undecided: {ended} of {len(of_label)} ended",
                 "validation": f"{100 * float(best['validation'].iloc[0]):.1f}" if len(best) else "",
                 "cost": scaled(spent).strip(),
             }
@@ -57,7 +57,7 @@ def tuning(trials: pd.DataFrame) -> Rows:
 
 
 def reported(frame: pd.DataFrame) -> Rows:
-    """Published numbers that a run here repeats."""
+    """Published numbers whose method and setting a run of this report repeats."""
     return [
         {
             "source": f"{row.source}, {row.where}",
@@ -66,26 +66,26 @@ def reported(frame: pd.DataFrame) -> Rows:
             "reported": f"{row.reported:.2f}",
             "here": "–" if math.isnan(row.here) else f"{row.here:.1f}" + (f" ± {row.std:.1f}" if row.seeds > 1 else ""),  # type: ignore[operator,arg-type]
             "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]
-            "protocol": row.protocol or "as far as stated, none",
+            "protocol": row.protocol or "none stated",
         }
         for row in frame[frame["label"] != ""].itertuples()
     ]
 
 
 def budgets(frame: pd.DataFrame) -> Rows:
-    """A row per setting and method: its accuracy at each budget and at the end, the best at the first budget first."""
+    """A row per setting and method: its accuracy at each budget and at the end. Best accuracy at the first budget first."""
     rows: Rows = []
     for setting, part in frame.groupby("setting", sort=False):
-        by_cost = {str(cost): own.set_index("label") for cost, own in part.groupby("cost", sort=False)}
+        by_cost = {str(cost): at_budget.set_index("label") for cost, at_budget in part.groupby("cost", sort=False)}
         labels = list(dict.fromkeys(part["label"]))
         first = next(iter(by_cost.values()))["accuracy"].to_dict()
         labels = sorted(labels, key=functools.partial(_worst_last, first))
         for label in labels:
             cells = {}
-            for cost, own in by_cost.items():
-                value = float(own["accuracy"].get(label, math.nan))
+            for cost, at_budget in by_cost.items():
+                value = float(at_budget["accuracy"].get(label, math.nan))
                 unit = "B" if cost == "bytes" else ""
-                budget = scaled(float(own["budget"].iloc[0])).strip()
+                budget = scaled(float(at_budget["budget"].iloc[0])).strip()
                 text = f"{100 * value:.1f}" if math.isfinite(value) else "–"
                 cells[cost] = (text, f"at {budget}{unit}")
             last = float(part.loc[part["label"] == label, "last"].iloc[0])

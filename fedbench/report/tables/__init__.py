@@ -1,1 +1,1 @@
-"""Runs to tables: `metrics` names the columns, `summary` makes cells of runs, `grid` lays them out, `text` writes them."""
+"""Tables of runs. `metrics` defines the columns, `summary` computes cells, `grid` arranges them, `text` writes them."""

@@ -1,4 +1,4 @@
-"""Methods against each other: which runs form a family within a setting, over all settings, and client by client."""
+"""Comparisons between methods: the families of runs within a setting and over all settings, and client by client."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Contests = Mapping[str, Sequence[Comparison]]
 def within(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, list[Comparison]]:
     """{setting: comparisons in mean accuracy over its seeds}, for methods with all seeds of the setting done.
 
-    The contestants are one family. Each reference is compared with the contestants in a family of its own, so that more
-    references do not weaken what is said of contestants. runs: a row per run; clients: a row per client and run.
+    The contestants are one family. Each reference forms a separate family with the contestants, so that more
+    references do not weaken the comparisons of contestants. runs: a row per run; clients: a row per client and run.
     """
     return {str(setting): list(_within(group, clients)) for setting, group in runs.groupby("setting", sort=False)}
 
@@ -39,32 +39,32 @@ def _within(group: pd.DataFrame, clients: pd.DataFrame) -> Iterator[Comparison]:
     references = set(runs.loc[runs["reference"].astype(bool), "label"])
     contestants = [label for label in complete if label not in references]
     accuracies = _by_client(runs, clients)
-    found = compare_all(contestants, wide.loc[contestants].to_numpy())
+    comparisons = compare_all(contestants, wide.loc[contestants].to_numpy())
     for reference in complete:
         if reference in references:
             family = [*contestants, reference]
             pairs = compare_all(family, wide.loc[family].to_numpy())
-            found += [pair for pair in pairs if pair.second == reference]
-    for pair in found:
+            comparisons += [pair for pair in pairs if pair.second == reference]
+    for pair in comparisons:
         yield replace(pair, clients=_client_pairs(accuracies, pair))
 
 
 def _by_client(runs: pd.DataFrame, clients: pd.DataFrame) -> dict[str, pd.Series[float]]:
     """{label: accuracy of each client that trains}, indexed by seed and client.
 
-    Where all seeds share one split (`seeds: {partition: ...}`) a client is the same in each: its accuracies are averaged
+    If all seeds share one split (`seeds: {partition: ...}`), a client is the same in each: its accuracies are averaged
     over seeds first, and the index is the client alone.
     """
     if clients.empty:
         return {}
-    own = clients[(clients["setting"] == runs["setting"].iloc[0]) & ~clients["held_out"].astype(bool)]
-    own = own.drop_duplicates(["label", "seed", "client"])
+    rows = clients[(clients["setting"] == runs["setting"].iloc[0]) & ~clients["held_out"].astype(bool)]
+    rows = rows.drop_duplicates(["label", "seed", "client"])
     keys = ["client"] if shares_split(runs) else ["seed", "client"]
-    return {str(label): part.groupby(keys)["accuracy"].mean() for label, part in own.groupby("label", sort=False)}
+    return {str(label): part.groupby(keys)["accuracy"].mean() for label, part in rows.groupby("label", sort=False)}
 
 
 def shares_split(runs: pd.DataFrame) -> bool:
-    """Whether the several seeds of one setting's runs share a single split, so that clients are crossed with seeds."""
+    """Whether several seeds of one setting's runs share one split, so that clients are crossed with seeds."""
     if "partition_hash" not in runs or runs["seed"].nunique() < 2:
         return False
     known = runs.dropna(subset=["partition_hash"])
@@ -80,7 +80,7 @@ def _client_pairs(accuracies: Mapping[str, pd.Series[float]], pair: Comparison) 
 
 @dataclass(frozen=True)
 class Overall:
-    """Contestants over all settings: their ranking, every two of them, and what was compared, in words ("2 settings")."""
+    """Contestants over all settings: their ranking, all pairs of them, and the blocks in words ("2 settings")."""
 
     ranking: Ranking | None
     pairs: list[Comparison]
@@ -88,15 +88,15 @@ class Overall:
 
 
 def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
-    """Contestants that are done in every setting and seed, compared over settings; empty for a single setting.
+    """Compares contestants that are done in every setting and seed over settings; empty for a single setting.
 
-    Settings are the blocks. Seeds count as blocks as well, see `compare_over_settings`: only seeds that all settings
+    Settings and seeds are the blocks, see `compare_over_settings`. Only seeds that all settings
     have are compared.
     """
-    own = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
-    wide = own.pivot(index="label", columns=["setting", "seed"], values=metric).astype(float)
-    names = [label for label in dict.fromkeys(own["label"]) if wide.loc[label].notna().all()]
-    settings = list(dict.fromkeys(own["setting"]))
+    contestants = runs[~runs["reference"].astype(bool)].drop_duplicates(["setting", "label", "seed"])
+    wide = contestants.pivot(index="label", columns=["setting", "seed"], values=metric).astype(float)
+    names = [label for label in dict.fromkeys(contestants["label"]) if wide.loc[label].notna().all()]
+    settings = list(dict.fromkeys(contestants["setting"]))
     if len(names) < 2 or len(settings) < 2:
         return Overall(None, [], "")
     values = _by_setting_and_seed(wide.loc[names], settings)
@@ -106,7 +106,7 @@ def overall(runs: pd.DataFrame, metric: str = "mean_accuracy") -> Overall:
 
 
 def _by_setting_and_seed(wide: pd.DataFrame, settings: Sequence[str]) -> Floats:
-    """[methods, settings, seeds] of the seeds that all settings have; without two of them, means over each one's seeds."""
+    """[methods, settings, seeds] for the seeds that all settings share; if fewer than two, means over seeds."""
     seeds = [set(wide[setting].columns) for setting in settings]
     common = sorted(set.intersection(*seeds))
     if len(common) < 2:
@@ -115,14 +115,14 @@ def _by_setting_and_seed(wide: pd.DataFrame, settings: Sequence[str]) -> Floats:
 
 
 def against_best(pairs: Sequence[Comparison], values: Mapping[str, float]) -> list[Comparison]:
-    """The comparisons of the method with the largest of `values` with each other method, the nearest first."""
+    """The comparisons of the method with the largest of `values` with every other method, closest first."""
     names = {name for pair in pairs for name in (pair.first, pair.second)}
     known = [name for name in values if name in names]
     if not known:
         return []
     best = max(known, key=lambda name: values[name])
-    found = [pair if pair.first == best else pair.reversed for pair in pairs if best in (pair.first, pair.second)]
-    return sorted(found, key=lambda pair: pair.difference)
+    against = [pair if pair.first == best else pair.reversed for pair in pairs if best in (pair.first, pair.second)]
+    return sorted(against, key=lambda pair: pair.difference)
 
 
 COLUMNS = (
@@ -132,7 +132,7 @@ COLUMNS = (
 
 
 def as_frame(contests: Contests) -> pd.DataFrame:
-    """A row per setting and two methods (`COLUMNS`); accuracies in [0, 1], p adjusted for the family."""
+    """A row per setting and pair of methods (`COLUMNS`); accuracies in [0, 1], p adjusted for the family."""
     rows = []
     for setting, pairs in contests.items():
         for c in pairs:

@@ -1,4 +1,4 @@
-"""Cells laid out: methods by settings and settings by methods, every metric of one setting, costs."""
+"""Arranges cells in grids: methods by settings, settings by methods, all metrics of one setting, costs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Spread = Literal["std", "interval"]  # beside a mean: the sample standard deviat
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table says of one metric of one method in one setting.
+    """One metric of one method in one setting.
 
     number: "71.2 ± 0.3", or "" where no seed is done; note: "(2/3 D)" beside a number, "diverged" in place of one;
-    value: what a reader sorts by; place: the (setting, label) whose runs the cell tells of, where it is of one.
+    value: the key for sorting; place: the (setting, label) of the cell's runs, if the cell belongs to one.
     """
 
     number: str
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table ready to be written: groups of columns (heading lines, column titles) and rows with a cell for each."""
+    """A table ready to be written: groups of columns (heading lines, column titles) and rows of cells."""
 
     groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     rows: tuple[Row, ...]
@@ -56,7 +56,7 @@ def main_grids(
     spread: Spread = "std",
     ranking: Ranking | None = None,
 ) -> list[Grid]:
-    """Methods by settings, in blocks of `settings_each` settings so that a page can hold them; `ranking` at the end."""
+    """Methods by settings, in blocks of `settings_each` settings that fit a page; `ranking` comes last."""
     parts = [part for _, part in table[table["metric"].isin(names)].groupby("setting", sort=False)]
     blocks = [pd.concat(parts[i : i + settings_each]) for i in range(0, len(parts), settings_each)]
     order = {label: i for i, label in enumerate(labels(table))}
@@ -85,10 +85,10 @@ def transposed_grids(
     table: pd.DataFrame, methods_each: int = 3, names: Sequence[str] = MAIN, spread: Spread = "std"
 ) -> list[Grid]:
     """The same cells with settings as rows and methods as columns, in blocks of `methods_each` methods."""
-    own = table[table["metric"].isin(names)]
-    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
-    references = set(own.loc[own["reference"].astype(bool), "label"])
-    settings, methods = list(dict.fromkeys(own["setting"])), labels(own)
+    shown = table[table["metric"].isin(names)]
+    at = {(row.setting, row.label, row.metric): row for row in shown.itertuples()}
+    references = set(shown.loc[shown["reference"].astype(bool), "label"])
+    settings, methods = list(dict.fromkeys(shown["setting"])), labels(shown)
     titles = tuple(METRIC[name].title for name in names)
     grids = []
     for start in range(0, len(methods), methods_each):
@@ -107,7 +107,7 @@ def transposed_grids(
 
 
 def detail_grid(table: pd.DataFrame, setting: str) -> Grid:
-    """Every accuracy of one setting side by side; a metric that no run has is left out."""
+    """All accuracies of one setting side by side, without metrics that no run has."""
     return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind == "share"], trim=True)
 
 
@@ -119,13 +119,13 @@ def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
 def _grid(
     table: pd.DataFrame, settings: Sequence[str], names: Sequence[str], trim: bool = False, spread: Spread = "std"
 ) -> Grid:
-    own = table[table["setting"].isin(settings) & table["metric"].isin(names)]
+    cells = table[table["setting"].isin(settings) & table["metric"].isin(names)]
     if trim:
-        filled = set(own.loc[own["n"] > 0, "metric"])
+        filled = set(cells.loc[cells["n"] > 0, "metric"])
         names = [name for name in names if name in filled] or list(names[:1])
-    at = {(row.setting, row.label, row.metric): row for row in own.itertuples()}
+    at = {(row.setting, row.label, row.metric): row for row in cells.itertuples()}
     rows = []
-    for label, reference in own.drop_duplicates("label")[["label", "reference"]].itertuples(index=False):
+    for label, reference in cells.drop_duplicates("label")[["label", "reference"]].itertuples(index=False):
         keys = [(setting, label, name) for setting in settings for name in names]
         rows.append(Row(label, bool(reference), tuple(_cell(at.get(key), spread, key[:2]) for key in keys)))
     rows.sort(key=lambda row: row.reference)
@@ -160,10 +160,10 @@ def _letters(counts: dict[str, int]) -> str:
 
 def _number(metric: Metric, mean: float, around: tuple[float, ...]) -> str:
     if metric.kind == "share":
-        number, told = f"{100 * mean:.1f}", [f"{100 * value:.1f}" for value in around]
+        number, errors = f"{100 * mean:.1f}", [f"{100 * value:.1f}" for value in around]
         if math.isnan(around[0]):
             return number
-        return f"{number} ± {told[0]}" if len(told) == 1 else f"{number} [{', '.join(told)}]"
+        return f"{number} ± {errors[0]}" if len(errors) == 1 else f"{number} [{', '.join(errors)}]"
     if metric.kind == "seconds":
         return f"{mean:.0f} s" if mean < 600 else f"{mean / 60:.0f} min" if mean < 36000 else f"{mean / 3600:.1f} h"
     if metric.kind == "rate":
@@ -172,7 +172,7 @@ def _number(metric: Metric, mean: float, around: tuple[float, ...]) -> str:
 
 
 def scaled(value: float, digits: int = 3) -> str:
-    """`value` with three (or so many) digits and a decimal prefix: 1234567 -> "1.23 M" (bytes: "1.23 MB", 10^6 bytes)."""
+    """`value` with `digits` digits and a decimal prefix: 1234567 -> "1.23 M" (bytes: "1.23 MB", 10^6 bytes)."""
     if abs(value) < 1000:
         return f"{value:.{digits}g} "
     power = min(6, int(math.log10(abs(value) * 1.0005) // 3))  # 999.6 M reads 1.00 G

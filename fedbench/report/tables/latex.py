@@ -1,4 +1,4 @@
-"""A grid as LaTeX that fits the text width of a two-column article: wide tables are split, nothing is scaled."""
+"""A grid as LaTeX that fits the text width of a two-column article. Wide tables are split, not scaled."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedbench.report.tables.text import join_cell, one_line
 
 TEXT_WIDTH = 469.0  # points: \\textwidth of `article` in two columns on letter paper
 SEPARATION = 4.0  # points of \\tabcolsep
-LABEL = 130.0  # points, the widest column of names; longer names are broken
-HEADING = 150.0  # likewise, of the heading of a group of columns
+LABEL = 130.0  # points; the largest width of the column of names. Longer names are broken
+HEADING = 150.0  # points; the largest width of the heading of a group of columns
 Group = tuple[tuple[str, ...], tuple[str, ...]]  # lines of a heading, titles of columns
-LINES = 48  # of tables in one float, so that it fits a page
+LINES = 48  # most lines of tables in one float, so that it fits a page
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -55,20 +55,20 @@ WIDEST, BOLD, SMALL = 8.8, 1.19, 0.9  # of other characters; factors of bold and
 
 
 def latex(text: str) -> str:
-    """`text` as LaTeX that prints it."""
+    """`text`, escaped for LaTeX."""
     return "".join(_ESCAPES.get(char, char) for char in one_line(text))
 
 
 def width(text: str, bold: bool = False) -> float:
-    """Points that `text` takes at \\footnotesize, or a little more."""
+    """An upper bound on the width of `text` at \\footnotesize, in points."""
     points = sum(_WIDTHS.get(char, WIDEST) for char in one_line(text))
     return points * BOLD if bold else points
 
 
 def to_latex(grids: Sequence[Grid], caption: str, name: str) -> str:
-    """`grids` below one another in two-column floats (needs booktabs only); `name` is the label behind ``tab:``.
+    """`grids` below each other in two-column floats (needs booktabs only); `name` is the label after ``tab:``.
 
-    What is wider than TEXT_WIDTH is split between columns, what is longer than a page between floats.
+    Grids wider than TEXT_WIDTH are split between columns, and grids longer than a page between floats.
     """
     fitted = [part for grid in grids for part in fit(grid)]
     floats: list[list[Grid]] = [[]]
@@ -90,7 +90,7 @@ def to_latex(grids: Sequence[Grid], caption: str, name: str) -> str:
 
 
 def fit(grid: Grid, limit: float = TEXT_WIDTH) -> list[Grid]:
-    """`grid` as one or several of at most `limit` points, split between groups of columns, then inside a group."""
+    """`grid`, split into grids of at most `limit` points: between groups of columns, then inside a group."""
     return list(_fit(grid, limit))
 
 
@@ -131,15 +131,15 @@ def _select(grid: Grid, groups: Sequence[Group], columns: Sequence[int]) -> Grid
 
 
 def tabular_width(grid: Grid) -> float:
-    """Points that the tabular of `grid` takes."""
+    """The width of the tabular of `grid` in points."""
     total, start = _label_width(grid), 0
     for heading, titles in grid.groups:
         widths = [width(title) for title in titles]
         for row in grid.rows:
             cells = row.cells[start : start + len(titles)]
             widths = [max(old, _cell_width(cell)) for old, cell in zip(widths, cells, strict=True)]
-        own = sum(widths) + 2 * SEPARATION * (len(widths) - 1)
-        total += 2 * SEPARATION + max([own, *(min(width(line), HEADING) for line in heading)])
+        cells_width = sum(widths) + 2 * SEPARATION * (len(widths) - 1)
+        total += 2 * SEPARATION + max([cells_width, *(min(width(line), HEADING) for line in heading)])
         start += len(titles)
     return total
 
@@ -194,7 +194,7 @@ def _label(row: Row) -> str:
 
 
 def _within(text: str, limit: float, mark: str = "") -> str:
-    """`text` on lines of at most `limit` points; words may be broken behind punctuation."""
+    """`text` on lines of at most `limit` points. Lines may break after punctuation."""
     if width(text) <= limit:
         return latex(text) + mark
     pieces = "".join(latex(char) + "\\allowbreak{}" * (char in "_=.,()/[]") for char in one_line(text))

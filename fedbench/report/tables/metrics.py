@@ -1,4 +1,4 @@
-"""What a table may say: the metrics of a run, the states that a run may be in, and the marks of a cell."""
+"""The content of tables: the metrics of a run, the states of a run, and the marks of a cell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Mark = Literal["", "best", "tied"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the records: how it is called in a table, what it means, and whether its largest value wins."""
+    """A column of the records: its title in tables, its meaning, and whether the largest value is best."""
 
     name: str
     title: str
@@ -37,7 +37,13 @@ METRICS = tuple(
         ("trained_parameters", "Trained", "parameters that training changes, on one client", "count"),
         ("total_bytes_up", "Up", "bytes sent from clients to server in all rounds", "bytes"),
         ("total_bytes_down", "Down", "bytes sent from server to clients in all rounds", "bytes"),
-        ("total_multiply_adds", "MACs", "multiply-adds of the clients' training in all rounds", "count"),
+        (
+            "total_multiply_adds",
+            "MACs",
+            "multiply-adds of clients in all rounds: training, and cached features",
+            "count",
+        ),
+        ("inference_multiply_adds", "MACs/image", "multiply-adds of classifying one new image, all passes", "count"),
         ("seconds", "Time", "seconds of the whole run (depends on the machine)", "seconds"),
         ("samples_per_second", "Samples/s", "training samples per second (depends on the machine)", "rate"),
         ("peak_memory_bytes", "Memory", "peak memory (depends on the machine)", "bytes"),
@@ -47,7 +53,7 @@ METRIC = {metric.name: metric for metric in METRICS}
 RANKED = tuple(metric.name for metric in METRICS if metric.ranked)
 MAIN = ("mean_accuracy", "worst_accuracy")
 
-# state: (letter in a cell that also holds a number, what the legend says)
+# {state: (letter in a cell that also holds a number, text in the legend)}
 STATES = {
     "done": ("", "finished: its last round is in the table"),
     "running": ("R", "started and not finished; no number yet"),
@@ -58,7 +64,7 @@ STATES = {
     "absent": ("–", "no run of this method with this seed was planned in this setting"),
 }
 
-# What a frame of runs holds besides the metrics and the provenance: one row per run.
+# Columns of a frame of runs besides the metrics and the provenance. One row per run.
 COLUMNS = (
     *("run", "setting", "dataset", "partition", "aggregation", "backbone", "method", "label", "reference", "seed"),
     *("state", "said", "round", "rounds"),

@@ -1,4 +1,4 @@
-"""What a reader of a table must be told: what makes rows incomparable, what the marks mean, what it was made from."""
+"""Notes below a table: reasons why rows cannot be compared, the meaning of the marks, and the runs behind it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fedbench.report.tables.summary import SEEDS_FOR_MARKS
 
 
 def alarms(runs: pd.DataFrame) -> list[str]:
-    """Sentences about what makes rows incomparable; empty where all is well.
+    """Sentences about reasons why rows cannot be compared; empty if there are none.
 
     Within a setting and seed all methods must share the partition and the cohorts; within a setting, the data, the
     backbone's weights and (save for references) the rounds. Two runs of one method under one seed, and finished runs
-    without a usable last record, are told as well.
+    without a usable last record, are also reported.
     """
     sentences = []
-    for columns, what, own in (
+    for columns, what, rows in (
         (["setting", "seed"], "partition_hash", runs),
         (["setting", "seed", "rounds"], "cohort_hash", runs),
         (["setting"], "data_hash", runs),
         (["setting"], "backbone_hash", runs),
         (["setting"], "rounds", runs[~runs["reference"].astype(bool)]),
     ):
-        for place, group in own.dropna(subset=[what]).groupby(columns, sort=False):
+        for place, group in rows.dropna(subset=[what]).groupby(columns, sort=False):
             if group[what].nunique() < 2:
                 continue
             where = ", seed ".join(str(part) for part in place[:2])
@@ -43,7 +43,7 @@ def alarms(runs: pd.DataFrame) -> list[str]:
                 "backbone_hash": "methods were run on different backbone weights",
                 "rounds": "methods had different budgets (rounds)",
             }[what]
-            sentences.append(f"{where}: {problem}, so their numbers do not compare ({sides}).")
+            sentences.append(f"{where}: {problem}, so their numbers cannot be compared ({sides}).")
     twice = runs[runs.duplicated(["setting", "label", "seed"], keep=False)]
     for (setting, label, seed), group in twice.groupby(["setting", "label", "seed"], sort=False):
         sentences.append(
@@ -58,7 +58,7 @@ def alarms(runs: pd.DataFrame) -> list[str]:
 def code_changes(runs: pd.DataFrame) -> list[str]:
     """Sentences on code that changed between the runs of a table.
 
-    ``code`` is <core>-<plug-ins>: it tells changes that were never committed; commits alone serve where it is missing.
+    ``code`` is <core>-<plug-ins> and shows uncommitted changes too. Where it is missing, commits are used.
     """
     sentences = []
     commits = sorted({str(commit) for commit in runs["commit"].dropna()})
@@ -69,7 +69,7 @@ def code_changes(runs: pd.DataFrame) -> list[str]:
     if "codes" in runs:
         mixed = runs.loc[runs["codes"] > 1, "run"]
         sentences += [f"{run}: the code changed while it ran, so its records mix versions." for run in mixed]
-    # Within a setting: another setting has another data set's or partitioner's plug-in.
+    # Within a setting, since settings may use different dataset and partitioner plug-ins.
     versions = parts[1].groupby([runs["label"], runs["setting"]], sort=False).nunique()
     changed = versions[versions > 1].index.get_level_values("label").unique()
     return sentences + [f"{label}: its plug-ins changed between its runs." for label in changed]
@@ -81,9 +81,9 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def footer(runs: pd.DataFrame, warnings: Sequence[str]) -> list[str]:
-    """Lines on what the tables were made from: runs by state, seeds, commits, rounds, partition check.
+    """Lines about the runs behind the tables: their states, seeds, commits, rounds, and the check of partitions.
 
-    warnings: the `alarms` that stand beside them.
+    warnings: the `alarms` of the same runs.
     """
     states = runs["state"].value_counts()
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if state in states.index)
@@ -104,7 +104,7 @@ def footer(runs: pd.DataFrame, warnings: Sequence[str]) -> list[str]:
 
 
 def legend(table: pd.DataFrame, spread: str = "std") -> list[str]:
-    """What the marks in the cells of `summary`'s `table` mean; only those that occur."""
+    """The meaning of the marks that occur in `summary`'s `table`."""
     seeds = sorted(set(table["of"]))
     what = f"[{1 - LEVEL:.0%} interval by Student's t]" if spread == "interval" else "± sample standard deviation"
     reads = [f"Accuracy in percent, mean {what} over seeds, after the last round."]
@@ -121,7 +121,7 @@ def legend(table: pd.DataFrame, spread: str = "std") -> list[str]:
         reads.append(rule)
     shown = [state for state in STATES if state != "done" and table[state].any()]
     if shown:
-        reads.append("(n/m): only n of the setting's m seeds are done; letters say what became of the others.")
+        reads.append("(n/m): only n of the setting's m seeds are done; letters give the states of the others.")
     reads += [f"{STATES[state][0]}, {state}: {STATES[state][1]}." for state in shown]
     if table["reference"].astype(bool).any():
         reads.append(f"{REFERENCE}: a reference, not a contestant.")
@@ -133,22 +133,22 @@ def _text(value: object) -> str:
 
 
 def settings(texts: Mapping[str, str]) -> list[str]:
-    """A line that says what short names of settings stand for; {short name: full text}."""
+    """A line that explains the short names of settings; {short name: full text}."""
     longer = [f"{short} is {full}" for short, full in texts.items() if short != full]
     return [f"Settings: {'; '.join(longer)}."] if longer else []
 
 
 def tuning_lines(runs: pd.DataFrame) -> list[str]:
-    """A line on how searched values were chosen; none without a tuning."""
+    """A line about how searched values were chosen; empty without a tuning."""
     tunings = _tunings(runs)
     if not tunings:
         return []
     budgets = sorted({tuning["budget_rounds"] for _, tuning in tunings if "budget_rounds" in tuning})
     spent = f", {' or '.join(map(str, budgets))} rounds for each method in each setting" if budgets else ""
     if any(tuning.get("per_seed") for _, tuning in tunings):
-        where = "for each seed anew, so the spread over seeds includes the luck of the search"
+        where = "for each seed separately, so the spread over seeds includes that of the search"
     else:
-        where = "on the first seed and kept for all, so the spread over seeds does not include the luck of the search"
+        where = "on the first seed and used for all, so the spread over seeds does not include that of the search"
     return [f"Tuning: values were chosen by validation accuracy {where}{spent}"]
 
 
@@ -166,7 +166,7 @@ def tuning_alarms(runs: pd.DataFrame) -> list[str]:
 
 
 def _tunings(runs: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
-    """(row, what its run.yaml keeps of the search) of every run with chosen values."""
+    """(row, facts about the search in its run.yaml) of every run with chosen values."""
     if "tuning" not in runs:
         return []
     return [(row, tuning) for row in runs.itertuples() if (tuning := json.loads(str(row.tuning)))]

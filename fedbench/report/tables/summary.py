@@ -1,7 +1,7 @@
-"""Runs to cells: the last round of each run, mean and spread over seeds, what is best and what is tied with it.
+"""Computes cells from runs: the last round of each run, mean and spread over seeds, the best method and ties with it.
 
-Everything here is a pure function of a data frame with one row per run (see `metrics.COLUMNS`). The value of a run is
-its last round's, and only a run that is done has a value.
+All functions are pure functions of a data frame with one row per run (see `metrics.COLUMNS`). The value of a run is
+that of its last round, and only a run that is done has a value.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import pandas as pd
 from fedbench.report.statistics import SAME, blocked_error, student_quantile
 from fedbench.report.tables.metrics import METRIC, PROVENANCE, RANKED, STATES, Mark
 
-SEEDS_FOR_MARKS = 3  # of fewer, no cell is bold or marked as tied
+SEEDS_FOR_MARKS = 3  # with fewer seeds, no cell is marked as best or tied
 
 
 def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """`plan` (one row per run: run, setting, label, ..., state, rounds) joined with each run's last record.
 
-    The last record is the one of the highest round, never the best one. Metrics of a run that is not done are dropped,
-    hashes stay. A run that says it is done but whose records stop short of its rounds, or hold no mean accuracy, becomes
-    "failed" and says so: it has no last round to show.
+    The last record is that of the highest round, not the best one. Metrics of a run that is not done are dropped, but
+    hashes stay. A run that is marked as done, but whose records end before its last round or hold no mean accuracy, becomes
+    "failed", and column "said" gives the reason.
     """
     taken = ["round", *PROVENANCE, *METRIC]
     if records.empty:
@@ -33,7 +33,7 @@ def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     runs = plan.merge(last, on="run", how="left", validate="many_to_one")
     for name in ("round", *METRIC):
         runs[name] = pd.to_numeric(runs[name]).astype(float)
-    if "code" in records:  # how many versions of the code made the run's records
+    if "code" in records:  # the number of versions of the code that made the run's records
         runs["codes"] = runs["run"].map(records.groupby("run")["code"].nunique())
     cut = (runs["state"] == "done") & ~(runs["round"] >= runs["rounds"])
     empty = (runs["state"] == "done") & ~cut & ~np.isfinite(runs["mean_accuracy"])
@@ -45,7 +45,7 @@ def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting, method and metric: n seeds with a value `of` those any method has there, mean, sample std.
+    """One row per setting, method and metric: n seeds with a value, `of` the seeds of the setting, mean, sample std.
 
     Shares are in [0, 1], bytes in bytes. std, and low and high of Student's 95 % interval of the mean, are NaN for one
     seed. `mark` is "best" for the largest mean among complete cells (n = of) of methods that are not references, "tied"
@@ -53,7 +53,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     marked with fewer than SEEDS_FOR_MARKS seeds. The states' columns count runs; `absent` counts seeds without a planned
     run. Order: as in `runs`, references last.
     """
-    runs = runs.drop_duplicates(["setting", "label", "seed"])  # `alarms` tells of the others
+    runs = runs.drop_duplicates(["setting", "label", "seed"])  # `alarms` reports the others
     names = list(METRIC)
     cells = runs.groupby(["setting", "label"], sort=False)
     count, mean, std = cells[names].count(), cells[names].mean(), cells[names].std()
@@ -91,11 +91,11 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def _marks(group: pd.DataFrame, seeds: int) -> dict[tuple[str, str], Mark]:
     """{(label, metric): mark} for the runs of one setting with `seeds` seeds."""
     marks: dict[tuple[str, str], Mark] = {}
-    own = group[~group["reference"].astype(bool)]
-    if seeds < SEEDS_FOR_MARKS or own.empty:
+    contestants = group[~group["reference"].astype(bool)]
+    if seeds < SEEDS_FOR_MARKS or contestants.empty:
         return marks
     for name in RANKED:
-        wide = own.pivot(index="label", columns="seed", values=name).astype(float)
+        wide = contestants.pivot(index="label", columns="seed", values=name).astype(float)
         wide = wide[wide.notna().all(axis=1)]
         if wide.empty or wide.shape[1] < seeds:
             continue
@@ -112,6 +112,6 @@ def _marks(group: pd.DataFrame, seeds: int) -> dict[tuple[str, str], Mark]:
 
 def labels(runs: pd.DataFrame) -> list[str]:
     """Every method's label, in order of appearance, references last."""
-    seen = runs.drop_duplicates("label")
-    last = seen["reference"].astype(bool)
-    return [*seen.loc[~last, "label"], *seen.loc[last, "label"]]
+    by_label = runs.drop_duplicates("label")
+    last = by_label["reference"].astype(bool)
+    return [*by_label.loc[~last, "label"], *by_label.loc[last, "label"]]

@@ -1,4 +1,4 @@
-"""The main table on a terminal, as many settings as it has room for, and what is said below it."""
+"""The main table on a terminal, with as many settings as fit, and the notes below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedbench.report.statistics import Ranking
 from fedbench.report.tables import grid
 from fedbench.report.tables.metrics import REFERENCE, TIE
 
-BLOCKS = 8  # of settings that the terminal shows
+BLOCKS = 8  # most blocks of settings that the terminal shows
 
 
 def show(
@@ -38,14 +38,14 @@ def show(
             break
     if len(blocks) > BLOCKS:
         console.print(
-            Text(f"The last {BLOCKS} of {len(blocks)} blocks of settings; the page has all.", style="bold"), ""
+            Text(f"The last {BLOCKS} of {len(blocks)} blocks of settings; the page shows all.", style="bold"), ""
         )
     for table in tables:
         console.print(table, "")
 
 
 def _table(block: grid.Grid, shared: Sequence[str]) -> Table:
-    """A column for each setting, its metrics side by side, so that a head has the room of all of them."""
+    """A column for each setting with its metrics side by side, so that a heading has the width of all of them."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2))
     table.add_column("Method", vertical="bottom")
     columns, start = [], 0
@@ -72,7 +72,7 @@ def _cell(cell: grid.Cell) -> Text:
 
 
 def _aligned(rows: Sequence[Sequence[Text]]) -> list[Text]:
-    """The cells of each row joined, with numbers below one another: a tie mark stands behind its column."""
+    """The cells of each row, joined with aligned numbers. A tie mark follows its column."""
     tied = [any(row[i].plain.endswith(TIE) for row in rows) for i in range(len(rows[0]))]
     hung = [
         [cell + Text(" " * (some and not cell.plain.endswith(TIE))) for cell, some in zip(row, tied, strict=True)]
@@ -82,13 +82,13 @@ def _aligned(rows: Sequence[Sequence[Text]]) -> list[Text]:
 
 
 def _padded(rows: Sequence[Sequence[Text]]) -> list[list[Text]]:
-    """Each cell with spaces before it, up to the width of its column's widest. Rich would cut those behind it off."""
+    """Each cell, padded on the left to the width of its column. Rich would cut off padding on the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [[Text(" " * (width - len(cell))) + cell for cell, width in zip(row, widths, strict=True)] for row in rows]
 
 
 def tell(console: Console, remarks: Sequence[str], alarms: Sequence[str], files: Sequence[Path]) -> None:
-    """Print remarks, at most ten alarms, and where the files are."""
+    """Print remarks, at most ten alarms, and the paths of the files."""
     for line in remarks:
         console.print(Text(line, style="dim"))
     for alarm in alarms[:10]:

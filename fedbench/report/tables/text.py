@@ -1,4 +1,4 @@
-"""A grid as CSV and Markdown that print what they were given; `latex` makes LaTeX."""
+"""A grid as CSV and Markdown, with escaped texts. See `latex` for LaTeX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from fedbench.report.tables.grid import Cell, Grid
 from fedbench.report.tables.metrics import REFERENCE, TIE
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # characters at which a spreadsheet starts a formula
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -30,7 +30,7 @@ def many(number: int, what: str) -> str:
 
 
 def to_markdown(grids: Iterable[Grid]) -> str:
-    """`grids` as pipe tables, one after the other; labels are escaped."""
+    """`grids` as consecutive pipe tables, with escaped labels."""
     return "\n\n".join(_markdown(grid) for grid in grids)
 
 
@@ -56,7 +56,7 @@ _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{char: f"\\{char}" for ch
 
 
 def markdown(text: str) -> str:
-    """`text` as Markdown that prints it, also inside a pipe table."""
+    """`text`, escaped for Markdown, also inside a pipe table."""
     return "".join(_MARKDOWN.get(char, char) for char in one_line(text))
 
 
