@@ -130,14 +130,14 @@ def question_loss(model: QuestionedVit, batch: QuestionBatch, pictures: Tensor) 
     picture (`pictures` [C, 256]), since the character is learnt sooner with it. Without one: REDRAW_WEIGHT times
     the squared error of the redrawn image.
     """
-    asked, rest = ((batch.questions < NO_QUESTION) == which for which in (True, False))
-    questions, images = batch.questions[asked], batch.images[rest]
+    has_question, without = ((batch.questions < NO_QUESTION) == which for which in (True, False))
+    questions, images = batch.questions[has_question], batch.images[without]
     total = torch.zeros(())
     if len(questions):
-        z = model(batch.images[asked], questions, round(len(questions) * EVERY_BLOCK_SHARE))
+        z = model(batch.images[has_question], questions, round(len(questions) * EVERY_BLOCK_SHARE))
         for index, (question, classifier) in enumerate(model.classifiers.items()):
             if len(part := z[questions == index]):
-                truth = batch.answers[question][asked][questions == index]
+                truth = batch.answers[question][has_question][questions == index]
                 loss = F.cross_entropy(classifier(part), truth, label_smoothing=LABEL_SMOOTHING)
                 if question == "character":
                     loss = loss + F.mse_loss(model.redraw_character(part), pictures[truth])
