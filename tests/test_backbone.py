@@ -65,6 +65,8 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
         ("eva02_tiny_patch14_224", {}, "rotary position embeddings"),
         ("vit_tiny_patch16_224", {"image_size": 100, "pretrained": False}, "100"),
         ("nano", {"image_size": 64}, "nano comes with its weights and takes 32 px"),
+        ("nano_plain", {"image_size": 64}, "nano_plain comes with its weights and takes 32 px"),
+        ("nano_plane", {}, "no timm model is called 'nano_plane'; .* an embedded one: nano, nano_plain"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused_with_what_is_missing(name, options, message):

@@ -54,7 +54,7 @@ ALPHAS = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 2, 4, 8, 16)
 SWEEP = {
     "name": "aa",
     "base": {
-        "backbone": {"name": "nano"},
+        "backbone": {"name": "nano_plain"},
         "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
         "rounds": 4,
         "evaluate_every": 4,

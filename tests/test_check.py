@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+import torch
 
 from fedbench import data
 from fedbench.cli import check
@@ -462,3 +463,19 @@ def test_an_optional_hook_is_absent_until_it_is_overridden():
 def test_a_plug_in_error_names_the_file(tmp_path):
     with pytest.raises(PluginError, match=r"nothing\.py: cannot be read"):
         check.find(tmp_path / "nothing.py")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("tpu", "expected auto, cpu, cuda or cuda:N, found 'tpu'"),
+        ("mps", "expected auto, cpu, cuda or cuda:N, found 'mps'"),
+        ("cuda", "'cuda' does not exist: torch finds no GPU"),
+    ],
+)
+def test_an_unknown_or_absent_device_is_one_message_and_exit_code_2(device, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check.main([str(write(tmp_path)), "--device", device]) == check.MISTAKE
+    printed = capsys.readouterr()
+    assert printed.err == f"error: --device: {message}\n"
+    assert printed.out == ""

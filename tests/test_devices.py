@@ -302,7 +302,8 @@ def test_a_pack_reads_its_clock_when_the_device_is_idle(monkeypatch):
     clock = SharedClock()
     clock.seconds = 0.0
     training = Queued(**fields | {"clients": torch.arange(3), "samples": [4, 4, 4], "batches": ()})
-    monkeypatch.setattr(pack, "_stackable", id)
+    monkeypatch.setattr(pack, "_similar", id)
+    monkeypatch.setattr(pack, "_train_distinct", lambda trainings, stack: [each.train() for each in trainings])
     assert pack.train_together([training], [clock]) == ["updates"]
     assert clock.seconds == 7.0
 

@@ -28,6 +28,7 @@ from archives import (
 
 from fedbench.data import DataError, Samples, split
 from fedbench.plan.plugins import plugins
+from fedbench.sources.archive import open_source
 from fedbench.sources.domains import DOMAINNET
 
 SMALL = {"image_size": 8}
@@ -501,3 +502,11 @@ def test_inaturalist_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
     make_zip(folder / "inaturalist-user-120k.zip", lists)
     with pytest.raises(DataError, match=r"expected an image and a class number"):
         DATASETS["inaturalist"](**SMALL).load(tmp_path)
+
+
+@pytest.mark.parametrize(("names", "count"), [([*range(199), 0], 199), (range(199), 199), (range(201), 201)])
+def test_tiny_imagenet_lists_200_different_classes(names: Any, count: int, tmp_path: Path) -> None:
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    (tmp_path / "tiny-imagenet-200" / "wnids.txt").write_text("\n".join(f"n{name:08}" for name in names))
+    with pytest.raises(DataError, match=f"expected 200 classes in wnids.txt, found {count}"):
+        DATASETS["tiny_imagenet"]().table({"x.zip": open_source(tmp_path)})

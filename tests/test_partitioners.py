@@ -524,3 +524,11 @@ def test_clients_in_turn_are_less_alike_than_at_once(alpha: float, low: float, h
     closed = (digamma(alpha + 1) - digamma(alpha / 10 + 1)) / np.log(2)
     first = [entropy(shares_[:, :30]) for shares_ in shares["sequential"]]
     assert np.mean(first) == pytest.approx(closed, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "dirichlet_client", "domain"])
+def test_a_last_class_without_training_samples_is_no_mistake(name: str) -> None:
+    dataset = samples([60] * 5 + [0], [20] * 6, order=2)
+    made = split(dataset, PARTITIONERS[name](alpha=0.5), 6)
+    assert made.train.sizes.sum() == 300
+    assert np.bincount(dataset.labels[made.train.indices], minlength=6).tolist() == [60] * 5 + [0]

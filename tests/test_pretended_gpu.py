@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,9 @@ from torch import Tensor
 from fedbench.base import process_cache
 from fedbench.base.records import MEASURED, RunFolder
 from fedbench.bench.cases import Case, World
+from fedbench.contract import isolation, rounds, violation
+from fedbench.contract.world import Case as ContractCase
+from fedbench.method import InputPrompt, linear_head, tokens
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run import evaluation, local, pack, simulation
@@ -238,6 +242,24 @@ def test_streamed_images_give_the_same_numbers_and_no_step_waits(name, world, mo
     assert_equal(actual, expected)
 
 
+@pytest.mark.parametrize("kept", ["resized", "source"])
+def test_images_that_are_resized_on_a_gpu_have_the_cpus_pixels(kept, monkeypatch):
+    """Noise of 18 px at 40 px; with room for the source images only, each batch is resized anew."""
+    source = np.random.default_rng(0).integers(0, 256, (9, 18, 18, 3), dtype=np.uint8)
+    expected = images_module.Images(source, 40, (0.5,) * 3, (0.4,) * 3, torch.device("cpu"), torch.float32)
+    if kept == "source":
+        monkeypatch.setattr(images_module, "RESIDENT_BYTES", source.nbytes)
+    with PretendedGPU() as gpu:
+        images = images_module.Images(source, 40, (0.5,) * 3, (0.4,) * 3, CUDA, torch.float32)
+        assert (images.pixels is None) == (kept == "source")
+        index = torch.tensor([8, 0, 3, 3], device="cuda")
+        images.batch(index)
+        gpu.waits.clear()
+        found = images.batch(index)
+        assert gpu.waits == []
+        assert torch.equal(found.cpu(), expected.batch(torch.tensor([8, 0, 3, 3])))
+
+
 def test_a_pack_on_a_gpu_gives_each_run_the_numbers_that_it_has_alone_on_a_cpu(world):
     bases = [{"method": "pep_fedpt", "seed": seed, "local": {"lr": lr}} for seed, lr in ((0, 0.01), (1, 0.03))]
     expected = [outcome(experiment(world, "cpu", **base)) for base in bases]
@@ -288,6 +310,43 @@ def test_a_run_that_is_interrupted_on_a_gpu_resumes_there_and_on_a_cpu_with_the_
         for key, value in expected[0].items():
             if key != "chunk_images":  # a device's own
                 assert record[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(InputPrompt):
+    """Prompts with a factor that is made on `place`."""
+
+    place: str = "cpu"
+
+    def params(self, task):
+        return self.prompt_param(task) | linear_head(task)
+
+    def prompts(self, layer, p, cls, query):
+        factor = torch.ones(p["prompt"].shape[-1], device=cls.device if self.place == "cls" else "cpu")
+        return {"prompt": tokens(p["prompt"] * factor, cls)}
+
+
+@pytest.mark.parametrize(("place", "found"), [("cls", None), ("cpu", "on the same device.*cuda:0 and cpu")])
+def test_the_contract_on_a_gpu_refuses_a_hook_that_mixes_devices(place, found):
+    """The same method keeps the contract on a CPU."""
+    for device in (torch.device("cpu"), CUDA):
+        with PretendedGPU() if device == CUDA else nullcontext():
+            problem = violation(rounds.chunks_change_nothing, ContractCase(Scaled(place=place), device=device))
+        if device == CUDA and found:
+            assert problem is not None
+            assert re.search(found, problem)
+        else:
+            assert problem is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES["method"])
+def test_every_method_keeps_the_contract_on_a_gpu(name, world):
+    with PretendedGPU():
+        fields = {key: value for key, value in METHODS[name].items() if key != "name"}
+        case = ContractCase(CLASSES["method"][name](**fields), device=CUDA)
+        checks = [c for c in (*isolation.CHECKS, *rounds.CHECKS) if c.subject_kind == "run" or case.trains]
+        assert {c.name: found for c in checks if (found := violation(c, case))} == {}
 
 
 # -- each of these tests can fail ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""All methods on the embedded default: every method learns, and its numbers are those of tests/pinned.csv.
+"""The whole roster on nano_plain, the embedded control: every method learns, and its numbers are those of tests/pinned.csv.
 
 A three-round run of every method with its default fields, FedAvg, and of FedVPT with every aggregation. `make pin` writes
 the table anew after a change that is meant; its diff shows whose numbers moved. float32 sums differ a little between
@@ -32,7 +32,7 @@ ACCURACIES = ["mean_accuracy", "worst_accuracy", "val_mean_accuracy", "global_ac
 TOLERANCES = {"mean_accuracy": 0.03, "worst_accuracy": 0.15, "val_mean_accuracy": 0.05, "global_accuracy": 0.03}
 RELATIVE_TOLERANCE = 0.02  # of the loss and of the root mean square
 BASE: dict[str, Any] = {
-    "backbone": {"name": "nano"},
+    "backbone": {"name": "nano_plain"},
     "dataset": {"name": "glyphs", "train_per_class": 6, "test_per_class": 2},
     "partition": {"name": "dirichlet", "alpha": 1.0},
     "rounds": 3,

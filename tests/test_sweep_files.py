@@ -16,7 +16,7 @@ FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
 WANTED = {
     *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
-    "quickstart",
+    *("quickstart", "nano_plain"),
 }
 # What makes any of them small enough for minutes on a laptop: one command line for all.
 SHRINK = {

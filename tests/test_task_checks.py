@@ -165,7 +165,7 @@ def test_all_mistakes_are_reported_together() -> None:
         "backbone.weights: /nowhere.safetensors: No such file",
         "local.optimizer: Input should be 'sgd'",
         "run.precision: Input should be 'float32'",
-        "machine.device: 'cuda:99' is not there",
+        "machine.device: 'cuda:99' does not exist",
         "partition pathological: impossible split",
         "method pfpt: prompt_length 30",
         "method pep_fedpt: inject is 6",

@@ -17,6 +17,7 @@ from fedbench.bench import compare, device_report, measuring
 from fedbench.bench.cases import CASES, METHODS, SUITES
 from fedbench.plan.config import ConfigError
 from fedbench.plan.device import choose_device
+from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import PluginError, plugins
 from fedbench.vit.backbone import BackboneError
 
@@ -102,21 +103,21 @@ def parser(program: str = "fedbench bench") -> argparse.ArgumentParser:
 
 
 def _device_report(args: argparse.Namespace) -> int:
-    """Write a device report. Raises BenchError."""
+    """Write a device report. Raises BenchError, and ConfigError for mistakes in the sweep file."""
     try:
         device = choose_device(args.device or "cuda")
     except ValueError as error:
         raise compare.BenchError(f"--device: {error}") from error
     if args.deadline <= 0:
         raise compare.BenchError("--deadline: expected more than 0 seconds")
-    if args.sweep and not args.sweep.is_file():
-        raise compare.BenchError(f"--sweep {args.sweep}: no such file")
+    if args.sweep:  # mistakes in it are reported before anything is measured
+        read_sweep(args.sweep, args.plugins, [f"machine.device={device}"])
     options = device_report.ReportOptions(
         folder=args.device_report.resolve(),
         device=str(device),
         small=args.small,
         deadline=args.deadline,
-        sweep=args.sweep and args.sweep.resolve(),
+        sweep=args.sweep.resolve() if args.sweep and args.sweep.is_file() else args.sweep,  # or a name
         results=args.results and args.results.resolve(),
         plugins=[path.resolve() for path in args.plugins],
     )

@@ -47,6 +47,7 @@ def device_facts(device: torch.device, small: bool) -> Iterator[Result]:
         "system": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "packages": {name: _version(name) for name in PACKAGES},
         "device": device.type,
     }

@@ -35,7 +35,7 @@ class Block(BaseModel):
 class BackboneConfig(Block):
     """The frozen Vision Transformer that all clients share."""
 
-    name: str = Field("nano", description="`nano` (embedded) or any timm ViT")
+    name: str = Field("nano", description="`nano` or its control `nano_plain` (embedded), or any timm ViT")
     weights: Path | None = Field(
         None, description="local weights (.safetensors, .pth or .bin) instead of timm's download"
     )

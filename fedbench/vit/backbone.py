@@ -167,14 +167,16 @@ def make(
     pretrained: bool = True,
     shortcuts: bool = True,
 ) -> Backbone:
-    """The backbone called `name`: ``nano`` (embedded) or a timm ViT, downloaded or read from the local file `weights`.
+    """The backbone called `name`: an embedded one (``nano``, ``nano_plain``) or a timm ViT.
+
+    A timm ViT is downloaded, or read from the local file `weights`.
 
     Position embeddings are resampled to `image_size` pixels. ``pretrained=False`` gives random weights;
     ``shortcuts=False`` computes the backbone without shortcuts. Raises BackboneError.
     """
     _check_name(name, weights, image_size)
-    if name == "nano":
-        return Backbone(nano.build(), nano.MEAN, nano.STD, shortcuts)
+    if name in nano.NAMES:
+        return Backbone(nano.build(name), nano.MEAN, nano.STD, shortcuts)
     options = _options(image_size)
     with torch.device("meta"):  # refuse unusable models before anything is downloaded
         _refuse_others(name, _created(name, False, options))
@@ -197,7 +199,7 @@ def architecture(name: str, image_size: int | None = None, weights: Path | None 
     """
     _check_name(name, weights, image_size)
     with torch.device("meta"):
-        if name == "nano":
+        if name in nano.NAMES:
             return Backbone(VisionTransformer(**nano.ARCHITECTURE), nano.MEAN, nano.STD)
         vit = _created(name, False, _options(image_size))
         _refuse_others(name, vit)
@@ -212,14 +214,18 @@ def architecture(name: str, image_size: int | None = None, weights: Path | None 
 
 def _check_name(name: str, weights: Path | None, image_size: int | None) -> None:
     """Raise BackboneError for a name that timm does not know, and for options that the embedded backbone does not have."""
-    if name == "nano":
+    if name in nano.NAMES:
         if weights is not None or image_size not in (None, nano.ARCHITECTURE["img_size"]):
-            raise BackboneError(f"nano comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only")
+            raise BackboneError(
+                f"{name} comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only"
+            )
     elif not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
             timm.list_models("vit_*")[:8]
         )
-        raise BackboneError(f"no timm model is called {name!r}; near: {near}; or `nano`, the embedded one")
+        raise BackboneError(
+            f"no timm model is called {name!r}; near: {near}; or an embedded one: {', '.join(nano.NAMES)}"
+        )
 
 
 def _options(image_size: int | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from fedbench.vit import resize
+
 Augment = Literal["none", "flip", "crop_flip"]
 
 PASS = 64  # images in a pass for cached results; fixed, since another size would change the last bits
@@ -59,7 +61,9 @@ class Images:
 
     def _resized(self, raw: Tensor) -> Tensor:
         """The images `raw` [n, 3, H, W] as [n, 3, S, S]."""
-        if raw.shape[2:] != (self.size, self.size):
+        if raw.device.type != "cpu":
+            raw = resize.resized(raw, self.size)
+        elif raw.shape[2:] != (self.size, self.size):
             raw = tvf.resize(raw, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
         return raw.contiguous()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedbench.plan.config import ConfigError
+from fedbench.plan.plugins import plugins
 from fedbench.plan.search_space import check_range
 
 ILLEGAL: list[tuple[dict[str, tuple[Any, ...]], str]] = [
@@ -46,3 +47,54 @@ def test_an_illegal_range_is_refused_and_named(range_: dict[str, tuple[Any, ...]
 @pytest.mark.parametrize("range_", LEGAL, ids=str)
 def test_a_legal_range_is_taken(range_: dict[str, tuple[Any, ...]]) -> None:
     check_range("local.lr", range_)
+
+
+LR, SCALE, EPOCHS = {"log": (0.001, 1.0)}, {"log": (0.1, 100.0)}, {"choice": (1, 2, 5, 10)}
+PROMPTS: dict[str, Any] = {"local.lr": LR, "prompt_lr_scale": SCALE}
+# The ranges that a comparison with `tune:` searches unless it states others: part of the protocol of published numbers.
+SEARCHED: dict[str, dict[str, Any]] = {
+    "apfl": {**PROMPTS, "alpha": {"linear": (0.1, 0.9)}},
+    "central_vpt": PROMPTS,
+    "ditto": {**PROMPTS, "pull": {"log": (0.01, 10.0)}},
+    "fed3r": {},
+    "fedbabu": {**PROMPTS, "finetune_epochs": EPOCHS},
+    "fedcof": {},
+    "fedncm": {},
+    "fedpgp": {
+        **PROMPTS,
+        "factor_lr_scale": SCALE,
+        "mu": {"log": (0.01, 10.0)},
+        "rank": {"choice": (1, 2, 4, 8)},
+    },
+    "fedpr": {"local.lr": LR, "prompt_lr_scale": {"log": (1.0, 1000.0)}},
+    "fedrep": {**PROMPTS, "finetune_epochs": EPOCHS},
+    "fedvpt": PROMPTS,
+    "fedvpt_deep": PROMPTS,
+    "full_finetune": {"local.lr": LR, "backbone_lr_scale": {"log": (0.01, 10.0)}},
+    "head_only": {"local.lr": LR},
+    "lora": {"local.lr": LR, "lora_lr_scale": SCALE, "alpha": {"log": (1.0, 64.0)}},
+    "pep_fedpt": {
+        **PROMPTS,
+        "temperature": {"log": (0.03, 1.0)},
+        "class_prompt_lr_scale": {"log": (1.0, 300.0)},
+    },
+    "pfedpg": {**PROMPTS, "server_lr": {"log": (0.1, 10.0)}},
+    "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
+    "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
+    "sgpt": {**PROMPTS, "groups": {"choice": (5, 10, 20, 40)}},
+}
+# What a prior adds to a method that trains nothing, whose answers no temperature changes otherwise.
+WITH_A_PRIOR = {
+    "fed3r": {"temperature": {"log": (0.05, 2.0)}},
+    "fedcof": {"temperature": {"log": (0.05, 2.0)}},
+    "fedncm": {"temperature": {"log": (0.01, 1.0)}},
+}
+
+
+def test_every_method_searches_its_published_ranges() -> None:
+    classes = plugins().classes["method"]
+    assert {name: dict(cls().search_space()) for name, cls in classes.items()} == SEARCHED
+    for prior in ("eval", "both"):
+        found = {name: dict(classes[name](logit_prior=prior).search_space()) for name in WITH_A_PRIOR}
+        assert found == WITH_A_PRIOR
+    assert not any(classes[name](logit_prior="train").search_space() for name in WITH_A_PRIOR)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from written import write_run
 
+from fedbench.report.evidence import gather
+from fedbench.report.published import beside
 from fedbench.report.tables import notes, terminal
 from fedbench.report.tables.metrics import METRIC
 from fedbench.report.tables.summary import summary, with_last_round
@@ -238,3 +242,31 @@ def test_a_terminal_shows_ten_alarms_and_counts_the_others() -> None:
     console = Console(file=io.StringIO(), width=80)
     terminal.tell(console, [], [f"alarm {i}" for i in range(10)], [])
     assert "more" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# -- trials and published numbers --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("last", "chosen"), [("done", 2), ("diverged", 1), ("failed", None), ("running", None), ("pending", None)]
+)
+def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path: Path, last: str, chosen: int | None) -> None:
+    """Three trials of all rounds and a better one of half the rounds, which only led to them."""
+    write_run(tmp_path, "A", config={"local": {"lr": 9.0}})
+    trials = [(0, "done", 20, 0.5), (1, "done", 20, 0.7), (2, last, 20, 0.8), (3, "done", 10, 0.9)]
+    for number, state, rounds, accuracy in trials:
+        tuning = {"trial_of": "A", "number": number, "values": {"local.lr": number}}
+        config = {"local": {"lr": float(number)}, "rounds": rounds}
+        run_state: dict[str, Any] = {"state": state, "rounds": rounds, "config": config, "tuning": tuning}
+        write_run(tmp_path, f"trial {number}", method="ma", **run_state, val_mean_accuracy=accuracy)
+    found = gather([], tmp_path).trials.set_index("number").sort_index()
+    assert list(found.index) == [0, 1, 2, 3]
+    assert [number for number, row in found.iterrows() if row["chosen"]] == [number for number in [chosen] if number]
+    values = [accuracy if state == "done" else NAN for _, state, _, accuracy in trials]
+    np.testing.assert_array_equal(found["validation"], values)
+    assert found["values"].tolist() == [f'{{"local.lr": {number}}}' for number in range(4)]
+    assert set(found["label"]) == {"A"}
+
+
+def test_published_numbers_have_their_columns_where_there_are_none() -> None:
+    names = ["source", "where", "method", "setting", "metric", "reported", "label", "here", "std", "seeds"]
+    found = beside(RUNS.assign(config="{}"), [])
+    assert (list(found.columns), len(found)) == ([*names, "difference", "protocol"], 0)

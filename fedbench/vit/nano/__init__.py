@@ -1,4 +1,9 @@
-"""nano: an embedded Vision Transformer with 1.2 million parameters, on which every method runs on a laptop in minutes."""
+"""nano: an embedded Vision Transformer with 1.2 million parameters, on which every method runs on a laptop in minutes.
+
+There are two sets of weights of the same architecture. `nano` was pretrained so that prompts can change what its CLS token
+says. `nano_plain` was pretrained without prompts and gains little from them: it is the negative control of `nano`.
+`fedbench.pretraining` made both.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from typing import Any
 from safetensors.torch import load
 from timm.models.vision_transformer import VisionTransformer
 
+NAMES = ("nano", "nano_plain")
 ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 8,
@@ -22,17 +28,30 @@ ARCHITECTURE: dict[str, Any] = {
 }
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
-WEIGHTS = Path(__file__).with_name("nano.fp16.safetensors")
-RECIPE = Path(__file__).with_name("nano.json")
+FOLDER = Path(__file__).parent
 
 
-def build() -> VisionTransformer:
-    """The pretrained backbone in float32 and evaluation mode. Raises ValueError if the weights are not those of the recipe."""
-    content = WEIGHTS.read_bytes()
-    expected = json.loads(RECIPE.read_text(encoding="utf-8"))["sha256"]
+def weights_path(name: str, folder: Path = FOLDER) -> Path:
+    """The file with the weights called `name`, in half precision."""
+    return folder / f"{name}.fp16.safetensors"
+
+
+def recipe_path(name: str, folder: Path = FOLDER) -> Path:
+    """The file that says how the weights called `name` were made, and what was measured with them."""
+    return folder / f"{name}.json"
+
+
+def build(name: str = "nano", folder: Path = FOLDER) -> VisionTransformer:
+    """The pretrained backbone called `name` in float32, in evaluation mode.
+
+    Raises ValueError if the weights are not those of the recipe.
+    """
+    weights, recipe = weights_path(name, folder), recipe_path(name, folder)
+    content = weights.read_bytes()
+    expected = json.loads(recipe.read_text(encoding="utf-8"))["sha256"]
     digest = hashlib.sha256(content).hexdigest()
     if digest != expected:
-        raise ValueError(f"{WEIGHTS.name} is not the file of {RECIPE.name}: its SHA-256 is {digest}, not {expected}")
+        raise ValueError(f"{weights.name} is not the file of {recipe.name}: its SHA-256 is {digest}, not {expected}")
     model = VisionTransformer(**ARCHITECTURE)
-    model.load_state_dict({name: value.float() for name, value in load(content).items()}, strict=True)
+    model.load_state_dict({key: value.float() for key, value in load(content).items()}, strict=True)
     return model.eval()
