@@ -69,7 +69,12 @@ def test_state_and_restore_are_inverse():
 
 
 @pytest.mark.parametrize(
-    "method", [{"name": "fedvpt", "prompt": "local"}, {"name": "fedvpt", "finetune_epochs": 1}, "fedvpt"]
+    "method",
+    [
+        {"name": "fedvpt", "prompt": "local"},
+        pytest.param({"name": "fedvpt", "finetune_epochs": 1}, marks=pytest.mark.slow),
+        "fedvpt",
+    ],
 )
 def test_blocks_of_clients_change_no_number(data: Path, tmp_path: Path, monkeypatch: Any, method: Any) -> None:  # noqa: F811
     plan = sweep(data, [method], precision="float64")

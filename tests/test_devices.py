@@ -162,8 +162,14 @@ def train_on_meta(small, model, clients=COHORT, **local):
     return trainer.train(received, read, batches, Recipe(trainer.local.lr, trainer.local.clip))
 
 
-@pytest.mark.parametrize("name", [n for n in tiny.METHODS if tiny.mini_run(tiny.METHODS[n]).trainer.phases])
-@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+TRAINED = [name for name, method in tiny.METHODS.items() if tiny.mini_run(method).trainer.phases]
+
+
+# With its default options and augmentation, every method is a fast test.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in TRAINED]
+)
+@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "crop_flip"])
 def test_a_step_reads_nothing_back_and_mixes_no_devices(name, augment, on_meta):
     """With resident images, local training of every method runs on tensors without values."""
     small = tiny.mini_run(tiny.METHODS[name], augment=augment)

@@ -42,6 +42,7 @@ def test_the_pages_hold_what_the_code_says(capsys):
     assert docs_generator.main([]) == 0, f"run `make docs`: {capsys.readouterr().out}"
 
 
+@pytest.mark.slow
 def test_a_stale_page_is_seen(tmp_path):
     for name in docs_generator.pages():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -120,9 +120,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize(
-    "recipe", [r if r in ("sgd", "momentum") else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES]
-)
+@pytest.mark.parametrize("recipe", [r if r == "sgd" else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES])
 def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
     base = RECIPES[recipe] | {"local": {"batch_size": 4, "augment": "crop_flip", **RECIPES[recipe].get("local", {})}}
     grid = {

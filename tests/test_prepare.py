@@ -256,7 +256,10 @@ def at_once(root: Path, begin: Any) -> None:
     prepare(root)
 
 
-@pytest.mark.parametrize("without", ["", "locks", "locks and claims"])
+SLOW = [pytest.param(without, marks=pytest.mark.slow) for without in ("", "locks")]
+
+
+@pytest.mark.parametrize("without", [*SLOW, "locks and claims"])
 def test_fifty_jobs_decode_once(without: str, tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_lock(*_: Any) -> None:
         raise OSError("this file system has none")

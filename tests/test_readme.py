@@ -22,7 +22,8 @@ def test_there_are_commands():
 
 
 def test_it_is_short():
-    assert len(README.text.split()) <= 1000
+    before, _, rest = README.text.partition("<!-- made by `make readme` -->")  # the demo's table is no prose
+    assert len((before + rest.partition("<!-- end -->")[2]).split()) <= 900
     (code,) = README.blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) == 13  # as its heading says
 

@@ -146,9 +146,8 @@ def test_the_loop_twin_agrees(data, tmp_path, method):
         assert a == pytest.approx(b, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "method", [{"name": "fedvpt", "prompt": "local"}, pytest.param("pep_fedpt", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [{"name": "fedvpt", "prompt": "local"}, "pep_fedpt"])
 def test_killed_at_a_random_round_gives_the_same_numbers(data, tmp_path, method):
     """SIGKILL of the job's process, twice, at rounds drawn from the clock; then the records are those of a quiet run."""
     plan = sweep(data, [method], rounds=30, evaluate_every=5)
