@@ -84,9 +84,10 @@ def test_docstrings_become_markdown():
     assert markdown.code("a | b") == "`a` | `b`"
 
 
-def test_the_example_of_the_sweep_file_makes_the_runs_it_says():
-    (text,) = Page("docs/sweep_file.md").blocks("yaml")
-    assert len(check_sweep(yaml.safe_load(text), plugins()).runs) == 24
+def test_the_examples_of_the_sweep_file_make_the_runs_that_the_page_counts():
+    contents = [yaml.safe_load(text) for text in Page("docs/sweep_file.md").blocks("yaml")]
+    assert [len(check_sweep(content, plugins()).runs) for content in contents] == [24, 16]
+    assert len(check_sweep({**contents[1], "exclude": []}, plugins()).runs) == 24
 
 
 def test_every_metric_and_every_word_of_a_record_is_defined(tmp_path):

@@ -1,4 +1,4 @@
-"""Expands `base`, `grid`, `with:` and the settings of the command line into one mapping per run."""
+"""Expands `base`, `grid`, `zip`, `with:` and the settings of the command line into one mapping per run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from fedbench.plan.plugins import PLUGIN_KINDS
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
 MOST_RUNS = 100_000
-SECTIONS = ("name", "base", "grid", "tune", "cluster", "machine")  # of a sweep file
+SECTIONS = ("name", "base", "grid", "zip", "exclude", "tune", "cluster", "machine")  # of a sweep file
+LISTS = ("zip", "exclude")  # sections that are lists
 Override = tuple[str, Any]  # (dotted key of a run, value)
+Axis = list[dict[str, Any]]  # points {dotted key: value}; the axes of a sweep multiply
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any, mistakes: Mistakes, merge: bool = False) -> None:
@@ -37,8 +39,9 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any, mistakes: Mistakes, 
 def apply_settings(content: dict[str, Any], settings: Iterable[str], mistakes: Mistakes) -> list[Override]:
     """Apply ``key=value`` texts to the sections of `content`, and return those that override every run.
 
-    A key of `cluster`, `machine` or `tune` changes that section, and ``grid.key`` replaces a list of the grid. Any other
-    key belongs to a run and replaces the grid's whole list for it.
+    A key of `cluster`, `machine` or `tune` changes that section, ``grid.key`` replaces a list of the grid, and `name`, `zip`
+    and `exclude` are replaced as a whole. Any other key belongs to a run and replaces the whole list that `grid` or `zip`
+    has for it.
     """
     for_all_runs: list[Override] = []
     for setting in settings:
@@ -56,39 +59,87 @@ def apply_settings(content: dict[str, Any], settings: Iterable[str], mistakes: M
             set_path(content, name, value, mistakes)
         elif section == "grid" and inside:
             content["grid"][".".join(inside)] = value
-        elif section == "name" and not inside:
-            content["name"] = value
+        elif section in ("name", *LISTS) and not inside:
+            content[section] = value
         elif mistakes.unknown_names([section], RunConfig.model_fields, "--set"):
-            content["grid"].pop(name, None)
             for_all_runs.append((name, value))
+    for name, _ in for_all_runs:
+        for block in [content["grid"], *_zip_blocks(content)]:
+            block.pop(name, None)
     return for_all_runs
 
 
-def checked_grid(grid: dict[str, Any], mistakes: Mistakes) -> dict[str, list[Any]]:
-    """`grid` with a list for every key, and with no more runs than `MOST_RUNS`."""
-    lists: dict[str, list[Any]] = {}
+def overridden(settings: Iterable[str]) -> set[str]:
+    """The keys of runs that ``key=value`` texts override, without what follows a dot."""
+    return {setting.partition("=")[0].removeprefix("grid.").split(".")[0] for setting in settings}
+
+
+def _zip_blocks(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of `zip` that are mappings."""
+    blocks = content.get("zip")
+    return [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+
+
+def checked_axes(grid: dict[str, Any], zipped: Any, mistakes: Mistakes) -> list[Axis]:
+    """One axis for each key of `grid` and each block of `zipped`, with no more runs than `MOST_RUNS`."""
+    axes: list[Axis] = []
     for key, values in grid.items():
-        if isinstance(values, list) and values:
-            lists[key] = values
-        else:
-            mistakes.add(f"grid.{key}", f"expected a list with at least one value, found {shown(values)}")
-            lists[key] = [values]
-    count = math.prod(len(values) for values in lists.values())
+        axes.append([{key: value} for value in _values(f"grid.{key}", values, mistakes)])
+    axes += _zip_axes(zipped, list(grid), mistakes)
+    count = math.prod(map(len, axes))
     if count > MOST_RUNS:
-        product = " x ".join(f"{len(values):,}" for values in lists.values())
+        product = " x ".join(f"{len(axis):,}" for axis in axes)
         mistakes.add("grid", f"{product} = {count:,} runs; a sweep has at most {MOST_RUNS:,}")
-        return {key: values[:1] for key, values in lists.items()}
-    return lists
+        return [axis[:1] for axis in axes]
+    return axes
+
+
+def _zip_axes(zipped: Any, taken: list[str], mistakes: Mistakes) -> list[Axis]:
+    """One axis for each block of `zipped`, whose lists advance together. `taken`: keys that are in `grid`."""
+    if zipped is None:
+        return []
+    if not isinstance(zipped, list):
+        mistakes.add("zip", f"expected a list of mappings of equally long lists, found {shown(zipped)}")
+        return []
+    axes: list[Axis] = []
+    places = dict.fromkeys(taken, "grid")
+    for position, block in enumerate(zipped, 1):
+        where = f"zip, block {position}"
+        if not isinstance(block, dict):
+            mistakes.add(where, f"expected a mapping of equally long lists, found {shown(block)}")
+            continue
+        mistakes.unknown_names([str(key).split(".")[0] for key in block], RunConfig.model_fields, where)
+        lists = {}
+        for key, values in block.items():
+            if key in places:
+                mistakes.add(where, f"{key} is also in {places[key]}; a key may vary in one place only")
+            elif str(key).split(".")[0] in RunConfig.model_fields:
+                lists[key] = _values(f"{where}, {key}", values, mistakes)
+        places |= dict.fromkeys(block, where)
+        if len(set(map(len, lists.values()))) > 1:
+            lengths = ", ".join(f"{key} has {len(values):,}" for key, values in lists.items())
+            mistakes.add(where, f"lists that advance together must be equally long: {lengths}")
+        if lists:
+            axes.append([dict(zip(lists, point, strict=True)) for point in zip(*lists.values(), strict=False)])
+    return axes
+
+
+def _values(where: str, values: Any, mistakes: Mistakes) -> list[Any]:
+    """`values` as a list of at least one value. Otherwise adds a mistake."""
+    if isinstance(values, list) and values:
+        return values
+    mistakes.add(where, f"expected a list with at least one value, found {shown(values)}")
+    return [values]
 
 
 def expand(
-    base: dict[str, Any], grid: dict[str, list[Any]], for_all_runs: Sequence[Override], mistakes: Mistakes
+    base: dict[str, Any], axes: Sequence[Axis], for_all_runs: Sequence[Override], mistakes: Mistakes
 ) -> Iterator[dict[str, Any]]:
-    """`base` with every combination of the grid's values, overlaid by the values' ``with:`` and then by the settings."""
-    for combination in itertools.product(*grid.values()):
+    """`base` with every combination of the axes' points, overlaid by the values' ``with:`` and then by the settings."""
+    for combination in itertools.product(*axes):
         run: dict[str, Any] = {}
         overlays: list[Override] = []
-        for key, value in [*base.items(), *zip(grid, combination, strict=True)]:
+        for key, value in itertools.chain(base.items(), *(point.items() for point in combination)):
             if isinstance(value, dict) and "with" in value:
                 value = dict(value)
                 overlay = value.pop("with") or {}

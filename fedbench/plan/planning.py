@@ -13,7 +13,8 @@ from fedbench.base.home import HOME, sweep_file
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, PlannedRun, RunConfig, Sweep, Tune
 from fedbench.plan.content import forget
-from fedbench.plan.expansion import SECTIONS, apply_settings, checked_grid, expand, set_path
+from fedbench.plan.exclusion import Exclusion
+from fedbench.plan.expansion import LISTS, SECTIONS, apply_settings, checked_axes, expand, overridden, set_path
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.plugins import PLUGIN_KINDS, PluginError, Plugins, plugins
 from fedbench.plan.search_space import check_range
@@ -79,6 +80,7 @@ def check_sweep(
     checker = Checker(available)
     mistakes = checker.mistakes
     forget()  # files may have changed since the last sweep of this process
+    settings = list(settings)
     sections = _sections(content, mistakes)
     for_all_runs = apply_settings(sections, settings, mistakes)
     base, grid = sections["base"], sections["grid"]
@@ -94,8 +96,10 @@ def check_sweep(
     # `tune: {}` is a tuning with defaults; no `tune`, or `--set tune=null`, is none.
     tunes = sections["tune"] or (sections["tune"] is not None and content.get("tune") is not None)
     tune: Tune | None = checker.block(Tune, sections["tune"], "tune").value if tunes else None
+    axes = checked_axes(grid, sections["zip"], mistakes)
+    exclusion = Exclusion(sections["exclude"], available, mistakes)
     runs: dict[str, PlannedRun] = {}
-    for run in expand(base, checked_grid(grid, mistakes), for_all_runs, mistakes):
+    for run in exclusion.kept(expand(base, axes, for_all_runs, mistakes), overridden(settings)):
         planned = checker.run(run)
         add_unused_momentum(run, mistakes)
         if planned is not None:
@@ -122,10 +126,12 @@ def check_not_begun(sweep: Sweep, names: Collection[str], source: str) -> None:
 
 
 def _sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
-    """A copy of the sections of a sweep file; each but `name` is a mapping."""
+    """A copy of the sections of a sweep file; each but `name` and the lists is a mapping."""
     mistakes.unknown_names(content, SECTIONS, "")
     sections = {key: copy.deepcopy(content.get(key)) for key in SECTIONS}
     for key in SECTIONS[1:]:
+        if key in LISTS:
+            continue  # checked with their entries
         if sections[key] is None:
             sections[key] = {}
         elif not isinstance(sections[key], dict):
