@@ -14,6 +14,7 @@ VERBS = {
     "data": ("fedbench.cli.data", "list, prepare and inspect datasets and splits"),
     "methods": ("fedbench.cli.list_methods", "list methods and aggregations with their fields"),
     "check": ("fedbench.cli.check", "run the contract checks on a plug-in"),
+    "new": ("fedbench.cli.new", "write the skeleton of a new plug-in"),
     "bench": ("fedbench.bench", "measure speed and memory, and the parts of a round"),
     "completion": ("fedbench.cli.completion", "print the script for shell completion of these commands"),
 }
