@@ -15,6 +15,7 @@ VERBS = {
     "methods": ("fedbench.cli.list_methods", "list methods and aggregations with their fields"),
     "check": ("fedbench.cli.check", "run the contract checks on a plug-in"),
     "new": ("fedbench.cli.new", "write the skeleton of a new plug-in"),
+    "fetch-weights": ("fedbench.cli.fetch_weights", "download the backbones of a sweep file"),
     "bench": ("fedbench.bench", "measure speed and memory, and the parts of a round"),
     "completion": ("fedbench.cli.completion", "print the script for shell completion of these commands"),
 }
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb in VERBS:
         code: int = importlib.import_module(VERBS[verb][0]).main(rest, f"fedbench {verb}")
         return code
-    lines = [f"  {name:<11} {what}" for name, (_, what) in VERBS.items()]
+    lines = [f"  {name:<13} {what}" for name, (_, what) in VERBS.items()]
     usage = ["usage: fedbench VERB ...   (see fedbench VERB --help)", "", *lines, "", "example:"]
     text = "\n".join([*usage, f"  fedbench {EXAMPLE}", ""])
     if verb in ("-h", "--help"):
