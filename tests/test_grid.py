@@ -189,3 +189,9 @@ def test_an_entry_may_match_nothing_once_the_command_line_changed_its_key():
     assert rates(planned("grid.seed=[0]", grid=grid, exclude=exclude)) == [("fedvpt", 0, 0.1), ("fedvpt", 0, 0.2)]
     assert rates(planned("seed=1", grid=grid, exclude=exclude)) == [("fedvpt", 1, 0.1)]
     assert len(planned("exclude=[]", grid=grid, exclude=exclude).runs) == 4
+
+
+def test_an_entry_is_not_blamed_for_lists_that_are_wrong():
+    assert mistakes(zip=[{"seed": [0, 1], "rounds": [1]}], exclude=[{"seed": 1}]) == [
+        "zip, block 1: lists that advance together must be equally long: seed has 2, rounds has 1"
+    ]

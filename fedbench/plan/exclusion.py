@@ -37,11 +37,11 @@ class Exclusion:
             if pattern is not None:
                 self._patterns[position], self._written[position] = pattern, entry
 
-    def kept(self, runs: Iterable[dict[str, Any]], overridden: Collection[str]) -> Iterator[dict[str, Any]]:
+    def kept(self, runs: Iterable[dict[str, Any]], may_match_none: Collection[str]) -> Iterator[dict[str, Any]]:
         """Those of `runs`, mappings as the file has them, that match no entry. Values not written count as defaults.
 
-        After the last run, adds a mistake if none was kept, and for each entry that matched no run. Entries with a key in
-        `overridden` may match none: the command line changed this key.
+        After the last run, adds a mistake for each entry that matched no run, except those with a key in `may_match_none`.
+        If there are no mistakes at all, adds one if no run was kept.
         """
         matched: set[int] = set()
         count = 0
@@ -52,12 +52,12 @@ class Exclusion:
                 count += 1
                 yield run
         for position, pattern in self._patterns.items():
-            if position not in matched and not set(overridden) & pattern.keys():
+            if position not in matched and not set(may_match_none) & pattern.keys():
                 self._mistakes.add(
                     f"exclude, entry {position}",
                     f"{shown(self._written[position])} matches no run; a run matches if it has all of these values",
                 )
-        if not count:
+        if not count and not len(self._mistakes):
             self._mistakes.add("exclude", "leaves out every run")
 
     def _pattern(self, entry: Any, where: str) -> dict[str, Any] | None:

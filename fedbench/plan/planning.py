@@ -96,10 +96,13 @@ def check_sweep(
     # `tune: {}` is a tuning with defaults; no `tune`, or `--set tune=null`, is none.
     tunes = sections["tune"] or (sections["tune"] is not None and content.get("tune") is not None)
     tune: Tune | None = checker.block(Tune, sections["tune"], "tune").value if tunes else None
+    before = len(mistakes)
     axes = checked_axes(grid, sections["zip"], mistakes)
+    # Wrong lists make too few runs, so that an entry of `exclude` may match none of them.
+    may_match_none = overridden(settings) if len(mistakes) == before else set(legal)
     exclusion = Exclusion(sections["exclude"], available, mistakes)
     runs: dict[str, PlannedRun] = {}
-    for run in exclusion.kept(expand(base, axes, for_all_runs, mistakes), overridden(settings)):
+    for run in exclusion.kept(expand(base, axes, for_all_runs, mistakes), may_match_none):
         planned = checker.run(run)
         add_unused_momentum(run, mistakes)
         if planned is not None:
