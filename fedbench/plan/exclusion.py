@@ -94,7 +94,7 @@ class Exclusion:
             if not self._mistakes.unknown_names([block["name"]], sorted(classes), place):
                 return
             classes = {block["name"]: classes[block["name"]]}
-        fields = {field.name for cls in classes.values() for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {field.name for cls in classes.values() for field in dataclasses.fields(cls)}
         legal = ["name", *(["label"] if kind == "method" else []), *sorted(fields)]
         self._mistakes.unknown_names(block, legal, place)
 
@@ -114,7 +114,7 @@ class Exclusion:
         block = {"name": value} if isinstance(value, str) else value
         if not isinstance(block, dict):
             return block
-        cls: Any = self._plugins.classes[key].get(str(block.get("name")))  # type: ignore[index]
+        cls: Any = self._plugins.classes[key].get(str(block.get("name")))
         fields = dataclasses.fields(cls) if cls is not None else ()
         return {**{field.name: field.default for field in fields}, **block}
 
