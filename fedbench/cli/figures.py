@@ -11,8 +11,8 @@ from rich.text import Text
 
 from fedbench.base import fork_pool
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.report.published_rows import FilledResults, filled
 from fedbench.report.published import FOLDER, ReferencesError
+from fedbench.report.published_rows import FilledResults, filled
 from fedbench.report.selection import ReportError, select
 from fedbench.report.tables.metrics import MAIN, METRIC
 

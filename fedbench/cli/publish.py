@@ -44,8 +44,12 @@ def parser(program: str = "fedbench publish") -> argparse.ArgumentParser:
         metavar="FILE.parquet",
         help="where to write, e.g. results/published/mine.parquet",
     )
-    options.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)")
-    options.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
+    options.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)"
+    )
+    options.add_argument(
+        "--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins"
+    )
     options.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="the same as for the sweep"
     )

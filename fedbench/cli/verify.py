@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say, warn
@@ -22,8 +23,8 @@ PASS, FAIL, NOTHING = 0, 1, 2
 
 EPILOG = f"""\
 With the versions, processor and threads of the published run, all records must be equal to the bit. Otherwise means may
-differ by the tolerance, metrics of few clients (worst, 10th percentile, spread) by {TAIL_FACTOR:g} times as much, and the training
-loss by {verification.LOSS_TOLERANCE:.0%}; hashes, bytes and multiply-adds must be equal. Times and memory are not compared.
+differ by the tolerance, metrics of few clients (worst, 10th percentile, spread) by {TAIL_FACTOR:g} times as much, and
+the training loss by {verification.LOSS_TOLERANCE:.0%}; hashes, bytes and multiply-adds must be equal. Times and memory are not compared.
 Exit code: 0 all compared runs pass, 1 some fail, 2 nothing could be compared.
 
 examples:
@@ -50,7 +51,9 @@ def parser(program: str = "fedbench verify") -> argparse.ArgumentParser:
     options.add_argument(
         "--files", type=Path, nargs="+", default=[], metavar="PATH", help="your own files that the runs read"
     )
-    options.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
+    options.add_argument(
+        "--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins"
+    )
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     return options
 
@@ -73,7 +76,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "fedbench verify
     except (PublishedRunsError, PluginError) as error:
         warn(f"error: {error}")
         return NOTHING
-    drawn = random.Random(options.seed).sample(runs, min(options.sample, len(runs)))
+    places = np.random.default_rng(options.seed).choice(len(runs), min(options.sample, len(runs)), replace=False)
+    drawn = [runs[place] for place in sorted(places)]
     say(f"{options.file}: {len(drawn)} of {len(runs)} runs, drawn with seed {options.seed}")
     verdicts = []
     for run in drawn:

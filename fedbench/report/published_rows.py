@@ -69,7 +69,9 @@ def filled(results: Path, files: Sequence[Path]) -> Iterator[FilledResults]:
     """
     paths = list(files) or sorted(PUBLISHED.glob("*.parquet"))
     if not paths:
-        raise ReportError(f"--published: {PUBLISHED} holds no parquet files; name a file, or make one: fedbench publish")
+        raise ReportError(
+            f"--published: {PUBLISHED} holds no parquet files; name a file, or make one: fedbench publish"
+        )
     notes, sources = [], dict[str, tuple[PublishedRun, str]]()
     for path in paths:
         try:
