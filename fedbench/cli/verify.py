@@ -24,13 +24,14 @@ PASS, FAIL, NOTHING = 0, 1, 2
 EPILOG = f"""\
 With the versions, processor and threads of the published run, all records must be equal to the bit. Otherwise means may
 differ by the tolerance, metrics of few clients (worst, 10th percentile, spread) by {TAIL_FACTOR:g} times as much, and
-the training loss by {verification.LOSS_TOLERANCE:.0%}; hashes, bytes and multiply-adds must be equal. Times and memory are not compared.
+the training loss by {verification.LOSS_TOLERANCE:.0%}. Hashes, bytes and multiply-adds must be equal. Times and memory are not
+compared.
 Exit code: 0 all compared runs pass, 1 some fail, 2 nothing could be compared.
 
 examples:
   %(prog)s results/published/quickstart.parquet
   %(prog)s results/published/quickstart.parquet --sample 5 --seed 1
-""".replace("%;", "%%;")
+""".replace("%.", "%%.")
 
 
 def parser(program: str = "fedbench verify") -> argparse.ArgumentParser:
