@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
@@ -188,6 +189,24 @@ def test_all_files_of_the_published_folder_are_used_by_default(world, tmp_path, 
         assert len(results.sources) == 4
         assert len(results.notes) == 1
         assert "a.parquet: cannot be read as a file of published runs" in results.notes[0]
+
+
+def test_a_tuned_sweep_is_filled_with_the_published_trials_and_their_choice(world, tmp_path):
+    content = yaml.safe_load(world.sweep.read_text())
+    content["base"]["clients"]["validation"] = 0.3
+    content["grid"] = {"method": [{"name": "head_only"}]}
+    content["tune"] = {"trials": 2, "search": {"local.lr": {"log": [0.001, 1.0]}}}
+    file, results, out = tmp_path / "tuned.yaml", tmp_path / "results", tmp_path / "tuned.parquet"
+    file.write_text(yaml.safe_dump(content))
+    assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", "--no-watch"]) == 0
+    assert publish.main([str(file), "--results", str(results), "--out", str(out)]) == 0
+    here = gather([file], results)
+    with published_rows.filled(tmp_path / "nothing", [out]) as folder:
+        there = folder.marked(gather([file], folder.path))
+    pd.testing.assert_frame_equal(there.runs, here.runs)
+    pd.testing.assert_frame_equal(there.trials, here.trials)
+    assert there.published == dict.fromkeys(here.runs["run"], "tuned.parquet")
+    assert len(there.trials) == 2
 
 
 # -- damaged and foreign files -----------------------------------------------------------------------------------------

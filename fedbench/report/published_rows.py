@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.base.home import HOME
+from fedbench.base.naming import key
 from fedbench.base.records import RunFolder
 from fedbench.report.evidence import Evidence
 from fedbench.report.published_runs import PublishedRun, PublishedRunsError, read, unpack
@@ -56,8 +56,7 @@ class FilledResults:
 
 
 def _same(identity: Mapping[str, Any], planned: Planned) -> bool:
-    expected = json.loads(json.dumps(planned.config, default=str)) | {"seed": planned.seed}
-    return dict(identity) == expected
+    return key(identity) == key({**planned.config, "seed": planned.seed})
 
 
 @contextmanager
