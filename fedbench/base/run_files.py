@@ -119,6 +119,7 @@ ENVIRONMENT: Shape = {
     "dirty": Field(_or_null(lambda value: isinstance(value, bool)), "true, false or null"),
     "pack": COUNT,
     "compile": Field(lambda value: isinstance(value, bool), "true or false"),
+    "processor": TEXT,
     "packages": Field(
         lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
         "a mapping of names to versions",

@@ -12,12 +12,14 @@ from rich.text import Text
 from fedbench.base import fork_pool
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.report.published import FOLDER, ReferencesError
+from fedbench.report.published_rows import FilledResults, filled
 from fedbench.report.selection import ReportError, select
 from fedbench.report.tables.metrics import MAIN, METRIC
 
 EPILOG = """\
 examples:
   %(prog)s sweeps/quickstart.yaml
+  %(prog)s sweeps/quickstart.yaml --published
   %(prog)s sweeps/main_table.yaml --results /scratch/me/results --out paper/ --intervals
 """
 
@@ -52,6 +54,13 @@ def parser(program: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--versus", nargs=2, metavar="LABEL", help="the two methods compared client by client (the two best)"
     )
+    made.add_argument(
+        "--published",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="fill rows that were not run here from files of `fedbench publish` (all of results/published)",
+    )
     made.add_argument("--reference", type=Path, default=FOLDER, metavar="DIR", help="CSV files of published numbers")
     return made
 
@@ -60,23 +69,35 @@ def parser(program: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, program: str = "fedbench figures") -> int:
     """The command line; returns the exit code: 0, or 2 for a mistake (argparse exits with 2 by itself)."""
     parsed = parser(program).parse_args(arguments)
-    reading = fork_pool.start_in_fork(select, parsed.sweeps, parsed.results, parsed.plugins, parsed.set)
+    try:
+        if parsed.published is None:
+            return _report(parsed)
+        with filled(parsed.results, parsed.published) as results:
+            return _report(parsed, results)
+    except (ReportError, ReferencesError) as error:  # any other exception is a fault of the program
+        Console(stderr=True).print(Text(str(error)), soft_wrap=True)
+        return 2
+
+
+def _report(parsed: argparse.Namespace, published: FilledResults | None = None) -> int:
+    """Make the report, of `published` in place of the results folder if there is one; returns the exit code 0.
+
+    Raises ReportError and ReferencesError.
+    """
+    folder = published.path if published else parsed.results
+    reading = fork_pool.start_in_fork(select, parsed.sweeps, folder, parsed.plugins, parsed.set)
     # imports of drawing code take seconds, so they run while another process reads the sweep files
     from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected
     from fedbench.report.tables import terminal
     from fedbench.report.writer import write
 
-    try:
-        evidence = gather_selected(reading(), parsed.sweeps, parsed.results)
-        versus = tuple(parsed.versus) if parsed.versus else None
-        options = ReportOptions(
-            tuple(parsed.metrics), "interval" if parsed.intervals else "std", versus, parsed.reference
-        )
-        written = write(evidence, parsed.out, options)
-    except (ReportError, ReferencesError) as error:  # any other exception is a fault of the program
-        Console(stderr=True).print(Text(str(error)), soft_wrap=True)
-        return 2
+    selection = published.checked(reading()) if published else reading()
+    evidence = gather_selected(selection, parsed.sweeps, parsed.results)
+    evidence = published.marked(evidence) if published else evidence
+    versus = tuple(parsed.versus) if parsed.versus else None
+    options = ReportOptions(tuple(parsed.metrics), "interval" if parsed.intervals else "std", versus, parsed.reference)
+    written = write(evidence, parsed.out, options)
     console = Console()
     console.print(Text(written.headline, style="bold"), "")
     terminal.show(console, written.summary, options.metrics, options.spread, written.ranking)

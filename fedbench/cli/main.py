@@ -11,6 +11,8 @@ VERBS = {
     "sweep": ("fedbench.cli.sweep", "do all runs of a sweep file that are not done yet"),
     "status": ("fedbench.cli.status", "show the state of the runs of a sweep file"),
     "figures": ("fedbench.cli.figures", "make every table and figure"),
+    "publish": ("fedbench.cli.publish", "pack the finished runs of a sweep file into one file"),
+    "verify": ("fedbench.cli.verify", "rerun some of a file's published runs and compare"),
     "data": ("fedbench.cli.data", "list, prepare and inspect datasets and splits"),
     "methods": ("fedbench.cli.list_methods", "list methods and aggregations with their fields"),
     "check": ("fedbench.cli.check", "run the contract checks on a plug-in"),

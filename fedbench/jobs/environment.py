@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +55,7 @@ def _process() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": platform.node(),
         "device": device,
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "commit": commit and commit.rstrip("+"),
         "dirty": commit and commit.endswith("+"),
@@ -61,6 +64,16 @@ def _process() -> dict[str, Any]:
         "node": os.environ.get("SLURMD_NODENAME"),
         "packages": _packages(),
     }
+
+
+@cache
+def processor() -> str:
+    """The processor's model and the instructions that torch uses on it, which decide the last bits of sums."""
+    model = platform.machine()
+    with suppress(OSError):
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = names[0].strip() if names else model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @cache

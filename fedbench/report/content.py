@@ -55,7 +55,11 @@ class Content:
         self.within = contests.within(runs, evidence.clients)
         self.table = summary(runs)
         self.alarms = [*evidence.notes, *notes.alarms(runs), *notes.tuning_alarms(runs)]
-        self.footer = [*notes.footer(runs, self.alarms), *notes.tuning_lines(runs)]
+        self.footer = [
+            *notes.footer(runs, self.alarms),
+            *notes.published_lines(runs, evidence.published),
+            *notes.tuning_lines(runs),
+        ]
         self.legend = [*notes.legend(self.table, options.spread), *notes.settings(evidence.settings)]
 
     @cached_property

@@ -33,7 +33,8 @@ class Evidence:
     evaluated round, with setting, label, seed, state, reference; clients: a row per client of each finished run (setting,
     label, seed, client, held_out, accuracy); trials: a row per trial of a tuning (setting, label, values as JSON,
     number, kind, validation, state, chosen, rounds, total_multiply_adds); settings: {short name: full text}; notes: a
-    sentence for each file that could not be used; pictures: {label: (caption, {panel: matrix})}.
+    sentence for each file that could not be used; pictures: {label: (caption, {panel: matrix})}; published: {run: file
+    that it was taken from} of runs that were not done here.
     """
 
     runs: pd.DataFrame
@@ -45,6 +46,7 @@ class Evidence:
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     pictures: Mapping[str, tuple[str, dict[str, NDArray[np.float64]]]] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
 
 def gather(

@@ -152,6 +152,19 @@ def tuning_lines(runs: pd.DataFrame) -> list[str]:
     return [f"Tuning: values were chosen by validation accuracy {where}{spent}"]
 
 
+def published_lines(runs: pd.DataFrame, published: Mapping[str, str]) -> list[str]:
+    """A line for each file of published runs in the tables; `published` is {run: its file}."""
+    rows = runs[runs["run"].isin(list(published))]
+    lines = []
+    for file, part in rows.groupby(rows["run"].map(published), sort=True):
+        counts = [
+            f"{label} ({len(of_label)} of {(runs['label'] == label).sum()})"
+            for label, of_label in part.groupby("label", sort=False)
+        ]
+        lines.append(f"Published runs, not done here, from {file} (runs of each method): {', '.join(counts)}")
+    return lines
+
+
 def tuning_alarms(runs: pd.DataFrame) -> list[str]:
     """A sentence for each chosen value that lies at the edge of its range."""
     lines: dict[str, None] = {}
