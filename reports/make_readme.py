@@ -9,6 +9,7 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 OUT = HOME / "reports" / "out"
+LEFT_OUT = ("- Settings:", "- Partition hashes:")  # notes that the sweep file and the page tell
 BEGIN, END = "<!-- made by `make readme` -->", "<!-- end -->"
 
 
@@ -16,7 +17,7 @@ def demo_table(report: str) -> str:
     """The first table of the report's table.md and the notes below it. Raises ValueError if there is none."""
     lines = iter(report.splitlines())
     table = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
-    notes = list(takewhile(lambda line: line.startswith("- "), lines))
+    notes = [line for line in takewhile(lambda line: line.startswith("- "), lines) if not line.startswith(LEFT_OUT)]
     if not table or not notes:
         raise ValueError("the report has no table with notes")
     return "\n".join([*table, "", *notes])
