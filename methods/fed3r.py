@@ -42,7 +42,7 @@ class Method(Base):
 
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
         """The temperature, if a prior is added; otherwise it changes no answer."""
-        return {"temperature": {"log": (0.05, 2.0)}} if self.logit_prior in ("eval", "both") else {}
+        return {"temperature": {"log": (0.05, 2.0)}} if self.adds_prior_in_evaluation else {}
 
     def params(self, task: Task) -> dict[str, Param]:
         """weight [C, D] and bias [C], read by clients; the server's running sums A [D+1, D+1] and b [D+1, C]."""

@@ -36,7 +36,7 @@ class Method(Base):
 
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
         """The temperature, if a prior is added; otherwise it changes no answer."""
-        return {"temperature": {"log": (0.01, 1.0)}} if self.logit_prior in ("eval", "both") else {}
+        return {"temperature": {"log": (0.01, 1.0)}} if self.adds_prior_in_evaluation else {}
 
     def params(self, task: Task) -> dict[str, Param]:
         """prototype [C, D], and the server's running sums [C, D] and counts [C]."""

@@ -9,15 +9,22 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 OUT = HOME / "reports" / "out"
-LEFT_OUT = ("- Settings:", "- Partition hashes:")  # notes that the sweep file and the page tell
+# Notes that the page and the sweep file hold.
+LEFT_OUT = ("- Settings:", "- Partition hashes:", "- Runs:", "- Rounds:", "- Seeds:")
+RANK = "Average rank"  # the last column of a table over several settings, not of the README's
 BEGIN, END = "<!-- made by `make readme` -->", "<!-- end -->"
 
 
 def demo_table(report: str) -> str:
-    """The first table of the report's table.md and the notes below it. Raises ValueError if there is none."""
+    """The first table of the report's table.md without its ranks, and the main notes below it.
+
+    Raises ValueError if there is none.
+    """
     lines = iter(report.splitlines())
     table = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
     notes = [line for line in takewhile(lambda line: line.startswith("- "), lines) if not line.startswith(LEFT_OUT)]
+    if table and RANK in table[0]:
+        table = [line.rsplit(" |", 2)[0] + " |" for line in table]
     if not table or not notes:
         raise ValueError("the report has no table with notes")
     return "\n".join([*table, "", *notes])

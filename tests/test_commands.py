@@ -77,3 +77,21 @@ def test_commands_have_one_spelling(page):
         assert all("same as `fedbench" in line for line in modules)
     elif page.name != "docs/architecture.md":  # the same file
         assert modules == []
+
+
+VERBS_WITH_PLUGINS = {
+    "sweep": "x.yaml",
+    "figures": "x.yaml",
+    "publish": "x.yaml --out x.parquet",
+    "verify": "x.parquet",
+    "fetch-weights": "x.yaml",
+    "methods": "",
+    "data": "list",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS_WITH_PLUGINS)
+def test_repeated_plugins_are_all_used(verb):
+    parser = import_module(VERBS[verb][0]).parser(f"fedbench {verb}")
+    words = [*VERBS_WITH_PLUGINS[verb].split(), "--plugins", "a", "--plugins", "b", "c"]
+    assert [str(folder) for folder in parser.parse_args(words).plugins] == ["a", "b", "c"]

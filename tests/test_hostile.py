@@ -27,7 +27,7 @@ from fedbench.plan.config import Cluster, ConfigError
 from fedbench.plan.planning import read_sweep
 from fedbench.plan.plugins import HOME
 from fedbench.report.evidence import gather
-from fedbench.report.published import COLUMNS, ReferencesError, read
+from fedbench.report.paper_numbers import COLUMNS, ReferencesError, read
 from fedbench.report.selection import ReportError
 from fedbench.run import checkpoint
 from fedbench.vit import backbone

@@ -34,8 +34,11 @@ QUICK = ("fedvpt", "fedrep", "pep_fedpt", "pfedpg", "local+scaffold")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def write_images(path: Path) -> Path:
     """64 images of 4 classes, a quarter of them test images."""
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
     labels = np.arange(64) % 4
     images = np.random.default_rng(0).integers(0, 90, (64, 32, 32, 3)) + 40 * labels[:, None, None, None]
     np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(64) % 16 < 4)

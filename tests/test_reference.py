@@ -15,7 +15,7 @@ from fedbench.plan.plugins import plugins
 from fedbench.report import writer
 from fedbench.report.content import ReportOptions
 from fedbench.report.evidence import gather
-from fedbench.report.published import COLUMNS, ReferencesError, beside, read
+from fedbench.report.paper_numbers import COLUMNS, ReferencesError, beside, read
 
 HEAD = ",".join([*COLUMNS, "clients.number", "local.lr", "note"])
 

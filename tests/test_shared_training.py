@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from test_pack import write_images
 
 from fedbench.base.records import MEASURED, RunFolder
 from fedbench.cli.sweep import plan
@@ -26,12 +26,7 @@ VARIANTS = [{}, {"logit_prior": "eval"}, {"finetune_epochs": 1}]  # of one train
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 images of 4 classes, a quarter of them test images."""
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    labels = np.arange(48) % 4
-    images = np.random.default_rng(0).integers(0, 90, (48, 32, 32, 3)) + 40 * labels[:, None, None, None]
-    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(48) % 16 < 4)
-    return path
+    return write_images(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def sweep(data: Path, methods: list[dict[str, Any]], **machine: Any) -> Sweep:
@@ -112,6 +107,17 @@ def test_runs_whose_training_differs_share_nothing(data, tmp_path, trainings):
     assert len({training_key(planned.identity) for planned in planned_sweep.runs}) == 3
     job.run_job(tmp_path / "results", start(planned_sweep, tmp_path / "results"))
     assert len(trainings) == 3 * ROUNDS
+
+
+def test_runs_that_evaluate_more_often_share_the_training(data, tmp_path, trainings):
+    rarely = {"name": "fedvpt", "label": "rarely", "with": {"evaluate_every": ROUNDS}}
+    planned_sweep = sweep(data, [{"name": "fedvpt"}, rarely])
+    job.run_job(tmp_path / "results", start(planned_sweep, tmp_path / "results"))
+    assert len(trainings) == ROUNDS
+    often, seldom = records(planned_sweep, tmp_path / "results").values()
+    assert [record["round"] for record in often] == [1, 2, 3]
+    assert [record["round"] for record in seldom] == [3]
+    assert often[-1]["mean_accuracy"] == seldom[-1]["mean_accuracy"]
 
 
 def test_both_priors_share_the_training_of_the_train_prior(data, tmp_path, trainings):

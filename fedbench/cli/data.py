@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli import split_view
+from fedbench.cli.options import add_plugins
 from fedbench.cli.output import say
 from fedbench.data import DataError, Dataset
 from fedbench.plan import content
@@ -209,9 +210,7 @@ def parser(program: str = "fedbench data") -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
     for name, verb in VERBS.items():
         subparser = verbs.add_parser(name, help=verb.help, description=verb.help)
-        subparser.add_argument(
-            "--plugins", nargs="+", action="extend", default=[], metavar="DIR", help="folders of your own plug-ins"
-        )
+        add_plugins(subparser)
         verb.arguments(subparser)
     return made
 

@@ -11,6 +11,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache  # a dependency of timm
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.options import add_plugins, add_settings
 from fedbench.cli.output import say
 from fedbench.plan.config import BackboneConfig, ConfigError
 from fedbench.plan.planning import read_sweep
@@ -38,17 +39,8 @@ def parser(program: str = "fedbench fetch-weights") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("sweep", type=Path, help="sweep file; fedbench's own also by name: quickstart")
-    options.add_argument(
-        "--plugins", nargs="+", action="extend", default=[], metavar="DIR", help="folders of your own plug-ins"
-    )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="the same settings as for the sweep",
-    )
+    add_plugins(options)
+    add_settings(options)
     return options
 
 

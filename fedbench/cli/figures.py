@@ -11,7 +11,8 @@ from rich.text import Text
 
 from fedbench.base import fork_pool
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.report.published import FOLDER, ReferencesError
+from fedbench.cli.options import add_plugins, add_settings
+from fedbench.report.paper_numbers import FOLDER, ReferencesError
 from fedbench.report.published_rows import FilledResults, filled
 from fedbench.report.selection import ReportError, select
 from fedbench.report.tables.metrics import MAIN, METRIC
@@ -39,10 +40,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--out", type=Path, default=Path("reports/out"), metavar="DIR", help="where to write (reports/out)"
     )
-    made.add_argument("--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins")
-    made.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same settings as for the sweep"
-    )
+    add_plugins(made)
+    add_settings(made)
     made.add_argument(
         "--intervals",
         action="store_true",
@@ -85,7 +84,7 @@ def _report(parsed: argparse.Namespace, published: FilledResults | None = None) 
     Raises ReportError and ReferencesError.
     """
     folder = published.path if published else parsed.results
-    reading = fork_pool.start_in_fork(select, parsed.sweeps, folder, parsed.plugins, parsed.set)
+    reading = fork_pool.start_in_fork(select, parsed.sweeps, folder, parsed.plugins, parsed.settings)
     # imports of drawing code take seconds, so they run while another process reads the sweep files
     from fedbench.report.content import ReportOptions
     from fedbench.report.evidence import gather_selected

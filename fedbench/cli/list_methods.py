@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.markdown import table
+from fedbench.cli.options import add_plugins
 from fedbench.method import Method
 from fedbench.plan.plugins import Kind, PluginError, Plugins, plugins
 
@@ -162,7 +163,7 @@ def parser(program: str = "fedbench methods") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("names", nargs="*", metavar="NAME", help="list only these")
-    options.add_argument("--plugins", nargs="+", action="extend", default=[], metavar="DIR", help="your own plug-ins")
+    add_plugins(options)
     form = options.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON, for scripts")
     form.add_argument("--markdown", action="store_true", help="a Markdown table")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.base.records import RecordsError, RunFolder
+from fedbench.cli.options import add_plugins, add_settings
 from fedbench.cli.output import say, warn
 from fedbench.plan.config import ConfigError, Sweep
 from fedbench.plan.planning import read_sweep
@@ -47,12 +48,8 @@ def parser(program: str = "fedbench publish") -> argparse.ArgumentParser:
     options.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are (results)"
     )
-    options.add_argument(
-        "--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins"
-    )
-    options.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="the same as for the sweep"
-    )
+    add_plugins(options)
+    add_settings(options)
     return options
 
 

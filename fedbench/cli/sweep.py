@@ -18,6 +18,7 @@ from rich.console import Console
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.base.records import RecordsError
 from fedbench.cli.dry_run import dry_run, later
+from fedbench.cli.options import add_plugins, add_settings
 from fedbench.cli.output import say, warn
 from fedbench.jobs import cancellation, launch, slurm, watch
 from fedbench.jobs.submission import plan
@@ -90,21 +91,9 @@ def add_run_options(options: argparse.ArgumentParser) -> None:
         "sweep", type=Path, help="sweep file, e.g. sweeps/quickstart.yaml; fedbench's own also by name: quickstart"
     )
     options.add_argument("--results", type=Path, default=Path("results"), help="e.g. --results /scratch/me/results")
-    options.add_argument(
-        "--plugins",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="DIR",
-        help="folders of your own plug-ins, e.g. --plugins mine/",
-    )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="override a value of the file for all runs, e.g. --set rounds=5 --set cluster.gpus=0 --set seed=3",
+    add_plugins(options)
+    add_settings(
+        options, "override a value of the file for all runs, e.g. --set rounds=5 --set cluster.gpus=0 --set seed=3"
     )
     options.add_argument("--json", action="store_true", help="print JSON, e.g. for a script that counts failed runs")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.cli.options import add_plugins
 from fedbench.cli.output import say, warn
 from fedbench.jobs import verification
 from fedbench.jobs.attempt import BrokenAccelerator
@@ -52,9 +53,7 @@ def parser(program: str = "fedbench verify") -> argparse.ArgumentParser:
     options.add_argument(
         "--files", type=Path, nargs="+", default=[], metavar="PATH", help="your own files that the runs read"
     )
-    options.add_argument(
-        "--plugins", type=Path, nargs="+", default=[], metavar="DIR", help="folders of further plug-ins"
-    )
+    add_plugins(options)
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     return options
 

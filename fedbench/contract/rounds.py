@@ -252,7 +252,7 @@ def evaluation_equals_the_loop_over_samples(case: Case) -> None:
     parts = [np.arange(*edge) for edge in edges]
     values = world.server.send(torch.arange(CLIENTS))
     batched = accuracies(world.model, values, world.server.read(), parts, chunk=10)
-    prior = world.model.method.logit_prior in ("eval", "both")
+    prior = world.model.method.adds_prior_in_evaluation
     for k, part in enumerate(parts):
         client_values = rows(values, slice(k, k + 1)) | world.server.read()
         right = 0

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedbench.base import configless, lease
+from fedbench.base import lease, missing_config
 from fedbench.base.records import RunFolder, Status, rounds_in_words, status_of
 from fedbench.jobs import failures, launch
 from fedbench.jobs.slurm import Queue
@@ -181,7 +181,7 @@ def odd_files(results: Path, runs: Sequence[PlannedRun], views: Sequence[View]) 
         elif folder.files():
             lines += folder.problems()
             lines += _gap(folder, planned, view.round)
-    return lines + [configless.sentence(folder) for folder in configless.folders_without_config(results)]
+    return lines + [missing_config.sentence(folder) for folder in missing_config.folders_without_config(results)]
 
 
 def _gap(folder: RunFolder, planned: PlannedRun, reached: int) -> list[str]:

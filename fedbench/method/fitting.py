@@ -28,7 +28,7 @@ def check_blocks(method: Method, depth: int) -> None:
 def check_parameters(method: Method, spec: Mapping[str, Param]) -> None:
     """Raise ValueError if the parameters `spec`, including those of the aggregation, do not fit the method's options."""
     local = sorted(name for name, param in spec.items() if param.home == "local")
-    if method.uses_prior or method.logit_prior != "none":
+    if method.needs_prior:
         local.append("prior (logit_prior must be none)")
     if method.centralized and local:
         raise ValueError(f"a method without clients cannot have local values: {', '.join(local[:3])}")

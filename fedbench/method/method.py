@@ -69,7 +69,7 @@ class Method:
         Runs that differ in nothing else have one training.
         """
         made = copy.copy(self)
-        object.__setattr__(made, "logit_prior", "train" if self.logit_prior in ("train", "both") else "none")
+        object.__setattr__(made, "logit_prior", "train" if self.adds_prior_in_training else "none")
         object.__setattr__(made, "finetune_epochs", 0)
         return made
 
@@ -92,6 +92,21 @@ class Method:
     def uses_prior(self) -> bool:
         """Whether a hook reads ``p["prior"]`` [C], the client's own class distribution, which never leaves the client."""
         return False
+
+    @property
+    def adds_prior_in_training(self) -> bool:
+        """Whether `logit_prior` adds the log class prior to the logits of training."""
+        return self.logit_prior in ("train", "both")
+
+    @property
+    def adds_prior_in_evaluation(self) -> bool:
+        """Whether `logit_prior` adds the log class prior to the logits of evaluation."""
+        return self.logit_prior in ("eval", "both")
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether clients need their class prior: a hook reads it, or `logit_prior` adds it to the logits."""
+        return self.uses_prior or self.logit_prior != "none"
 
     # -- before a run ----------------------------------------------------------------------------------------------
     @optional_hook

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedbench.report import answer, published
+from fedbench.report import answer, paper_numbers
 from fedbench.report.aggregates import at_equal_budget
 from fedbench.report.evidence import Evidence
 from fedbench.report.selection import ReportError
@@ -31,7 +31,7 @@ class ReportOptions:
     metrics: tuple[str, ...] = MAIN
     spread: grid.Spread = "std"
     versus: tuple[str, str] | None = None
-    references: Path = published.FOLDER
+    references: Path = paper_numbers.FOLDER
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Content:
     @cached_property
     def reported(self) -> pd.DataFrame:
         """Published numbers beside ours."""
-        return published.beside(self.evidence.runs, published.read(self.options.references))
+        return paper_numbers.beside(self.evidence.runs, paper_numbers.read(self.options.references))
 
     @cached_property
     def words(self) -> list[str]:

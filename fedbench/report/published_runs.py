@@ -1,6 +1,6 @@
 """Files of published runs: finished runs packed into one parquet file, which other people's reports can read.
 
-Not to be confused with `report.published`, the numbers that papers print. A file is data: it is checked on reading, and
+Not to be confused with `report.paper_numbers`, the numbers that papers print. A file is data: it is checked on reading, and
 nothing in it is executed. A row is a run: its name, identity, label, tuning, provenance and records as JSON texts, and
 lists with a value per client. The same runs give the same bytes.
 """

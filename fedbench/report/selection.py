@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedbench.base import configless, naming
+from fedbench.base import missing_config, naming
 from fedbench.base.home import sweep_file
 from fedbench.base.records import LOADER, RecordsError, RunFolder, run_folders
 from fedbench.report.pictures import Pictures, pictures_of
@@ -90,7 +90,8 @@ def _from_disk(results: Path) -> Selection:
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
             notes.append(f"{path} cannot be read as a run's config ({_short(error)}); the run is left out.")
     notes += [
-        f"{configless.sentence(path)}; the run is left out." for path in configless.folders_without_config(results)
+        f"{missing_config.sentence(path)}; the run is left out."
+        for path in missing_config.folders_without_config(results)
     ]
     return Selection(runs, notes)
 
@@ -173,5 +174,9 @@ def _from_sweeps(sweeps: Sequence[Path], results: Path, plugins: Sequence[Path],
                 )
             )
     folders = {run.folder.path for run in runs}
-    notes += [f"{configless.sentence(path)}." for path in configless.folders_without_config(results) if path in folders]
+    notes += [
+        f"{missing_config.sentence(path)}."
+        for path in missing_config.folders_without_config(results)
+        if path in folders
+    ]
     return Selection(runs, notes, pictures)

@@ -49,7 +49,7 @@ def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Seque
     One copy brings the sample numbers to the device, a second the clients and lengths of pieces. A third brings back the
     hits.
     """
-    prior = model.method.logit_prior in ("eval", "both")
+    prior = model.method.adds_prior_in_evaluation
     count = np.array([len(part) for part in parts])
     blocks = _blocks(parts, chunk, one_client=model.method.backbone_weights is not None)
     if not blocks:

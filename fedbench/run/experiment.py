@@ -105,7 +105,7 @@ class Experiment:
         ]
         rows = torch.from_numpy(batches[0].clients if batches else clients)
         received = server.send(rows)
-        if epochs is None and not self._trains_with_prior:
+        if epochs is None and not trainer.model.method.needs_prior:
             received.pop("prior", None)
         return Training(
             trainer=trainer,
@@ -116,11 +116,6 @@ class Experiment:
             samples=[len(train[k]) for k in clients],
             lr=lr,
         )
-
-    @property
-    def _trains_with_prior(self) -> bool:
-        method = self.trainer.model.method
-        return method.uses_prior or method.logit_prior != "none"
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
         """As many samples as `clients` hold, drawn from all clients that train. For a method without clients."""

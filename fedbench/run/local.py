@@ -169,7 +169,7 @@ class _ChunkTraining:
     def _loss(self, phase: Phase, live: Stacked, received: Stacked, piece: Piece, n: Tensor) -> Tensor:
         """The piece's part of each client's mean loss [K] over `n` [K] samples. Also adds up the sums of `observe`."""
         model, method = phase.model, phase.model.method
-        result = self._forward(model, live, piece, add_prior=method.logit_prior in ("train", "both"))
+        result = self._forward(model, live, piece, add_prior=method.adds_prior_in_training)
         y = model.labels[model.on_device(piece.index)]
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
         loss = masked_sum(losses, piece.weight) / n

@@ -104,10 +104,10 @@ def train_together(
 
 def _copies(trainings: Sequence[Training]) -> list[int]:
     """For each of several similar trainings, the number of the first training that is equal to it."""
-    first: list[int] = []
-    for i, training in enumerate(trainings):
-        first.append(next((k for k in set(first) if _equal(trainings[k], training)), i))
-    return first
+    return [
+        next(k for k, earlier in enumerate(trainings[: i + 1]) if earlier is training or _equal(earlier, training))
+        for i, training in enumerate(trainings)
+    ]
 
 
 def _equal(first: Training, second: Training) -> bool:

@@ -22,7 +22,7 @@ def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str
     """
     spec = method.params(task)
     spec |= aggregation.params({name: param for name, param in spec.items() if param.averaged}, task)
-    if method.uses_prior or method.logit_prior != "none":
+    if method.needs_prior:
         uniform = torch.full((task.num_classes,), 1 / task.num_classes)
         spec["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
     return spec

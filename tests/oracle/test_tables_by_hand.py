@@ -14,7 +14,7 @@ from rich.console import Console
 from written import write_run
 
 from fedbench.report.evidence import gather
-from fedbench.report.published import beside
+from fedbench.report.paper_numbers import beside
 from fedbench.report.tables import notes, terminal
 from fedbench.report.tables.metrics import METRIC
 from fedbench.report.tables.summary import summary, with_last_round
