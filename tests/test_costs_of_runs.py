@@ -194,8 +194,8 @@ def test_inference_cost_is_a_column_of_every_table(tmp_path: Path, monkeypatch: 
     assert runs["A"].tolist() == [32_694_000_000] * 2
     assert runs["old"].isna().all()
     table = pd.read_csv(tmp_path / "out" / "table.csv")
-    own = table[table["metric"] == "inference_multiply_adds"].set_index("label")["mean"]
-    assert own["A"] == 32_694_000_000
+    inference = table[table["metric"] == "inference_multiply_adds"].set_index("label")["mean"]
+    assert inference["A"] == 32_694_000_000
     for name in ("index.html", "table.md", "details.tex"):
         assert "MACs/image" in made[name], name
         assert "32.7 G" in made[name], name

@@ -40,18 +40,18 @@ def test_embedded_backbones_and_files_need_no_network(tmp_path, monkeypatch, cap
 
 
 def test_weights_are_downloaded_once_for_all_runs_and_image_sizes(tmp_path, monkeypatch, capsys):
-    path, asked = weights_in(tmp_path), []
+    path, requests = weights_in(tmp_path), []
 
     def download(repo_id, filename, **_):
-        asked.append((repo_id, filename))
+        requests.append((repo_id, filename))
         return str(path)
 
     monkeypatch.setattr(_hub, "hf_hub_download", download)
-    monkeypatch.setattr(fetch_weights, "try_to_load_from_cache", lambda *_, **__: str(path) if asked else None)
+    monkeypatch.setattr(fetch_weights, "try_to_load_from_cache", lambda *_, **__: str(path) if requests else None)
     sweep = sweep_of(tmp_path, f"{{name: {NAME}}}", f"{{name: {NAME}, image_size: 64}}")
     assert verbs.main(["fetch-weights", sweep, "--set", "grid.seed=[0,1]"]) == 0
     assert capsys.readouterr().out == f"{NAME}: downloaded\n"
-    assert asked == [(f"timm/{NAME}", "model.safetensors")]
+    assert requests == [(f"timm/{NAME}", "model.safetensors")]
     assert verbs.main(["fetch-weights", sweep]) == 0
     assert capsys.readouterr().out == f"{NAME}: local already\n"
 

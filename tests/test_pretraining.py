@@ -41,23 +41,23 @@ def test_a_question_stands_where_the_prompts_of_the_suite_stand(
     model: QuestionedVit, batch: questions.QuestionBatch, layers: tuple[int, ...]
 ) -> None:
     backbone = Backbone(model.vit, nano.MEAN, nano.STD)
-    asked = torch.full((12,), 2)
+    question_ids = torch.full((12,), 2)
 
     def tokens(layer: int, cls: Tensor) -> dict[str, Tensor]:
         return {"prompt": model.tokens[2, layer].expand(len(cls), -1, -1)}
 
     with torch.no_grad():
         expected = backbone(batch.images, layers, tokens, slots_read=False)[0]["cls"]
-        actual = model(batch.images, asked, 12 if len(layers) > 1 else 0)
+        actual = model(batch.images, question_ids, 12 if len(layers) > 1 else 0)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_of_a_batch_the_first_images_alone_are_asked_at_every_block(
     model: QuestionedVit, batch: questions.QuestionBatch
 ) -> None:
-    asked = torch.tensor([0, 1, 2, 3] * 3)
+    question_ids = torch.tensor([0, 1, 2, 3] * 3)
     with torch.no_grad():
-        mixed, shallow, deep = (model(batch.images, asked, count) for count in (5, 0, 12))
+        mixed, shallow, deep = (model(batch.images, question_ids, count) for count in (5, 0, 12))
     torch.testing.assert_close(mixed, torch.cat([deep[:5], shallow[5:]]), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(shallow, deep)
 
@@ -68,10 +68,10 @@ def test_the_loss_is_the_mean_of_each_images_own_objective(
     """Image by image, by hand; without tokens at every block, so that the order of images does not matter."""
     monkeypatch.setattr(questions, "EVERY_BLOCK_SHARE", 0.0)
     pictures, losses = coarse_pictures(masks[0]), []
-    asked = batch.questions.clone()
-    asked[:5] = torch.tensor([0, 1, 2, 3, NO_QUESTION])  # each at least once
+    question_ids = batch.questions.clone()
+    question_ids[:5] = torch.tensor([0, 1, 2, 3, NO_QUESTION])  # each at least once
     with torch.no_grad():
-        for i, question in enumerate(asked.tolist()):
+        for i, question in enumerate(question_ids.tolist()):
             image = batch.images[i : i + 1]
             if question == NO_QUESTION:
                 small = image.reshape(1, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1)
@@ -84,7 +84,9 @@ def test_the_loss_is_the_mean_of_each_images_own_objective(
             losses.append(
                 loss + ((model.redraw_character(z)[0] - pictures[truth]) ** 2).mean() if question == 0 else loss
             )
-        actual = questions.question_loss(model, questions.QuestionBatch(batch.images, batch.answers, asked), pictures)
+        actual = questions.question_loss(
+            model, questions.QuestionBatch(batch.images, batch.answers, question_ids), pictures
+        )
     assert float(actual) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 

@@ -26,9 +26,9 @@ def noise(*shape: int) -> torch.Tensor:
 def test_every_pixel_is_that_of_torch_on_a_cpu(height, width, size):
     images = noise(3, 3, height, width)
     expected = tvf.resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True)
-    found = resized(images, size)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, expected)
+    pixels = resized(images, size)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, expected)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 224), (64, 48, 32)])

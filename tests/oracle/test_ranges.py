@@ -95,6 +95,6 @@ def test_every_method_searches_its_published_ranges() -> None:
     classes = plugins().classes["method"]
     assert {name: dict(cls().search_space()) for name, cls in classes.items()} == SEARCHED
     for prior in ("eval", "both"):
-        found = {name: dict(classes[name](logit_prior=prior).search_space()) for name in WITH_A_PRIOR}
-        assert found == WITH_A_PRIOR
+        spaces = {name: dict(classes[name](logit_prior=prior).search_space()) for name in WITH_A_PRIOR}
+        assert spaces == WITH_A_PRIOR
     assert not any(classes[name](logit_prior="train").search_space() for name in WITH_A_PRIOR)

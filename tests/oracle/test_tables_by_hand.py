@@ -257,16 +257,16 @@ def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path: Path, last: str,
         config = {"local": {"lr": float(number)}, "rounds": rounds}
         run_state: dict[str, Any] = {"state": state, "rounds": rounds, "config": config, "tuning": tuning}
         write_run(tmp_path, f"trial {number}", method="ma", **run_state, val_mean_accuracy=accuracy)
-    found = gather([], tmp_path).trials.set_index("number").sort_index()
-    assert list(found.index) == [0, 1, 2, 3]
-    assert [number for number, row in found.iterrows() if row["chosen"]] == [number for number in [chosen] if number]
+    gathered = gather([], tmp_path).trials.set_index("number").sort_index()
+    assert list(gathered.index) == [0, 1, 2, 3]
+    assert [number for number, row in gathered.iterrows() if row["chosen"]] == [number for number in [chosen] if number]
     values = [accuracy if state == "done" else NAN for _, state, _, accuracy in trials]
-    np.testing.assert_array_equal(found["validation"], values)
-    assert found["values"].tolist() == [f'{{"local.lr": {number}}}' for number in range(4)]
-    assert set(found["label"]) == {"A"}
+    np.testing.assert_array_equal(gathered["validation"], values)
+    assert gathered["values"].tolist() == [f'{{"local.lr": {number}}}' for number in range(4)]
+    assert set(gathered["label"]) == {"A"}
 
 
 def test_published_numbers_have_their_columns_where_there_are_none() -> None:
     names = ["source", "where", "method", "setting", "metric", "reported", "label", "here", "std", "seeds"]
-    found = beside(RUNS.assign(config="{}"), [])
-    assert (list(found.columns), len(found)) == ([*names, "difference", "protocol"], 0)
+    rows = beside(RUNS.assign(config="{}"), [])
+    assert (list(rows.columns), len(rows)) == ([*names, "difference", "protocol"], 0)
