@@ -27,6 +27,11 @@ class Aggregation:
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # ranges, as in `Method`
     wants_gradient: ClassVar[bool] = False  # clients also send the mean of their gradients: `ClientUpdates.gradient`
 
+    @property
+    def uses_round(self) -> bool:
+        """Whether a hook reads ``p["round"]`` or ``server["round"]`` [], the number of the current round from 1."""
+        return False
+
     @optional_hook
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """Raise ValueError if the options do not fit the task. Called when a sweep is planned, before anything starts.

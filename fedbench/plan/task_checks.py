@@ -168,4 +168,6 @@ def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
         image_size=vit.image_size,
         frozen=dict(vit.named_parameters()),
         held_out=_held_out(run),
+        rounds=run.rounds,
+        local=run.local.model_dump(),
     )

@@ -215,7 +215,8 @@ def _parameters(
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
-    task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
+    seed = run.stream("init")
+    task = cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
     spec = parameters(method, aggregation, task)
     check_blocks(method, frozen.vit.depth)
     check_parameters(method, spec)

@@ -16,15 +16,17 @@ from fedbench.vit.images import sent_to
 
 
 def parameters(method: Method, aggregation: Aggregation, task: Task) -> dict[str, Param]:
-    """Every tensor of a run by name: the method's, the aggregation's, and ``prior`` if the method uses it.
+    """Every tensor of a run by name: the method's, the aggregation's, and ``prior`` and ``round`` if a hook reads them.
 
-    ``prior`` [clients, C] is each client's class distribution.
+    ``prior`` [clients, C] is each client's class distribution, ``round`` [] the number of the current round.
     """
     spec = method.params(task)
     spec |= aggregation.params({name: param for name, param in spec.items() if param.averaged}, task)
     if method.needs_prior:
         uniform = torch.full((task.num_classes,), 1 / task.num_classes)
         spec["prior"] = Param(uniform, home="local", trained=False, rows=_prior(task.class_counts))
+    if method.uses_round or aggregation.uses_round:
+        spec["round"] = Param(torch.zeros(()), home="server", trained=False)
     return spec
 
 
@@ -56,6 +58,11 @@ class Server:
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
         self.has_taken_part = torch.zeros(clients, dtype=torch.bool)
+
+    def begin(self, round_: int) -> None:
+        """Note the number of the round (from 1) that begins, if a hook reads it."""
+        if "round" in self.values:
+            self.values["round"] = torch.full_like(self.values["round"], round_)
 
     def read(self) -> Stacked:
         """The values that clients read and do not change."""

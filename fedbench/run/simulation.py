@@ -22,6 +22,7 @@ from fedbench.data import Ints
 from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
+from fedbench.plan.schedule import learning_rate
 from fedbench.run import checkpoint, evaluation, resume
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
@@ -189,7 +190,8 @@ def send(experiment: Experiment, round_: int) -> SentRound:
     new = cohort[~taken_part.numpy()[cohort]]
     statistics_bytes = collect_statistics(experiment, new)
     taken_part[new] = True
-    lr = local.lr * local.lr_decay ** (round_ - 1)
+    lr = learning_rate(local, experiment.run.rounds, round_)
+    experiment.server.begin(round_)
     return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
 
 

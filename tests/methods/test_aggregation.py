@@ -166,7 +166,7 @@ class Quadratic(Method):
         return (p["a"] / 2 * (p["w"] - p["b"]).square()).sum()
 
 
-@pytest.mark.parametrize(("name", "drifts"), [("fedavg", True), ("scaffold", False)])
+@pytest.mark.parametrize(("name", "drifts"), [("fedavg", True), ("scaffold", False), ("feddyn", False)])
 def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
     """Two clients, w in R: f_0 = (w+1)^2/2, f_1 = 4 (w-1)^2, in equal parts. The optimum of their sum solves
     (w+1) + 8 (w-1) = 0: w = 7/9. After K steps of rate lr client k is at b_k + (1 - lr a_k)^K (w - b_k), so FedAvg stands
@@ -176,7 +176,7 @@ def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
         Quadratic(), AGGREGATION[name](), momentum=0.0, weight_decay=0.0, clip=None, batch_size=12, epochs=10
     )
     server = small.server
-    if name == "scaffold":
+    if name in ("scaffold", "feddyn"):
         server.values["1/N"] = torch.tensor(0.5, dtype=F64)  # of the six clients only two exist here
     for round_ in range(60):
         batches = small.batches((0, 1), round_=round_)
