@@ -240,7 +240,7 @@ def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
 @pytest.mark.slow
 def test_the_recipes_keep_the_contract(tmp_path):
     RECIPES.lay_out(tmp_path)
-    assert len(RECIPES.commands) == len(RECIPES.files) == 2
+    assert len(RECIPES.commands) == len(RECIPES.files) == 3
     for command in RECIPES.commands:
         printed = RECIPES.run(command, tmp_path)
         assert "FAIL" not in printed

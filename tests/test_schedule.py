@@ -180,4 +180,7 @@ def test_runs_of_a_pack_read_rounds_of_their_own():
             )
         )  # fmt: skip
     updates = pack.train_together(trainings)
-    assert [u.updated["w"].flatten().tolist() for u in updates] == [pytest.approx([-0.2] * 2), pytest.approx([-0.5] * 2)]
+    assert [u.updated["w"].flatten().tolist() for u in updates] == [
+        pytest.approx([-0.2] * 2),
+        pytest.approx([-0.5] * 2),
+    ]

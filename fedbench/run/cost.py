@@ -244,9 +244,7 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     vit = _architecture(run.backbone.name, run.backbone.image_size)
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
-    spec = parameters(
-        method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local)
-    )
+    spec = parameters(method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local))
     cost = one_pass(method, spec, vit)
     of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
     passes = of_client * run.clients.per_round * run.local.epochs * run.rounds

@@ -18,7 +18,7 @@ from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.method import Aggregation, ClientUpdates, Method, Param
-from fedbench.method.fitting import check_blocks, check_parameters
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -218,6 +218,7 @@ def _parameters(
     seed = run.stream("init")
     task = cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
     spec = parameters(method, aggregation, task)
+    check_private(method, aggregation)
     check_blocks(method, frozen.vit.depth)
     check_parameters(method, spec)
     return spec

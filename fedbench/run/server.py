@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedbench.base.record_schema import columns
 from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param, Task
 from fedbench.method.hooks import describe
 from fedbench.run.client_memory import ClientMemory
@@ -116,13 +118,74 @@ class Server:
         return made
 
     def absorb(self, stats: Mapping[str, Tensor]) -> None:
-        """Pass the statistics {name: [K, ...]} of clients that take part for the first time to the method."""
+        """Pass the statistics {name: [K, ...]} of clients that take part for the first time to the method.
+
+        The aggregation's `absorb` changes them first. Raises HookError.
+        """
+        if (hook := self.aggregation.absorb) is not None:
+            made = call_hook(hook, lambda: hook(self.values, stats))
+            self.values |= self._declared(hook, {n: value for n, value in made.items() if n not in stats})
+            if missing := stats.keys() - made.keys():
+                raise HookError(
+                    f"{describe(hook)}: expected {', '.join(stats)}; {', '.join(sorted(missing))} is missing"
+                )
+            stats = {name: made[name] for name in stats}
         hook = self.method.absorb
         new = self._declared(hook, call_hook(hook, lambda: hook(self.values, stats)))
         self.values |= {name: value.detach() for name, value in new.items()}
 
+    def message(self, updates: ClientUpdates) -> tuple[Stacked, Stacked]:
+        """What the clients send for their aggregated values, and local values that they keep, {name: [K, ...]} each.
+
+        ({}, {}) without the aggregation's `encode`, and if nothing is aggregated or sent. Raises HookError.
+        """
+        hook, received = self.aggregation.encode, self._aggregated(updates.received)
+        if hook is None or not received.keys() & updates.updated.keys() or self.method.centralized:
+            return {}, {}
+        p = updates.updated | self.read()
+        dims = {name: 0 if name in updates.updated else None for name in p}
+        made = call_hook(hook, lambda: each_client(hook, (p, received), (dims, 0), self.mode))
+        if not isinstance(made, dict):
+            raise HookError(f"{describe(hook)}: expected {{name: tensor}}, found {type(made).__name__}")
+        kept = {name: value for name, value in made.items() if name in self.memory.spec}
+        self._declared(hook, kept, len(updates.clients))
+        return {name: value for name, value in made.items() if name not in kept}, kept
+
+    def _aggregated(self, values: Stacked) -> Stacked:
+        return {name: value for name, value in values.items() if self.spec[name].aggregated}
+
+    def uploaded(self, updates: ClientUpdates) -> ClientUpdates:
+        """The updates as the server receives them. Stores the local values that `encode` makes. Raises HookError."""
+        message, kept = self.message(updates)
+        if not message:
+            return updates
+        for name, value in kept.items():
+            self.memory.write(updates.clients.cpu(), name, value)
+        hook, received = self.aggregation.decode or self.aggregation.encode, self._aggregated(updates.received)
+        values = message
+        if self.aggregation.decode is not None:
+            values = call_hook(hook, lambda: each_client(hook, (message, received), (0, 0), self.mode))
+        self._declared(hook, values, len(updates.clients), stacked=True)
+        if values.keys() != received.keys():
+            raise HookError(f"{describe(hook)}: expected values of {', '.join(received)}; found {', '.join(values)}")
+        return replace(updates, updated=updates.updated | values)
+
+    def measures(self, run: Mapping[str, Any]) -> dict[str, float | None]:
+        """What the aggregation measures of the rounds so far, {column: number}. Raises HookError if a number is none."""
+        hook = self.aggregation.measures
+        if hook is None:
+            return {}
+        made: dict[str, float | None] = call_hook(hook, lambda: hook(self.values, run))
+        for name, value in made.items():
+            if name in columns() or not (value is None or isinstance(value, int | float)):
+                raise HookError(
+                    f"{describe(hook)}: expected numbers of columns that no record has, found {name}: {value!r}"
+                )
+        return made
+
     def merge(self, updates: ClientUpdates) -> None:
-        """Average the updates by n_k, let the method and then the aggregation replace values, and store local rows."""
+        """Average the uploads by n_k, let the method and then the aggregation replace values, and store local rows."""
+        updates = self.uploaded(updates)
         updated, spec, count = updates.updated, self.spec, len(updates.clients)
         mean = {
             name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
@@ -165,16 +228,27 @@ class Server:
         """Bytes (up, down) of one client's round, without observed sums and statistics; each value at its own size.
 
         Down: copies of shared values, values that clients read, values that `send` makes. Up: the trained ones among them,
-        and their gradients if the aggregation wants them.
+        as the aggregation's `encode` sends them, and their gradients if the aggregation wants them.
         """
         client = torch.zeros(1, dtype=torch.long)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
         exchanged |= {name: value[0] for name, value in self.generated(client).items()}
-        up = sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].trains)
+        message = self._message_of(client)
+        plain = {name: value for name, value in exchanged.items() if self.spec[name].trains}
+        if message:
+            plain = {name: value for name, value in plain.items() if not self.spec[name].aggregated}
+        up = sum(map(nbytes, [*plain.values(), *message.values()]))
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
         down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
         return up, down
+
+    def _message_of(self, client: Tensor) -> Stacked:
+        """What a client that trained nothing would send; its tensors have the shapes and types of every message."""
+        if self.aggregation.encode is None:
+            return {}
+        sent, ones = self.send(client), torch.ones(1)
+        return self.message(ClientUpdates(client, sent, sent, {}, ones, ones, ones, lr=0.0))[0]
 
     def row_bytes(self) -> int:
         """Bytes of one client's values as `send` makes them."""
@@ -211,8 +285,8 @@ class Server:
 
 
 def nbytes(value: Tensor) -> int:
-    """Bytes of a tensor on the wire; floating point is sent in single precision."""
-    return value.numel() * (4 if value.is_floating_point() else value.element_size())
+    """Bytes of a tensor on the wire; floating point is sent in single precision at most."""
+    return value.numel() * (min(4, value.element_size()) if value.is_floating_point() else value.element_size())
 
 
 def bytes_of_sums(value: Tensor) -> int:

@@ -124,6 +124,7 @@ class RunState:
             costs=costs,
             totals=self.totals,
             measured=self.meter.read(),
+            more=self.experiment.server.measures(self.experiment.run.model_dump()),
         )
         self.folder.append(record.as_json())
         self.records_checksum.update(record_line(record.as_json()))
@@ -186,12 +187,12 @@ class SentRound:
 def send(experiment: Experiment, round_: int) -> SentRound:
     """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
     local, cohort = experiment.run.local, experiment.cohort_of(round_)
+    experiment.server.begin(round_)
     taken_part = experiment.server.has_taken_part
     new = cohort[~taken_part.numpy()[cohort]]
     statistics_bytes = collect_statistics(experiment, new)
     taken_part[new] = True
     lr = learning_rate(local, experiment.run.rounds, round_)
-    experiment.server.begin(round_)
     return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
 
 

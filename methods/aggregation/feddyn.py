@@ -9,7 +9,7 @@ under FedAvg is sent. It applies to the trained shared values of any method, als
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from fedbench.method import ClientUpdates, Param, Task, Values, option
 @dataclass(frozen=True)
 class Aggregation(Base):
     """A linear and a proximal term per client, and the server's mean of the linear terms."""
+
+    weighting: Literal["uniform"] = option("uniform", "clients count equally")
 
     search: ClassVar = {"alpha": {"log": (0.001, 1.0)}}
 

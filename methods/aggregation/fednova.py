@@ -1,7 +1,7 @@
 """FedNova: the server averages the clients' changes per step, so that clients with many steps do not pull the objective.
 
 Source: Wang et al. 2020, arXiv 2007.07481, equation 7 (paper and official code): x <- x - tau_eff sum_k p_k (x - y_k) / |a_k|,
-where p_k is n_k's share and tau_eff = sum_k p_k |a_k|. For tau steps of SGD |a_k| = tau; with momentum rho, which adds up
+where p_k is the share of client k in a mean and tau_eff = sum_k p_k |a_k|. For tau steps of SGD |a_k| = tau; with momentum rho, which adds up
 past gradients, |a_k| = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho).
 
 What differs: tau counts the steps of all local phases, also for values that only one of them trains (ours). It applies to the
@@ -38,7 +38,7 @@ class Aggregation(Base):
         """One normalised step."""
         rho, tau = server["rho"].double(), updates.steps.double()
         size = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)  # |a_k|, [K]
-        share = updates.num_samples.double() / updates.num_samples.double().sum()
+        share = updates.share.double()
         weight = (share * size).sum() * share / size
         changes = {name: updates.updated[name] - server[name] for name in mean}
         return {n: server[n] + torch.tensordot(weight.to(change), change, dims=1) for n, change in changes.items()}

@@ -8,7 +8,7 @@ where the method's own merge has made the values (ours).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from fedbench.method import ClientUpdates, PlannedTask, Values, option
 class Aggregation(Base):
     """The mean of the clients with the smallest scores."""
 
+    weighting: Literal["uniform"] = option("uniform", "clients count equally")
+
     byzantine: Annotated[int, Field(ge=0)] = option(1, "f: clients of a cohort that may be faulty")
     selected: Annotated[int, Field(ge=1)] = option(1, "m: clients that are averaged; 1: Krum, more: Multi-Krum")
 
@@ -32,7 +34,8 @@ class Aggregation(Base):
         cohort = run["clients"]["per_round"]
         if cohort < 2 * self.byzantine + 3:
             raise ValueError(
-                f"byzantine {self.byzantine} needs at least 2 f + 3 = {2 * self.byzantine + 3} clients per round, found {cohort}"
+                f"byzantine {self.byzantine} needs at least 2 f + 3 = {2 * self.byzantine + 3} clients per round, "
+                f"found {cohort}"
             )
         if self.selected > cohort - self.byzantine:
             raise ValueError(

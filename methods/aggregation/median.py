@@ -6,7 +6,7 @@ own merge has made them (ours).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from fedbench.method import ClientUpdates, Values
 @dataclass(frozen=True)
 class Aggregation(Base):
     """The median of each number over the cohort."""
+
+    weighting: Literal["uniform"] = option("uniform", "clients count equally")
 
     citation: ClassVar[str] = "Yin et al. 2018, arXiv 1803.01498"
 

@@ -8,7 +8,7 @@ rounded up (ours), so that a small cohort is trimmed as well.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +21,8 @@ from fedbench.method import ClientUpdates, PlannedTask, Values, option
 class Aggregation(Base):
     """The mean of each number over the cohort, without its extremes."""
 
+    weighting: Literal["uniform"] = option("uniform", "clients count equally")
+
     search: ClassVar = {"trim": {"linear": (0.05, 0.4)}}
 
     trim: Annotated[float, Field(gt=0, lt=0.5)] = option(0.1, "share of the clients that is left out at each end")
@@ -31,7 +33,9 @@ class Aggregation(Base):
         """A cohort must be larger than what is left out at both ends."""
         cohort = run["clients"]["per_round"]
         if 2 * (cut := math.ceil(self.trim * cohort)) >= cohort:
-            raise ValueError(f"trim {self.trim} leaves out {cut} of {cohort} clients per round at each end, so none is left")
+            raise ValueError(
+                f"trim {self.trim} leaves out {cut} of {cohort} clients per round at each end, so none is left"
+            )
 
     def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
         """The mean over the clients between the extremes, at least one."""

@@ -93,7 +93,7 @@ def test_one_faulty_client_moves_the_mean_and_no_robust_aggregation(name):
     ("plugin", "run", "message"),
     [
         (AGGREGATION["trimmed_mean"](trim=0.4), {"clients": {"per_round": 2}}, "leaves out 1 of 2 clients per round at each"),
-        (AGGREGATION["krum"](byzantine=2), {"clients": {"per_round": 6}}, r"needs at least 2 f \+ 3 = 7 clients per round, found 6"),
+        (AGGREGATION["krum"](byzantine=2), {"clients": {"per_round": 6}}, r"needs at least 2 f \+ 3 = 7 clients .* found 6"),
         (AGGREGATION["krum"](selected=5), {"clients": {"per_round": 5}}, "leaves out fewer than byzantine 1"),
         (AGGREGATION["fednova"](), {"local": {"optimizer": "adam"}}, "local.optimizer is adam"),
     ],

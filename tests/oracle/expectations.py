@@ -126,7 +126,14 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("fedavgm", "lr"): [Change(0.5, AFTER)],
     ("fedavgm", "beta"): [Change(0.3, AFTER)],
     ("fedprox", "mu"): [Change(0.7, TRAINED)],
+    ("dp_fedavg", "clip"): [Change(1e-3, AFTER)],
+    ("dp_fedavg", "noise"): [Change(0.0, AFTER)],
+    ("dp_fedavg", "delta"): [Change(1e-3)],  # of the records' epsilon; tests/methods/test_privacy.py shows its effect
+    ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
     ("feddyn", "alpha"): [Change(0.5, TRAINED)],
+    ("quantized", "error_feedback"): [Change(False, AFTER | {"shapes", "start"})],
+    ("topk", "error_feedback"): [Change(False, AFTER | {"shapes", "start"})],
+    ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
     ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
     ("krum", "selected"): [Change(2, AFTER)],
     ("trimmed_mean", "trim"): [Change(0.4)],  # two clients have no extremes; tests/methods/test_robust.py has more
