@@ -161,9 +161,9 @@ class Server:
             return updates
         for name, value in kept.items():
             self.memory.write(updates.clients.cpu(), name, value)
-        hook, received = self.aggregation.decode or self.aggregation.encode, self._aggregated(updates.received)
-        values = message
+        hook, values, received = self.aggregation.encode, message, self._aggregated(updates.received)
         if self.aggregation.decode is not None:
+            hook = self.aggregation.decode
             values = call_hook(hook, lambda: each_client(hook, (message, received), (0, 0), self.mode))
         self._declared(hook, values, len(updates.clients), stacked=True)
         if values.keys() != received.keys():
@@ -184,12 +184,10 @@ class Server:
         return made
 
     def merge(self, updates: ClientUpdates) -> None:
-        """Average the uploads by n_k, let the method and then the aggregation replace values, and store local rows."""
-        updates = self.uploaded(updates)
+        """Average the uploads, let the method and then the aggregation replace values, and store local rows."""
+        updates = replace(self.uploaded(updates), weighting=self.aggregation.weighting)
         updated, spec, count = updates.updated, self.spec, len(updates.clients)
-        mean = {
-            name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
-        }
+        mean = {name: weighted_mean(value, updates.weight) for name, value in updated.items() if spec[name].aggregated}
         new = mean | {n: v for n, v in updated.items() if spec[n].home == "local" and spec[n].trained}
         if (hook := self.method.merge) is not None:
             new |= self._declared(hook, call_hook(hook, lambda: hook(self.values, updates)), count)

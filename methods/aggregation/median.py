@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Values
+from fedbench.method import ClientUpdates, Values, option
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,10 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("fedavgm", "lr"): [Change(0.5, AFTER)],
     ("fedavgm", "beta"): [Change(0.3, AFTER)],
     ("fedprox", "mu"): [Change(0.7, TRAINED)],
+    **{
+        (name, "weighting"): [Change("samples", refused="Input should be 'uniform'")]
+        for name in ("dp_fedavg", "feddyn", "krum", "median", "trimmed_mean")
+    },
     ("dp_fedavg", "clip"): [Change(1e-3, AFTER)],
     ("dp_fedavg", "noise"): [Change(0.0, AFTER)],
     ("dp_fedavg", "delta"): [Change(1e-3)],  # of the records' epsilon; tests/methods/test_privacy.py shows its effect
@@ -139,6 +143,8 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("trimmed_mean", "trim"): [Change(0.4)],  # two clients have no extremes; tests/methods/test_robust.py has more
     ("scaffold", "lr"): [Change(0.5, AFTER)],
 }
+# Options that every aggregation has.
+OF_AGGREGATIONS = {"weighting": [Change("uniform", AFTER)]}
 
 # Keys of the run. None: changes nothing of these aspects; another test, which test_every_option.py names, shows its effect.
 RUN: dict[tuple[str, ...], list[Change] | None] = {
