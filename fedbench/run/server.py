@@ -161,7 +161,8 @@ class Server:
             return updates
         for name, value in kept.items():
             self.memory.write(updates.clients.cpu(), name, value)
-        hook, values, received = self.aggregation.encode, message, self._aggregated(updates.received)
+        hook: Any = self.aggregation.encode
+        values, received = message, self._aggregated(updates.received)
         if self.aggregation.decode is not None:
             hook = self.aggregation.decode
             values = call_hook(hook, lambda: each_client(hook, (message, received), (0, 0), self.mode))

@@ -46,7 +46,6 @@ class Aggregation(Base):
     citation: ClassVar[str] = "McMahan et al. 2018, arXiv 1710.06963"
     search: ClassVar = {"clip": {"log": (0.03, 3.0)}}
     private: ClassVar[bool] = True
-    uses_round: ClassVar[bool] = True
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """The accountant is installed."""
@@ -56,7 +55,7 @@ class Aggregation(Base):
             )
 
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
-        """The seed of the noise, the number of clients that train, noisy means so far, and whether reports were summed."""
+        """The seed of the noise, the number of clients that train, and how many noisy means and sums of reports were made."""
         numbers = {"noise seed": task.seed, "clients": task.num_clients - task.held_out, "means": 0, "reported": 0}
         return {name: Param(torch.tensor(number), "server_only") for name, number in numbers.items()}
 
@@ -69,8 +68,8 @@ class Aggregation(Base):
         """The sum over clients of clipped reports, plus noise, as the report of one client [1, ...]."""
         clipped = torch.vmap(lambda report: _clipped(report, self.statistics_clip))(dict(stats))
         total = {name: value.sum(0, keepdim=True) for name, value in clipped.items()}
-        noisy = {n: v + self._noise(server, v, f"report {n}", self.statistics_clip) for n, v in total.items()}
-        return noisy | {"reported": torch.ones_like(server["reported"])}
+        noisy = {n: v + self._noise(server, v, self.statistics_clip, "reported", n) for n, v in total.items()}
+        return noisy | {"reported": server["reported"] + 1}
 
     def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
         """The mean over clients, each counting equally, plus noise."""
@@ -78,12 +77,12 @@ class Aggregation(Base):
             return {}
         cohort = len(updates.clients)
         equal = {name: updates.updated[name].mean(0) for name in mean}
-        noisy = {n: v + self._noise(server, v, n, self.clip / cohort) for n, v in equal.items()}
+        noisy = {n: v + self._noise(server, v, self.clip / cohort, "means", n) for n, v in equal.items()}
         return noisy | {"means": server["means"] + 1}
 
-    def _noise(self, server: Values, like: Tensor, name: str, sensitivity: float) -> Tensor:
-        """N(0, (z sensitivity)^2), from a stream of the run's seed, the round and the name."""
-        stream = rng.torch_stream(int(server["noise seed"]), "noise", int(server["round"]), name)
+    def _noise(self, server: Values, like: Tensor, sensitivity: float, counter: str, name: str) -> Tensor:
+        """N(0, (z sensitivity)^2), from a stream of the run's seed, what was made so far, and the value's name."""
+        stream = rng.torch_stream(int(server["noise seed"]), "noise", counter, int(server[counter]), name)
         draw = torch.randn(like.shape, generator=stream, dtype=torch.float64)
         return (self.noise * sensitivity * draw).to(like)
 

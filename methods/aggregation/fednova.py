@@ -1,8 +1,8 @@
 """FedNova: the server averages the clients' changes per step, so that clients with many steps do not pull the objective.
 
 Source: Wang et al. 2020, arXiv 2007.07481, equation 7 (paper and official code): x <- x - tau_eff sum_k p_k (x - y_k) / |a_k|,
-where p_k is the share of client k in a mean and tau_eff = sum_k p_k |a_k|. For tau steps of SGD |a_k| = tau; with momentum rho, which adds up
-past gradients, |a_k| = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho).
+where p_k is the share of client k in a mean and tau_eff = sum_k p_k |a_k|. For tau steps of SGD |a_k| = tau. With momentum rho,
+which adds up past gradients, |a_k| = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho).
 
 What differs: tau counts the steps of all local phases, also for values that only one of them trains (ours). It applies to the
 trained shared values of any method, also where the method's own merge has made them (ours).

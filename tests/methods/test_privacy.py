@@ -268,7 +268,7 @@ class Wrong(Aggregation):
 @pytest.mark.parametrize("name", ["round", "budget"])
 def test_a_measure_must_be_a_number_of_a_new_column(name):
     with pytest.raises(HookError, match=rf"measures\(\): expected numbers of columns that no record has, found {name}"):
-        server_of(Wrong(name)).measures({})
+        server_of(Wrong(name=name)).measures({})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Broken(Aggregation):
     ],
 )
 def test_a_message_that_does_not_fit_is_refused(how, message):
-    server = server_of(Broken(how))
+    server = server_of(Broken(how=how))
     with pytest.raises(HookError, match=message):
         server.merge(round_of(server, np.ones((1, 5)), np.ones((1, 2, 4)), [1]))
 

@@ -135,8 +135,8 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("dp_fedavg", "delta"): [Change(1e-3)],  # of the records' epsilon; tests/methods/test_privacy.py shows its effect
     ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
     ("feddyn", "alpha"): [Change(0.5, TRAINED)],
-    ("quantized", "error_feedback"): [Change(False, AFTER | {"shapes", "start"})],
-    ("topk", "error_feedback"): [Change(False, AFTER | {"shapes", "start"})],
+    ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
     ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
     ("krum", "selected"): [Change(2, AFTER)],
