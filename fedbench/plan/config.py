@@ -233,7 +233,12 @@ class RunConfig(Block):
     )
     seed: int = Field(0, ge=0, description="seed of every random stream")
     seeds: Seeds = Field(Seeds(), description="overrides of the seed for single random streams")
-    rounds: int = Field(100, ge=1, description="rounds of federated training")
+    rounds: int = Field(
+        100,
+        ge=1,
+        description="rounds of federated training. A run continues a finished shorter run of the same results "
+        "folder if nothing else differs and no schedule depends on the number of rounds",
+    )
     clients: ClientsConfig = Field(ClientsConfig(), description="the number of clients, and which of them take part")
     local: LocalConfig = Field(LocalConfig(), description="a client's local training")
     evaluate_every: int = Field(

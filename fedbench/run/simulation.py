@@ -23,7 +23,7 @@ from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.plan.schedule import learning_rate
-from fedbench.run import checkpoint, evaluation, resume
+from fedbench.run import checkpoint, evaluation, extension, resume
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
@@ -154,10 +154,17 @@ def begin(
     clock: Callable[[], float] = time.monotonic,
     halvings: int = 0,
 ) -> RunState:
-    """The run as its newest fitting checkpoint left it; `clock` counts its seconds. Raises what `build` raises."""
+    """The run as its newest fitting checkpoint left it, or as a shorter run that it continues ended.
+
+    `clock` counts its seconds. Raises what `build` raises.
+    """
     experiment = build(planned, machine, plugins, halvings)
     totals, rounds_done, seconds = TotalCosts(0, 0, 0), 0, 0.0
-    if (saved := resume.fitting_checkpoint(folder, planned.run)) is not None:
+    saved = resume.fitting_checkpoint(folder, planned.run)
+    if saved is None:
+        folder.cut_records(0)
+        saved = extension.continue_shorter_run(experiment, planned, folder)
+    if saved is not None:
         experiment.server.restore(saved.state)
         rounds_done, totals, seconds = saved.round, saved.totals, saved.seconds
     records = hashlib.sha256(b"".join(folder.cut_records(rounds_done)))
