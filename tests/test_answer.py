@@ -82,7 +82,10 @@ CLEAR, LUCK, UNTESTED = "clear: +0.1 to +9.0", "may be luck: -1.0 to +3.0", "not
     ("answers", "text"),
     [
         ([made("s", "a")], "a has the largest mean accuracy, 50.0 %; no other contestant is done."),
-        ([made("s", "a", "+3.0", CLEAR)], "a has the largest mean accuracy, 50.0 %, 3.0 points over the next. This lead is clear."),
+        (
+            [made("s", "a", "+3.0", CLEAR)],
+            "a has the largest mean accuracy, 50.0 %, 3.0 points over the next. This lead is clear.",
+        ),
         (
             [made(answer.OVERALL, "z", "+7.0", LUCK), made("s", "a", "+10.0", CLEAR), made("t", "a", "+9.0", LUCK)],
             "a has the largest mean accuracy in both settings, 9.0 to 10.0 points over the next. "

@@ -180,7 +180,7 @@ def test_six_attempts_without_progress_are_made_with_pauses_that_double(
 
     monkeypatch.setattr(module.time, "sleep", pauses.append)
     monkeypatch.setattr(module.urllib.request, "urlopen", silent)
-    with pytest.raises(DataError, match="could not be fetched .*no answer"):
+    with pytest.raises(DataError, match=r"could not be fetched .*no answer"):
         download("http://127.0.0.1:9/file", tmp_path / "file")
     assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0]  # seconds
     assert limits == [60.0] * 6
