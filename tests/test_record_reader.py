@@ -62,7 +62,11 @@ def test_a_records_value_must_be_of_its_columns_type(tmp_path: Path, column: str
 
 @pytest.mark.parametrize(
     ("accuracies", "fault"),
-    [([0.0, 1.0, math.nan], ""), ([0.5, -0.1, 0.2], "an accuracy is 0.5"), ([math.nan, 1.1, 1.0], "an accuracy is 1.1")],
+    [
+        ([0.0, 1.0, math.nan], ""),
+        ([0.5, -0.1, 0.2], "an accuracy is 0.5"),
+        ([math.nan, 1.1, 1.0], "an accuracy is 1.1"),
+    ],
     ids=["shares", "negative", "above one"],
 )
 @pytest.mark.parametrize("inference", [None, 0, 12])
