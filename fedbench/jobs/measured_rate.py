@@ -31,7 +31,9 @@ class Rate:
     def words(self) -> str:
         """Where it was measured."""
         of = f"{self.runs} finished run{'s' * (self.runs > 1)}"
-        place = self.device if self.on_gpu else f"{self.device or 'CPU'}, {self.threads} thread{'s' * (self.threads > 1)}"
+        place = (
+            self.device if self.on_gpu else f"{self.device or 'CPU'}, {self.threads} thread{'s' * (self.threads > 1)}"
+        )
         return f"{self.multiply_adds_per_second:.2g} multiply-adds per second, median of {of} on {place}"
 
 
