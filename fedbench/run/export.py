@@ -25,7 +25,10 @@ from fedbench.vit import nano
 TENSORS, ABOUT, LOADER, README = "model.safetensors", "model.json", "load_model.py", "README.md"
 TOLERANCE = 1e-4  # relative, of scores that are to be linear
 
-LOADER_TEXT = '''"""Loads the model of this folder in plain timm. `model(images)`: class scores [N, C] of normalised images [N, 3, S, S]."""
+LOADER_TEXT = '''"""Loads the model of this folder in plain timm.
+
+`load()` returns a function from normalised images [N, 3, S, S] to class scores [N, C].
+"""
 
 import json
 from pathlib import Path
@@ -213,6 +216,7 @@ def _readme(experiment: Experiment, model: Model, client: int | None, accuracy: 
             f"* `{LOADER}`: `load()` returns the model; it needs torch, timm and safetensors.",
             "",
             f"Images enter with {vit.image_size} x {vit.image_size} pixels, as `(pixels / 255 - mean) / std` with mean "
-            f"{tuple(vit.mean)} and std {tuple(vit.std)}. Images of another size are resized with bicubic interpolation and antialiasing.",
+            f"{tuple(vit.mean)} and std {tuple(vit.std)}. Images of another size are resized with bicubic interpolation and "
+            "antialiasing.",
         ]
     return "\n".join(lines) + "\n"
