@@ -53,6 +53,30 @@ class ClientsConfig(Block):
     validation: float = Field(
         0.1, ge=0, lt=1, description="share of each client's training samples set aside for validation"
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that a client of a cohort receives values and sends nothing; one always does",
+    )
+    stragglers: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a client of a cohort trains for fewer epochs, drawn from 1 to `local.epochs` - 1",
+    )
+    available: Path | None = Field(
+        None,
+        description="CSV file with the columns round and client: who is available in which round; its rounds repeat",
+    )
+    draw: Literal["uniform", "loss"] = Field(
+        "uniform",
+        description="loss: of `candidates` clients, drawn by their numbers of samples, those with the largest training loss "
+        "when they last took part (Cho et al. 2020)",
+    )
+    candidates: int | None = Field(
+        None, ge=1, description="clients of which `draw: loss` chooses a cohort; default: twice `per_round`"
+    )
 
     @field_validator("held_out")
     @classmethod
@@ -263,7 +287,10 @@ PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
 CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys of `local` in which they may differ
 # Keys that came after the first published runs. With its default value, such a key is not in a run's identity, so that
 # earlier runs keep their names.
-LATER_KEYS = {"local": ("schedule", "warmup_rounds")}
+LATER_KEYS = {
+    "local": ("schedule", "warmup_rounds"),
+    "clients": ("dropout", "stragglers", "available", "draw", "candidates"),
+}
 
 
 def identity_of(run: RunConfig) -> dict[str, Any]:
