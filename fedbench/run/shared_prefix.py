@@ -20,7 +20,7 @@ class WatchedValues(dict[str, Tensor]):
         self.watched, self.was_read = watched, False
 
     def _all(self) -> dict[str, Tensor]:
-        self.was_read = self.was_read or any(name in self.watched for name in super().keys())
+        self.was_read = self.was_read or any(name in self for name in self.watched)
         return dict(super().items())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -30,7 +30,8 @@ class WatchedValues(dict[str, Tensor]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value `name`, or `default`."""
-        return self[name] if name in self else default
+        self.was_read = self.was_read or name in self.watched
+        return super().get(name, default)
 
     def pop(self, name: str, *default: Any) -> Any:
         """Remove and return the value `name`."""
