@@ -176,10 +176,13 @@ class Checker:
             checked[key] = self.block(model, {} if value is None else value, key)
         rest = {key: value for key, value in content.items() if key not in checked}
         scalars, sound = self._scalars(rest)
+        metrics = self._metrics(scalars.get("metrics", ()))
+        sound &= metrics is not None
         if label is None:
             label, fine = self._label_of(content.get("method"))
             sound &= fine
         blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
+        scalars = scalars | {"metrics": tuple(metric.value for metric in metrics or ())}
         run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
         wrong = frozenset(f"{key}.{name}" for key, block in checked.items() for name in block.wrong)
         if not checked["clients"].wrong and not self._cohort_fits(run):
@@ -196,6 +199,8 @@ class Checker:
             self.mistakes.add("", _reason(error))
             return None
         identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
+        if metrics:
+            identities["metrics"] = [metric.identity for metric in metrics]
         return PlannedRun(
             run, label or self._label(run), {**identity_of(run), **identities, "backbone": weights, "clients": clients}
         )
@@ -239,6 +244,17 @@ class Checker:
             f"(held_out: {out:g})",
         )
         return False
+
+    def _metrics(self, written: tuple[Any, ...]) -> list[Checked] | None:
+        """The checked metric plug-ins of a run. Otherwise None, and mistakes are added."""
+        metrics = [self.plugin("metric", value) for value in written]
+        if any(metric.value is None for metric in metrics):
+            return None
+        names = [metric.value["name"] for metric in metrics]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            self.mistakes.add("metrics", f"{twice[0]} is there twice, and records have one column for each name")
+            return None
+        return metrics
 
     def _participation_fits(self, run: RunConfig) -> bool:
         """Whether the keys of participation have an effect and the file of availability can be read. Else adds mistakes."""

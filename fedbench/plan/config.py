@@ -272,6 +272,9 @@ class RunConfig(Block):
         "float32",
         description="tf32: float32 with matrix products rounded to 10 bits on a GPU; bfloat16: autocast of the backbone",
     )
+    metrics: tuple[Any, ...] = Field(
+        (), description="further numbers of each evaluation of test data: metric plug-ins, by name or as `{name: ...}`"
+    )
     test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never use them")
 
     def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
@@ -281,7 +284,7 @@ class RunConfig(Block):
 
 
 # Keys in which runs with one and the same training may differ.
-EVALUATION_ONLY = ("evaluate_every", "test_data")
+EVALUATION_ONLY = ("evaluate_every", "test_data", "metrics")
 # Keys in which runs that are trained together as rows of one graph may differ.
 PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
 CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys of `local` in which they may differ
@@ -301,6 +304,8 @@ def identity_of(run: RunConfig) -> dict[str, Any]:
         for name in names:
             if identity[block][name] == fields[name].default:
                 del identity[block][name]
+    if not run.metrics:
+        del identity["metrics"]
     return identity
 
 

@@ -16,7 +16,7 @@ from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task
+from fedbench.method import Aggregation, ClientUpdates, Method, Metric, Param, Task
 from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
@@ -75,6 +75,7 @@ class Experiment:
     chunk: int  # images in one pass
     task: Task
     participation: Participation
+    metrics: Mapping[str, Metric]  # by name
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
@@ -179,6 +180,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         chunk=chunk,
         task=task,
         participation=takes_part,
+        metrics={block["name"]: plugins.make("metric", block) for block in run.metrics},
         facts=_facts(planned, plugins, frozen, split, takes_part, method, spec, chunk),
     )
 

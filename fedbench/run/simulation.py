@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.plan.schedule import learning_rate
-from fedbench.run import checkpoint, evaluation, extension, resume
+from fedbench.run import checkpoint, evaluation, extension, resume, scoring
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
@@ -97,9 +97,10 @@ class RunState:
         self.meter.count(result.images)
         due = self.over or self.rounds_done % self.experiment.run.evaluate_every == 0
         evaluated = evaluation.evaluate(self.experiment) if due else None
+        more = self._measured() if due else {}
         leaving = must_leave()  # right before writing, since it also checks that this process still holds the folder
         if evaluated is not None:
-            self._write(evaluated, result.costs)
+            self._write(evaluated, result.costs, more)
         if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
             checkpoint.save(
                 self.folder.path,
@@ -114,7 +115,12 @@ class RunState:
         if leaving and not self.over:
             raise Stopped(f"after round {self.rounds_done} of {self.experiment.run.rounds}")
 
-    def _write(self, evaluated: Evaluation, costs: RoundCosts) -> None:
+    def _measured(self) -> dict[str, float | None]:
+        """What the aggregation and the metric plug-ins measure."""
+        run = self.experiment.run
+        return self.experiment.server.measures(run.model_dump()) | scoring.measured(self.experiment)
+
+    def _write(self, evaluated: Evaluation, costs: RoundCosts, more: Mapping[str, float | None]) -> None:
         """Add a record, and after the last round the table of clients."""
         record = Record(
             facts=self.experiment.facts,
@@ -124,7 +130,7 @@ class RunState:
             costs=costs,
             totals=self.totals,
             measured=self.meter.read(),
-            more=self.experiment.server.measures(self.experiment.run.model_dump()),
+            more=more,
         )
         self.folder.append(record.as_json())
         self.records_checksum.update(record_line(record.as_json()))

@@ -195,5 +195,6 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],
     ("evaluate_every",): None,
+    ("metrics",): [Change(["macro_f1"])],  # of the records alone; tests/test_metric_plugins.py shows them
     ("test_data",): None,
 }
