@@ -438,10 +438,11 @@ def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> 
             value == 60.0,
             20,
             json.dumps({"local.lr": lr}),
+            "search",
         )
         for i, (value, lr) in enumerate([(40.0, 0.01), (30.0, 0.1), (60.0, 0.03), (np.nan, 3.0), (50.0, 0.05)])
     ]
-    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values"]
+    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values", "kind"]
     trials = pd.DataFrame(rows, columns=columns)
     look = style.looks(["A"])
     axes = Figure().subplots()
