@@ -41,8 +41,9 @@ paper: env
 test: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm"
 
-test-all: env
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 -m "slow and not slurm"
+	$(BIN)/python -m pytest -m slurm
 
 coverage: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" --cov --cov-report term-missing:skip-covered

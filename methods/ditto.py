@@ -3,7 +3,9 @@
 Source: Li et al. 2021, arXiv 2012.04221, algorithm 1 (paper). In each round a client takes local steps on the shared w,
 which the server averages, and on its own v_k with the gradient of F_k(v_k) + lambda/2 |v_k - w^t|^2, where w^t is what the
 server sent in this round. Evaluation uses v_k. Here w and v_k are prompts at block 0 and a head (ours). They are trained in
-two phases of `local.epochs` epochs each; their order does not matter, since v_k depends on w^t only.
+two phases of `local.epochs` epochs each; their order does not matter, since v_k depends on w^t only. The paper's server
+averages uniformly over the cohort (paper), which `aggregation: {name: fedavg, weighting: uniform}` does; the default here
+is n_k (ours).
 
 A client that never took part starts from the current shared model (ours; in the paper all clients start at w^0). Without
 further training it is evaluated with the shared model. `finetune_epochs` trains the personal copy, including the pull.

@@ -70,6 +70,6 @@ class Method(Base):
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P."""
         updated = updates.updated["prompt"]  # [K, L, P, D]
-        mean = torch.tensordot((updates.num_samples / updates.num_samples.sum()).double(), updated.double(), dims=1)
+        mean = torch.tensordot(updates.share.double(), updated.double(), dims=1)
         directions = torch.linalg.svd(mean, full_matrices=False).Vh  # [L, min(P, D), D]
         return {"leading": directions[:, : server["leading"].shape[1]].to(updated)}

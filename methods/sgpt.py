@@ -147,7 +147,7 @@ class Method(Base):
         total = chosen.sum(0)
         by_choice = torch.where(total > FEW, chosen / total.clamp(min=1), 1 / len(chosen))  # [K, G]
         key = torch.einsum("kg,kgd->gd", by_choice, updates.updated["key"])
-        by_size = (updates.num_samples / updates.num_samples.sum()).to(key)  # [K]
+        by_size = updates.share.to(key)  # [K]
         group = torch.tensordot(by_size, updates.updated["group"], dims=1)
         count = server["count"] + total
         m = self.momentum

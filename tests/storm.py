@@ -153,7 +153,8 @@ class Storm:
 
     def command(self, cluster: str, results: Path, *more: str) -> tuple[list[str], str]:
         """The command line of a sweep, and the PYTHONPATH that it needs."""
-        command = [sys.executable, "-m", "fedbench.sweep", str(self.folder / "sweep.yaml"), "--cluster", cluster]
+        command = [sys.executable, "-X", "faulthandler", "-m", "fedbench.sweep", str(self.folder / "sweep.yaml")]
+        command += ["--cluster", cluster]
         command += ["--results", str(results), "--plugins", str(self.folder / "mine"), *more]
         storage = "quiet" if results.is_relative_to(self.folder / "quiet") else "share"
         command += ["--set", f"machine.data={self.folder / storage / 'data'}"]
@@ -168,6 +169,16 @@ class Storm:
             )
         finally:
             log.close()
+
+    def ended(self, sweep: subprocess.Popen[bytes], seconds: float = 300) -> int:
+        """The exit status of a sweep's command. Raises AssertionError, with where it waits, if it takes too long."""
+        try:
+            return sweep.wait(seconds)
+        except subprocess.TimeoutExpired:
+            sweep.send_signal(signal.SIGABRT)  # its traceback goes to the log
+            sweep.wait()
+            log = (self.folder / "sweep.log").read_text(errors="replace")
+            raise AssertionError(f"a command did not end in {seconds} s: {log[-8000:]}\n{self.look()}") from None
 
     # -- what it looks like ------------------------------------------------------------------------------------
     def folders(self) -> list[Any]:
@@ -262,10 +273,11 @@ class Storm:
         return True
 
     def twin_sweep(self) -> bool:
-        return self.start(self.cluster, self.results, "--no-watch").wait() in (0, 1)
+        return self.ended(self.start(self.cluster, self.results, "--no-watch")) in (0, 1)
 
     def twin_sweep_of_another_host(self) -> bool:
-        return self.start(self.cluster, self.results, "--no-watch", TEST_HOST="elsewhere").wait() in (0, 1)
+        sweep = self.start(self.cluster, self.results, "--no-watch", TEST_HOST="elsewhere")
+        return self.ended(sweep) in (0, 1)
 
     def cut_checkpoint(self) -> bool:
         """Half of the newest checkpoint of a run whose process has just been killed."""
@@ -374,8 +386,9 @@ class Storm:
                 f"not done in {seconds} s: {self.progress()} of {total} rounds; {self.injected}"
             )
             if self.sweep is None or self.sweep.poll() is not None:
-                if self.sweep is not None and self.sweep.returncode == 0:
-                    break
+                if self.sweep is not None and self.sweep.returncode == 0 and sum(self.injected.values()) >= self.faults:
+                    hold.unlink(missing_ok=True)  # the repairs that follow must not wait
+                    return
                 # A run whose run.yaml was damaged while its job began has failed, and says so; a person tries it again.
                 more = ["--retry-failed"] if self.damages and self.commands and self.look() else []
                 self.sweep = self.start(self.cluster, self.results, "--watch", *more)
@@ -414,13 +427,13 @@ class Storm:
             if all(view.state == "done" for view in views):
                 return
             self.commands += 1
-            self.start(self.cluster, self.results, "--watch", "--retry-failed").wait()
+            self.ended(self.start(self.cluster, self.results, "--watch", "--retry-failed"))
         raise AssertionError(f"not settled: {self.look()}")
 
     def compare(self) -> dict[str, Any]:
         """The figures; `differences` names every record that is not that of a quiet sweep in one process."""
         quiet = self.folder / "quiet" / "results"
-        assert self.start("inline", quiet, "--no-watch").wait() == 0
+        assert self.ended(self.start("inline", quiet, "--no-watch")) == 0
         want, actual = numbers(quiet), numbers(self.results)
         differences = [
             f"{name}: {_first_difference(want.get(name, []), actual.get(name, []))}"
@@ -484,7 +497,7 @@ def storm(
                 made.sweep.wait()
             with suppress(OSError):
                 for env in ({}, {"TEST_HOST": "elsewhere"}):
-                    made.start(cluster, made.results, "--cancel", **env).wait()
+                    made.ended(made.start(cluster, made.results, "--cancel", **env), 60)
 
 
 def main() -> None:

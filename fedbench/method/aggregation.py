@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.hooks import hook, optional_hook
 from fedbench.method.param import Param, Values
@@ -17,11 +18,15 @@ from fedbench.method.updates import ClientUpdates
 
 @dataclass(frozen=True)
 class Aggregation:
-    """Base of all aggregations; by itself FedAvg, the n_k-weighted mean (McMahan et al. 2017).
+    """Base of all aggregations; by itself FedAvg, the mean weighted by `weighting` (McMahan et al. 2017).
 
     An aggregation is a frozen dataclass called ``Aggregation`` in a file of ``methods/aggregation/``. It works with the
     parameters of any method.
     """
+
+    weighting: Literal["samples", "uniform"] = option(
+        "samples", "weights of the clients in every mean over the cohort: their training samples n_k, or all equal"
+    )
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # ranges, as in `Method`

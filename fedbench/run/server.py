@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,11 +116,10 @@ class Server:
         self.values |= {name: value.detach() for name, value in new.items()}
 
     def merge(self, updates: ClientUpdates) -> None:
-        """Average the updates by n_k, let the method and then the aggregation replace values, and store local rows."""
+        """Average the updates, let the method and then the aggregation replace values, and store local rows."""
+        updates = replace(updates, weighting=self.aggregation.weighting)
         updated, spec, count = updates.updated, self.spec, len(updates.clients)
-        mean = {
-            name: weighted_mean(value, updates.num_samples) for name, value in updated.items() if spec[name].aggregated
-        }
+        mean = {name: weighted_mean(value, updates.weight) for name, value in updated.items() if spec[name].aggregated}
         new = mean | {n: v for n, v in updated.items() if spec[n].home == "local" and spec[n].trained}
         if (hook := self.method.merge) is not None:
             new |= self._declared(hook, call_hook(hook, lambda: hook(self.values, updates)), count)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task, linear_head
 from fedbench.run.server import Server, parameters
 
-AGGREGATION = tiny.plugins().classes["aggregation"]
+AGGREGATION, METHOD = (tiny.plugins().classes[kind] for kind in ("aggregation", "method"))
 CPU, F64 = torch.device("cpu"), torch.float64
 
 
@@ -43,6 +43,31 @@ def merge(server: Server, clients: list[int], ends: list[float], gradients: list
     updated = sent | {"x": torch.tensor(ends, dtype=F64)[:, None]}
     gradient = {} if gradients is None else {"x": torch.tensor(gradients, dtype=F64)[:, None]}
     server.merge(ClientUpdates(who, sent, updated, {}, ones, ones, ones, 0.1, gradient))
+
+
+# -- weights of the clients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weighting", "mean"), [("samples", 5.5), ("uniform", 5.0)])
+def test_clients_weigh_by_their_samples_or_all_alike(weighting: str, mean: float) -> None:
+    """Clients of 1 and 3 samples end at 4 and 6: (4 + 3 * 6)/4 = 5.5, or (4 + 6)/2 = 5. FedAvgM halves the step from 2."""
+    for name, options, expected in (("fedavg", {}, mean), ("fedavgm", {"lr": 0.5, "beta": 0.0}, 2 + (mean - 2) / 2)):
+        server = server_of(AGGREGATION[name](weighting=weighting, **options), 2)
+        who, ones = torch.arange(2), torch.ones(2, dtype=F64)
+        updated = {"x": torch.tensor([[4.0], [6.0]], dtype=F64)}
+        n = torch.tensor([1.0, 3.0], dtype=F64)
+        server.merge(ClientUpdates(who, server.send(who), updated, {}, n, ones, ones, 0.1))
+        assert server.values["x"].item() == pytest.approx(expected)
+
+
+def test_a_methods_own_mean_follows_the_weighting() -> None:
+    """FedPR's directions are those of the mean: of prompts along axes 0 and 1 with n_k = 1 and 3, axis 1 leads, or neither."""
+    updated = {"prompt": torch.eye(2, 4, dtype=F64)[:, None, None, :]}  # [K, L, P, D]
+    updates = ClientUpdates(torch.arange(2), {}, updated, {}, torch.tensor([1.0, 3.0]), *[torch.ones(2)] * 2, 0.1)
+    method, server = METHOD["fedpr"](prompt_length=1, drop=0.5), {"leading": torch.zeros(1, 1, 4)}
+    for weighting, along in (("samples", [0.1**0.5, 0.9**0.5]), ("uniform", [0.5**0.5, 0.5**0.5])):
+        leading = method.merge(server, dataclasses.replace(updates, weighting=weighting))["leading"]
+        assert leading[0, 0, :2].abs().tolist() == pytest.approx(along)
 
 
 # -- server optimisers: Reddi et al. 2021, algorithm 2, two rounds in numbers ---------------------------------------------

@@ -128,6 +128,8 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("fedprox", "mu"): [Change(0.7, TRAINED)],
     ("scaffold", "lr"): [Change(0.5, AFTER)],
 }
+# Options that every aggregation has.
+OF_AGGREGATIONS = {"weighting": [Change("uniform", AFTER)]}
 
 # Keys of the run. None: changes nothing of these aspects; another test, which test_every_option.py names, shows its effect.
 RUN: dict[tuple[str, ...], list[Change] | None] = {

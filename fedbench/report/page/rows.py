@@ -1,4 +1,4 @@
-"""Rows of the page's smaller tables: tuning, published numbers, accuracy at equal budget."""
+"""Rows of the page's smaller tables: tuning, published numbers, accuracy at equal budget, unfinished runs, provenance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from fedbench.report.tables.grid import scaled
-from fedbench.report.tables.metrics import METRIC
+from fedbench.report.tables.metrics import METRIC, STATES
+
+UNFINISHED = 200  # rows of the list of runs that are not done; runs.csv has them all
 
 Rows = list[Mapping[str, Any]]
 
@@ -100,3 +102,33 @@ def budgets(frame: pd.DataFrame) -> Rows:
 def _worst_last(accuracy: Mapping[Any, float], label: str) -> float:
     value = accuracy.get(label, math.nan)
     return -value if math.isfinite(value) else math.inf
+
+
+def unfinished(runs: pd.DataFrame) -> dict[str, Any]:
+    """What the page says of runs that are not done: `absent` in words, `unfinished` rows, and how many `more` there are."""
+    rest = runs[runs["state"] != "done"]
+    counts = rest["state"].value_counts()
+    absent = ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts.index)
+    return {
+        "absent": absent and f"of {len(runs)} runs {absent}",
+        "unfinished": rest.head(UNFINISHED)[["run", "label", "setting", "seed", "state", "said"]].to_dict("records"),
+        "more": max(0, len(rest) - UNFINISHED),
+    }
+
+
+def partition_hashes(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """(setting, seed, hashes of its partition, whether they differ), for each setting and seed."""
+    known = runs.dropna(subset=["partition_hash"])
+    return [
+        (*place, ", ".join(map(str, group["partition_hash"].unique())), group["partition_hash"].nunique() > 1)
+        for place, group in known.groupby(["setting", "seed"], sort=False)
+    ]
+
+
+def weights(runs: pd.DataFrame) -> Rows:
+    """A row for each backbone with its hash."""
+    known = runs.dropna(subset=["backbone_hash"]).drop_duplicates(["backbone", "backbone_hash"])
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in known[["backbone", "backbone_hash"]].to_dict("records")
+    ]
