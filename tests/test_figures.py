@@ -23,6 +23,7 @@ from written import write_run
 from fedbench.report import pictures, run_artifacts, writer
 from fedbench.report.evidence import gather
 from fedbench.report.figures import clients, frame, inside, report_figures, scores, style, tuned, varied
+from fedbench.report.figures.fonts import FONT_LAYOUT
 from fedbench.report.figures.frame import PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests
@@ -468,4 +469,4 @@ def test_fonts_of_a_pdf_are_embedded_without_the_tables_that_lay_out_text() -> N
     for font in fonts:
         tables = set(TTFont(io.BytesIO(font)).keys())
         assert {"glyf", "loca", "cmap", "head", "hmtx"} <= tables
-        assert not tables & set(frame.FONT_LAYOUT)
+        assert not tables & set(FONT_LAYOUT)

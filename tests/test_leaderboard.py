@@ -28,8 +28,8 @@ def page() -> str:
 def rows_of(page: str, board: int) -> list[list[str]]:
     """The cells' texts of each row of a table."""
     section = page.split("<section ")[board].split("</table>")[0]
-    found = re.findall(r"<tr[^>]*><th class=\"name\" scope=\"row\">(.*?)</tr>", section, re.DOTALL)
-    cells = [re.split(r"</t[hd]>\s*<td[^>]*>|</t[hd]>", row) for row in found]
+    lines = re.findall(r"<tr[^>]*><th class=\"name\" scope=\"row\">(.*?)</tr>", section, re.DOTALL)
+    cells = [re.split(r"</t[hd]>\s*<td[^>]*>|</t[hd]>", row) for row in lines]
     return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in row if cell.strip()] for row in cells]
 
 

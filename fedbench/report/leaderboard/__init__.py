@@ -19,7 +19,7 @@ import jinja2
 import pandas as pd
 
 from fedbench.base.naming import key, words
-from fedbench.report import answer
+from fedbench.report.answer import OVERALL, Answer, Control
 from fedbench.report.content import Content, ReportOptions
 from fedbench.report.evidence import gather
 from fedbench.report.published_runs import PublishedRun, PublishedRunsError, read, unpack
@@ -68,8 +68,8 @@ class Board:
     setting: str
     details: str
     seeds: int
-    answer: answer.Answer | None
-    controls: Sequence[answer.Control]
+    answer: Answer | None
+    controls: Sequence[Control]
     rows: Sequence[BoardRow]
     notes: Sequence[str]
 
@@ -150,7 +150,7 @@ def _board(members: Sequence[tuple[PublishedRun, str]]) -> Board:
         setting=str(evidence.runs["setting_text"].iloc[0]).replace(" · ", ", "),
         details=details,
         seeds=int(evidence.runs["seed"].nunique()),
-        answer=next((given for given in content.answers if given.setting != answer.OVERALL), None),
+        answer=next((each for each in content.answers if each.setting != OVERALL), None),
         controls=content.controls,
         rows=rows,
         notes=content.alarms,
