@@ -16,7 +16,8 @@ from test_schedule import sweep
 from fedbench.base.records import RunFolder
 from fedbench.cli import check
 from fedbench.method import HookError, Predictions
-from fedbench.plan.config import ConfigError, training_key
+from fedbench.plan.config import ConfigError
+from fedbench.plan.identity import training_key
 from fedbench.plan.plugins import HOME, plugins
 from fedbench.report.evidence import gather
 from fedbench.report.figures.report_figures import all_figures

@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench.data import Dataset
 from fedbench.plan.availability import read_availability
-from fedbench.plan.config import Block, PlannedRun, RunConfig, identity_of, short_name
+from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
 from fedbench.plan.content import FileLister, by_content
+from fedbench.plan.identity import identity_of
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.paths import expanded, problem_with
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins

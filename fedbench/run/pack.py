@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedbench.data import Batches, Ints
 from fedbench.method import ClientUpdates
-from fedbench.plan.config import CLIENT_RECIPE
+from fedbench.plan.identity import CLIENT_RECIPE
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.experiment import Training
 from fedbench.run.meter import SharedClock, wait
