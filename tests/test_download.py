@@ -168,6 +168,24 @@ def test_a_missing_page_and_a_dead_server_are_reported(server: Server, tmp_path:
     assert named(tmp_path) == []
 
 
+def test_six_attempts_without_progress_are_made_with_pauses_that_double(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    limits: list[float] = []
+
+    def silent(request: Any, timeout: float) -> None:
+        limits.append(timeout)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(module.urllib.request, "urlopen", silent)
+    with pytest.raises(DataError, match=r"could not be fetched .*no answer"):
+        download("http://127.0.0.1:9/file", tmp_path / "file")
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0]  # seconds
+    assert limits == [60.0] * 6
+
+
 def test_a_full_disk_is_reported_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -98,7 +98,7 @@ def test_a_published_file_holds_what_the_runs_wrote(world):
     text = world.file.read_bytes() + str(parquet.read_table(world.file).to_pylist()).encode()
     for private in (str(world.folder), "hostname", "command", "packages"):
         assert private.encode() not in text
-    assert world.file.stat().st_size < 20_000
+    assert world.file.stat().st_size < 25_000
 
 
 def test_the_same_runs_give_the_same_bytes_wherever_they_are(world, tmp_path):
@@ -242,7 +242,62 @@ def with_a_path(row: dict[str, Any]) -> None:
     row["provenance"] = json.dumps({"hostname": "somewhere"})
 
 
+def no_label(row: dict[str, Any]) -> None:
+    row["label"] = " "
+
+
+def label_missing(row: dict[str, Any]) -> None:
+    row["label"] = None
+
+
+def records_of_a_mapping(row: dict[str, Any]) -> None:
+    row["records"] = "{}"
+
+
+def tuning_of_a_list(row: dict[str, Any]) -> None:
+    row["tuning"] = "[]"
+
+
+def cut_text(row: dict[str, Any]) -> None:
+    row["provenance"] = row["provenance"][:-1]
+
+
+def records_of_another_run(row: dict[str, Any]) -> None:
+    changed_records(row, 1, run="another")
+
+
+def records_of_another_config(row: dict[str, Any]) -> None:
+    changed_records(row, 1, config_hash="another")
+
+
+def negative_count(row: dict[str, Any]) -> None:
+    row["train_samples"] = [-1, *row["train_samples"][1:]]
+
+
+def count_missing(row: dict[str, Any]) -> None:
+    row["held_out"] = [None, *row["held_out"][1:]]
+
+
+def share_above_one(row: dict[str, Any]) -> None:
+    row["val_accuracy"] = [1.5, *row["val_accuracy"][1:]]
+
+
+def no_client_accuracies(row: dict[str, Any]) -> None:
+    row["accuracy"] = [None] * len(row["accuracy"])
+
+
 DAMAGES = {
+    no_label: "its label is empty",
+    label_missing: "label is missing",
+    records_of_a_mapping: "expected a list in records",
+    tuning_of_a_list: "expected a mapping in tuning",
+    cut_text: "provenance is not JSON",
+    records_of_another_run: "round 2: the record is of another run",
+    records_of_another_config: "round 2: the record is of another run",
+    negative_count: "train_samples is -1, expected counts",
+    count_missing: "held_out is None, expected counts",
+    share_above_one: "val_accuracy is 1.5, expected shares from 0 to 1",
+    no_client_accuracies: "the mean of their accuracies is not that of the last record",
     with_nan: "NaN is not a finite number",
     too_good: "mean_accuracy: expected a share from 0 to 1",
     other_identity: "is not that of its identity",
@@ -298,6 +353,18 @@ def test_no_flipped_byte_changes_a_number_unnoticed(world, tmp_path):
             assert published_runs.read(tmp_path / "flipped.parquet") == runs, f"byte {place}"
         except PublishedRunsError:
             continue
+
+
+def test_a_file_that_decompresses_to_more_than_the_limit_is_refused_before_it_is_read(world, monkeypatch):
+    metadata = parquet.ParquetFile(world.file).metadata
+    assert metadata.row_group(0).column(0).compression == "ZSTD"
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    assert published_runs.LARGEST_BYTES == 2**30
+    monkeypatch.setattr(published_runs, "LARGEST_BYTES", size)
+    assert len(published_runs.read(world.file)) == 4
+    monkeypatch.setattr(published_runs, "LARGEST_BYTES", size - 1)
+    with pytest.raises(PublishedRunsError, match="its content is larger than"):
+        published_runs.read(world.file)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
