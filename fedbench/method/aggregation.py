@@ -25,7 +25,9 @@ class Aggregation:
     """
 
     weighting: Literal["samples", "uniform"] = option(
-        "samples", "weights of the clients in every mean over the cohort: their training samples n_k, or all equal"
+        "samples",
+        "weights of the clients in every mean over the cohort: their training samples n_k, or all equal",
+        added_later=True,
     )
 
     fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
