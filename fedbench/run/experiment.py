@@ -17,8 +17,8 @@ from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.method import Aggregation, ClientUpdates, Method, Param
-from fedbench.method.fitting import check_blocks, check_parameters
+from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -73,6 +73,7 @@ class Experiment:
     server: Server
     image_cost: cost.ImageCost
     chunk: int  # images in one pass
+    task: Task
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
@@ -158,7 +159,8 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     frozen = load_frozen(planned, machine, plugins, device, dtype)
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
-    spec = _parameters(run, frozen, split, method, aggregation)
+    task = _task(run, frozen, split)
+    spec = _parameters(task, frozen.vit.depth, method, aggregation)
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
@@ -171,6 +173,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
         image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
+        task=task,
         facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
     )
 
@@ -208,16 +211,20 @@ def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
     return backbone.make(**block.model_dump(), shortcuts=machine.shortcuts)
 
 
-def _parameters(
-    run: RunConfig, frozen: Frozen, split: Split, method: Method, aggregation: Aggregation
-) -> dict[str, Param]:
-    """The tensors of the run. Raises ValueError if options exclude each other."""
+def _task(run: RunConfig, frozen: Frozen, split: Split) -> Task:
+    """The `Task` that the plug-ins receive."""
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
-    task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
+    seed = run.stream("init")
+    return cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
+
+
+def _parameters(task: Task, depth: int, method: Method, aggregation: Aggregation) -> dict[str, Param]:
+    """The tensors of the run. Raises ValueError if options exclude each other."""
     spec = parameters(method, aggregation, task)
-    check_blocks(method, frozen.vit.depth)
+    check_private(method, aggregation)
+    check_blocks(method, depth)
     check_parameters(method, spec)
     return spec
 
@@ -254,7 +261,7 @@ def _model(
         backbone=_backbone_in_passes(run, frozen, method),
         images=frozen.images,
         labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
-        features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
+        features=_features(frozen, machine, method.query_after) if method.reads_features(frozen.vit.depth) else None,
         mode=machine.clients,
         autocast=run.precision == "bfloat16",
         compiled=CompiledBlocks(clients * piece) if machine.compile else None,
@@ -269,11 +276,11 @@ def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backb
     return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))
 
 
-def _features(frozen: Frozen, machine: Machine) -> Tensor:
+def _features(frozen: Frozen, machine: Machine, after: int | None) -> Tensor:
     return process_cache.cached(
         "features",
-        (frozen.cache_name, frozen.key),
-        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data),
+        (frozen.cache_name, frozen.key, after),
+        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data, after),
     )
 
 
