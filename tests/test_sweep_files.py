@@ -18,7 +18,14 @@ FILES = sorted((Path(__file__).parents[1] / "sweeps").rglob("*.yaml"))
 NAMES = [path.stem for path in FILES]
 WANTED = {
     *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
-    *("quickstart", "nano_plain", "pep_ablation_nano", "reference_nano", "reference_nano_untuned", "reference_cifar100"),
+    *(
+        "quickstart",
+        "nano_plain",
+        "pep_ablation_nano",
+        "reference_nano",
+        "reference_nano_untuned",
+        "reference_cifar100",
+    ),
     *("sgpt", "pfedpg", "pfpt", "fedperfix"),
 }
 # What makes any of them small enough for minutes on a laptop: one command line for all.
