@@ -20,6 +20,7 @@ from fedbench.plan.config import LocalConfig
 from fedbench.run.client_optimizer import ClientOptimizer, Recipe
 from fedbench.run.stacked import Stacked, per_client, rows
 from fedbench.run.stacked_model import Pass, StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit.images import sent_to
 
 
@@ -59,6 +60,7 @@ class Trainer:
     chunk: int
     piece: int = 1 << 30
     finetuning: bool = False  # before evaluation, not in a round
+    graphs: StepGraphs | None = None  # CUDA graphs of the steps, if wanted
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -139,7 +141,11 @@ class _ChunkTraining:
                 at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
                 pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
             n = weight[step, working].sum(1)
-            gradients = self._gradients(phase, leaves, pieces, working, n)
+            graphs, gradients = self.trainer.graphs, None
+            if graphs is not None:
+                gradients = graphs.gradients(self, phase, pieces, working, n)
+            if gradients is None:
+                gradients = self._gradients(phase, leaves, pieces, working, n)
             if step == 0:
                 _check_all_trained(phase, gradients)
             optimizer.clip(gradients)

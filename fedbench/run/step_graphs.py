@@ -1,0 +1,161 @@
+"""CUDA graphs of local steps: the forward and backward pass of a step is captured once and replayed with new values.
+
+A small ViT needs less time for its kernels than the host needs to start them. A replay starts them all at once. The optimiser's
+step stays outside, because its learning rate and counters change. A step is captured when its shapes come for the second time,
+so a ragged last batch costs no capture. The passes without a graph are the twin, and what is used if a capture fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedbench.method import HookError
+from fedbench.run.stacked import Stacked
+from fedbench.run.stacked_model import StackedModel
+
+if TYPE_CHECKING:
+    from fedbench.run.local import Phase, Piece, _ChunkTraining
+
+log = logging.getLogger("fedbench")
+
+WARM_UP = 2  # steps before a capture, in which libraries allocate what they keep
+MOST = 8  # graphs of a run; each keeps its inputs and results, and all share the memory of their passes
+
+
+def is_capturable(model: StackedModel) -> bool:
+    """Whether the passes of a step read nothing from the host, so that they can be replayed."""
+    return (
+        model.labels.device.type == "cuda"
+        and model.mode == "stacked"
+        and model.images.resident
+        and model.cached_tokens is None
+        and model.method.backbone_weights is None
+    )
+
+
+@dataclass
+class StepGraphs:
+    """The graphs of a run's local steps. ``error``: why a capture failed; then no further one is tried."""
+
+    error: str | None = None
+    replays: int = 0
+    _seen: Counter[Hashable] = field(default_factory=Counter)
+    _graphs: dict[Hashable, _StepGraph] = field(default_factory=dict)
+    _pool: Any = None
+
+    def gradients(
+        self, training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor
+    ) -> list[Tensor | None] | None:
+        """What ``training._gradients`` returns and adds up, by a replay; None if this step has no graph."""
+        if self.error is not None or not is_capturable(phase.model):
+            return None
+        key = _key(training, phase, pieces, working)
+        self._seen[key] += 1
+        if key not in self._graphs:
+            if self._seen[key] < 2 or len(self._graphs) >= MOST:
+                return None
+            try:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._graphs[key] = _StepGraph(training, phase, pieces, working, n, self._pool)
+            except (RuntimeError, HookError) as error:
+                self.error = " ".join(str(error).split())
+                log.warning("CUDA graphs are not used, because a local step cannot be captured: %s", self.error)
+                return None
+        self.replays += 1
+        return self._graphs[key](training, pieces, n)
+
+
+def _key(training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice) -> Hashable:
+    """Equal for steps whose passes start the same kernels on tensors of the same shapes."""
+    trainer = training.trainer
+    values = (training.values, training.received, training.read)
+    shapes = [(name, value.shape) for group in values for name, value in group.items()]
+    batch = [(piece.index.shape, piece.first) for piece in pieces]
+    model = phase.model
+    return (
+        trainer.finetuning, model.method.phase, tuple(phase.names), model.per_client_server, working.stop,
+        tuple(shapes), tuple(batch),
+    )  # fmt: skip
+
+
+class _StepGraph:
+    """A captured step with tensors of its own, into which each replay copies the step's values."""
+
+    def __init__(
+        self, training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor, pool: Any
+    ) -> None:
+        self.working = working
+        # A training of the same clients, whose tensors stay where they are.
+        self.twin = type(training)(
+            training.trainer, _clones(training.received), _clones(training.read), training.recipe
+        )
+        self.leaves = {name: self.twin.values[name].requires_grad_() for name in phase.names}
+        self.pieces = [replace(piece, **_clones(_tensors(piece))) for piece in pieces]
+        self.n = n.clone()
+        self._copy(training, pieces, n)
+
+        def passes() -> list[Tensor | None]:
+            for total in (self.twin.loss, *self.twin.sums.values()):
+                total.zero_()
+            return self.twin._gradients(phase, self.leaves, self.pieces, working, self.n)
+
+        self.graph, self.results = captured(passes, pool)
+
+    def __call__(self, training: _ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> list[Tensor | None]:
+        """Replay the step with the values of `training`. The gradients are overwritten by the next replay."""
+        self._copy(training, pieces, n)
+        self.graph.replay()
+        training.loss += self.twin.loss
+        for name, value in self.twin.sums.items():
+            if name in training.sums:
+                training.sums[name] += value
+            else:
+                training.sums[name] = value.clone()
+        return self.results
+
+    @torch.no_grad()
+    def _copy(self, training: _ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> None:
+        """Copy the step's values into the graph's tensors, with one call for each type of number."""
+        twin, pairs = self.twin, [(self.n, n)]
+        for mine, theirs in (
+            (twin.values, training.values),
+            (twin.received, training.received),
+            (twin.read, training.read),
+            *((_tensors(mine), _tensors(piece)) for mine, piece in zip(self.pieces, pieces, strict=True)),
+        ):
+            pairs += [(value, theirs[name].detach()) for name, value in mine.items()]
+        for dtype in dict.fromkeys(target.dtype for target, _ in pairs):
+            targets, sources = zip(*((a, b) for a, b in pairs if a.dtype == dtype), strict=True)
+            torch._foreach_copy_(targets, sources)
+
+
+def captured(passes: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of the kernels that `passes` starts, and what it returns, which each replay writes anew.
+
+    Raises RuntimeError if `passes` waits for the device or reads from the host.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            passes()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        results = passes()
+    return graph, results
+
+
+def _tensors(piece: Piece) -> Stacked:
+    return {name: getattr(piece, name) for name in ("index", "weight", "flip", "shift")}
+
+
+def _clones(values: Mapping[str, Tensor]) -> Stacked:
+    return {name: value.detach().clone() for name, value in values.items()}
