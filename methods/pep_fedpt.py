@@ -170,6 +170,7 @@ class Method(Base):
         sums = class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
         return sums if self.query == "inject" else {"count": sums["count"]}
 
+    @only_if(lambda self: self.query == "inject" or self.average == "class_counts")
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """Prototypes from this round's sums (query inject), class prompts averaged by class counts (average class_counts)."""
         new: dict[str, Tensor] = {}

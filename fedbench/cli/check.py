@@ -178,6 +178,8 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
         for options in ({}, {"prompt": "local"}, {"head": "local"}):
             fields = "".join(f" {key}={value}" for key, value in options.items())
             yield f"{name} + fedvpt{fields}", Case(fedvpt(**options), aggregation)
+        if aggregation.absorb is not None:
+            yield f"{name} + fedncm", Case(classes["method"]["fedncm"](), aggregation)
 
 
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:

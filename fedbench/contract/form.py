@@ -67,7 +67,8 @@ def hooks_have_the_right_arguments(plugin: Any) -> None:
             signature.bind(*arguments)
         except TypeError as error:
             raise ContractError(f"{name}()", expected, f"{name}{signature} ({error})") from error
-    for name in ("uses_query", "uses_prior") if isinstance(plugin, Method) else ():
+    flags = {Method: ("uses_query", "uses_prior", "uses_round"), Aggregation: ("uses_round",)}
+    for name in flags.get(base_of(plugin), ()):
         if not isinstance(value := getattr(plugin, name), bool):
             raise ContractError(name, "True, False, or a @property that returns one of them", f"{value!r}")
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.rounds import COHORT, TOLERANCE, agree, client_updates, local_values, updates_agree
-from fedbench.contract.world import Case
+from fedbench.contract.world import Case, task
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
 from fedbench.run.stacked import rows
@@ -166,6 +166,8 @@ def local_values_stay_with_the_client(case: Case) -> None:
     world = case.warmed_up()
     updates = world.round(COHORT)
     local = [name for name in updates.updated if world.server.spec[name].home == "local"]
+    if case.aggregation.encode is not None:  # whose message may hold what it keeps of its own, such as a residual
+        local = [name for name in local if name in case.method.params(task())]
 
     def changed(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value + 0.25 if name in local else value for name, value in values.items()}

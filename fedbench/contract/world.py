@@ -23,6 +23,7 @@ from fedbench.vit.images import Images
 
 CPU = torch.device("cpu")
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # SIZES: training samples of each client
+ROUNDS = 3
 
 
 def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
@@ -64,6 +65,7 @@ class MiniRun:
         """The updates of `clients` after local training; `change` replaces fields of the trainer."""
         trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
+        self.server.begin(round_)
         received = self.server.send(torch.from_numpy(batches[0].clients))
         return trainer.train(received, self.server.read(), batches, Recipe(trainer.local.lr, trainer.local.clip))
 
@@ -94,11 +96,11 @@ def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     return train, draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), draw.integers(0, CLASSES, count)
 
 
-def task(vit: Backbone | None = None) -> Task:
+def task(vit: Backbone | None = None, local: LocalConfig | None = None) -> Task:
     """The `Task` of the miniature run, which `Method.params` receives."""
     train, _, labels = _samples()
     counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
-    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0)
+    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0, rounds=ROUNDS, local=local)
 
 
 def mini_run(
@@ -113,7 +115,8 @@ def mini_run(
     train, pixels, labels = _samples()
     images = Images(pixels, 16, vit.mean, vit.std, device, dtype)
     aggregation = aggregation or Aggregation()
-    spec = parameters(method, aggregation, task(vit))
+    recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
+    spec = parameters(method, aggregation, task(vit, recipe))
     everything = torch.arange(len(labels), device=device)
     with torch.no_grad():
         features = vit(images.batch(everything))[0]["cls"] if method.reads_features(vit.depth) else None
@@ -125,7 +128,6 @@ def mini_run(
         labels=torch.from_numpy(labels).to(device),
         features=features,
     )
-    recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
     return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, device, dtype), train, labels)
 

@@ -12,11 +12,13 @@ from fedbench.method.param import Home, Param, Phases, Values
 from fedbench.method.server_optimizers import AdaptiveServerOptimizer, ServerOptimizer
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
+from fedbench.method.uploads import CompressedUploads
 
 __all__ = [
     "AdaptiveServerOptimizer",
     "Aggregation",
     "ClientUpdates",
+    "CompressedUploads",
     "Home",
     "HookError",
     "InputPrompt",

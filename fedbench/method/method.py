@@ -94,6 +94,14 @@ class Method:
         return False
 
     @property
+    def uses_round(self) -> bool:
+        """Whether a hook reads ``p["round"]`` or ``server["round"]`` [], the number of the current round from 1.
+
+        In evaluation it is the number of the last finished round. `Task.rounds` is the number of all rounds.
+        """
+        return False
+
+    @property
     def adds_prior_in_training(self) -> bool:
         """Whether `logit_prior` adds the log class prior to the logits of training."""
         return self.logit_prior in ("train", "both")

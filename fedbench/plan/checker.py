@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench.data import Dataset
-from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
+from fedbench.plan.config import Block, PlannedRun, RunConfig, identity_of, short_name
 from fedbench.plan.content import FileLister, by_content
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.paths import expanded, problem_with
@@ -192,7 +192,7 @@ class Checker:
             self.mistakes.add("", _reason(error))
             return None
         identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
-        return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
+        return PlannedRun(run, label or self._label(run), {**identity_of(run), **identities, "backbone": weights})
 
     def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """The checked keys of a run that are not blocks, and whether all are right."""

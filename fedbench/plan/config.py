@@ -77,12 +77,22 @@ class LocalConfig(Block):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
-    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate after each round")
+    lr_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate after each round; needs `schedule: exponential`"
+    )
     clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient; default: no clipping")
     augment: Literal["none", "flip", "crop_flip"] = Field(
         "none",
         description="augmentation of training images. flip: random horizontal flips; crop_flip: also random shifts by up "
         "to an eighth of the image",
+    )
+    schedule: Literal["constant", "exponential", "cosine", "warmup"] = Field(
+        "exponential",
+        description="learning rate over the rounds. exponential: times `lr_decay` after each round, so constant by default; "
+        "cosine: from `lr` to zero along half a cosine; warmup: linearly up to `lr`, then as cosine",
+    )
+    warmup_rounds: int = Field(
+        5, ge=1, description="rounds in which the learning rate rises; needs `schedule: warmup` and more rounds"
     )
 
 
@@ -227,7 +237,12 @@ class RunConfig(Block):
     )
     seed: int = Field(0, ge=0, description="seed of every random stream")
     seeds: Seeds = Field(Seeds(), description="overrides of the seed for single random streams")
-    rounds: int = Field(100, ge=1, description="rounds of federated training")
+    rounds: int = Field(
+        100,
+        ge=1,
+        description="rounds of federated training. A run continues a finished shorter run of the same results "
+        "folder if nothing else differs and no schedule depends on the number of rounds",
+    )
     clients: ClientsConfig = Field(ClientsConfig(), description="the number of clients, and which of them take part")
     local: LocalConfig = Field(LocalConfig(), description="a client's local training")
     evaluate_every: int = Field(
@@ -249,7 +264,21 @@ class RunConfig(Block):
 EVALUATION_ONLY = ("evaluate_every", "test_data")
 # Keys in which runs that are trained together as rows of one graph may differ.
 PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
-CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # keys of `local` in which they may differ
+CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys of `local` in which they may differ
+# Keys that came after the first published runs. With its default value, such a key is not in a run's identity, so that
+# earlier runs keep their names.
+LATER_KEYS = {"local": ("schedule", "warmup_rounds")}
+
+
+def identity_of(run: RunConfig) -> dict[str, Any]:
+    """The run's config without later keys that have their default values."""
+    identity = run.model_dump()
+    for block, names in LATER_KEYS.items():
+        fields = type(getattr(run, block)).model_fields
+        for name in names:
+            if identity[block][name] == fields[name].default:
+                del identity[block][name]
+    return identity
 
 
 def training_key(identity: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbench import data
 from fedbench.method import Method, Param, Task, Values
 from fedbench.method.phases import trained_in
-from fedbench.plan.config import Machine, PlannedRun
+from fedbench.plan.config import LocalConfig, Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.run.server import parameters
 from fedbench.vit import backbone
@@ -209,11 +209,20 @@ def chunk_images(cost: PassCost, device: torch.device, precision: str = "float32
     return max(1, min(GPU_CHUNK_TOKENS // tokens, fit))
 
 
-def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int, held_out: int = 0) -> Task:
+def task_of(
+    vit: backbone.Backbone,
+    classes: int,
+    class_counts: Tensor,
+    seed: int,
+    held_out: int = 0,
+    rounds: int = 1,
+    local: LocalConfig | None = None,
+) -> Task:
     """The `Task` that `Method.params` receives, from the backbone and the clients' `class_counts` [clients, C]."""
     frozen = dict(vit.named_parameters())
     size = (vit.width, vit.depth, vit.patch_size)
-    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen, held_out)
+    recipe = (local or LocalConfig()).model_dump()
+    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen, held_out, rounds, recipe)
 
 
 @dataclass(frozen=True)
@@ -235,11 +244,7 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     vit = _architecture(run.backbone.name, run.backbone.image_size)
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
-    spec = parameters(
-        method,
-        aggregation,
-        task_of(vit, classes, counts, seed=0),
-    )
+    spec = parameters(method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local))
     cost = one_pass(method, spec, vit)
     of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
     passes = of_client * run.clients.per_round * run.local.epochs * run.rounds

@@ -17,8 +17,8 @@ from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.method import Aggregation, ClientUpdates, Method, Param
-from fedbench.method.fitting import check_blocks, check_parameters
+from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -74,6 +74,7 @@ class Experiment:
     server: Server
     image_cost: cost.ImageCost
     chunk: int  # images in one pass
+    task: Task
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
@@ -159,7 +160,8 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     frozen = load_frozen(planned, machine, plugins, device, dtype)
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
-    spec = _parameters(run, frozen, split, method, aggregation)
+    task = _task(run, frozen, split)
+    spec = _parameters(task, frozen.vit.depth, method, aggregation)
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
@@ -179,6 +181,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
         image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
+        task=task,
         facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
     )
 
@@ -216,16 +219,20 @@ def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
     return backbone.make(**block.model_dump(), shortcuts=machine.shortcuts)
 
 
-def _parameters(
-    run: RunConfig, frozen: Frozen, split: Split, method: Method, aggregation: Aggregation
-) -> dict[str, Param]:
-    """The tensors of the run. Raises ValueError if options exclude each other."""
+def _task(run: RunConfig, frozen: Frozen, split: Split) -> Task:
+    """The `Task` that the plug-ins receive."""
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
-    task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
+    seed = run.stream("init")
+    return cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
+
+
+def _parameters(task: Task, depth: int, method: Method, aggregation: Aggregation) -> dict[str, Param]:
+    """The tensors of the run. Raises ValueError if options exclude each other."""
     spec = parameters(method, aggregation, task)
-    check_blocks(method, frozen.vit.depth)
+    check_private(method, aggregation)
+    check_blocks(method, depth)
     check_parameters(method, spec)
     return spec
 

@@ -22,7 +22,8 @@ from fedbench.data import Ints
 from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
-from fedbench.run import checkpoint, evaluation, resume
+from fedbench.plan.schedule import learning_rate
+from fedbench.run import checkpoint, evaluation, extension, resume
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
@@ -123,6 +124,7 @@ class RunState:
             costs=costs,
             totals=self.totals,
             measured=self.meter.read(),
+            more=self.experiment.server.measures(self.experiment.run.model_dump()),
         )
         self.folder.append(record.as_json())
         self.records_checksum.update(record_line(record.as_json()))
@@ -152,10 +154,17 @@ def begin(
     clock: Callable[[], float] = time.monotonic,
     halvings: int = 0,
 ) -> RunState:
-    """The run as its newest fitting checkpoint left it; `clock` counts its seconds. Raises what `build` raises."""
+    """The run as its newest fitting checkpoint left it, or as a shorter run that it continues ended.
+
+    `clock` counts its seconds. Raises what `build` raises.
+    """
     experiment = build(planned, machine, plugins, halvings)
     totals, rounds_done, seconds = TotalCosts(0, 0, 0), 0, 0.0
-    if (saved := resume.fitting_checkpoint(folder, planned.run)) is not None:
+    saved = resume.fitting_checkpoint(folder, planned.run)
+    if saved is None:
+        folder.cut_records(0)
+        saved = extension.continue_shorter_run(experiment, planned, folder)
+    if saved is not None:
         experiment.server.restore(saved.state)
         rounds_done, totals, seconds = saved.round, saved.totals, saved.seconds
     records = hashlib.sha256(b"".join(folder.cut_records(rounds_done)))
@@ -185,11 +194,12 @@ class SentRound:
 def send(experiment: Experiment, round_: int) -> SentRound:
     """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
     local, cohort = experiment.run.local, experiment.cohort_of(round_)
+    experiment.server.begin(round_)
     taken_part = experiment.server.has_taken_part
     new = cohort[~taken_part.numpy()[cohort]]
     statistics_bytes = collect_statistics(experiment, new)
     taken_part[new] = True
-    lr = local.lr * local.lr_decay ** (round_ - 1)
+    lr = learning_rate(local, experiment.run.rounds, round_)
     return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
 
 

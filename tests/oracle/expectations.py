@@ -126,6 +126,21 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("fedavgm", "lr"): [Change(0.5, AFTER)],
     ("fedavgm", "beta"): [Change(0.3, AFTER)],
     ("fedprox", "mu"): [Change(0.7, TRAINED)],
+    **{
+        (name, "weighting"): [Change("samples", refused="Input should be 'uniform'")]
+        for name in ("dp_fedavg", "feddyn", "krum", "median", "trimmed_mean")
+    },
+    ("dp_fedavg", "clip"): [Change(1e-3, AFTER)],
+    ("dp_fedavg", "noise"): [Change(0.0, AFTER)],
+    ("dp_fedavg", "delta"): [Change(1e-3)],  # of the records' epsilon; tests/methods/test_privacy.py shows its effect
+    ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
+    ("feddyn", "alpha"): [Change(0.5, TRAINED)],
+    ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
+    ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
+    ("krum", "selected"): [Change(2, AFTER)],
+    ("trimmed_mean", "trim"): [Change(0.4)],  # two clients have no extremes; tests/methods/test_robust.py has more
     ("scaffold", "lr"): [Change(0.5, AFTER)],
 }
 # Options that every aggregation has.
@@ -161,6 +176,12 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         *(Change(0.1, TRAINED, {"optimizer": optimizer}) for optimizer in ("sgd", "adam", "adamw"))
     ],
     ("local", "lr_decay"): [Change(0.5, AFTER)],  # from the second round on
+    ("local", "schedule"): [  # the first round of two has the whole rate; that of a warm-up has less
+        Change("constant"),
+        Change("cosine", AFTER),
+        Change("warmup", TRAINED, whole={"rounds": 6}),
+    ],
+    ("local", "warmup_rounds"): [Change(2, TRAINED, {"schedule": "warmup"}, {"rounds": 6})],
     ("local", "clip"): [Change(0.1, TRAINED), Change(1e9)],
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],

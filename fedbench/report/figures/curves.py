@@ -1,4 +1,4 @@
-"""Accuracy during a run: over its rounds, the bytes sent, and the multiply-adds."""
+"""Accuracy during a run: over its rounds, the bytes sent, the multiply-adds, and the privacy loss."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ SPENT = {
         "the clients' multiply-adds so far, in training and for the features that they cache",
         "multiply-adds of clients",
     ),
+    "privacy": (
+        "epsilon",
+        "Accuracy against privacy",
+        "epsilon, the privacy loss of all rounds so far",
+        "epsilon",
+    ),
 }
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Add accuracy over rounds, over bytes and over multiply-adds."""
+    """Add accuracy over rounds, bytes and multiply-adds, and over the privacy loss of private aggregations."""
     records = data.evidence.records
     if not records.empty:
         percents = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
@@ -52,6 +58,8 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         **having(every, data.settings),
     )
     for name, (column, title, words, axis) in SPENT.items():
+        if column == "epsilon" and not (column in records and np.isfinite(records[column].astype(float)).any()):
+            continue  # a figure for private aggregations only
         catalogue.add(
             name,
             title,

@@ -23,6 +23,7 @@ NAMES = (
         "rounds",
         "bytes",
         "compute",
+        "privacy",
         "iqm",
         "profiles",
         "improvement",

@@ -44,6 +44,8 @@ METRICS = tuple(
             "count",
         ),
         ("inference_multiply_adds", "MACs/image", "multiply-adds of classifying one new image, all passes", "count"),
+        ("epsilon", "ε", "privacy loss of all rounds at the aggregation's delta, if it is private", "rate"),
+        ("epsilon_poisson", "ε, Poisson", "the same as if cohorts were drawn by Poisson sampling", "rate"),
         ("seconds", "Time", "seconds of the whole run (depends on the machine)", "seconds"),
         ("samples_per_second", "Samples/s", "training samples per second (depends on the machine)", "rate"),
         ("peak_memory_bytes", "Memory", "peak memory (depends on the machine)", "bytes"),
