@@ -29,8 +29,8 @@ def gains(speed: Speed, what: str, ways: Sequence[str]) -> list[float]:
     """How many times faster `METHOD` is in each of the measured `ways`, as ratios within one process."""
     found: list[float] = []
     for measured in (speed["measured"], speed.get("compiled")):
-        plain = {} if measured is None else measured["methods"][METHOD].get(what)
-        if plain:
+        plain = measured["methods"][METHOD].get(what) if measured else None
+        if measured and plain:
             kinds = [measured["baselines"].get(way, {}).get(what) for way in ways]
             found += [kind["images_per_second"] / plain["images_per_second"] for kind in kinds if kind]
     return found

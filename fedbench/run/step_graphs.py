@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fedbench.run.local import Phase, Piece, _ChunkTraining
 
 log = logging.getLogger("fedbench")
+
+Result = TypeVar("Result")
 
 WARM_UP = 2  # steps before a capture, in which libraries allocate what they keep
 MOST = 8  # graphs of a run; each keeps its inputs and results, and all share the memory of their passes
@@ -97,7 +99,7 @@ class _StepGraph:
             training.trainer, _clones(training.received), _clones(training.read), training.recipe
         )
         self.leaves = {name: self.twin.values[name].requires_grad_() for name in phase.names}
-        self.pieces = [replace(piece, **_clones(_tensors(piece))) for piece in pieces]
+        self.pieces = [_clone(piece) for piece in pieces]
         self.n = n.clone()
         self._copy(training, pieces, n)
 
@@ -106,7 +108,8 @@ class _StepGraph:
                 total.zero_()
             return self.twin._gradients(phase, self.leaves, self.pieces, working, self.n)
 
-        self.graph, self.results = captured(passes, pool)
+        self.graph = torch.cuda.CUDAGraph()
+        self.results = captured(self.graph, passes, pool)
 
     def __call__(self, training: _ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> list[Tensor | None]:
         """Replay the step with the values of `training`. The gradients are overwritten by the next replay."""
@@ -136,25 +139,28 @@ class _StepGraph:
             torch._foreach_copy_(targets, sources)
 
 
-def captured(passes: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of the kernels that `passes` starts, and what it returns, which each replay writes anew.
+def captured(graph: torch.cuda.CUDAGraph, passes: Callable[[], Result], pool: Any) -> Result:
+    """Capture the kernels that `passes` starts. Returns its result, whose tensors each replay of the graph writes anew.
 
     Raises RuntimeError if `passes` waits for the device or reads from the host.
     """
-    stream = torch.cuda.Stream()
+    stream: Any = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             passes()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        results = passes()
-    return graph, results
+        return passes()
 
 
 def _tensors(piece: Piece) -> Stacked:
-    return {name: getattr(piece, name) for name in ("index", "weight", "flip", "shift")}
+    return {"index": piece.index, "weight": piece.weight, "flip": piece.flip, "shift": piece.shift}
+
+
+def _clone(piece: Piece) -> Piece:
+    tensors: dict[str, Any] = {name: value.clone() for name, value in _tensors(piece).items()}
+    return replace(piece, **tensors)
 
 
 def _clones(values: Mapping[str, Tensor]) -> Stacked:
