@@ -23,6 +23,7 @@ from written import write_run
 from fedbench.report import pictures, run_artifacts, writer
 from fedbench.report.evidence import gather
 from fedbench.report.figures import clients, frame, inside, report_figures, scores, style, tuned, varied
+from fedbench.report.figures.fonts import FONT_LAYOUT
 from fedbench.report.figures.frame import PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests
@@ -138,9 +139,8 @@ def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert written.figures == ()
     html = written.page.read_text()
-    assert (
-        html.count("Not drawn:") == len(report_figures.NAMES) - 3
-    )  # no heat map without a cell, no tuning without a trial
+    # no heat map without a cell, no tuning without a trial, no privacy without noise
+    assert html.count("Not drawn:") == len(report_figures.NAMES) - 4
     assert "no two finished runs of a method differ in one field" in html
 
 
@@ -438,10 +438,11 @@ def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> 
             value == 60.0,
             20,
             json.dumps({"local.lr": lr}),
+            "search",
         )
         for i, (value, lr) in enumerate([(40.0, 0.01), (30.0, 0.1), (60.0, 0.03), (np.nan, 3.0), (50.0, 0.05)])
     ]
-    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values"]
+    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values", "kind"]
     trials = pd.DataFrame(rows, columns=columns)
     look = style.looks(["A"])
     axes = Figure().subplots()
@@ -467,4 +468,4 @@ def test_fonts_of_a_pdf_are_embedded_without_the_tables_that_lay_out_text() -> N
     for font in fonts:
         tables = set(TTFont(io.BytesIO(font)).keys())
         assert {"glyf", "loca", "cmap", "head", "hmtx"} <= tables
-        assert not tables & set(frame.FONT_LAYOUT)
+        assert not tables & set(FONT_LAYOUT)

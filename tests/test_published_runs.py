@@ -19,6 +19,9 @@ from pyarrow import parquet
 from fedbench.base.home import HOME
 from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import figures, publish, sweep, verify
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.plan.rerun import planned_from_identity
 from fedbench.report import published_rows, published_runs
 from fedbench.report.evidence import gather
 from fedbench.report.figures import report_figures
@@ -422,3 +425,33 @@ def test_runs_without_their_data_or_plug_ins_are_named_and_skipped(world, tmp_pa
     published_runs.write(tmp_path / "other.parquet", [of_another(published_runs.read(world.file)[0])])
     assert verify.main([str(tmp_path / "other.parquet"), "--files", str(world.images)]) == 2
     assert "there is no method plug-in 'not_here' here" in capsys.readouterr().out
+
+
+# -- the files of this repository -----------------------------------------------------------------------------------------
+def test_every_run_of_this_repository_s_files_has_the_identity_that_the_code_gives_it():
+    """An option added without `added_later=True` would make all finished and published runs strangers."""
+    available, checked = plugins(), 0
+    files = sorted(published_rows.PUBLISHED.glob("*.parquet"))
+    for run in {
+        run.name: run for file in files for run in published_runs.read(file) if run.identity["seed"] == 0
+    }.values():
+        planned = planned_from_identity(run.identity, run.label, available, HOME / "data")
+        assert planned.name == run.name
+        checked += 1
+    assert checked >= 14  # a seed of the demo
+
+
+def test_a_later_option_is_part_of_the_identity_only_if_it_is_not_at_its_default():
+    base = {"dataset": "glyphs", "partition": "iid", "method": "fedvpt", "clients": {"number": 4, "per_round": 2}}
+    plain, default, other = (
+        check_sweep({"base": base | more}, plugins()).runs[0]
+        for more in (
+            {},
+            {"aggregation": {"name": "fedavg", "weighting": "samples"}},
+            {"aggregation": {"name": "fedavg", "weighting": "uniform"}},
+        )
+    )
+    assert plain.identity["aggregation"] == {"name": "fedavg"}
+    assert plain.identity == default.identity
+    assert other.identity["aggregation"] == {"name": "fedavg", "weighting": "uniform"}
+    assert default.run.aggregation["weighting"] == "samples"

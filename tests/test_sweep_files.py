@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from fedbench.base.naming import flat
 from fedbench.cli import sweep
 from fedbench.plan.config import Sweep
 from fedbench.plan.planning import read_sweep
-from fedbench.report import writer
+from fedbench.report import paper_numbers, writer
 from fedbench.report.evidence import gather
 
-FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[1] / "sweeps").rglob("*.yaml"))
 NAMES = [path.stem for path in FILES]
 WANTED = {
     *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
-    *("quickstart", "nano_plain"),
+    *("quickstart", "nano_plain", "reference_nano", "reference_nano_untuned", "reference_cifar100"),
+    *("sgpt", "pfedpg", "pfpt", "fedperfix"),
 }
 # What makes any of them small enough for minutes on a laptop: one command line for all.
 SHRINK = {
@@ -52,7 +55,9 @@ def test_it_is_legal_and_fair(name: str) -> None:
         here = [p for p in made.runs if repr((p.run.dataset, p.run.partition, p.run.clients)) == setting]
         for label in {p.label for p in here}:
             assert {p.run.seed for p in here if p.label == label} == seeds  # every method with every seed
-        assert len({(p.run.rounds, p.run.local) for p in here}) == 1  # the same budget
+        # the same budget, and the same rate unless the row's name says otherwise
+        assert len({(p.run.rounds, p.run.local.epochs, p.run.local.batch_size) for p in here}) == 1
+        assert len({p.run.local for p in here if ", rate " not in p.label}) == 1
     assert all(planned.run.clients.validation > 0 for planned in made.runs)
 
 
@@ -86,6 +91,11 @@ def test_the_main_table_tunes_all_alike_and_holds_the_controls() -> None:
     assert len({(repr(p.run.dataset), repr(p.run.partition)) for p in made.runs}) >= 4
 
 
+def test_no_path_of_a_machine_is_in_a_sweep_file() -> None:
+    for file in FILES:
+        assert not re.findall(r"(?:^|[\s:'\"])/(?:[a-z]+/)", file.read_text()), file.name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
@@ -102,3 +112,29 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
     evidence = gather([file], results, settings=settings)
     assert set(evidence.runs["state"]) == {"done"}
     assert writer.write(evidence, tmp_path / "out").page.is_file()
+
+
+def test_the_reference_sweeps_have_all_methods_and_the_same_rows() -> None:
+    tuned, untuned = read("reference_nano"), read("reference_nano_untuned")
+    assert {run.run.method["name"] for run in tuned.runs} >= {run.run.method["name"] for run in read("main_table").runs}
+    rates = {run.label for run in untuned.runs if ", rate " in run.label}
+    assert {run.key for run in tuned.runs} == {run.key for run in untuned.runs if run.label not in rates}
+    assert tuned.tune is not None
+    assert {run.run.rounds for run in tuned.runs} == {40}
+    assert {run.run.seed for run in tuned.runs} == {0, 1, 2, 3, 4}
+    assert len({repr(run.run.partition) for run in tuned.runs}) == 3
+
+
+def test_pfedpg_s_protocol_repeats_the_published_numbers() -> None:
+    """Each number of the paper on CIFAR-100 has runs, and the report finds no difference of protocol beyond the unknown."""
+    numbers = [
+        number for number in paper_numbers.read() if "pFedPG" in number.source and "CIFAR-100" in number.setting_there
+    ]
+    configs = [run.run.model_dump(mode="json") for run in read("pfedpg").runs]
+    assert len(numbers) == 12
+    for number in numbers:
+        repeated = [config for config in configs if number.is_of(config)]
+        assert repeated, number.method_there
+        for path, value in number.protocol.items():
+            if path != "backbone.name":
+                assert {flat(config)[path] for config in repeated} == {value}, path

@@ -25,7 +25,9 @@ class Aggregation:
     """
 
     weighting: Literal["samples", "uniform"] = option(
-        "samples", "weights of the clients in every mean over the cohort: their training samples n_k, or all equal"
+        "samples",
+        "weights of the clients in every mean over the cohort: their training samples n_k, or all equal",
+        added_later=True,
     )
 
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -110,12 +110,23 @@ class Checker:
         if memo not in self._memo:
             block = self._plugin(kind, value)
             try:
-                identity = by_content(block, self._files_read(kind, block), self.data)
+                identity = by_content(self._identifying(kind, block), self._files_read(kind, block), self.data)
                 self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, identity)
             except (OSError, ValueError) as error:
                 self.mistakes.add("", _reason(error))
                 self._memo[memo] = Checked(None, UNKNOWN)
         return self._memo[memo]
+
+    def _identifying(self, kind: Kind, block: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The fields of a block that are part of a run's identity: all but later options that have their default."""
+        if block is None:
+            return None
+        later = {
+            field.name: field.default
+            for field in dataclasses.fields(cast(Any, self.plugins.classes[kind][block["name"]]))
+            if field.metadata.get("added_later")
+        }
+        return {name: value for name, value in block.items() if name not in later or value != later[name]}
 
     def _files_read(self, kind: Kind, block: dict[str, Any] | None) -> FileLister | None:
         """The hook of a dataset that lists the files of a folder which it reads."""

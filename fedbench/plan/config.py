@@ -216,6 +216,11 @@ class Tune(Block):
         description="rounds of the first trials; the better half continues to twice as many, and so on up to the run's "
         "rounds, where the choice is made. Default: all trials have the run's rounds",
     )
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="seeds on which the three best trials are compared, at most those of the runs; 1: the first seed decides",
+    )
     per_seed: bool = Field(
         False, description="true: repeat the search for every seed; false: search on the first seed, use for all"
     )

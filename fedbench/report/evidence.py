@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,9 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
     if is_trial.all():
         raise ReportError("there are only trials of a tuning; start the same sweep again to run the chosen values")
     runs = described[~is_trial].drop(columns="trial_of").reset_index(drop=True)
+    chosen = {str(tuning["trial"]) for tuning in runs["tuning"] if "trial" in tuning}
     runs = with_last_round(runs.assign(tuning=runs["tuning"].map(key)), records)
-    trials = _trials(described[is_trial], records)
+    trials = _trials(described[is_trial], records, chosen)
     if not records.empty:
         records = records.drop(columns="reference").merge(
             runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
@@ -227,8 +228,8 @@ def _clients(tables: Mapping[str, Clients], runs: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"held_out": bool, "accuracy": float})
 
 
-def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """A row per trial; `chosen` marks the best of each method and setting, once all of its trials have ended."""
+def _trials(described: pd.DataFrame, records: pd.DataFrame, chosen: Collection[str]) -> pd.DataFrame:
+    """A row per trial; its column `chosen` marks the runs named in `chosen`."""
     trials = described.assign(label=described["trial_of"])
     tuning = [_mapping(value) for value in described["tuning"]]
     trials["values"] = [key(_mapping(entry.get("values"))) for entry in tuning]
@@ -242,11 +243,6 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
         last = newest.reindex(columns=["run", *columns])
     trials = trials.merge(last, on="run", how="left").rename(columns={"val_mean_accuracy": "validation"})
     trials["validation"] = pd.to_numeric(trials["validation"]).astype(float).where(trials["state"] == "done")
-    trials["chosen"] = False
-    for _, group in trials.groupby(["setting", "label"], sort=False):
-        if group["state"].isin(["done", "diverged"]).all() and group["validation"].notna().any():
-            finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials do not decide
-            if finalists["validation"].notna().any():
-                trials.loc[finalists["validation"].idxmax(), "chosen"] = True
+    trials["chosen"] = trials["run"].isin(list(chosen))
     kept = ["run", "setting", "label", "seed", "number", "kind", "values", "state", "validation", "chosen", "rounds"]
     return trials[[*kept, "total_multiply_adds"]]
