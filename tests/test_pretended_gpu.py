@@ -124,7 +124,7 @@ class Steps:
 
     @contextmanager
     def traced(self) -> Any:
-        phase, gradients, step = _ChunkTraining._phase, _ChunkTraining._gradients, ClientOptimizer.step
+        phase, gradients, step = _ChunkTraining._phase, _ChunkTraining.gradients, ClientOptimizer.step
 
         def traced_phase(*args: Any) -> None:
             self.phases.append([])
@@ -143,7 +143,7 @@ class Steps:
 
         with (
             mock.patch.object(_ChunkTraining, "_phase", traced_phase),
-            mock.patch.object(_ChunkTraining, "_gradients", traced_gradients),
+            mock.patch.object(_ChunkTraining, "gradients", traced_gradients),
             mock.patch.object(ClientOptimizer, "step", traced_step),
         ):
             yield

@@ -17,7 +17,7 @@ BASE, TINY, NANO = "vit_base_224", "vit_tiny_96", "nano_32"
 
 @dataclass(frozen=True)
 class Goal:
-    """At least `least` of what `value` finds in the report on `case`. It raises LookupError if that was not measured."""
+    """At least `least` of the `value` in the report on `case`. It raises LookupError if that was not measured."""
 
     words: str
     case: str
@@ -27,13 +27,13 @@ class Goal:
 
 def gains(speed: Speed, what: str, ways: Sequence[str]) -> list[float]:
     """How many times faster `METHOD` is in each of the measured `ways`, as ratios within one process."""
-    found: list[float] = []
+    ratios: list[float] = []
     for measured in (speed["measured"], speed.get("compiled")):
         plain = measured["methods"][METHOD].get(what) if measured else None
         if measured and plain:
             kinds = [measured["baselines"].get(way, {}).get(what) for way in ways]
-            found += [kind["images_per_second"] / plain["images_per_second"] for kind in kinds if kind]
-    return found
+            ratios += [kind["images_per_second"] / plain["images_per_second"] for kind in kinds if kind]
+    return ratios
 
 
 def fraction(speed: Speed, what: str) -> float:
@@ -44,10 +44,10 @@ def fraction(speed: Speed, what: str) -> float:
 
 def times_without(speed: Speed) -> float:
     """Local training with CUDA graphs or as a pack, whichever is faster, in times of the same without."""
-    found = gains(speed, "training", (GRAPHS, PACK))
-    if not found:
+    ratios = gains(speed, "training", (GRAPHS, PACK))
+    if not ratios:
         raise LookupError(GRAPHS)
-    return max(found)
+    return max(ratios)
 
 
 def times_loop(speed: Speed) -> float:

@@ -136,8 +136,8 @@ def _add_machine_options(
         else:
             work[GRAPHS, "training"] = _training(graphed)
     if options.pack:
-        one = experiment()
-        trainings = [one.prepare(one.cohort_of(1), one.run.local.lr, run) for run in range(RUNS)]
+        alone = experiment()
+        trainings = [alone.prepare(alone.cohort_of(1), alone.run.local.lr, run) for run in range(RUNS)]
         work[PACK, "training"] = lambda: pack.train_together(trainings)
     return errors
 

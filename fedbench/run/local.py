@@ -18,33 +18,11 @@ from fedbench.method.hooks import describe
 from fedbench.method.phases import trained_in
 from fedbench.plan.config import LocalConfig
 from fedbench.run.client_optimizer import ClientOptimizer, Recipe
+from fedbench.run.phase import Phase, Piece
 from fedbench.run.stacked import Stacked, per_client, rows
 from fedbench.run.stacked_model import Pass, StackedModel
 from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit.images import sent_to
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A local phase: the names that it trains, and the model in this phase's main pass and in its views."""
-
-    names: list[str]
-    model: StackedModel
-    views: dict[str, StackedModel]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Samples of one step [K, B]: their indices, weights (0: padding) and draws for the augmentation.
-
-    ``first``: whether it is the first piece of a step. Only this piece counts loss terms about parameters alone.
-    """
-
-    index: Tensor
-    weight: Tensor
-    flip: Tensor
-    shift: Tensor
-    first: bool
 
 
 @dataclass(frozen=True)
@@ -145,7 +123,7 @@ class _ChunkTraining:
             if graphs is not None:
                 gradients = graphs.gradients(self, phase, pieces, working, n)
             if gradients is None:
-                gradients = self._gradients(phase, leaves, pieces, working, n)
+                gradients = self.gradients(phase, leaves, pieces, working, n)
             if step == 0:
                 _check_all_trained(phase, gradients)
             optimizer.clip(gradients)
@@ -156,7 +134,7 @@ class _ChunkTraining:
         for name in phase.names:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
-    def _gradients(
+    def gradients(
         self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
     ) -> list[Tensor | None]:
         """The gradient with respect to each leaf of the sum over clients of each client's mean loss over `n` [K] samples."""

@@ -131,8 +131,8 @@ def _equal_values(first: Training, others: Sequence[Training]) -> list[bool]:
     """Whether each of the `others` starts from exactly the values of `first`."""
 
     def pairs(other: Training) -> Iterator[tuple[Tensor, Tensor]]:
-        for mine, theirs in ((first.received, other.received), (first.read, other.read)):
-            yield from ((mine[name], value) for name, value in theirs.items())
+        for values, other_values in ((first.received, other.received), (first.read, other.read)):
+            yield from ((values[name], value) for name, value in other_values.items())
 
     if first.clients.device.type == "cpu":  # nothing to wait for
         return [all(torch.equal(a, b) for a, b in pairs(other)) for other in others]

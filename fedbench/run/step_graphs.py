@@ -11,21 +11,41 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedbench.method import HookError
+from fedbench.run.client_optimizer import Recipe
+from fedbench.run.phase import Phase, Piece
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
-
-if TYPE_CHECKING:
-    from fedbench.run.local import Phase, Piece, _ChunkTraining
 
 log = logging.getLogger("fedbench")
 
 Result = TypeVar("Result")
+
+
+class ChunkTraining(Protocol):
+    """The training of a chunk of clients, as in `fedbench.run.local`: its values and sums, and the gradients of a step."""
+
+    trainer: Any
+    recipe: Recipe
+    values: Stacked
+    received: Stacked
+    read: Stacked
+    sums: Stacked
+    loss: Tensor
+
+    def __init__(self, trainer: Any, received: Stacked, read: Stacked, recipe: Recipe) -> None: ...
+
+    def gradients(
+        self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
+    ) -> list[Tensor | None]:
+        """The gradients of the leaves; adds to ``loss`` and ``sums``."""
+        ...
+
 
 WARM_UP = 2  # steps before a capture, in which libraries allocate what they keep
 MOST = 8  # graphs of a run; each keeps its inputs and results, and all share the memory of their passes
@@ -53,9 +73,9 @@ class StepGraphs:
     _pool: Any = None
 
     def gradients(
-        self, training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor
+        self, training: ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor
     ) -> list[Tensor | None] | None:
-        """What ``training._gradients`` returns and adds up, by a replay; None if this step has no graph."""
+        """What ``training.gradients`` returns and adds up, by a replay; None if this step has no graph."""
         if self.error is not None or not is_capturable(phase.model):
             return None
         key = _key(training, phase, pieces, working)
@@ -74,7 +94,7 @@ class StepGraphs:
         return self._graphs[key](training, pieces, n)
 
 
-def _key(training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice) -> Hashable:
+def _key(training: ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice) -> Hashable:
     """Equal for steps whose passes start the same kernels on tensors of the same shapes."""
     trainer = training.trainer
     values = (training.values, training.received, training.read)
@@ -91,7 +111,7 @@ class _StepGraph:
     """A captured step with tensors of its own, into which each replay copies the step's values."""
 
     def __init__(
-        self, training: _ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor, pool: Any
+        self, training: ChunkTraining, phase: Phase, pieces: Sequence[Piece], working: slice, n: Tensor, pool: Any
     ) -> None:
         self.working = working
         # A training of the same clients, whose tensors stay where they are.
@@ -106,12 +126,12 @@ class _StepGraph:
         def passes() -> list[Tensor | None]:
             for total in (self.twin.loss, *self.twin.sums.values()):
                 total.zero_()
-            return self.twin._gradients(phase, self.leaves, self.pieces, working, self.n)
+            return self.twin.gradients(phase, self.leaves, self.pieces, working, self.n)
 
         self.graph = torch.cuda.CUDAGraph()
         self.results = captured(self.graph, passes, pool)
 
-    def __call__(self, training: _ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> list[Tensor | None]:
+    def __call__(self, training: ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> list[Tensor | None]:
         """Replay the step with the values of `training`. The gradients are overwritten by the next replay."""
         self._copy(training, pieces, n)
         self.graph.replay()
@@ -124,19 +144,19 @@ class _StepGraph:
         return self.results
 
     @torch.no_grad()
-    def _copy(self, training: _ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> None:
+    def _copy(self, training: ChunkTraining, pieces: Sequence[Piece], n: Tensor) -> None:
         """Copy the step's values into the graph's tensors, with one call for each type of number."""
         twin, pairs = self.twin, [(self.n, n)]
-        for mine, theirs in (
+        for targets, sources in (
             (twin.values, training.values),
             (twin.received, training.received),
             (twin.read, training.read),
-            *((_tensors(mine), _tensors(piece)) for mine, piece in zip(self.pieces, pieces, strict=True)),
+            *((_tensors(a), _tensors(b)) for a, b in zip(self.pieces, pieces, strict=True)),
         ):
-            pairs += [(value, theirs[name].detach()) for name, value in mine.items()]
+            pairs += [(target, sources[name].detach()) for name, target in targets.items()]
         for dtype in dict.fromkeys(target.dtype for target, _ in pairs):
-            targets, sources = zip(*((a, b) for a, b in pairs if a.dtype == dtype), strict=True)
-            torch._foreach_copy_(targets, sources)
+            same = [pair for pair in pairs if pair[0].dtype == dtype]
+            torch._foreach_copy_([target for target, _ in same], [source for _, source in same])
 
 
 def captured(graph: torch.cuda.CUDAGraph, passes: Callable[[], Result], pool: Any) -> Result:
