@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Phases, Task, Values, linear_head, only_if, option, tokens
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, only_if, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
 
@@ -40,6 +40,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "alpha": {"linear": (0.1, 0.9)}}
     citation: ClassVar[str] = "Deng et al. 2020, arXiv 2003.13461"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("own", "alpha"), ("prompt", "head"))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Phases, Task, Values, linear_head, option, tokens
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
 
@@ -33,6 +33,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "pull": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "Li et al. 2021, arXiv 2012.04221"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("prompt", "head"), ("own",))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 

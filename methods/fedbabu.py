@@ -16,8 +16,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fedbench.method import Fidelity, Param, Phases, Task, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "finetune_epochs": {"choice": (1, 2, 5, 10)}}
     citation: ClassVar[str] = "Oh et al. 2022, arXiv 2106.06042"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     finetune_phases: ClassVar[Phases | None] = (("prompt", "head"),)
 
     def params(self, task: Task) -> dict[str, Param]:

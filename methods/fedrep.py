@@ -17,8 +17,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fedbench.method import Fidelity, Param, Phases, Task, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "finetune_epochs": {"choice": (1, 2, 5, 10)}}
     citation: ClassVar[str] = "Collins et al. 2021, arXiv 2102.07078"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("head",), ("prompt",))
     finetune_phases: ClassVar[Phases | None] = (("head",),)
 

@@ -62,7 +62,11 @@ def test_every_hook_of_a_method_that_sees_samples_is_probed(name, monkeypatch):
     monkeypatch.setattr(isolation.PerturbingModel, "each", named)
     isolation.samples_do_not_see_each_other.run(Case(method, Aggregation()))
     forms = [method.at(phase, view) for phase in range(len(method.phases or (0,))) for view in (None, *method.views)]
-    expected = {hook for hook in ("pixels", "extra_loss", "observe") if any(getattr(form_, hook) for form_ in forms)}
+    expected = {
+        hook
+        for hook in ("pixels", "extra_loss", "observe", "batch_values")
+        if any(getattr(form_, hook) for form_ in forms)
+    }
     expected |= {"logits"} | {"prompts" for form_ in forms if form_.layers(depth)}
     assert probed == expected
 
@@ -71,7 +75,7 @@ def test_hooks_that_see_samples_are_those_that_are_probed():
     """A new hook with samples among its arguments must be added to the isolation checks."""
     samples = {"cls", "query", "images", "out", "taps", "y"}
     hooks = {name for name, arguments in form.HOOKS[Method].items() if samples & set(arguments)}
-    assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, "observe"}
+    assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, *isolation.BATCH_ARGUMENTS}
 
 
 @pytest.mark.parametrize("check", form.CHECKS, ids=lambda check: check.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ SHRINK = {
 }
 
 
+@cache
 def read(name: str) -> Sweep:
     return read_sweep(FILES[NAMES.index(name)])
 
@@ -91,6 +93,24 @@ def test_the_main_table_tunes_all_alike_and_holds_the_controls() -> None:
     assert len({(repr(p.run.dataset), repr(p.run.partition)) for p in made.runs}) >= 4
 
 
+def test_sgpt_has_its_codes_settings_on_feature_shift_and_no_others_there() -> None:
+    """Query after block 5, majorities of batches, keys without momentum, a group per domain, blocks 0..4 and 5..6."""
+    on_domains = {
+        "query_block": 5,
+        "choice": "batch",
+        "key_momentum": 0,
+        "groups": 6,
+        "shared_blocks": 5,
+        "group_blocks": 2,
+    }
+    runs = [p.run for p in read("main_table").runs if p.run.method["name"] == "sgpt"]
+    assert {run.dataset["name"] for run in runs} == {"cifar100", "tiny_imagenet", "domainnet", "inaturalist"}
+    for run in runs:
+        settings = {name: run.method[name] for name in on_domains}
+        assert (settings == on_domains) == (run.partition["name"] == "domain")
+    assert {run.method["choice"] for run in runs if run.partition["name"] != "domain"} == {"sample"}
+
+
 def test_no_path_of_a_machine_is_in_a_sweep_file() -> None:
     for file in FILES:
         assert not re.findall(r"(?:^|[\s:'\"])/(?:[a-z]+/)", file.read_text()), file.name
@@ -106,6 +126,8 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
         shrink["tune"] = "{trials: 1, rounds: 1}"
     if name == "pep_ablation":
         shrink["grid.method"] = "[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 1}]"  # nano has six blocks
+    if name in ("main_table", "sgpt"):
+        shrink["exclude"] = "[{method: {name: sgpt, shared_blocks: 5}}]"
     settings = [f"{key}={value}" for key, value in shrink.items()]
     flags = [word for setting in settings for word in ("--set", setting)]
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", *flags]) == 0

@@ -22,7 +22,8 @@ from fedbench.run.stacked_model import StackedModel
 
 # The positions of each hook's arguments that hold samples.
 SAMPLE_ARGUMENTS = {"prompts": (1, 2), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}
-OBSERVE_SAMPLES, OBSERVE_WEIGHT = (1, 2, 3), 4  # of observe: taps, query and y; the samples' weights
+# Hooks that see a whole batch: the positions of the arguments that hold samples, and of the samples' weights.
+BATCH_ARGUMENTS = {"observe": ((1, 2, 3), 4), "batch_values": ((1,), 2)}
 
 
 class PerturbingModel(StackedModel):
@@ -38,11 +39,15 @@ class PerturbingModel(StackedModel):
             with torch.no_grad():
                 again = super().each(hook, self._perturbed(args, SAMPLE_ARGUMENTS[name]), dims, call)
             _expect_same_for_other_samples(name, result, again)
-        elif name == "observe" and len(padded := torch.nonzero(args[OBSERVE_WEIGHT][:, -1] == 0).flatten()):
-            with torch.no_grad():
-                again = super().each(hook, self._perturbed(args, OBSERVE_SAMPLES), dims, call)
-            expected = "sums without padding: multiply each sample by `weight`, which is 0 for padding"
-            agree("observe()", expected, rows(result, padded), rows(again, padded))
+        elif name in BATCH_ARGUMENTS:
+            samples, weight = BATCH_ARGUMENTS[name]
+            padded = torch.nonzero(args[weight][:, -1] == 0).flatten()
+            if len(padded):
+                with torch.no_grad():
+                    again = super().each(hook, self._perturbed(args, samples), dims, call)
+                made = "sums" if name == "observe" else "values"
+                expected = f"{made} without padding: multiply each sample by `weight`, which is 0 for padding"
+                agree(f"{name}()", expected, rows(result, padded), rows(again, padded))
         return result
 
     def _perturbed(self, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[Any, ...]:

@@ -119,7 +119,9 @@ def mini_run(
     spec = parameters(method, aggregation, task(vit, recipe))
     everything = torch.arange(len(labels), device=device)
     with torch.no_grad():
-        features = vit(images.batch(everything))[0]["cls"] if method.reads_features(vit.depth) else None
+        features = (
+            vit.feature(images.batch(everything), method.query_after) if method.reads_features(vit.depth) else None
+        )
     model = StackedModel(
         method=method,
         spec=spec,

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.hooks import hook, optional_hook
-from fedbench.method.param import Param, Values
+from fedbench.method.param import Fidelity, Param, Values
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
 
@@ -30,6 +30,7 @@ class Aggregation:
         added_later=True,
     )
 
+    fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}  # ranges, as in `Method`
     wants_gradient: ClassVar[bool] = False  # clients also send the mean of their gradients: `ClientUpdates.gradient`

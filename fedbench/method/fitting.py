@@ -19,11 +19,16 @@ def moments(method: Method) -> Iterator[Method]:
 
 
 def check_blocks(method: Method, depth: int) -> None:
-    """Raise ValueError if `layers` or `taps`, in any phase or view, names a block that a backbone of `depth` blocks lacks."""
+    """Raise ValueError if the method names a block that a backbone of `depth` blocks lacks.
+
+    `layers` and `taps` are checked in every phase and view.
+    """
     for moment in moments(method):
         for hook, blocks in (("layers", moment.layers(depth)), ("taps", moment.taps(depth))):
             if outside := [block for block in blocks if not 0 <= block < depth]:
                 raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
+    if method.query_after is not None and not 0 <= method.query_after < depth:
+        raise ValueError(f"query_after is {method.query_after}, but the backbone has the blocks 0..{depth - 1}")
 
 
 def check_private(method: Method, aggregation: Aggregation) -> None:

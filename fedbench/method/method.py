@@ -21,7 +21,7 @@ from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.building_blocks import linear_head
 from fedbench.method.hooks import hook, optional_hook
-from fedbench.method.param import Param, Phases, Values
+from fedbench.method.param import Fidelity, Param, Phases, Values
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
 
@@ -39,6 +39,7 @@ class Method:
 
     family: ClassVar[str] = "global"
     citation: ClassVar[str] = "ours"
+    fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
@@ -73,10 +74,19 @@ class Method:
         object.__setattr__(made, "finetune_epochs", 0)
         return made
 
+    @property
+    def label_note(self) -> str:
+        """Words after the name in the method's default label, such as "not the official form"; "": none."""
+        return ""
+
     def touches(self, depth: int) -> bool:
         """Whether the method changes what a backbone of `depth` blocks computes; if not, its cached features suffice."""
         return bool(
-            self.layers(depth) or self.taps(depth) or self.pixels is not None or self.backbone_weights is not None
+            self.layers(depth)
+            or self.taps(depth)
+            or self.pixels is not None
+            or self.backbone_weights is not None
+            or self.query_after is not None  # the cached features are not those that a head reads
         )
 
     def reads_features(self, depth: int) -> bool:
@@ -85,8 +95,13 @@ class Method:
 
     @property
     def uses_query(self) -> bool:
-        """Whether a hook reads `query`, the prompt-free final CLS feature of the frozen backbone."""
+        """Whether a hook reads `query`, the prompt-free CLS feature of the frozen backbone after the block `query_after`."""
         return False
+
+    @property
+    def query_after(self) -> int | None:
+        """The block after which `query` is the CLS token, with the final norm; None: the last block."""
+        return None
 
     @property
     def uses_prior(self) -> bool:
@@ -190,6 +205,17 @@ class Method:
         """
 
     # -- a client's training ---------------------------------------------------------------------------------------
+    @optional_hook
+    def batch_values(  # type: ignore[empty-body]
+        self, p: Values, query: Tensor, weight: Tensor, epoch: Tensor
+    ) -> dict[str, Tensor]:
+        """{name: tensor} that the other hooks of this step find in `p`: what depends on the whole batch or on the epoch.
+
+        `query` [B, D] and the samples' weights `weight` [B] are those of the whole batch, which may pass through the backbone
+        in pieces. `epoch` (0-d) is the client's epoch of this local phase, from 0.
+        Called in every training step, before the forward passes.
+        """
+
     @optional_hook
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:  # type: ignore[empty-body]
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 Values = Mapping[str, Tensor]
 Home = Literal["shared", "local", "server", "server_only"]
+Fidelity = Literal["exact port", "port with named differences", "our reading"]
 Phases = tuple[tuple[str, ...], ...]
 
 

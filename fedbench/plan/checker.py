@@ -247,6 +247,8 @@ class Checker:
 
     def _label(self, run: RunConfig) -> str:
         label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])
+        if note := self.plugins.make("method", run.method).label_note:
+            label += f", {note}"
         if run.aggregation["name"] != "fedavg":
             label += " + " + short_name(run.aggregation, self.plugins.classes["aggregation"][run.aggregation["name"]])
         return label

@@ -169,7 +169,7 @@ class ImageCost:
 
 def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, augment: Augment) -> ImageCost:
     """Count what one image costs a client. Augmented images have no cached features."""
-    touches, plain = method.touches(vit.depth), prompt_free(vit)
+    touches, plain = method.touches(vit.depth), prompt_free(vit, method.query_after)
     reads_cache = not touches and augment == "none"
     trains = trained_in(method, spec)
     reads = method.uses_query or method.statistics is not None or (reads_cache and bool(trains))
@@ -180,9 +180,14 @@ def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone
     )
 
 
-def prompt_free(vit: backbone.Backbone) -> int:
-    """Multiply-adds of the frozen backbone on one image, without any prompt."""
-    return one_pass(Method(), {}, vit).forward
+def prompt_free(vit: backbone.Backbone, after: int | None = None) -> int:
+    """Multiply-adds of the frozen backbone on one image, without any prompt, up to block `after` (None: the last)."""
+    if after is None:
+        return one_pass(Method(), {}, vit).forward
+    block: Any = vit.vit.blocks[0]
+    t, width, hidden = vit.tokens, vit.width, int(block.mlp.fc1.out_features)
+    embedding = (vit.image_size // vit.patch_size) ** 2 * 3 * vit.patch_size**2 * width
+    return embedding + (after + 1) * (4 * t * width**2 + 2 * t * width * hidden + 2 * t**2 * width)
 
 
 def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, reads_cache: bool | None = None) -> int:

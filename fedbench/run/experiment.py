@@ -269,7 +269,7 @@ def _model(
         backbone=_backbone_in_passes(run, frozen, method),
         images=frozen.images,
         labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
-        features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
+        features=_features(frozen, machine, method.query_after) if method.reads_features(frozen.vit.depth) else None,
         mode=machine.clients,
         autocast=run.precision == "bfloat16",
         compiled=CompiledBlocks(clients * piece) if machine.compile else None,
@@ -284,11 +284,11 @@ def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backb
     return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))
 
 
-def _features(frozen: Frozen, machine: Machine) -> Tensor:
+def _features(frozen: Frozen, machine: Machine, after: int | None) -> Tensor:
     return process_cache.cached(
         "features",
-        (frozen.cache_name, frozen.key),
-        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data),
+        (frozen.cache_name, frozen.key, after),
+        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data, after),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbench.data import Batches
@@ -112,6 +113,7 @@ class _ChunkTraining:
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
         weight = weight.to(self.model.images.dtype)
         used = (batches.weight > 0).sum(2).max(1)  # [S] columns that are not padding for every client
+        per_epoch = (batches.weight > 0).any(2).sum(0) // max(1, self.local.epochs)  # [K] steps
         for step, active in enumerate(batches.active):
             working = slice(0, active)  # the clients that still have batches
             pieces = []
@@ -123,7 +125,8 @@ class _ChunkTraining:
             if graphs is not None:
                 gradients = graphs.gradients(self, phase, pieces, working, n)
             if gradients is None:
-                gradients = self.gradients(phase, leaves, pieces, working, n)
+                epoch = (step // per_epoch[working]) if phase.model.method.batch_values is not None else None
+                gradients = self.gradients(phase, leaves, pieces, working, n, epoch)
             if step == 0:
                 _check_all_trained(phase, gradients)
             optimizer.clip(gradients)
@@ -135,13 +138,21 @@ class _ChunkTraining:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
     def gradients(
-        self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
+        self,
+        phase: Phase,
+        leaves: Stacked,
+        pieces: Sequence[Piece],
+        working: slice,
+        n: Tensor,
+        epoch: NDArray[np.int64] | None = None,
     ) -> list[Tensor | None]:
         """The gradient with respect to each leaf of the sum over clients of each client's mean loss over `n` [K] samples."""
         whole = working.stop == self.count
         live = {name: value if whole else value[working] for name, value in self.values.items()}
         live |= self.model.read_rows(self.read, working)
         received = rows(self.received, working)
+        if epoch is not None:
+            live |= self._batch_values(phase.model, live, pieces, epoch)
         total: list[Tensor | None] = [None] * len(leaves)
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)
@@ -149,6 +160,20 @@ class _ChunkTraining:
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
             self.loss[working] += losses.detach() * n
         return total
+
+    @torch.no_grad()
+    def _batch_values(
+        self, model: StackedModel, live: Stacked, pieces: Sequence[Piece], epoch: NDArray[np.int64]
+    ) -> Stacked:
+        """What the method makes of the whole batch, {name: [K, ...]}. Raises HookError for a name of params()."""
+        hook = model.method.batch_values
+        index, weight = (torch.cat([getattr(piece, name) for piece in pieces], 1) for name in ("index", "weight"))
+        query = None if model.features is None else model.features[model.on_device(index)]
+        args = (live, query, weight, sent_to(self.device, epoch))
+        made: Stacked = model.each(hook, args, (model.dims(live), None if query is None else 0, 0, 0))
+        if taken := sorted(made.keys() & model.spec.keys()):
+            raise HookError(f"{describe(hook)}: {taken[0]!r} is one of params(); give the value another name")
+        return made
 
     def _loss(self, phase: Phase, live: Stacked, received: Stacked, piece: Piece, n: Tensor) -> Tensor:
         """The piece's part of each client's mean loss [K] over `n` [K] samples. Also adds up the sums of `observe`."""

@@ -83,7 +83,8 @@ class StackedModel:
 
     def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
         """The client axis of each value; None for what all clients read of their common server."""
-        return {name: None if self.spec[name].home == "server" and not self.per_client_server else 0 for name in p}
+        common = set() if self.per_client_server else {n for n, param in self.spec.items() if param.home == "server"}
+        return {name: None if name in common else 0 for name in p}
 
     def read_rows(self, read: Stacked, clients: slice) -> Stacked:
         """The server's values that the given clients read."""

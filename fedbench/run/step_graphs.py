@@ -59,6 +59,7 @@ def is_capturable(model: StackedModel) -> bool:
         and model.images.resident
         and model.cached_tokens is None
         and model.method.backbone_weights is None
+        and model.method.batch_values is None
     )
 
 

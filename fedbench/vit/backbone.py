@@ -128,6 +128,14 @@ class Backbone(nn.Module):
             x = block(x)
         return x
 
+    def feature(self, images: Tensor, after: int | None = None) -> Tensor:
+        """The prompt-free CLS feature [N, D] of `images` after block `after`, with the final norm; None: the last block."""
+        if after is None:
+            result: Tensor = self(images, slots_read=False)[0]["cls"]
+        else:
+            result = self.vit.norm(self.entering(images, after + 1)[:, 0])
+        return result
+
     def with_products_in(self, dtype: torch.dtype) -> Backbone:
         """A copy whose matrix products (linear layers, patch embedding) have their weights in `dtype`.
 

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Param, PlannedTask, Task, Values, option, rng
+from fedbench.method import ClientUpdates, Fidelity, Param, PlannedTask, Task, Values, option, rng
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Aggregation(Base):
     statistics_clip: Annotated[float, Field(gt=0)] = option(1.0, "S': largest norm of what a client reports once")
 
     citation: ClassVar[str] = "McMahan et al. 2018, arXiv 1710.06963"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     search: ClassVar = {"clip": {"log": (0.03, 3.0)}}
     private: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Param, Task, Values, option
+from fedbench.method import ClientUpdates, Fidelity, Param, Task, Values, option
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Aggregation(Base):
     alpha: Annotated[float, Field(gt=0)] = option(0.1, "weight of the regulariser")
 
     citation: ClassVar[str] = "Acar et al. 2021, arXiv 2111.04263"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:
         """g_k and h of each value, initially zero, and 1/N."""

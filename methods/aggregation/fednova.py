@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Param, PlannedTask, Task, Values
+from fedbench.method import ClientUpdates, Fidelity, Param, PlannedTask, Task, Values
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Aggregation(Base):
     """Normalised averaging."""
 
     citation: ClassVar[str] = "Wang et al. 2020, arXiv 2007.07481"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """|a_k| is known for SGD only."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, PlannedTask, Values, option
+from fedbench.method import ClientUpdates, Fidelity, PlannedTask, Values, option
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Aggregation(Base):
     selected: Annotated[int, Field(ge=1)] = option(1, "m: clients that are averaged; 1: Krum, more: Multi-Krum")
 
     citation: ClassVar[str] = "Blanchard et al. 2017, NeurIPS"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """The paper's condition K >= 2 f + 3, and no more clients averaged than can be trusted."""

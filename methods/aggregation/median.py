@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Values, option
+from fedbench.method import ClientUpdates, Fidelity, Values, option
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Aggregation(Base):
     weighting: Literal["uniform"] = option("uniform", "clients count equally")
 
     citation: ClassVar[str] = "Yin et al. 2018, arXiv 1803.01498"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def merge(self, server: Values, updates: ClientUpdates, mean: Values) -> dict[str, Tensor]:
         """The median over clients of each value."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedbench.method import CompressedUploads, Values
+from fedbench.method import CompressedUploads, Fidelity, Values
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Aggregation(CompressedUploads):
     """Changes in 8 bits."""
 
     citation: ClassVar[str] = "Reisizadeh et al. 2020, arXiv 1909.13014"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def compress(self, change: Tensor) -> dict[str, Tensor]:
         """Multiples [n] of the scale [] between -127 and 127."""

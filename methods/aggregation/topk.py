@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import CompressedUploads, Values, option
+from fedbench.method import CompressedUploads, Fidelity, Values, option
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Aggregation(CompressedUploads):
     )
 
     citation: ClassVar[str] = "Stich et al. 2018, arXiv 1809.07599"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def compress(self, change: Tensor) -> dict[str, Tensor]:
         """The k largest absolute numbers [k] and their places [k]."""

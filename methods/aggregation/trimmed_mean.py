@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, PlannedTask, Values, option
+from fedbench.method import ClientUpdates, Fidelity, PlannedTask, Values, option
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Aggregation(Base):
     trim: Annotated[float, Field(gt=0, lt=0.5)] = option(0.1, "share of the clients that is left out at each end")
 
     citation: ClassVar[str] = "Yin et al. 2018, arXiv 1803.01498"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """A cohort must be larger than what is left out at both ends."""

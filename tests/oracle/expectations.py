@@ -113,11 +113,17 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "pool_size"): [Change(3, SHAPED | {"costs"})],
     ("pfpt", "similarity"): [Change(0.5, TRAINED)],
     ("pfpt", "loops"): [Change(1, AFTER)],
+    ("pfpt", "choice"): [Change("batch", TRAINED)],
+    ("pfpt", "bernoulli"): [Change("code", AFTER)],
     ("sgpt", "group_length"): [Change(2, SHAPED | {"costs"})],
     ("sgpt", "groups"): [Change(3, SHAPED | {"costs"})],
     ("sgpt", "shared_blocks"): [Change(1, SHAPED | {"costs"})],
     ("sgpt", "group_blocks"): [Change(1, SHAPED | {"costs"})],
     ("sgpt", "momentum"): [Change(0.2, AFTER)],
+    ("sgpt", "key_momentum"): [Change(0.2, {"merged"})],  # too little to change a choice
+    ("sgpt", "query_block"): [Change(1, SEEN | {"costs"})],  # fewer blocks for a client's features
+    ("sgpt", "choice"): [Change("batch", TRAINED | {"costs"})],  # fewer groups are chosen, so their counts are shorter
+    ("sgpt", "key_epochs"): [Change(1), Change(1, TRAINED, whole={"local": {"epochs": 2, "batch_size": 4, "lr": 0.1}})],
 }
 
 AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
