@@ -93,7 +93,7 @@ class _ChunkTraining:
         """Train all phases in turn."""
         for phase, batches in zip(self.trainer.phases, phases, strict=True):
             self._phase(phase, batches)
-        epochs = max(1, self.local.epochs * len(phases))
+        epochs = sent_to(self.device, np.sum([batches.epochs for batches in phases], axis=0))  # [K] over all phases
         return ClientUpdates(
             clients=sent_to(self.device, np.array(phases[0].clients)),
             received=self.received,
@@ -284,6 +284,7 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
         flip=batches.flip[:steps, clients],
         shift=batches.shift[:steps, clients],
         active=active[:steps],
+        epochs=batches.epochs[clients],
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedbench.data import Batches, Ints
 from fedbench.method import ClientUpdates
-from fedbench.plan.config import CLIENT_RECIPE
+from fedbench.plan.identity import CLIENT_RECIPE
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.experiment import Training
 from fedbench.run.meter import SharedClock, wait
@@ -237,7 +237,8 @@ def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
         return np.concatenate([np.pad(a, f, mode=mode) for a, f in zip(arrays, fill, strict=True)], 1)[:, order]
 
     active = tuple(sum(part.active[step] for part in parts if step < len(part.active)) for step in range(longest))
-    return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active)
+    epochs = np.concatenate([part.epochs for part in parts])[order]
+    return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active, epochs)
 
 
 def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpdates:
