@@ -146,6 +146,10 @@ class Machine(Block):
         description="compile the backbone's shared blocks with torch.compile. Meant for GPUs; slower on a CPU, where it "
         "needs a C++ compiler",
     )
+    graphs: bool = Field(
+        False,
+        description="replay the passes of local steps as CUDA graphs. Meant for small ViTs on a GPU; no effect on a CPU",
+    )
     pack: bool = Field(
         False,
         description="train the runs of a process together if they differ only in seeds, split, clients and learning rate",

@@ -29,6 +29,7 @@ from fedbench.run.participation import Participation, participation
 from fedbench.run.server import Server, parameters
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
@@ -174,7 +175,14 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         samples=frozen.samples,
         split=split,
         model=model,
-        trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
+        trainer=Trainer(
+            replace(model, method=method.in_training()),
+            aggregation,
+            run.local,
+            clients,
+            piece,
+            graphs=StepGraphs() if machine.graphs and device.type == "cuda" else None,
+        ),
         server=server,
         image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
