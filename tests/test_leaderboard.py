@@ -16,6 +16,8 @@ from fedbench.report import leaderboard, published_runs
 from fedbench.report.published_rows import PUBLISHED
 from fedbench.report.published_runs import PublishedRun
 from fedbench.report.selection import ReportError
+from fedbench.report.tables.text import markdown as escaped
+from reports import make_results
 
 DEMO = PUBLISHED / "quickstart.parquet"
 
@@ -95,6 +97,33 @@ def test_the_page_of_this_repository_was_made_from_its_files(
     stale.write_text((HOME / "docs" / "leaderboard" / "index.html").read_text().replace(leaderboard.checksum(DEMO), ""))
     assert command.main(["--check", "--out", str(tmp_path)]) == 1
     assert "was not made from the present quickstart.parquet" in capsys.readouterr().err
+
+
+def test_the_page_of_results_was_made_from_the_same_files() -> None:
+    """`make results` was run after the last change of results/published."""
+    text = (HOME / "docs" / "results.md").read_text()
+    for path in PUBLISHED.glob("*.parquet"):
+        assert f"`{path.name}`: " in text
+        assert leaderboard.checksum(path) in text
+
+
+def test_tables_are_put_between_the_marks_of_a_page_and_nothing_else_changes() -> None:
+    page = f"before\n{make_results.BEGIN}\nold\n{make_results.END}\nafter\n"
+    once = make_results.with_tables(page, "new")
+    assert once == f"before\n{make_results.BEGIN}\n\nnew\n\n{make_results.END}\nafter\n"
+    assert make_results.with_tables(once, "new") == once
+    with pytest.raises(ValueError, match="lacks"):
+        make_results.with_tables("no marks", "new")
+
+
+def test_markdown_tables_have_the_numbers_of_the_page(page: str) -> None:
+    text = leaderboard.markdown([DEMO])
+    for board in (1, 2):
+        for row in rows_of(page, board):
+            line = next(
+                line for line in text.splitlines() if line.startswith(f"| {escaped(row[0])} |") and row[1] in line
+            )
+            assert [cell.strip(" *≈") for cell in line.split("|")[2:9]] == [cell.rstrip("≈") for cell in row[1:8]]
 
 
 def _changed(run: PublishedRun, **changes: object) -> PublishedRun:

@@ -19,32 +19,11 @@ from fedbench.method.hooks import describe
 from fedbench.method.phases import trained_in
 from fedbench.plan.config import LocalConfig
 from fedbench.run.client_optimizer import ClientOptimizer, Recipe
+from fedbench.run.phase import Phase, Piece
 from fedbench.run.stacked import Stacked, per_client, rows
 from fedbench.run.stacked_model import Pass, StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit.images import sent_to
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A local phase: the names that it trains, and the model in this phase's main pass and in its views."""
-
-    names: list[str]
-    model: StackedModel
-    views: dict[str, StackedModel]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Samples of one step [K, B]: their indices, weights (0: padding) and draws for the augmentation.
-
-    ``first``: whether it is the first piece of a step. Only this piece counts loss terms about parameters alone.
-    """
-
-    index: Tensor
-    weight: Tensor
-    flip: Tensor
-    shift: Tensor
-    first: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +39,7 @@ class Trainer:
     chunk: int
     piece: int = 1 << 30
     finetuning: bool = False  # before evaluation, not in a round
+    graphs: StepGraphs | None = None  # CUDA graphs of the steps, if wanted
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -113,7 +93,7 @@ class _ChunkTraining:
         """Train all phases in turn."""
         for phase, batches in zip(self.trainer.phases, phases, strict=True):
             self._phase(phase, batches)
-        epochs = max(1, self.local.epochs * len(phases))
+        epochs = sent_to(self.device, np.sum([batches.epochs for batches in phases], axis=0))  # [K] over all phases
         return ClientUpdates(
             clients=sent_to(self.device, np.array(phases[0].clients)),
             received=self.received,
@@ -141,8 +121,12 @@ class _ChunkTraining:
                 at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
                 pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
             n = weight[step, working].sum(1)
-            epoch = (step // per_epoch[working]) if phase.model.method.batch_values is not None else None
-            gradients = self._gradients(phase, leaves, pieces, working, n, epoch)
+            graphs, gradients = self.trainer.graphs, None
+            if graphs is not None:
+                gradients = graphs.gradients(self, phase, pieces, working, n)
+            if gradients is None:
+                epoch = (step // per_epoch[working]) if phase.model.method.batch_values is not None else None
+                gradients = self.gradients(phase, leaves, pieces, working, n, epoch)
             if step == 0:
                 _check_all_trained(phase, gradients)
             optimizer.clip(gradients)
@@ -153,14 +137,14 @@ class _ChunkTraining:
         for name in phase.names:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
-    def _gradients(
+    def gradients(
         self,
         phase: Phase,
         leaves: Stacked,
         pieces: Sequence[Piece],
         working: slice,
         n: Tensor,
-        epoch: NDArray[np.int64] | None,
+        epoch: NDArray[np.int64] | None = None,
     ) -> list[Tensor | None]:
         """The gradient with respect to each leaf of the sum over clients of each client's mean loss over `n` [K] samples."""
         whole = working.stop == self.count
@@ -304,6 +288,7 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
         flip=batches.flip[:steps, clients],
         shift=batches.shift[:steps, clients],
         active=active[:steps],
+        epochs=batches.epochs[clients],
     )
 
 

@@ -6,6 +6,7 @@ answer, as if it were a report of its own. Trials of a tuning are no rows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from fedbench.report.content import Content, ReportOptions
 from fedbench.report.evidence import gather
 from fedbench.report.published_runs import PublishedRun, PublishedRunsError, read, unpack
 from fedbench.report.selection import ReportError
+from fedbench.report.short_names import JOINT, short_settings
 from fedbench.report.tables.grid import scaled
 
 # Keys of a run that compared runs share. Of `local`, the learning rate and the optimizer may differ.
@@ -104,8 +106,17 @@ def read_boards(paths: Sequence[Path]) -> tuple[list[Board], list[Source]]:
         experiments.setdefault(key(_experiment(run.identity)), []).append((run, file))
     if not experiments:
         raise ReportError("the files hold no runs other than trials; publish a sweep whose runs are done")
-    boards = (_board(members) for members in experiments.values())
+    boards = [_board(members) for members in experiments.values()]
+    short = short_settings(list(dict.fromkeys(board.setting for board in boards)))
+    boards = [
+        dataclasses.replace(board, title=_commas(short[board.setting]), setting=_commas(board.setting))
+        for board in boards
+    ]
     return sorted(boards, key=lambda board: (board.title, board.details)), sources
+
+
+def _commas(setting: str) -> str:
+    return setting.replace(JOINT, ", ")
 
 
 def _experiment(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,8 +142,8 @@ def _board(members: Sequence[tuple[PublishedRun, str]]) -> Board:
         f"epoch{'s' * (local['epochs'] != 1)}, batches of {local['batch_size']}; backbone {words(identity['backbone'])}"
     )
     return Board(
-        title=str(evidence.runs["setting"].iloc[0]).replace(" · ", ", "),
-        setting=str(evidence.runs["setting_text"].iloc[0]).replace(" · ", ", "),
+        title="",
+        setting=str(evidence.runs["setting_text"].iloc[0]),
         details=details,
         seeds=int(evidence.runs["seed"].nunique()),
         answer=next((each for each in content.answers if each.setting != OVERALL), None),
