@@ -436,7 +436,8 @@ def test_a_sweep_goes_on_from_unpacked_runs_and_publishing_them_again_gives_the_
     assert f"{len(names) - 1} of {len(names)} runs written, 1 are here already" in capsys.readouterr().out
     assert (results / names[0] / "env.json").read_bytes() == before
     assert (
-        sweep.main([str(world.sweep), "--results", str(results), "--cluster", "inline", "--set", "grid.seed=[0, 1, 2]"]) == 0
+        sweep.main([str(world.sweep), "--results", str(results), "--cluster", "inline", "--set", "grid.seed=[0, 1, 2]"])
+        == 0
     )
     said = capsys.readouterr()
     assert "6 runs: 2 pending, 4 done; 2 started" in said.out
