@@ -200,3 +200,7 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
     unset = planned_run(tmp_path)
     images = (4 << 20) // (tokens * hidden * 4)
     assert unset.memory_bytes == (700 << 20) + activations // 3 * images + rest
+
+
+def test_an_estimate_is_of_the_image_size_that_the_run_names():
+    assert cost._architecture("vit_tiny_patch16_224", 96).image_size == 96

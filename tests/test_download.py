@@ -15,7 +15,7 @@ import pytest
 
 from fedbench.data import Archive, DataError
 from fedbench.sources import download as module
-from fedbench.sources.archive_files import fetch
+from fedbench.sources.archive_files import fetch, find_local
 from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -237,3 +237,23 @@ def test_only_what_the_makers_published_refuses_a_download(
     else:
         assert fetch(archive, path, False, "prepare", "").description().endswith(verdict)
         assert path.read_bytes() == CONTENT
+
+
+def test_a_users_archives_are_found_in_a_folder_and_in_those_directly_below_it(tmp_path: Path) -> None:
+    needed = [Archive("a.zip"), Archive("b.zip", unpacked="b"), Archive("c.zip"), Archive("d.zip")]
+    for name in ("a.zip", "one/b.zip", "two/c.zip", "two/deep/d.zip"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "two" / "b").mkdir()
+    found = find_local(needed, tmp_path)
+    assert {name: (there.path, there.folder) for name, there in found.items()} == {
+        "a.zip": (tmp_path / "a.zip", ""),
+        "b.zip": (tmp_path / "one" / "b.zip", ""),
+        "c.zip": (tmp_path / "two" / "c.zip", ""),
+    }
+    assert find_local(needed[1:2], tmp_path / "two")["b.zip"].folder == "b"
+    assert find_local(needed[:1], tmp_path / "two" / "c.zip")["a.zip"].path == tmp_path / "two" / "c.zip"
+    with pytest.raises(DataError, match=r"expected b\.zip or c\.zip or b/, found none of them"):
+        find_local(needed[1:3], tmp_path / "two" / "deep")
+    with pytest.raises(DataError, match=r"expected a\.zip, found nothing there"):
+        find_local(needed[:1], tmp_path / "absent")

@@ -278,6 +278,16 @@ def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path
     np.testing.assert_array_equal(panels["all"], values)
     # client 0 holds 1 sample of class 0 and 8 of class 1 (see `write_run`)
     np.testing.assert_allclose(panels["prior"][0, :2], [1 / 9, 8 / 9])
+    others = []
+    for label, alpha, trial in (("again", 0.3, ""), ("B", 0.1, ""), ("C", 0.3, "A"), ("D", 0.3, "")):
+        copy = write_run(tmp_path, label, alpha=alpha, clients=True)
+        save_file({"server.prompt": values}, copy.path / "checkpoint.safetensors")
+        run_ = SimpleNamespace(method={}, dataset={}, partition={} if alpha == 0.3 else {"alpha": alpha})
+        tuning = {"trial_of": trial} if trial else {}
+        label = "A" if label == "again" else label
+        others.append(SimpleNamespace(label=label, name=copy.path.name, tuning=tuning, run=run_))
+    several, _ = pictures.pictures_of([planned, *others], made, tmp_path)  # type: ignore[list-item,arg-type]
+    assert list(several) == [planned.name, others[-1].name]  # one of each method, all of one setting, no trials
     broken = SimpleNamespace(make=lambda kind, block: Broken())
     assert pictures.pictures_of([planned], broken, tmp_path) == (  # type: ignore[list-item,arg-type]
         {},

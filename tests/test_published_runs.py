@@ -27,6 +27,7 @@ from fedbench.report.evidence import gather
 from fedbench.report.figures import report_figures
 from fedbench.report.figures.catalogue import FigureCatalogue
 from fedbench.report.published_runs import PublishedRun, PublishedRunsError
+from fedbench.report.selection import Selection
 from fedbench.report.tables import notes
 
 
@@ -192,6 +193,12 @@ def test_all_files_of_the_published_folder_are_used_by_default(world, tmp_path, 
         assert len(results.sources) == 4
         assert len(results.notes) == 1
         assert "a.parquet: cannot be read as a file of published runs" in results.notes[0]
+
+
+def test_notes_name_unused_files_first_and_then_folders_where_the_user_has_them(tmp_path):
+    filled = published_rows.FilledResults(tmp_path / "made", tmp_path / "results", {}, ("a.parquet: damaged",))
+    selection = filled.checked(Selection([], [f"{tmp_path / 'made' / 'run'} is odd"]))
+    assert selection.notes == ["a.parquet: damaged", f"{tmp_path / 'results' / 'run'} is odd"]
 
 
 def test_a_tuned_sweep_is_filled_with_the_published_trials_and_their_choice(world, tmp_path):

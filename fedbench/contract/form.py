@@ -12,10 +12,10 @@ from typing import Any
 
 from fedbench.contract import ContractError, check
 from fedbench.data import Dataset, Partitioner, SplitSource
-from fedbench.method import Aggregation, Method
+from fedbench.method import Aggregation, Method, Metric
 from fedbench.method.hooks import hooks_of
 
-BASES: tuple[type, ...] = (Method, Aggregation, Dataset, Partitioner, SplitSource)
+BASES: tuple[type, ...] = (Method, Aggregation, Metric, Dataset, Partitioner, SplitSource)
 # The arguments of each hook, as its stub declares them.
 HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
     base: {name: tuple(signature.parameters) for name, signature in hooks_of(base).items()} for base in BASES
@@ -25,7 +25,7 @@ DEPTH = 4  # blocks of the miniature backbone
 
 
 def base_of(plugin: Any) -> type:
-    """The base class of the object `plugin`: Method, Aggregation, Dataset, Partitioner or SplitSource."""
+    """The base class of the object `plugin`: Method, Aggregation, Metric, Dataset, Partitioner or SplitSource."""
     return next(base for base in BASES if isinstance(plugin, base))
 
 

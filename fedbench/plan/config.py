@@ -53,6 +53,30 @@ class ClientsConfig(Block):
     validation: float = Field(
         0.1, ge=0, lt=1, description="share of each client's training samples set aside for validation"
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that a client of a cohort receives values and sends nothing; one always does",
+    )
+    stragglers: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a client of a cohort trains for fewer epochs, drawn from 1 to `local.epochs` - 1",
+    )
+    available: Path | None = Field(
+        None,
+        description="CSV file with the columns round and client: who is available in which round; its rounds repeat",
+    )
+    draw: Literal["uniform", "loss"] = Field(
+        "uniform",
+        description="loss: of `candidates` clients, drawn by their numbers of samples, those with the largest training loss "
+        "when they last took part (Cho et al. 2020)",
+    )
+    candidates: int | None = Field(
+        None, ge=1, description="clients of which `draw: loss` chooses a cohort; default: twice `per_round`"
+    )
 
     @field_validator("held_out")
     @classmethod
@@ -121,6 +145,10 @@ class Machine(Block):
         False,
         description="compile the backbone's shared blocks with torch.compile. Meant for GPUs; slower on a CPU, where it "
         "needs a C++ compiler",
+    )
+    graphs: bool = Field(
+        False,
+        description="replay the passes of local steps as CUDA graphs. Meant for small ViTs on a GPU; no effect on a CPU",
     )
     pack: bool = Field(
         False,
@@ -253,53 +281,15 @@ class RunConfig(Block):
         "float32",
         description="tf32: float32 with matrix products rounded to 10 bits on a GPU; bfloat16: autocast of the backbone",
     )
+    metrics: tuple[Any, ...] = Field(
+        (), description="further numbers of each evaluation of test data: metric plug-ins, by name or as `{name: ...}`"
+    )
     test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never use them")
 
     def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
         """The seed of one random stream: the override in `seeds` if there is one, else the run's seed."""
         override = getattr(self.seeds, name)
         return self.seed if override is None else int(override)
-
-
-# Keys in which runs with one and the same training may differ.
-EVALUATION_ONLY = ("evaluate_every", "test_data")
-# Keys in which runs that are trained together as rows of one graph may differ.
-PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
-CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys of `local` in which they may differ
-# Keys that came after the first published runs. With its default value, such a key is not in a run's identity, so that
-# earlier runs keep their names.
-LATER_KEYS = {"local": ("schedule", "warmup_rounds")}
-
-
-def identity_of(run: RunConfig) -> dict[str, Any]:
-    """The run's config without later keys that have their default values."""
-    identity = run.model_dump()
-    for block, names in LATER_KEYS.items():
-        fields = type(getattr(run, block)).model_fields
-        for name in names:
-            if identity[block][name] == fields[name].default:
-                del identity[block][name]
-    return identity
-
-
-def training_key(identity: Mapping[str, Any]) -> str:
-    """A key that is equal for runs that differ only in evaluation, and so share one training; see `fedbench.run.pack`."""
-    return json.dumps(_of_training(identity), sort_keys=True)
-
-
-def _of_training(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that affects its training. For the method, this is `Method.in_training`."""
-    method = {name: value for name, value in identity["method"].items() if name != "finetune_epochs"}
-    method["logit_prior"] = method.get("logit_prior") in ("train", "both")
-    return {name: value for name, value in identity.items() if name not in EVALUATION_ONLY} | {"method": method}
-
-
-def pack_key(identity: Mapping[str, Any]) -> str:
-    """A key that is equal for runs that can be trained together; see `fedbench.run.pack`."""
-    fixed = {name: value for name, value in _of_training(identity).items() if name not in PACKED_FREELY}
-    fixed["aggregation"] = identity["aggregation"]["name"]  # without its options, which act at the server only
-    fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
-    return json.dumps(fixed, sort_keys=True)
 
 
 @dataclass(frozen=True)

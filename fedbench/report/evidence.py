@@ -18,7 +18,7 @@ from fedbench.base.records import RecordsError
 from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
 from fedbench.report.selection import Planned, ReportError, Selection, select
 from fedbench.report.short_names import short_settings
-from fedbench.report.tables.metrics import METRIC, PROVENANCE
+from fedbench.report.tables.metrics import PROVENANCE, metric_names
 from fedbench.report.tables.summary import with_last_round
 
 NAMED = ("dataset", "partition", "aggregation", "backbone")  # blocks that a record names
@@ -108,7 +108,8 @@ def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, s
             rows += [record | {"run": run.folder.path.name} for record in read_records(run.folder)]
         except RecordsError as error:
             unreadable[run.folder.path.name] = f"{error}; the run is left out."
-    columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *METRIC]
+    names = metric_names({name for record in rows for name in record})
+    columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *names]
     # by columns, which takes a third of the time of building it by rows
     return pd.DataFrame({name: [record.get(name) for record in rows] for name in columns}), unreadable
 

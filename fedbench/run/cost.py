@@ -252,7 +252,8 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     spec = parameters(method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local))
     cost = one_pass(method, spec, vit)
     of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
-    passes = of_client * run.clients.per_round * run.local.epochs * run.rounds
+    taking_part = run.clients.per_round * (1 - run.clients.dropout)
+    passes = of_client * taking_part * run.local.epochs * (1 - run.clients.stragglers / 2) * run.rounds
     first = of_client * min(run.clients.number, run.clients.per_round * run.rounds)
     each = image_cost(method, spec, vit, run.local.augment)
     chunk = machine.chunk_images or chunk_images(cost, torch.device("cpu"))

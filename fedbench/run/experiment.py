@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task
+from fedbench.method import Aggregation, ClientUpdates, Method, Metric, Param, Task
 from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
@@ -26,9 +25,11 @@ from fedbench.plan.split import split_of
 from fedbench.run import cost
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.local import Trainer, without_training
+from fedbench.run.participation import Participation, participation
 from fedbench.run.server import Server, parameters
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
@@ -74,15 +75,14 @@ class Experiment:
     image_cost: cost.ImageCost
     chunk: int  # images in one pass
     task: Task
+    participation: Participation
+    metrics: Mapping[str, Metric]  # by name
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
-        """The clients of round `round_` (from 1), drawn without replacement. They do not depend on the method."""
-        return cohort_of(self.run, self._eligible, round_)
-
-    @cached_property
-    def _eligible(self) -> Ints:
-        return np.flatnonzero(~self.split.held_out)
+        """The clients of round `round_` (from 1). They do not depend on the method, unless losses choose them."""
+        losses = self.server.last_loss
+        return self.participation.cohort(round_, None if losses is None else losses.cpu().numpy())
 
     def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> ClientUpdates:
         """Train `clients` from what the server sends to each; `stream` names the random stream of their batches.
@@ -91,17 +91,25 @@ class Experiment:
         """
         return self.prepare(clients, lr, *stream, epochs=epochs).train()
 
-    def prepare(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
-        """Prepare the training that `train` does. With `epochs`, it is fine-tuning before evaluation."""
+    def prepare(
+        self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None, passes: Ints | None = None
+    ) -> Training:
+        """Prepare the training that `train` does. With `epochs`, it is fine-tuning before evaluation.
+
+        `passes`: each client's local epochs, if not all train for `local.epochs`.
+        """
         local, server, trainer = self.run.local, self.server, self.trainer
         train: Sequence[Ints] = self.split.train
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
         elif self.model.method.centralized:
             train, clients = data.Parts.of([self._pool(clients, *stream)]), np.zeros(1, dtype=np.int64)
+            passes = None
         local, seed = trainer.local, self.run.stream("batches")
         batches = [
-            data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
+            data.batches(
+                train, clients, local.batch_size, local.epochs if passes is None else passes, seed, *stream, phase
+            )
             for phase in range(len(trainer.phases))
         ]
         rows = torch.from_numpy(batches[0].clients if batches else clients)
@@ -124,12 +132,6 @@ class Experiment:
         pool = train.indices[~self.split.held_out[train.owners]]
         draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
         return np.sort(draw.choice(pool, int(train.sizes[clients].sum()), replace=False))
-
-
-def cohort_of(run: RunConfig, eligible: Ints, round_: int) -> Ints:
-    """The clients of round `round_`, drawn from those that may train, in ascending order."""
-    draw = rng.numpy_stream(run.stream("cohort"), "cohort", round_)
-    return np.sort(draw.choice(eligible, run.clients.per_round, replace=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,17 +166,30 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
+    takes_part = participation(run, split.held_out, split.train.sizes)
+    server = Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients)
+    if run.clients.draw == "loss":
+        server.last_loss = torch.full((run.clients.number,), torch.inf, dtype=torch.float64)
     return Experiment(
         run=run,
         samples=frozen.samples,
         split=split,
         model=model,
-        trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
-        server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
+        trainer=Trainer(
+            replace(model, method=method.in_training()),
+            aggregation,
+            run.local,
+            clients,
+            piece,
+            graphs=StepGraphs() if machine.graphs and device.type == "cuda" else None,
+        ),
+        server=server,
         image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
         task=task,
-        facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
+        participation=takes_part,
+        metrics={block["name"]: plugins.make("metric", block) for block in run.metrics},
+        facts=_facts(planned, plugins, frozen, split, takes_part, method, spec, chunk),
     )
 
 
@@ -302,6 +317,7 @@ def _facts(
     plugins: Plugins,
     frozen: Frozen,
     split: Split,
+    takes_part: Participation,
     method: Method,
     spec: Mapping[str, Param],
     chunk: int,
@@ -312,8 +328,7 @@ def _facts(
     def words(kind: Kind, block: dict[str, object]) -> str:
         return short_name(block, plugins.classes[kind][str(block["name"])])
 
-    eligible = np.flatnonzero(~split.held_out)
-    cohorts = np.concatenate([cohort_of(run, eligible, round_) for round_ in range(1, run.rounds + 1)])
+    cohorts = np.concatenate([takes_part.candidates(round_) for round_ in range(1, run.rounds + 1)])
     return RunFacts(
         run=planned.name,
         key=planned.key,

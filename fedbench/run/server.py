@@ -60,6 +60,7 @@ class Server:
             if param.home != "local":
                 self.values[name] = param.init.to(device, dtype if param.init.is_floating_point() else None).clone()
         self.has_taken_part = torch.zeros(clients, dtype=torch.bool)
+        self.last_loss: Tensor | None = None  # [clients] on the host, if cohorts are drawn by it
 
     def begin(self, round_: int) -> None:
         """Note the number of the round (from 1) that begins, if a hook reads it."""
@@ -270,17 +271,21 @@ class Server:
     def state(self) -> Stacked:
         """Everything that survives a round, as one flat mapping for a checkpoint."""
         values = {f"server.{name}": value for name, value in self.values.items()}
-        return values | self.memory.state() | {"introduced": self.has_taken_part}
+        losses = {} if self.last_loss is None else {"last_loss": self.last_loss}
+        return values | self.memory.state() | {"introduced": self.has_taken_part} | losses
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError if the checkpoint belongs to another method."""
         rows = {name: value for name, value in state.items() if name.startswith("client.")}
         here = {f"server.{name}" for name in self.values} | {"introduced"}
+        here |= {"last_loss"} if self.last_loss is not None else set()
         if other := (state.keys() - rows.keys()) ^ here:
             raise ValueError(f"the checkpoint and this run differ in {sorted(other)[:5]}")
         self.values = {n: state[f"server.{n}"].to(v) for n, v in self.values.items()}
         self.memory.restore(rows)
         self.has_taken_part = state["introduced"].clone()
+        if self.last_loss is not None:
+            self.last_loss = state["last_loss"].clone()
 
 
 def nbytes(value: Tensor) -> int:

@@ -49,7 +49,12 @@ class Aggregation(Base):
     private: ClassVar[bool] = True
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
-        """The accountant is installed."""
+        """The accountant is installed, and cohorts are drawn as it assumes."""
+        clients = run["clients"]
+        if clients.get("available") is not None or clients.get("draw", "uniform") != "uniform":
+            raise ValueError(
+                "epsilon holds for cohorts drawn uniformly from all clients: clients.available and draw: loss do not"
+            )
         if self.noise and importlib.util.find_spec("dp_accounting") is None:
             raise ValueError(
                 "epsilon needs the package dp-accounting, which is not installed: pip install 'fedbench[privacy]'"

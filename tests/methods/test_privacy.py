@@ -219,6 +219,12 @@ def sweep(folder: Path, method: Any, noise: float = 1.0) -> Any:
     return check_sweep({"base": base, "machine": {"data": str(folder), "device": "cpu"}}, plugins(), where="elsewhere")
 
 
+def test_cohorts_that_are_not_drawn_uniformly_from_all_clients_are_refused():
+    for clients in ({"available": "who.csv"}, {"draw": "loss"}):
+        with pytest.raises(ValueError, match="epsilon holds for cohorts drawn uniformly"):
+            DP().check(None, {"clients": {"per_round": 2} | clients})
+
+
 def test_a_mistake_in_a_private_run_gets_one_message(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="central_vpt: a method without clients cannot be private") as raised:
         sweep(tmp_path, "central_vpt")

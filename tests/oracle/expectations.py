@@ -82,6 +82,10 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedpgp", "temperature"): [Change(0.7, TRAINED)],
     ("fedpgp", "head"): [Change("local", AFTER | {"shapes", "costs"})],  # the first round starts alike
     ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
+    ("fedproto", "pull"): [Change(5.0, AFTER)],  # from the second round on, when there are prototypes
+    ("fedproto", "finetune_epochs"): [Change(2, {"answers"})],  # without prototypes, all scores are alike
+    ("fedproto", "prompt_length"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],
+    ("fedproto", "predict"): [Change("head", FINAL)],
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "own_init"): [
@@ -173,6 +177,15 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change(4, {"split"} | COHORT, whole={"clients": {"number": 5, "per_round": 1, "held_out": 1}})
     ],
     ("clients", "validation"): [Change(0.5, DRAWN)],
+    ("clients", "dropout"): [Change(0.9, {"steps", "costs"} | AFTER)],
+    ("clients", "stragglers"): [
+        Change(1.0, {"steps", "costs"} | AFTER, whole={"local": {"epochs": 3, "batch_size": 4, "lr": 0.1}})
+    ],
+    ("clients", "available"): [Change("who.csv", COHORT)],
+    ("clients", "draw"): [Change("loss", COHORT)],
+    ("clients", "candidates"): [
+        Change(2, COHORT, whole={"clients": {"number": 5, "per_round": 2, "draw": "loss", "candidates": 5}})
+    ],
     ("local", "epochs"): [Change(2, TRAINED | {"costs"})],
     ("local", "batch_size"): [Change(3, TRAINED)],
     ("local", "optimizer"): [Change("adam", TRAINED), Change("adamw", TRAINED)],
@@ -192,5 +205,6 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],
     ("evaluate_every",): None,
+    ("metrics",): [Change(["macro_f1"])],  # of the records alone; tests/test_metric_plugins.py shows them
     ("test_data",): None,
 }

@@ -97,7 +97,7 @@ def test_a_key_of_the_run_changes_what_it_must_and_nothing_else(world: Path, opt
     for change in RUN[option] or ():
         before = base(world) | change.whole
         value = change.value
-        if isinstance(value, str) and value.endswith(".safetensors"):
+        if isinstance(value, str) and value.endswith((".safetensors", ".csv")):
             value = str(world / value)
         if isinstance(value, dict) and "path" in value:
             value = value | {"path": str(world / value["path"])}

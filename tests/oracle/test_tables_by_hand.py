@@ -15,7 +15,7 @@ from written import write_run
 
 from fedbench.report.evidence import gather
 from fedbench.report.paper_numbers import beside
-from fedbench.report.tables import notes, terminal
+from fedbench.report.tables import grid, notes, terminal
 from fedbench.report.tables.metrics import METRIC
 from fedbench.report.tables.summary import summary, with_last_round
 
@@ -93,6 +93,29 @@ def test_a_run_has_the_numbers_of_its_highest_round_and_says_what_is_wrong_with_
     assert runs.loc[0, "code"] == "1-2"
     empty = with_last_round(plan, pd.DataFrame())
     assert (len(empty), set(empty["state"])) == (6, {"failed", "running"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "around", "number"),
+    [
+        ("share", 0.5, (0.125,), "50.0 ± 12.5"),
+        ("share", 0.5, (0.25, 0.75), "50.0 [25.0, 75.0]"),
+        ("share", 0.5, (NAN,), "50.0"),
+        ("seconds", 599.4, (1.0,), "599 s"),
+        ("seconds", 600.0, (1.0,), "10 min"),
+        ("seconds", 35_999.0, (1.0,), "600 min"),
+        ("seconds", 36_000.0, (1.0,), "10.0 h"),
+        ("rate", 12.345, (1.0,), "12.3"),
+        ("rate", 999.4, (1.0,), "999"),
+        ("rate", 1000.0, (1.0,), "1,000"),
+        ("rate", 12_345.6, (1.0,), "12,346"),
+        ("bytes", 1500.0, (1.0,), "1.50 kB"),
+        ("count", 1500.0, (1.0,), "1.50 k"),
+    ],
+)
+def test_a_number_has_the_unit_of_its_kind(kind: str, mean: float, around: tuple[float, ...], number: str) -> None:
+    metric = next(metric for metric in METRIC.values() if metric.kind == kind)
+    assert grid._number(metric, mean, around) == number
 
 
 # -- what is said below a table ----------------------------------------------------------------------------------------

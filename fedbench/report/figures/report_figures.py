@@ -24,6 +24,7 @@ NAMES = (
         "bytes",
         "compute",
         "privacy",
+        "metric-",
         "iqm",
         "profiles",
         "improvement",

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fedbench.report.tables.grid import scaled
-from fedbench.report.tables.metrics import METRIC, STATES
+from fedbench.report.tables.metrics import STATES, metric_of
 
 UNFINISHED = 200  # rows of the list of runs that are not done; runs.csv has them all
 
@@ -68,7 +68,7 @@ def reported(frame: pd.DataFrame) -> Rows:
         {
             "source": f"{row.source}, {row.where}",
             "setting": row.setting,
-            "method": f"{row.method} ({METRIC[str(row.metric)].title})",
+            "method": f"{row.method} ({metric_of(str(row.metric)).title})",
             "reported": f"{row.reported:.2f}",
             "here": "–" if math.isnan(row.here) else f"{row.here:.1f}" + (f" ± {row.std:.1f}" if row.seeds > 1 else ""),  # type: ignore[operator,arg-type]
             "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]
