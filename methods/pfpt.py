@@ -37,7 +37,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedbench.method import ClientUpdates, Fidelity, Param, PlannedTask, Task, Values, linear_head, only_if, option, rng
+from fedbench.method import (
+    ClientUpdates,
+    Fidelity,
+    Param,
+    PlannedTask,
+    Taps,
+    Task,
+    Values,
+    linear_head,
+    only_if,
+    option,
+    rng,
+)
 from fedbench.method import Method as Base
 
 HIDDEN = 128  # width of the two networks (code)
@@ -120,9 +132,7 @@ class Method(Base):
         """0.01 times the sum of the cosines, [B]."""
         return self.similarity * self.choose(p, query)[1].sum(-1)  # [B]
 
-    def observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
-    ) -> dict[str, Tensor]:
+    def observe(self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """How many samples used each prompt; unused prompts are dropped."""
         hot = F.one_hot(self.choose(p, query)[0], len(p["pool"])).to(weight).sum(1)  # [B, n]
         return {"used": weight @ hot}  # [n]

@@ -35,6 +35,7 @@ from fedbench.method import (
     Param,
     Phases,
     PlannedTask,
+    Taps,
     Task,
     Values,
     linear_head,
@@ -171,9 +172,7 @@ class Method(Base):
         return loss * p["key_loss"] if "key_loss" in p else loss
 
     @only_if(lambda self: self.phase != 0)
-    def observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
-    ) -> dict[str, Tensor]:
+    def observe(self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """The second phase counts the samples that chose each group."""
         chosen, _ = self.choose(p, query)
         return {"chosen": (F.one_hot(chosen, self.groups).to(weight) * weight[:, None]).sum(0)}  # [G]

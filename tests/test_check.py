@@ -223,6 +223,24 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "samples_do_not_see_each_other",
         r"^extra_loss\(\): expected \[B\] for a term about samples .*; found a scalar that depends on samples",
     ),
+    "a loss that reads other samples' labels": (
+        {"extra_loss": 'def extra_loss(self, p, received, out, query): return out["cls"][:, 0] * out["y"].sum()'},
+        "samples_do_not_see_each_other",
+        r"^extra_loss\(\): expected a result for each sample that depends on that sample alone",
+    ),
+    "sums of losses that count padding": (
+        {"observe": 'def observe(self, p, taps, query, y, weight): return {"sum": taps["loss"].sum()}'},
+        "samples_do_not_see_each_other",
+        r"^observe\(\), 'sum': expected sums without padding",
+    ),
+    "values of a batch that count padding": (
+        {
+            "uses_query": "uses_query = True",
+            "batch_values": 'def batch_values(self, p, query, weight, epoch): return {"mean": query.mean(0)}',
+        },
+        "samples_do_not_see_each_other",
+        r"^batch_values\(\), 'mean': expected values without padding",
+    ),
     "sums that count padding": (
         {
             "taps": "def taps(self, depth): return (1,)",

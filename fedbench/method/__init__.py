@@ -9,7 +9,7 @@ from fedbench.method.hooks import HookError, only_if
 from fedbench.method.input_prompt import InputPrompt
 from fedbench.method.method import Method
 from fedbench.method.metric import Metric, Predictions
-from fedbench.method.param import Fidelity, Home, Param, Phases, Values
+from fedbench.method.param import Fidelity, Home, Param, Phases, Taps, Values
 from fedbench.method.server_optimizers import AdaptiveServerOptimizer, ServerOptimizer
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
@@ -31,6 +31,7 @@ __all__ = [
     "PlannedTask",
     "Predictions",
     "ServerOptimizer",
+    "Taps",
     "Task",
     "Values",
     "class_sums",

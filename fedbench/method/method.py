@@ -21,7 +21,7 @@ from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.building_blocks import linear_head
 from fedbench.method.hooks import hook, optional_hook
-from fedbench.method.param import Fidelity, Param, Phases, Values
+from fedbench.method.param import Fidelity, Param, Phases, Taps, Values
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
 
@@ -220,7 +220,8 @@ class Method:
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:  # type: ignore[empty-body]
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
 
-        `received`: the shared parameters as the server sent them. Called in every training step, after the forward passes.
+        `received`: the shared parameters as the server sent them. `out` also holds the labels ``out["y"]`` [B] and the class
+        scores ``out["logits"]`` [B, C]. Called in every training step, after the forward passes.
         """
 
     @optional_hook
@@ -232,11 +233,12 @@ class Method:
 
     @optional_hook
     def observe(  # type: ignore[empty-body]
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
+        self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
         """{name: sums} over the batch, without gradient; the core adds them up over the round. `weight` [B] weighs samples.
 
-        `taps` {block: [B, D]}. The only hook of a training step that sees labels, `y` [B].
+        `taps` {block: [B, D]} also holds what the pass ends with: ``taps["cls"]`` [B, D], ``taps[slot]``,
+        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B]. `y` [B] are the labels.
         Called in every training step of a round, not in fine-tuning.
         """
 

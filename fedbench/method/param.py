@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 Values = Mapping[str, Tensor]
+Taps = Mapping[int | str, Tensor]  # of `observe`: by block, or by name
 Home = Literal["shared", "local", "server", "server_only"]
 Fidelity = Literal["exact port", "port with named differences", "our reading"]
 Phases = tuple[tuple[str, ...], ...]

@@ -183,20 +183,20 @@ class _ChunkTraining:
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
         loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:
-            loss = loss + self._method_loss(phase, live, received, result, piece, n)
+            loss = loss + self._method_loss(phase, live, received, result, y, piece, n)
         if self.aggregation.extra_loss is not None and piece.first and not self.trainer.finetuning:
             shared = {name: received[name] for name, param in model.spec.items() if param.aggregated}
             if shared:  # otherwise the aggregation's loss has nothing to act on
                 loss = loss + model.each(self.aggregation.extra_loss, (live, shared), (model.dims(live), 0))
         if method.observe is not None and not self.trainer.finetuning:
-            self._observe(model, live, result, y, piece.weight)
+            self._observe(model, live, result, losses, y, piece.weight)
         return loss
 
     def _forward(self, model: StackedModel, live: Stacked, piece: Piece, add_prior: bool) -> Pass:
         return model.forward(live, piece.index, add_prior, self.local.augment, piece.flip, piece.shift)
 
     def _method_loss(
-        self, phase: Phase, live: Stacked, received: Stacked, result: Pass, piece: Piece, n: Tensor
+        self, phase: Phase, live: Stacked, received: Stacked, result: Pass, y: Tensor, piece: Piece, n: Tensor
     ) -> Tensor:
         """The method's extra loss for each client [K], added to its mean loss."""
         model, hook = phase.model, phase.model.method.extra_loss
@@ -204,7 +204,8 @@ class _ChunkTraining:
         for name, view in phase.views.items():
             result.out[f"{name}.cls"] = self._forward(view, live, piece, add_prior=False).out["cls"]
         query_dim = None if result.query is None else 0
-        extra: Tensor = model.each(hook, (live, shared, result.out, result.query), (model.dims(live), 0, 0, query_dim))
+        out = result.out | {"logits": result.logits, "y": y}
+        extra: Tensor = model.each(hook, (live, shared, out, result.query), (model.dims(live), 0, 0, query_dim))
         if extra.shape == piece.weight.shape:
             return masked_sum(extra, piece.weight) / n
         if extra.shape == n.shape:
@@ -215,8 +216,11 @@ class _ChunkTraining:
         )
 
     @torch.no_grad()
-    def _observe(self, model: StackedModel, live: Stacked, result: Pass, y: Tensor, weight: Tensor) -> None:
-        args = (live, result.taps, result.query, y, weight)
+    def _observe(
+        self, model: StackedModel, live: Stacked, result: Pass, losses: Tensor, y: Tensor, weight: Tensor
+    ) -> None:
+        taps = {**result.taps, **result.out, "logits": result.logits, "loss": losses}
+        args = (live, taps, result.query, y, weight)
         query_dim = None if result.query is None else 0
         for name, value in model.each(model.method.observe, args, (model.dims(live), 0, query_dim, 0, 0)).items():
             self.sums.setdefault(name, value.new_zeros(self.count, *value.shape[1:]))[: len(value)] += value

@@ -82,6 +82,10 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedpgp", "temperature"): [Change(0.7, TRAINED)],
     ("fedpgp", "head"): [Change("local", AFTER | {"shapes", "costs"})],  # the first round starts alike
     ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
+    ("fedproto", "pull"): [Change(5.0, AFTER)],  # from the second round on, when there are prototypes
+    ("fedproto", "finetune_epochs"): [Change(2, {"answers"})],  # without prototypes, all scores are alike
+    ("fedproto", "prompt_length"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],
+    ("fedproto", "predict"): [Change("head", FINAL)],
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "own_init"): [

@@ -67,6 +67,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
         "rank": {"choice": (1, 2, 4, 8)},
     },
     "fedpr": {"local.lr": LR, "prompt_lr_scale": {"log": (1.0, 1000.0)}},
+    "fedproto": {**PROMPTS, "pull": {"log": (0.01, 10.0)}},
     "fedrep": {**PROMPTS, "finetune_epochs": EPOCHS},
     "fedvpt": PROMPTS,
     "fedvpt_deep": PROMPTS,
