@@ -48,7 +48,7 @@ class BoardCell:
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A method. source: names, without .parquet, of the files that its runs come from; tuned: whether its values were searched."""
+    """A method. source: names of the files that its runs come from, without .parquet; tuned: whether values were searched."""
 
     label: str
     reference: bool
