@@ -15,7 +15,7 @@ from fedbench.cli import check
 from fedbench.contract import form
 from fedbench.method import Method, only_if
 from fedbench.method.hooks import hooks_of, is_optional
-from fedbench.plan.plugins import HOME, PLUGIN_KINDS, PluginError
+from fedbench.plan.plugins import ALL_KINDS, HOME, PluginError
 
 HEAD = '''
 """A plug-in of the tests."""
@@ -410,7 +410,7 @@ def test_the_command_line(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "FAIL  Each hook takes the arguments" in printed
     assert "warn  Each public name" in printed
-    assert f"note  a sweep looks for it in {PLUGIN_KINDS['method'][0]}/ below" in printed
+    assert f"note  a sweep looks for it in {ALL_KINDS['method'][0]}/ below" in printed
     assert printed.endswith("\n")
 
     warned = write(
@@ -451,7 +451,7 @@ def test_fields_are_given_by_hand(tmp_path, capsys):
 
 
 def test_every_hook_is_declared_once_with_types_and_a_meaning():
-    assert {base for _, _, base in PLUGIN_KINDS.values()} == set(form.BASES) - {data.Partitioner}
+    assert {base for _, _, base in ALL_KINDS.values()} == set(form.BASES) - {data.Partitioner}
     for base in form.BASES:
         for name, signature in hooks_of(base).items():
             stub = inspect.getattr_static(base, name)

@@ -140,8 +140,8 @@ def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert written.figures == ()
     html = written.page.read_text()
-    # no heat map without a cell, no tuning without a trial, no privacy without noise
-    assert html.count("Not drawn:") == len(report_figures.NAMES) - 4
+    # no heat map without a cell, no tuning without a trial, no privacy without noise, no metric that no run measured
+    assert html.count("Not drawn:") == len(report_figures.NAMES) - 5
     assert "no two finished runs of a method differ in one field" in html
 
 

@@ -48,7 +48,7 @@ def test_a_table_s_numbers_are_those_of_the_published_records(page: str) -> None
             if run.label == label and run.identity["seed"] == 0
         }
         assert rows[label][6].split()[0][:3] == f"{sent / 1e6:.2f}"[:3]
-        assert rows[label][9:] == ["3", "given", "quickstart.parquet"]
+        assert rows[label][9:] == ["3", "given", "quickstart"]
     means = [float(row[1].split()[0]) for row in rows_of(page, 1)]
     assert means == sorted(means, reverse=True)
 

@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from pretended_gpu import CUDA, PretendedGPU, Wait
 from torch import Tensor
@@ -227,7 +228,9 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(tiny.ALIKE) else case for case in OTHERS]
+)
 def test_every_other_part_of_a_run_has_the_cpus_numbers_and_waits_in_no_step(case, world):
     base = {"method": "fedvpt", "precision": "float32", **OTHERS[case]}
     actual, _, waits_in_steps = counted(world, base.pop("precision"), **base)

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from fedbench.base.home import HOME
 from fedbench.base.records import RunFolder, run_folders
-from fedbench.cli import figures, publish, sweep, verify
+from fedbench.cli import figures, publish, sweep, unpack, verify
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.plan.rerun import planned_from_identity
@@ -432,6 +432,27 @@ def test_runs_without_their_data_or_plug_ins_are_named_and_skipped(world, tmp_pa
     published_runs.write(tmp_path / "other.parquet", [of_another(published_runs.read(world.file)[0])])
     assert verify.main([str(tmp_path / "other.parquet"), "--files", str(world.images)]) == 2
     assert "there is no method plug-in 'not_here' here" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_from_unpacked_runs_and_publishing_them_again_gives_the_same_bytes(world, tmp_path, capsys):
+    results, again = tmp_path / "results", tmp_path / "again.parquet"
+    names = [run.name for run in published_runs.read(world.file)]
+    shutil.copytree(world.results / names[0], results / names[0])  # a run that is here already is left alone
+    before = (results / names[0] / "env.json").read_bytes()
+    assert unpack.main([str(world.file), "--results", str(results)]) == 0
+    assert f"{len(names) - 1} of {len(names)} runs written, 1 are here already" in capsys.readouterr().out
+    assert (results / names[0] / "env.json").read_bytes() == before
+    assert (
+        sweep.main([str(world.sweep), "--results", str(results), "--cluster", "inline", "--set", "grid.seed=[0, 1, 2]"])
+        == 0
+    )
+    said = capsys.readouterr()
+    assert "6 runs: 2 pending, 4 done; 2 started" in said.out
+    assert said.err == ""
+    assert publish.main([str(world.sweep), "--results", str(results), "--out", str(again)]) == 0
+    assert again.read_bytes() == world.file.read_bytes()
+    assert unpack.main([str(tmp_path / "none.parquet"), "--results", str(results)]) == 2
+    assert "none.parquet" in capsys.readouterr().err
 
 
 # -- the files of this repository -----------------------------------------------------------------------------------------

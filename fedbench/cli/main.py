@@ -13,6 +13,7 @@ VERBS = {
     "figures": ("fedbench.cli.figures", "make every table and figure"),
     "publish": ("fedbench.cli.publish", "pack the finished runs of a sweep file into one file"),
     "verify": ("fedbench.cli.verify", "rerun some of a file's published runs and compare"),
+    "unpack": ("fedbench.cli.unpack", "write published runs as finished runs of a results folder"),
     "leaderboard": ("fedbench.cli.leaderboard", "make the page of all published runs"),
     "export": ("fedbench.cli.export", "write a finished run's model as files that plain timm can load"),
     "data": ("fedbench.cli.data", "list, prepare and inspect datasets and splits"),

@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, task
+from fedbench.contract.world import CLIENTS, ROUNDS, SIZES, Case, MiniRun, task
 from fedbench.method import ClientUpdates, Param
 from fedbench.method.hooks import describe
+from fedbench.plan.config import ClientsConfig, RunConfig
 from fedbench.run.evaluation import accuracies
 from fedbench.run.server import bytes_of_sums
 from fedbench.run.stacked import rows
@@ -178,6 +179,18 @@ def statistics_reach_the_method(case: Case) -> None:
             raise ContractError(f"{name!r} after absorb()", "finite numbers", "infinite or not a number")
 
 
+@check("run")
+def measures_are_numbers(case: Case) -> None:
+    """measures() returns numbers, or None, for columns that no record has, before and after a round."""
+    if case.aggregation.measures is None:
+        return
+    clients = ClientsConfig(number=CLIENTS, per_round=len(COHORT))
+    blocks: dict[str, Any] = {name: {"name": "none"} for name in ("dataset", "partition", "method")}
+    run = RunConfig(**blocks, clients=clients, rounds=ROUNDS).model_dump()
+    for world in (case.new_run(), case.warmed_up()):
+        world.server.measures(run)
+
+
 @check("merge")
 def uploads_are_decoded_by_the_server(case: Case) -> None:
     """decode() returns every aggregated value from what encode() sends, whatever clients are encoded together."""
@@ -310,6 +323,7 @@ CHECKS = (
     padding_has_no_effect,
     training_changes_trained_values_only,
     statistics_reach_the_method,
+    measures_are_numbers,
     uploads_are_decoded_by_the_server,
     absent_clients_are_untouched,
     bytes_equal_serialised_bytes,

@@ -283,12 +283,19 @@ class Checker:
             self.mistakes.add(
                 "clients.stragglers", "needs local.epochs of at least 2, since a straggler trains for fewer"
             )
-        if clients.available is not None:
+        return self._is_readable(clients.available, clients.number) and len(self.mistakes) == before
+
+    def _is_readable(self, path: Path | None, clients: int) -> bool:
+        """Whether a file of availability, if any, can be read; a grid's runs share it. Otherwise adds a mistake."""
+        memo = f"available {path} {clients}"
+        if path is not None and memo not in self._memo:
+            self._memo[memo] = Checked(None)
             try:
-                read_availability(clients.available, clients.number)
+                read_availability(path, clients)
             except (OSError, ValueError) as error:
                 self.mistakes.add("clients.available", _reason(error))
-        return len(self.mistakes) == before
+                self._memo[memo] = Checked(None, UNKNOWN)
+        return path is None or not self._memo[memo].wrong
 
     def _label(self, run: RunConfig) -> str:
         label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])

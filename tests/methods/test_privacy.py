@@ -277,6 +277,12 @@ def test_a_measure_must_be_a_number_of_a_new_column(name):
         server_of(Wrong(name=name)).measures({})
 
 
+def test_the_contract_sees_a_measure_that_is_no_number():
+    found = violation(rounds.measures_are_numbers, Case(tiny.METHODS["fedvpt"], Wrong(name="budget")))
+    assert "expected numbers of columns that no record has" in (found or "")
+    assert violation(rounds.measures_are_numbers, Case(tiny.METHODS["fedvpt"], DP())) is None
+
+
 @dataclasses.dataclass(frozen=True)
 class Forgetful(Aggregation):
     """It drops a statistic."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,36 @@ def test_an_alarm_names_the_place_the_difference_and_the_sides(
 def test_the_fifth_side_of_an_alarm_is_counted_and_not_named() -> None:
     assert notes._some(["a", "b", "c", "d"]) == "a, b, c, d"
     assert notes._some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d, 2 more"
+
+
+def test_a_chosen_value_at_the_edge_of_its_range_is_told_once_for_each_method_and_setting() -> None:
+    tuning = {"edges": ["local.lr", "depth"], "widened": ["depth"], "values": {"local.lr": 0.1, "depth": 3}}
+    of_a = RUNS["label"].eq("A")
+    runs = RUNS.assign(tuning=[json.dumps(tuning if a else {"values": {"depth": 1}}) for a in of_a])
+    expected = [
+        f"{setting}: A was tuned to {value} range."
+        for setting in "ST"
+        for value in ("local.lr = 0.1, at the edge of its", "depth = 3, at the edge of its widened")
+    ]
+    assert notes.tuning_alarms(runs) == expected
+    assert notes.tuning_alarms(runs[~of_a]) == []
+    assert notes.tuning_alarms(RUNS) == []
+
+
+def test_published_runs_are_counted_by_file_and_method() -> None:
+    files = {
+        "S-B-0": "b.parquet",
+        "S-A-0": "a.parquet",
+        "S-A-2": "a.parquet",
+        "S-R-1": "a.parquet",
+        "gone": "c.parquet",
+    }
+    line = "Published runs, not done here, from {} (runs of each method): {}"
+    assert notes.published_lines(RUNS, files) == [
+        line.format("a.parquet", "R (1 of 3), A (2 of 4)"),
+        line.format("b.parquet", "B (1 of 2)"),
+    ]
+    assert notes.published_lines(RUNS, {}) == []
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

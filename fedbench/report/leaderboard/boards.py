@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fedbench.report.tables.grid import scaled
 # Keys of a run that compared runs share. Of `local`, the learning rate and the optimizer may differ.
 EXPERIMENT = ("dataset", "partition", "backbone", "clients", "rounds", "precision")
 LOCAL = ("epochs", "batch_size", "augment")
+REDRAWN = re.compile(r"(?:min_train|redraws)=\d+(?:, )?")
 # Columns of the table: accuracies in percent, then costs of a run.
 ACCURACIES = ("mean_accuracy", "worst_accuracy", "bottom_decile_accuracy", "held_out_mean_accuracy")
 COSTS = ("trained_parameters", "sent", "total_multiply_adds", "inference_multiply_adds")
@@ -46,7 +48,7 @@ class BoardCell:
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A method. source: names of the files that its runs come from; tuned: whether its values were searched."""
+    """A method. source: names of the files that its runs come from, without .parquet; tuned: whether values were searched."""
 
     label: str
     reference: bool
@@ -107,12 +109,20 @@ def read_boards(paths: Sequence[Path]) -> tuple[list[Board], list[Source]]:
     if not experiments:
         raise ReportError("the files hold no runs other than trials; publish a sweep whose runs are done")
     boards = [_board(members) for members in experiments.values()]
-    short = short_settings(list(dict.fromkeys(board.setting for board in boards)))
+    titles = _titles({board.setting for board in boards})
     boards = [
-        dataclasses.replace(board, title=_commas(short[board.setting]), setting=_commas(board.setting))
-        for board in boards
+        dataclasses.replace(board, title=titles[board.setting], setting=_commas(board.setting)) for board in boards
     ]
     return sorted(boards, key=lambda board: (board.title, board.details)), sources
+
+
+def _titles(settings: Collection[str]) -> dict[str, str]:
+    """{setting: its short name}, without how often a split may be drawn again unless that alone tells settings apart."""
+    without = {setting: REDRAWN.sub("", setting).replace(", )", ")") for setting in sorted(settings)}
+    if len(set(without.values())) < len(without):
+        without = {setting: setting for setting in without}
+    short = short_settings(list(without.values()))
+    return {setting: _commas(short[text]) for setting, text in without.items()}
 
 
 def _commas(setting: str) -> str:
@@ -165,7 +175,7 @@ def _row(label: str, runs: pd.DataFrame, table: pd.DataFrame, files: Mapping[str
         cells=tuple(cells),
         seeds=int(runs["seed"].nunique()),
         tuned=any(json.loads(text).get("values") for text in runs["tuning"]),
-        source=", ".join(dict.fromkeys(files[str(run)] for run in runs["run"])),
+        source=", ".join(dict.fromkeys(Path(files[str(run)]).stem for run in runs["run"])),
     )
 
 
