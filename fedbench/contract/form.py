@@ -96,6 +96,8 @@ def hooks_are_complete(plugin: Any) -> None:
             need("statistics", "whose results absorb() reads")
         if plugin.taps(DEPTH) and not defines("observe"):
             need("observe", "the only hook that reads the taps")
+        if plugin.candidates and not defines("choose_by_loss"):
+            need("choose_by_loss", "the only hook that reads the losses of the candidates")
         if plugin.views and not defines("extra_loss"):
             need("extra_loss", "the only hook that reads the views")
     elif isinstance(plugin, Dataset) and not defines("load"):
@@ -123,7 +125,7 @@ def _phases_and_views(method: Method) -> Iterator[Method]:
     for phase in range(len(method.phases or ())):
         for view in (None, *method.views):
             yield method.at(phase, view)
-    for view in method.views:
+    for view in (*method.views, *method.candidates):
         yield method.at(None, view)
 
 

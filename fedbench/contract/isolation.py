@@ -17,6 +17,7 @@ from fedbench.contract.rounds import COHORT, TOLERANCE, agree, client_updates, l
 from fedbench.contract.world import Case, task
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
+from fedbench.run.choice import chosen
 from fedbench.run.stacked import rows
 from fedbench.run.stacked_model import StackedModel
 
@@ -146,6 +147,25 @@ def send_keeps_clients_apart(case: Case) -> None:
         agree("send()", f"the same row for client {client} alone", rows(together, slice(i, i + 1)), alone)
 
 
+@check("run")
+def choices_are_each_clients_own(case: Case) -> None:
+    """choose_by_loss() chooses for a client alone, and from losses in pieces, what it chooses with other clients."""
+    if case.method.choose_by_loss is None:
+        return
+    world = case.warmed_up()
+
+    def choice(clients: tuple[int, ...], **change: Any) -> dict[str, Tensor]:
+        trainer = dataclasses.replace(world.trainer, **change)
+        received, parts = world.server.send(torch.tensor(clients)), [world.train[k] for k in clients]
+        values, reported = chosen(trainer, received, world.server.read(), parts)
+        return values | {name: value.double() for name, value in reported.items()}
+
+    together = choice(COHORT)
+    for i, client in enumerate(COHORT):
+        expected = f"the same choice for client {client} alone"
+        agree("choose_by_loss()", expected, rows(together, slice(i, i + 1)), choice((client,), piece=2))
+
+
 @check("merge")
 def merge_keeps_clients_apart(case: Case) -> None:
     """The local values that merge() returns for a client depend on that client's updates and the server's values alone."""
@@ -190,6 +210,7 @@ CHECKS = (
     samples_do_not_see_each_other,
     state_is_in_params_only,
     send_keeps_clients_apart,
+    choices_are_each_clients_own,
     merge_keeps_clients_apart,
     local_values_stay_with_the_client,
 )

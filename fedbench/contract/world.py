@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedbench import data
 from fedbench.method import Aggregation, ClientUpdates, Method, Task
 from fedbench.plan.config import LocalConfig
+from fedbench.run.choice import chosen
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.cost import task_of
 from fedbench.run.local import Trainer
@@ -66,8 +67,10 @@ class MiniRun:
         trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
         self.server.begin(round_)
-        received = self.server.send(torch.from_numpy(batches[0].clients))
-        return trainer.train(received, self.server.read(), batches, Recipe(trainer.local.lr, trainer.local.clip))
+        received, read = self.server.send(torch.from_numpy(batches[0].clients)), self.server.read()
+        received, reported = chosen(trainer, received, read, [self.train[k] for k in batches[0].clients])
+        updates = trainer.train(received, read, batches, Recipe(trainer.local.lr, trainer.local.clip))
+        return dataclasses.replace(updates, sums=updates.sums | reported)
 
     def copy(self) -> MiniRun:
         """A copy whose server may change without changing this run's."""

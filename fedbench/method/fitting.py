@@ -13,7 +13,7 @@ def moments(method: Method) -> Iterator[Method]:
     """The method in evaluation, and in each phase and view of training."""
     yield method
     for phase in (None, *range(len(method.phases or ()))):
-        for view in (None, *method.views):
+        for view in (None, *method.views, *(method.candidates if phase is None else ())):
             if phase is not None or view is not None:
                 yield method.at(phase, view)
 

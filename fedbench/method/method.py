@@ -94,6 +94,11 @@ class Method:
         return self.uses_query or self.statistics is not None or not self.touches(depth)
 
     @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of models that a client compares by their loss before it trains; hooks find the name in `self.view`."""
+        return ()
+
+    @property
     def uses_query(self) -> bool:
         """Whether a hook reads `query`, the prompt-free CLS feature of the frozen backbone after the block `query_after`."""
         return False
@@ -205,6 +210,15 @@ class Method:
         """
 
     # -- a client's training ---------------------------------------------------------------------------------------
+    @optional_hook
+    def choose_by_loss(self, p: Values, losses: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} that a client chooses by the mean loss of each of its `candidates`, `losses` {candidate: scalar}.
+
+        The losses are those on the client's training data. A name of params() becomes the client's starting value. All other
+        values are reported to the server, which finds them in `updates.sums`; their bytes count.
+        Called before a client trains, in every round, and before it is evaluated.
+        """
+
     @optional_hook
     def batch_values(  # type: ignore[empty-body]
         self, p: Values, query: Tensor, weight: Tensor, epoch: Tensor

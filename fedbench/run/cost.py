@@ -159,12 +159,13 @@ class ImageCost:
 
     ``training``: for each epoch, all phases and views together. ``features``: once for each client's image, whose
     prompt-free feature the client keeps, or 0 if training reads none. ``inference``: to classify one new image, where no
-    feature is cached.
+    feature is cached. ``choosing``: once for each of a client's images in a round, to compare the method's candidates.
     """
 
     training: int
     features: int
     inference: int
+    choosing: int = 0
 
 
 def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, augment: Augment) -> ImageCost:
@@ -177,6 +178,7 @@ def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone
         training=training(method, spec, vit, reads_cache),
         features=plain if reads else 0,
         inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
+        choosing=sum(one_pass(method.at(view=name), spec, vit).forward for name in method.candidates),
     )
 
 
@@ -263,7 +265,8 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     pixels = (train + extent.test) * 3 * vit.image_size**2
     frozen = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + frozen
-    return Estimate(int(passes * each.training + first * each.features), memory)
+    looks = of_client * taking_part * run.rounds
+    return Estimate(int(passes * each.training + first * each.features + looks * each.choosing), memory)
 
 
 _extents: dict[str, data.Extent] = {}

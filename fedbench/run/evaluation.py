@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
+from fedbench.run.choice import chosen
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
 from fedbench.run.stacked_model import StackedModel
@@ -259,6 +260,7 @@ def personal(experiment: Experiment, clients: Ints) -> Stacked:
     server, run = experiment.server, experiment.run
     epochs = experiment.model.method.finetune_epochs
     if not epochs:
-        return server.send(torch.from_numpy(clients))
+        parts = [experiment.split.train[k] for k in clients]
+        return chosen(experiment.trainer, server.send(torch.from_numpy(clients)), server.read(), parts)[0]
     updates = experiment.train(clients, run.local.lr, "finetune", epochs=epochs)
     return rows(updates.updated, torch.argsort(updates.clients))

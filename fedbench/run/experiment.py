@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
 from fedbench.plan.split import split_of
 from fedbench.run import cost
+from fedbench.run.choice import chosen
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.local import Trainer, without_training
 from fedbench.run.participation import Participation, participation
@@ -49,6 +50,7 @@ class Training:
     batches: Sequence[Batches]  # one item for each local phase; empty for a method that trains nothing
     samples: Sequence[int]  # [K]
     lr: float
+    reported: Stacked = field(default_factory=dict)  # what the method's `choose_by_loss` reports, [K, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -59,7 +61,8 @@ class Training:
         """Train the cohort."""
         if not self.batches:
             return without_training(self.clients, self.received, self.samples, self.lr)
-        return self.trainer.train(self.received, self.read, self.batches, self.recipe)
+        updates = self.trainer.train(self.received, self.read, self.batches, self.recipe)
+        return replace(updates, sums=updates.sums | self.reported)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,7 @@ class Experiment:
         received = server.send(rows)
         if epochs is None and not trainer.model.method.needs_prior:
             received.pop("prior", None)
+        received, reported = chosen(trainer, received, server.read(), [train[k] for k in rows.tolist()])
         return Training(
             trainer=trainer,
             clients=sent_to(server.device, rows),
@@ -124,6 +128,7 @@ class Experiment:
             batches=batches,
             samples=[len(train[k]) for k in clients],
             lr=lr,
+            reported=reported,
         )
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:

@@ -113,7 +113,7 @@ class _ChunkTraining:
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
         weight = weight.to(self.model.images.dtype)
         used = (batches.weight > 0).sum(2).max(1)  # [S] columns that are not padding for every client
-        per_epoch = (batches.weight > 0).any(2).sum(0) // max(1, self.local.epochs)  # [K] steps
+        per_epoch = (batches.weight > 0).any(2).sum(0) // batches.epochs  # [K] steps
         for step, active in enumerate(batches.active):
             working = slice(0, active)  # the clients that still have batches
             pieces = []

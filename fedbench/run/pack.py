@@ -248,7 +248,7 @@ def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpda
         clients=training.clients,
         received=training.received,
         updated=rows(whole.updated, index),
-        sums=rows(whole.sums, index),
+        sums=rows(whole.sums, index) | training.reported,
         gradient=rows(whole.gradient, index),
         num_samples=whole.num_samples[index],
         steps=whole.steps[index],

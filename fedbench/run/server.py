@@ -240,7 +240,8 @@ class Server:
         up = sum(map(nbytes, [*plain.values(), *message.values()]))
         if self.aggregation.wants_gradient:
             up += sum(nbytes(value) for name, value in exchanged.items() if self.spec[name].aggregated)
-        down = sum(nbytes(value) for value in exchanged.values()) + sum(nbytes(value) for value in self.read().values())
+        exchanged = {name: value for name, value in exchanged.items() if self.spec[name].sent}
+        down = sum(map(nbytes, [*exchanged.values(), *self.read().values()]))
         return up, down
 
     def _message_of(self, client: Tensor) -> Stacked:
@@ -258,9 +259,10 @@ class Server:
     def unseen_client(self) -> Stacked | None:
         """The values [1, ...] of a client about which nothing is known: initial local values, a uniform prior.
 
-        None if there is no global model: clients train values of their own, or `send` makes values for each client.
+        None if there is no global model: clients train values of their own, or the method makes values for each client.
         """
-        if self.method.send is not None or any(param.trains and param.home == "local" for param in self.spec.values()):
+        made = self.method.send is not None or self.method.choose_by_loss is not None
+        if made or any(param.trains and param.home == "local" for param in self.spec.values()):
             return None
         values = self.send(torch.zeros(1, dtype=torch.long))
         for name, param in self.spec.items():

@@ -233,11 +233,14 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     senders, receivers = (len(sent.cohort), sent.receivers) if trains else (len(sent.new), len(sent.new))
     samples = int((sent.training.batches[0].weight > 0).sum()) if trains else 0  # of all epochs
     first_passes = int(experiment.split.train.sizes[sent.new].sum())
+    cost = experiment.image_cost
     costs = RoundCosts(
         train_loss=_finite(loss),
         bytes_up=up * senders + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
         bytes_down=down * receivers,
-        multiply_adds=samples * experiment.image_cost.training + first_passes * experiment.image_cost.features,
+        multiply_adds=samples * cost.training
+        + first_passes * cost.features
+        + sum(sent.training.samples) * cost.choosing,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))
 

@@ -86,6 +86,9 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedproto", "finetune_epochs"): [Change(2, {"answers"})],  # without prototypes, all scores are alike
     ("fedproto", "prompt_length"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],
     ("fedproto", "predict"): [Change("head", FINAL)],
+    # A prior in training changes the losses by which clients choose, also before an evaluation.
+    ("ifca", "logit_prior"): [Change("eval", FINAL), Change("train", TRAINED | {"scores"})],
+    ("ifca", "models"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],  # these two clients take none of the new set
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "own_init"): [

@@ -73,6 +73,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "fedvpt_deep": PROMPTS,
     "full_finetune": {"local.lr": LR, "backbone_lr_scale": {"log": (0.01, 10.0)}},
     "head_only": {"local.lr": LR},
+    "ifca": {**PROMPTS, "models": {"choice": (2, 3, 4)}},
     "lora": {"local.lr": LR, "lora_lr_scale": SCALE, "alpha": {"log": (1.0, 64.0)}},
     "pep_fedpt": {
         **PROMPTS,
