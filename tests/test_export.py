@@ -61,7 +61,9 @@ def noise(folder: Path, size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndar
     return images, labels, is_test
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("fedvpt", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+)
 def test_the_exported_model_has_the_same_accuracy_in_plain_timm(tmp_path, capsys, name):
     images, labels, is_test = noise(tmp_path)
     run = done(tmp_path / "results", tmp_path, **(BASE | {"method": METHODS[name]}))

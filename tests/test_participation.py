@@ -21,7 +21,7 @@ def state_of(folder: Path, clients: dict[str, Any] | None = None, name: str = "r
     common = {
         "clients": {"number": 6, "per_round": 3, "validation": 0, **(clients or {})},
         "partition": {"name": "quantity", "sigma": 0.7},
-        "method": {"name": "fedvpt", "prompt_length": 2},
+        "method": "head_only",
         "local": {"epochs": 1, "batch_size": 2, "lr": 0.05},
         "precision": "float64",
         "rounds": 12,
@@ -62,7 +62,8 @@ def test_clients_drop_out_at_the_rate_that_the_file_names(tmp_path):
 
 def test_a_straggler_does_what_a_client_with_fewer_epochs_does(tmp_path):
     recipe = {"epochs": 3, "batch_size": 2, "lr": 0.05}
-    experiment = state_of(tmp_path, {"stragglers": 0.6, "per_round": 6}, local=recipe).experiment
+    prompts = {"name": "fedvpt", "prompt_length": 2}
+    experiment = state_of(tmp_path, {"stragglers": 0.6, "per_round": 6}, local=recipe, method=prompts).experiment
     sent = send(experiment, 1)
     updates = sent.training.train()
     epochs = dict(zip(sent.cohort.tolist(), experiment.participation.epochs(1, sent.cohort).tolist(), strict=True))
@@ -70,7 +71,7 @@ def test_a_straggler_does_what_a_client_with_fewer_epochs_does(tmp_path):
     assert max(epochs.values()) == 3
     sizes = experiment.split.train.sizes
     for e in set(epochs.values()):
-        other = state_of(tmp_path, {"per_round": 6}, local=recipe | {"epochs": e})
+        other = state_of(tmp_path, {"per_round": 6}, local=recipe | {"epochs": e}, method=prompts)
         alike = send(other.experiment, 1).training.train()
         for row, k in enumerate(updates.clients.tolist()):
             if epochs[k] == e:
