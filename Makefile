@@ -1,4 +1,5 @@
 # make demo         create the environment, run a small benchmark and make its report
+# make results      make docs/leaderboard and the tables of docs/results.md from results/published
 # make readme       put the table and the picture of the demo's report into README.md
 # make env          create only the environment, .venv, with the packages of requirements.lock and the command `fedbench`
 # make test         run the fast tests (five minutes on two cores); test-all: also the slow tests and those on Slurm
@@ -13,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo readme paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
+.PHONY: help env demo readme results paper test test-all coverage mutants audit pin kernels check docs lock bench-peers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,6 +35,9 @@ demo: env
 
 readme: env
 	$(BIN)/python reports/make_readme.py
+
+results: env
+	$(BIN)/python reports/make_results.py
 
 paper: env
 	$(BIN)/python reports/make_paper.py

@@ -7,6 +7,8 @@ adapts, on alpha with <v_k - w, gradient of f at the mix>, the derivative of f b
 `local.epochs` epochs each (ours), so that the mix uses the w that the server sent, as evaluation does. The other order
 scored far lower in a trial; probably alpha goes to 0 because w has just been fitted to the client (not checked). alpha is
 clipped to [0, 1], has the learning rate, momentum and weight decay of the other values, and starts at 1/2 (all ours).
+The paper's server averages uniformly over the cohort (paper), which `aggregation: {name: fedavg, weighting: uniform}` does;
+the default here is n_k (ours).
 
 A client that never took part starts with v_k = w (ours; in the paper all clients start at the same v). It is evaluated with
 the shared model, whatever alpha is. `finetune_epochs` trains v_k through the mix, with w and alpha fixed.
@@ -20,8 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Phases, Task, Values, linear_head, only_if, option, tokens
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, only_if, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
 
@@ -38,6 +40,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "alpha": {"linear": (0.1, 0.9)}}
     citation: ClassVar[str] = "Deng et al. 2020, arXiv 2003.13461"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("own", "alpha"), ("prompt", "head"))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 

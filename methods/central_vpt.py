@@ -9,8 +9,8 @@ every round, as it is at clients.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedbench.method import Fidelity, Param, Task, linear_head
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Task, linear_head
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Method(Base):
     reference: ClassVar[bool] = True
     centralized: ClassVar[bool] = True
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head."""

@@ -3,7 +3,9 @@
 Source: Li et al. 2021, arXiv 2012.04221, algorithm 1 (paper). In each round a client takes local steps on the shared w,
 which the server averages, and on its own v_k with the gradient of F_k(v_k) + lambda/2 |v_k - w^t|^2, where w^t is what the
 server sent in this round. Evaluation uses v_k. Here w and v_k are prompts at block 0 and a head (ours). They are trained in
-two phases of `local.epochs` epochs each; their order does not matter, since v_k depends on w^t only.
+two phases of `local.epochs` epochs each; their order does not matter, since v_k depends on w^t only. The paper's server
+averages uniformly over the cohort (paper), which `aggregation: {name: fedavg, weighting: uniform}` does; the default here
+is n_k (ours).
 
 A client that never took part starts from the current shared model (ours; in the paper all clients start at w^0). Without
 further training it is evaluated with the shared model. `finetune_epochs` trains the personal copy, including the pull.
@@ -16,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Phases, Task, Values, linear_head, option, tokens
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, Values, linear_head, option, tokens
 
 SHARED = ("prompt", "head.weight", "head.bias")
 
@@ -31,6 +33,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "pull": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "Li et al. 2021, arXiv 2012.04221"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("prompt", "head"), ("own",))
     finetune_phases: ClassVar[Phases | None] = (("own",),)
 

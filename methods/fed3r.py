@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, class_sums, option
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, class_sums, option
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Method(Base):
     family: ClassVar[str] = "training-free"
     search: ClassVar = {}  # nothing is trained
     citation: ClassVar[str] = "Fani et al. 2024, arXiv 2406.01116"
+    fidelity: ClassVar[Fidelity] = "exact port"
 
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:
         """The temperature, if a prior is added; otherwise it changes no answer."""

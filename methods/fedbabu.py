@@ -4,7 +4,8 @@ Source: Oh et al. 2022, arXiv 2106.06042 (paper). All clients share one random h
 body is. Before evaluation a client fine-tunes the whole model on its own data. Here the body is the prompts at block 0 (as for
 FedBABU in pFedPG's table, arXiv 2308.15367 - paper). The head is N(0, 0.02^2), like every head of the suite (ours). It follows
 from the seed, so it is not sent. Prompts learn slowly through a random head: in a short run, fine-tuning gives most of the
-accuracy (ours, observed on glyphs).
+accuracy (ours, observed on glyphs). The source averages uniformly over the cohort, which `aggregation: {name: fedavg,
+weighting: uniform}` does; the default here is n_k (ours).
 
 A client that never took part is like any other: it fine-tunes the averaged prompts and the random head. `finetune_epochs: 0`
 evaluates the model without fine-tuning.
@@ -15,8 +16,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fedbench.method import Fidelity, Param, Phases, Task, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "finetune_epochs": {"choice": (1, 2, 5, 10)}}
     citation: ClassVar[str] = "Oh et al. 2022, arXiv 2106.06042"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     finetune_phases: ClassVar[Phases | None] = (("prompt", "head"),)
 
     def params(self, task: Task) -> dict[str, Param]:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, class_sums, option
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, class_sums, option
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Method(Base):
 
     family: ClassVar[str] = "training-free"
     citation: ClassVar[str] = "Legate et al. 2023, arXiv 2306.03937"
+    fidelity: ClassVar[Fidelity] = "exact port"
     search: ClassVar = {}  # nothing is trained
 
     def search_space(self) -> Mapping[str, Mapping[str, tuple[Any, ...]]]:

@@ -2,14 +2,15 @@
 
 Source: Cui et al. 2024 (ICML), arXiv 2405.09771 (paper and code; made for the text prompts of CLIP, so this is a port).
 Kept: P_k = P_G + U_k V_k with averaged P_G and local factors U_k [P, r] and V_k [r, D], initially N(0, 0.02^2) (code); the
-two-way contrast, the cross-entropy of (cos(z_0, z_G), cos(z_G, z_k)) / tau with the first as the right answer (code). It
-pulls the feature under the shared prompts towards that of the model without learned prompts, and away from that of the
-client's own prompts.
+two-way contrast, the cross-entropy of (cos(z_0, z_G), cos(z_G, z_k)) / tau with the first as the right answer (code); r = 4,
+mu = 1 and tau = 0.5 (code's defaults). The contrast pulls the feature under the shared prompts towards that of the model
+without learned prompts, and away from that of the client's own prompts.
 
 Changed (ours): prompts enter the image ViT at block 0, so the features are CLS features of each image, while CLIP has one
-text feature per class. z_0 is the prompt-free feature of the image without augmentation, in place of CLIP's hand-written
-prompt. CLIP classifies by its text features; here a linear head does, shared by default. rank, mu, tau and the factors'
-learning rate are ours.
+text feature per class. z_0 is the prompt-free feature of the image without augmentation (in the code, the text feature of
+the class name behind placeholder words). CLIP classifies by its text features; here a linear head does, shared by default.
+P_G starts as VPT's prompts (in the code from N(0, 0.02^2), as the factors). The code has one learning rate for all, which
+`factor_lr_scale: 1` is.
 
 A client that never took part has its initial factors, whose product is almost zero. It is evaluated with the shared prompts
 and the shared head; with `head: local` it has the initial head, which can only guess.
@@ -22,8 +23,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, linear_head, option, tokens
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Task, Values, linear_head, option, tokens
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Method(Base):
         "rank": {"choice": (1, 2, 4, 8)},
     }
     citation: ClassVar[str] = "Cui et al. 2024, arXiv 2405.09771"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     views: ClassVar[tuple[str, ...]] = ("global",)
 
     @property

@@ -8,6 +8,10 @@ Ours, where we depart from the code:
 
 * P prompts have rank P at most. If 0.2 D > P, the rest of what the code drops is an arbitrary part of the null space, so
   its projector is not unique. Here only directions that P has are dropped, min(0.2 D, P) of them.
+* The code truncates int(D (1.0 - 0.8)), which rounding makes 3 for D = 20; here int(`drop` D) is 4. A slightly smaller
+  `drop` gives the code's number.
+* The code computes directions for the clients of a round only, so a client that was absent uses those of its last round, and
+  none in its first. Here every client uses those of the last aggregation.
 * The norm makes steps about sqrt(D) times smaller, which `prompt_lr_scale` makes up for. (The code uses Adam at 0.1 on
   prompts from U(0, 1); here prompts start as VPT's, and the run's optimizer is reset every round.)
 * In the first round nothing is dropped. The code then takes unscaled steps; here they are scaled as in later rounds.
@@ -23,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import ClientUpdates, Param, Task, Values, linear_head, option, tokens
+from fedbench.method import ClientUpdates, Fidelity, Param, Task, Values, linear_head, option, tokens
 from fedbench.method import Method as Base
 
 
@@ -42,6 +46,7 @@ class Method(Base):
     family: ClassVar[str] = "grouped"
     search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (1.0, 1000.0)}}
     citation: ClassVar[str] = "Feng et al. 2023 (CVPR), arXiv 2303.16181"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Every block."""
@@ -70,6 +75,6 @@ class Method(Base):
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P."""
         updated = updates.updated["prompt"]  # [K, L, P, D]
-        mean = torch.tensordot((updates.num_samples / updates.num_samples.sum()).double(), updated.double(), dims=1)
+        mean = torch.tensordot(updates.share.double(), updated.double(), dims=1)
         directions = torch.linalg.svd(mean, full_matrices=False).Vh  # [L, min(P, D), D]
         return {"leading": directions[:, : server["leading"].shape[1]].to(updated)}

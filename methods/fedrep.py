@@ -3,11 +3,13 @@
 Source: Collins et al. 2021, arXiv 2102.07078, algorithm 1 (paper). With the received representation fixed, the client makes
 many updates of its own head; then, with that head fixed, it updates the representation, which the server averages. Here the
 representation is the prompts at block 0 (as for FedRep in pFedPG's table, arXiv 2308.15367 - paper). Both phases take
-`local.epochs` epochs; the paper gives the head more (ours).
+`local.epochs` epochs; the paper gives the head more (ours). The paper's server averages uniformly over the cohort (paper),
+which `aggregation: {name: fedavg, weighting: uniform}` does; the default here is n_k (ours).
 
 A client that never took part trains a head on the averaged prompts, as the paper's new clients do. Every client does so
-before evaluation, because the prompts have changed since its last round: `finetune_epochs` of the head alone. With
-`finetune_epochs: 0` a new client has the initial head, which can only guess.
+before evaluation, because the prompts have changed since its last round: `finetune_epochs` of the head alone, 1 by default
+(ours). The authors' code trains the head for at least 10 epochs before its last evaluation (code): `finetune_epochs: 10`.
+With `finetune_epochs: 0` a new client has the initial head, which can only guess.
 """
 
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fedbench.method import Fidelity, Param, Phases, Task, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Phases, Task, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "finetune_epochs": {"choice": (1, 2, 5, 10)}}
     citation: ClassVar[str] = "Collins et al. 2021, arXiv 2102.07078"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("head",), ("prompt",))
     finetune_phases: ClassVar[Phases | None] = (("head",),)
 

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from fedbench.method import Fidelity, Param, Task, linear_head, option
 from fedbench.method import InputPrompt as Base
-from fedbench.method import Param, Task, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Method(Base):
     )
 
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119; McMahan et al. 2017, arXiv 1602.05629"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def params(self, task: Task) -> dict[str, Param]:
         """prompt [P, D] and the head."""

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, linear_head, option, tokens
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, linear_head, option, tokens
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Method(Base):
 
     search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (0.1, 100.0)}}
     citation: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Every block."""

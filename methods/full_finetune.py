@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, linear_head, option
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Method(Base):
     reference: ClassVar[bool] = True
     search: ClassVar = {**Base.search, "backbone_lr_scale": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv 1602.05629"
+    fidelity: ClassVar[Fidelity] = "exact port"
 
     def params(self, task: Task) -> dict[str, Param]:
         """Every pre-trained tensor of the backbone by its name, and the head."""

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Task, Values, linear_head, option
 from fedbench.method import Method as Base
-from fedbench.method import Param, Task, Values, linear_head, option
 
 PARTS = {"qv": (0, 2), "qkv": (0, 1, 2)}  # of timm's joint projection, [q; k; v] by rows
 
@@ -33,6 +33,7 @@ class Method(Base):
     reference: ClassVar[bool] = True
     search: ClassVar = {**Base.search, "lora_lr_scale": {"log": (0.1, 100.0)}, "alpha": {"log": (1.0, 64.0)}}
     citation: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def params(self, task: Task) -> dict[str, Param]:
         """A [L, J, r, D] and B [L, J, D, r] for the J projections of a block, and the head."""

@@ -20,6 +20,7 @@ from fedbench.method import (
     ClientUpdates,
     Param,
     PlannedTask,
+    Taps,
     Task,
     Values,
     class_sums,
@@ -163,13 +164,12 @@ class Method(Base):
         return {"sum": total, "count": count, "prototype": mean[server["order"]]}
 
     @only_if(lambda self: self.query == "inject" or self.average == "class_counts")
-    def observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
-    ) -> dict[str, Tensor]:
+    def observe(self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """With query inject: class sums every round, since the feature moves with the prompts; with class_counts: counts."""
         sums = class_sums(next(iter(taps.values()), weight[:, None]), y, weight, len(p["prototype"]))
         return sums if self.query == "inject" else {"count": sums["count"]}
 
+    @only_if(lambda self: self.query == "inject" or self.average == "class_counts")
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """Prototypes from this round's sums (query inject), class prompts averaged by class counts (average class_counts)."""
         new: dict[str, Tensor] = {}

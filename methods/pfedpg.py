@@ -70,7 +70,7 @@ class Method(Base):
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
         """One gradient step of the generator towards the prompts that the clients returned."""
-        weight = (updates.num_samples / updates.num_samples.sum()).to(updates.updated["prompt"])[:, None, None]
+        weight = updates.share.to(updates.updated["prompt"])[:, None, None]
         back = weight * (updates.received["prompt"] - updates.updated["prompt"])  # [K, P, D]
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in server.items() if n.startswith("generator.")}

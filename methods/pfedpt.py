@@ -1,10 +1,14 @@
 """pFedPT: each client adds a private, trainable border to its images, and trains the shared classifier on them.
 
-Source: Li et al. 2024 (TMLR), arXiv 2303.08678 (paper and code; made for a CNN, so this is a port). Kept: the client's
-border is added to the pixels (it does not replace them) and never sent; border and classifier are trained in turn, the
-border first; the classifier is averaged. Changed (ours): the paper trains and averages the whole CNN, here the backbone is
-a frozen ViT and only its linear head is shared. The border is an eighth of the image wide by default. It starts at zero
-(the code draws it from N(0, 1)). It is added to the normalised image.
+Source: Li et al. 2024 (TMLR), arXiv 2303.08678 (paper and code; made for networks that are trained as a whole, so this is a
+port). Kept: the client's border is added to the normalised pixels (it does not replace them) and never sent; border and
+classifier are trained in turn, the border first; the classifier is averaged.
+
+Changed (ours): the code trains and averages the whole network; here the backbone is a frozen ViT and only its linear head is
+shared. The border is an eighth of the image wide by default (the code's 2 of 32 pixels: `border` at a 16th). It starts at
+zero (the code draws it from N(0, 1)). Its rate is 30 times the head's by default; the code has 20 for the border and 0.05
+for the network: `border_lr_scale: 400`. The code trains the border with momentum 0.5, kept between rounds, and the network
+without momentum; here `local.momentum` is that of both, and starts anew every round.
 
 A client that never took part has no border yet: it classifies the plain image with the shared head. `finetune_epochs`
 trains border and head.
@@ -18,8 +22,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedbench.method import Fidelity, Param, Phases, PlannedTask, Task, Values, linear_head, option
 from fedbench.method import Method as Base
-from fedbench.method import Param, Phases, PlannedTask, Task, Values, linear_head, option
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Method(Base):
     family: ClassVar[str] = "personalised"
     search: ClassVar = {**Base.search, "border_lr_scale": {"log": (1.0, 1000.0)}}
     citation: ClassVar[str] = "Li et al. 2024, arXiv 2303.08678"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     phases: ClassVar[Phases | None] = (("border",), ("head",))
 
     def _border(self, size: int) -> int:

@@ -8,13 +8,20 @@ diag s(phi_i)^2) of different centroids, and a client uses each centroid with pr
 networks, new every round. The server makes 50 loops of one Adam step and one assignment per client. The centroids in use
 are the new pool, so its size changes.
 
-Ours, where we depart from the code:
+Ours, where the defaults depart from the code. All three change which prompts survive, so a row of these defaults is not the
+official form, and its default label says so. The official form is `{choice: batch, bernoulli: code, prompt_lr_scale: 1}`:
 
-* The code gives a whole batch the prompts that most of its samples ask for, also in tests. Here each sample has its own,
-  so that no prediction depends on other samples.
-* The code's Bernoulli term is n log Ber(c_i), with c_i of the last assignment, in the loss of used centroids only. g then
-  goes to 1, and its first sign decides how many centroids survive. Here loss and assignment share one objective: the
-  log-likelihood, with g for used and 1 - g for unused centroids. Close versions of one prompt merge.
+* The code gives a whole batch the prompts that most of its samples ask for, also in tests. Here each sample has its own. With
+  `choice: batch`, the majority chooses in training; in tests each sample still has its own, so that no prediction depends
+  on other samples.
+* The code's Bernoulli term is n log Ber(c_i), with c_i of the last assignment, in the loss of used centroids only
+  (`bernoulli: code`). g then goes to 1, and its first sign decides how many centroids survive. By default, loss and
+  assignment share one objective: the log-likelihood, with g for used and 1 - g for unused centroids. Close versions of one
+  prompt merge.
+* The code has one learning rate for all. `prompt_lr_scale` multiplies the pool's, by 0.1 by default.
+
+Ours with every choice of fields:
+
 * The output of the code's "covariance" network is a standard deviation, and is used as one here too.
 * One linear head, no dropout. Aggregations do not touch the pool. Round t draws from the stream (seed, "pfpt", t).
 """
@@ -22,7 +29,7 @@ Ours, where we depart from the code:
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,7 +37,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedbench.method import ClientUpdates, Param, PlannedTask, Task, Values, linear_head, option, rng
+from fedbench.method import (
+    ClientUpdates,
+    Fidelity,
+    Param,
+    PlannedTask,
+    Taps,
+    Task,
+    Values,
+    linear_head,
+    only_if,
+    option,
+    rng,
+)
 from fedbench.method import Method as Base
 
 HIDDEN = 128  # width of the two networks (code)
@@ -47,10 +66,18 @@ class Method(Base):
         0.01, "weight of the cosines in the loss; a negative weight pulls prompts towards their queries"
     )
     loops: Annotated[int, Field(ge=1)] = option(50, "passes of the server over the cohort")
+    choice: Literal["sample", "batch"] = option(
+        "sample", "who chooses prompts in training: each sample, or the majority of a batch for all its samples"
+    )
+    bernoulli: Literal["likelihood", "code"] = option(
+        "likelihood",
+        "the term of the centroids' use in the matching: that of the likelihood, or that of the authors' code",
+    )
 
     family: ClassVar[str] = "grouped"
     search: ClassVar = {**Base.search, "prompt_lr_scale": {"log": (0.01, 10.0)}}
     citation: ClassVar[str] = "Weng et al. 2024 (NeurIPS), arXiv 2502.19752"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
 
     def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
         """A sample cannot take more prompts than the pool holds."""
@@ -66,6 +93,12 @@ class Method(Base):
         """Prompts are chosen by the prompt-free feature."""
         return True
 
+    @property
+    def label_note(self) -> str:
+        """Whether the fields give the official form."""
+        official = (self.choice, self.bernoulli, self.prompt_lr_scale) == ("batch", "code", 1.0)
+        return "" if official else "not the official form"
+
     def params(self, task: Task) -> dict[str, Param]:
         """pool [n, D], the query's map [D, D], the head, and the seed and number of the round's random stream."""
         start = task.prompt_init("pool", self.pool_size, task.width)
@@ -78,10 +111,17 @@ class Method(Base):
         }
 
     def choose(self, p: Values, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The P nearest prompts of each sample and their cosines, [B, P] each."""
+        """The P nearest prompts of each sample, or those of the batch's majority, and their cosines, [B, P] each."""
         cosine = F.normalize(query @ p["map"].T, dim=-1) @ F.normalize(p["pool"], dim=-1).T  # [B, n]
-        chosen = cosine.topk(self.prompt_length, -1).indices
+        nearest = cosine.topk(self.prompt_length, -1).indices
+        chosen = p["majority"].expand(len(query), -1) if "majority" in p else nearest
         return chosen, cosine.gather(1, chosen)
+
+    @only_if(lambda self: self.choice == "batch")
+    def batch_values(self, p: Values, query: Tensor, weight: Tensor, epoch: Tensor) -> dict[str, Tensor]:
+        """The P prompts that most samples of the batch choose, [P]; in a tie, those with the lowest numbers."""
+        votes = weight @ F.one_hot(self.choose(p, query)[0], len(p["pool"])).to(weight).sum(1)  # [n]
+        return {"majority": votes.argsort(descending=True, stable=True)[: self.prompt_length]}
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """Each sample's own prompts [B, P, D]."""
@@ -92,9 +132,7 @@ class Method(Base):
         """0.01 times the sum of the cosines, [B]."""
         return self.similarity * self.choose(p, query)[1].sum(-1)  # [B]
 
-    def observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
-    ) -> dict[str, Tensor]:
+    def observe(self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """How many samples used each prompt; unused prompts are dropped."""
         hot = F.one_hot(self.choose(p, query)[0], len(p["pool"])).to(weight).sum(1)  # [B, n]
         return {"used": weight @ hot}  # [n]
@@ -104,7 +142,7 @@ class Method(Base):
         used = updates.sums["used"].sum(0) > 0
         local = updates.updated["pool"][:, used]  # [K, n, D]
         now = int(server["round"]) + 1
-        pool, _ = match(local.double(), self.loops, int(server["seed"]), now)
+        pool, _ = match(local.double(), self.loops, int(server["seed"]), now, self.bernoulli == "code")
         return {"pool": pool.to(local), "round": torch.full_like(server["round"], now)}
 
 
@@ -142,18 +180,21 @@ class Centroids:
         std = torch.addmm(self.s_bias, hidden[:, :HIDDEN], self.s_weight.T).sigmoid_()
         return hidden, std, torch.addmv(self.g_bias, hidden[:, HIDDEN:], self.g_weight)
 
-    def gradient(self, x: Tensor, z: Tensor, hidden: Tensor, std: Tensor, logit: Tensor) -> list[Tensor]:
+    def gradient(self, x: Tensor, z: Tensor, hidden: Tensor, std: Tensor, logit: Tensor, code: bool) -> list[Tensor]:
         """Gradients of minus the log-likelihood of a client whose prompt x[j] is assigned to the centroid z[j].
 
-        That is -sum_j [log N(x_j; phi_i, std_i^2) + logit_i] - sum_i log(1 - g_i), with i = z_j. Only assigned rows
-        (differing from each other) matter to s.
+        That is -sum_j [log N(x_j; phi_i, std_i^2) + logit_i] - sum_i log(1 - g_i), with i = z_j, or with `code`
+        -sum_j [log N(x_j; phi_i, std_i^2) + n log g_i]. Only assigned rows (differing from each other) matter to s.
         """
         assigned = std[z]
         away = self.phi[z] - x  # [n, D]
         pull = away / assigned.square()  # the gradient of phi in the density
         free = 1 - away * pull
         of_s = free - free * assigned  # before the sigmoid, [n, D]
-        of_g = logit.sigmoid().index_add_(0, z, x.new_ones(len(x)), alpha=-1)  # [M]
+        if code:
+            of_g = torch.zeros_like(logit).index_copy_(0, z, len(x) * (logit[z].sigmoid() - 1))  # [M]
+        else:
+            of_g = logit.sigmoid().index_add_(0, z, x.new_ones(len(x)), alpha=-1)  # [M]
         back = torch.zeros_like(hidden)
         back[:, :HIDDEN].index_copy_(0, z, of_s @ self.s_weight)
         torch.mul(of_g[:, None], self.g_weight, out=back[:, HIDDEN:])
@@ -169,8 +210,10 @@ class Centroids:
         ]
 
 
-def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, list[Tensor]]:
+def match(local: Tensor, loops: int, seed: int, round_: int, code: bool = False) -> tuple[Tensor, list[Tensor]]:
     """Centroids in use [m, D] for the prompts `local` [K, n, D], and each client's assignment [n] to them.
+
+    code: use the Bernoulli term of the authors' code.
 
     Each loop takes, for each client, one Adam step on its log-likelihood and then the best assignment of its prompts. A step
     starts from the step of the client before, so clients follow each other. The gradient is written out, and Adam is fused
@@ -190,8 +233,9 @@ def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, li
         for k in range(clients):
             with torch.no_grad():
                 hidden, std, logit = centroids.evaluated()
-                scores.append(gains(powers[k], centroids.phi, std, logit))
-                gradient = centroids.gradient(local[k], z[k], hidden, std, logit)
+                use = n * log_bernoulli(z[k], logit) if code else logit
+                scores.append(gains(powers[k], centroids.phi, std, use))
+                gradient = centroids.gradient(local[k], z[k], hidden, std, logit, code)
             for value, grad in zip(values, gradient, strict=True):
                 value.grad = grad
             optimizer.step()
@@ -200,14 +244,20 @@ def match(local: Tensor, loops: int, seed: int, round_: int) -> tuple[Tensor, li
     return centroids.phi.detach()[kept], list(renamed)
 
 
-def gains(powers: Tensor, phi: Tensor, std: Tensor, logit: Tensor) -> Tensor:
-    """What assigning prompt x_j to centroid i adds to the log-likelihood, [n, M]; `powers` [n, 2 D] is (x^2, -2 x).
+def log_bernoulli(z: Tensor, logit: Tensor) -> Tensor:
+    """log Ber(c_i; g_i) [M], where c_i is whether centroid i is assigned in `z` [n], and g the sigmoid of `logit` [M]."""
+    used = torch.zeros_like(logit).index_fill_(0, z, 1)
+    return F.logsigmoid(torch.where(used > 0, logit, -logit))
 
-    log N(x_j; phi_i, std_i^2) + log g_i - log(1 - g_i), with g the sigmoid of `logit` [M].
+
+def gains(powers: Tensor, phi: Tensor, std: Tensor, use: Tensor) -> Tensor:
+    """What assigning prompt x_j to centroid i adds to the objective, [n, M]; `powers` [n, 2 D] is (x^2, -2 x).
+
+    log N(x_j; phi_i, std_i^2) + use_i. With the likelihood, `use` [M] is the logit of g, log g_i - log(1 - g_i).
     """
     w = std**-2  # [M, D]
     scaled = phi * w
-    alone = torch.addcmul(w.log(), phi, scaled, value=-1).sum(1) / 2 + logit  # what does not depend on x, [M]
+    alone = torch.addcmul(w.log(), phi, scaled, value=-1).sum(1) / 2 + use  # what does not depend on x, [M]
     scores = torch.addmm(alone, powers, torch.cat([w, scaled], 1).T, alpha=-0.5)
     return scores - phi.shape[1] / 2 * math.log(2 * math.pi)
 

@@ -1,22 +1,28 @@
 """SGPT: shared prompt tokens for all samples, and group tokens that each sample selects by its frozen feature.
 
 Source: Deng, Thrampoulidis and Li, CVPR 2024, arXiv 2310.18285. From the authors' code (code): shared tokens start at zero,
-enter after CLS and are never removed. Each sample uses one group, that of the nearest key to ReLU(z) by cosine; in training
-the distance is corrected by how often the group has been chosen. The head reads the mean of CLS and the group tokens. There
-are two local phases. Groups and keys move half way to their new values. Keys are averaged by the clients' choices. All
-counts are the code's.
+enter after CLS and are never removed; `prompt_length` tokens enter the first shared block, one token each later one. Group
+tokens start as VPT's. Each sample uses one group, that of the nearest key to ReLU(query) by cosine; in training the distance
+is multiplied by how often the group has been chosen so far. The head reads the mean of CLS and the group tokens. There are
+two local phases; the first has no groups and reads CLS alone. Groups and keys move towards their new values, each with its
+own momentum. Keys are averaged by the clients' choices.
 
-Ours: frequencies are those at the start of the round, over all rounds so far (the code updates them between the clients of
-one round, so that their order matters). Every key is normalised (the code leaves out key 0). Group tokens start as VPT's.
-The first phase, which has no groups, reads CLS alone.
+On feature shift the code takes other settings, each a field here: the query is CLS after block 5 (`query_block: 5`), in
+training the whole batch takes its majority group (`choice: batch`), keys have no momentum (`key_momentum: 0`), and there is
+one group per domain (`groups`). The key loss acts in the first epochs of the second phase (`key_epochs`; the code's
+`--keyepoch 5` is 6).
 
-Depth: with 12 blocks, the source has shared tokens at 0..3 and group tokens at 4..6. Another backbone of L blocks gets
-round(L/3) and then round(L/4) blocks, at least one of each: 2 and 2 for the 6 blocks of `nano`.
+Differences (ours): frequencies are those at the start of the round, over all rounds so far (the code updates them between the
+clients of one round, so that their order matters). Every key starts with norm 1 (the code leaves out key 0).
+
+Depth: with 12 blocks, the source has shared tokens at 0..3 and group tokens at 4..6 (0..4 and 5..6 for clients of 50 classes
+and for feature shift). Another backbone of L blocks gets round(L/3) and then round(L/4) blocks, at least one of each: 2 and 2
+for the 6 blocks of `nano`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +31,11 @@ from torch import Tensor
 
 from fedbench.method import (
     ClientUpdates,
+    Fidelity,
     Param,
     Phases,
     PlannedTask,
+    Taps,
     Task,
     Values,
     linear_head,
@@ -45,7 +53,9 @@ FEW = 50  # the key of a group with at most this many samples is averaged unifor
 class Method(Base):
     """Shared tokens at the first blocks, then, for each sample, one of G groups of tokens at the next blocks."""
 
-    prompt_length: Annotated[int, Field(ge=1)] = option(1, "shared tokens added at each shared block")
+    prompt_length: Annotated[int, Field(ge=1)] = option(
+        1, "shared tokens added at the first shared block; each later one adds a single token"
+    )
     group_length: Annotated[int, Field(ge=1)] = option(1, "group tokens added at each group block")
     groups: Annotated[int, Field(ge=1)] = option(20, "G: number of groups")
     shared_blocks: Annotated[int, Field(ge=1)] | None = option(
@@ -57,8 +67,18 @@ class Method(Base):
     prompt_lr_scale: Annotated[float, Field(gt=0)] = option(
         1.0, "factor on the learning rate of shared and group tokens"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.5, "momentum: share of the old groups and keys in the new ones"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(0.5, "share of the old group tokens in the new ones")
+    key_momentum: Annotated[float, Field(ge=0, lt=1)] | None = option(
+        None, "share of the old keys in the new ones; default: as `momentum`"
+    )
+    query_block: Annotated[int, Field(ge=0)] | None = option(
+        None, "block after which the prompt-free CLS token is the query, with the final norm; default: the last"
+    )
+    choice: Literal["sample", "batch"] = option(
+        "sample", "who chooses a group in training: each sample, or the majority of a batch for all its samples"
+    )
+    key_epochs: Annotated[int, Field(ge=1)] | None = option(
+        None, "epochs of the second phase with a loss on the keys, from its start; default: all"
     )
 
     family: ClassVar[str] = "grouped"
@@ -68,6 +88,7 @@ class Method(Base):
         "groups": {"choice": (5, 10, 20, 40)},
     }
     citation: ClassVar[str] = "Deng et al. 2024 (CVPR), arXiv 2310.18285"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     reads_slots: ClassVar[bool] = True
     phases: ClassVar[Phases | None] = (("shared", "head"), ("group", "key", "head"))
 
@@ -91,13 +112,18 @@ class Method(Base):
         """Groups are chosen by the prompt-free feature."""
         return True
 
+    @property
+    def query_after(self) -> int | None:
+        """The block of the query."""
+        return self.query_block
+
     def params(self, task: Task) -> dict[str, Param]:
-        """shared [Ls, P, D], group [Lg, G, n, D], orthonormal keys [G, D], the head, and the groups' counts."""
+        """shared [P + Ls - 1, 1, D], group [Lg, G, n, D], orthonormal keys [G, D], the head, and the groups' counts."""
         shared, grouped = self._blocks(task.depth)
         size, scale = (self.groups, self.group_length, task.width), self.prompt_lr_scale
         key = _orthonormal(task.normal("key", self.groups, task.width, std=1.0).double())
         return {
-            "shared": Param(torch.zeros(shared, self.prompt_length, task.width), lr_scale=scale),
+            "shared": Param(torch.zeros(self.prompt_length + shared - 1, 1, task.width), lr_scale=scale),
             "group": Param(task.prompt_init("group", grouped, *size), lr_scale=scale),
             "key": Param(key.float()),
             **linear_head(task),
@@ -106,18 +132,29 @@ class Method(Base):
         }
 
     def choose(self, p: Values, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The group of each sample [B], and its cosine to all keys [B, G]."""
+        """The group of each sample [B], and the samples' cosines to all keys [B, G]."""
         cosine = F.normalize(query.relu(), dim=-1) @ F.normalize(p["key"], dim=-1).T
         distance = (1 - cosine).detach()
         if self.phase is not None:  # in training, frequent groups are further away
             distance = distance * (p["frequency"] + FLOOR)
-        return distance.argmin(-1), cosine
+        return p["majority"].expand(len(query)) if "majority" in p else distance.argmin(-1), cosine
+
+    @only_if(lambda self: self.phase != 0 and (self.choice == "batch" or self.key_epochs is not None))
+    def batch_values(self, p: Values, query: Tensor, weight: Tensor, epoch: Tensor) -> dict[str, Tensor]:
+        """The group that most samples of the batch choose, and whether keys still have a loss."""
+        values = {} if self.key_epochs is None else {"key_loss": (epoch < self.key_epochs).to(weight)}
+        if self.choice == "batch":
+            chosen, _ = self.choose(p, query)
+            values["majority"] = (weight @ F.one_hot(chosen, self.groups).to(weight)).argmax()  # the first, in a tie
+        return values
 
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """Each block adds a slot and replaces none, so tokens accumulate."""
-        before = len(p["shared"])
+        first = self.prompt_length
+        before = len(p["shared"]) - first + 1
         if layer < before:
-            return {f"shared{layer}": tokens(p["shared"][layer], cls)}
+            new = p["shared"][:first, 0] if layer == 0 else p["shared"][first + layer - 1]
+            return {f"shared{layer}": tokens(new, cls)}
         assert query is not None  # noqa: S101 - uses_query
         chosen, _ = self.choose(p, query)
         return {f"group{layer}": p["group"][layer - before][chosen]}  # [B, n, D]
@@ -131,12 +168,11 @@ class Method(Base):
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:
         """The second phase pulls keys towards the samples that chose them, [B]."""
         chosen, cosine = self.choose(p, query)
-        return -cosine.gather(1, chosen[:, None])[:, 0]  # [B]
+        loss = -cosine.gather(1, chosen[:, None])[:, 0]  # [B]
+        return loss * p["key_loss"] if "key_loss" in p else loss
 
     @only_if(lambda self: self.phase != 0)
-    def observe(
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
-    ) -> dict[str, Tensor]:
+    def observe(self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """The second phase counts the samples that chose each group."""
         chosen, _ = self.choose(p, query)
         return {"chosen": (F.one_hot(chosen, self.groups).to(weight) * weight[:, None]).sum(0)}  # [G]
@@ -147,13 +183,13 @@ class Method(Base):
         total = chosen.sum(0)
         by_choice = torch.where(total > FEW, chosen / total.clamp(min=1), 1 / len(chosen))  # [K, G]
         key = torch.einsum("kg,kgd->gd", by_choice, updates.updated["key"])
-        by_size = (updates.num_samples / updates.num_samples.sum()).to(key)  # [K]
+        by_size = updates.share.to(key)  # [K]
         group = torch.tensordot(by_size, updates.updated["group"], dims=1)
         count = server["count"] + total
-        m = self.momentum
+        m, m_key = self.momentum, self.momentum if self.key_momentum is None else self.key_momentum
         return {
             "group": m * server["group"] + (1 - m) * group,
-            "key": m * server["key"] + (1 - m) * key,
+            "key": m_key * server["key"] + (1 - m_key) * key,
             "count": count,
             "frequency": (count / count.sum()).to(key),
         }

@@ -69,6 +69,64 @@ def test_several_settings_have_an_overall_answer(tmp_path: Path) -> None:
     assert text.endswith("This lead is clear in every setting.")
 
 
+def made(setting: str, best: str, points: str = "", sure: str = "") -> answer.Answer:
+    """An answer with a lead of `points` over the next contestant; without points there is no other contestant."""
+    lead = answer.Lead("next", points, sure) if points else None
+    return answer.Answer(setting, best, "50.0", lead, ())
+
+
+CLEAR, LUCK, UNTESTED = "clear: +0.1 to +9.0", "may be luck: -1.0 to +3.0", "not tested: one seed"
+
+
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ([made("s", "a")], "a has the largest mean accuracy, 50.0 %; no other contestant is done."),
+        (
+            [made("s", "a", "+3.0", CLEAR)],
+            "a has the largest mean accuracy, 50.0 %, 3.0 points over the next. This lead is clear.",
+        ),
+        (
+            [made(answer.OVERALL, "z", "+7.0", LUCK), made("s", "a", "+10.0", CLEAR), made("t", "a", "+9.0", LUCK)],
+            "a has the largest mean accuracy in both settings, 9.0 to 10.0 points over the next. "
+            "This lead is clear in 1 of 2 settings.",
+        ),
+        (
+            [made(setting, "a", points, LUCK) for setting, points in (("s", "+1.0"), ("t", "+3.0"), ("u", "+2.0"))],
+            "a has the largest mean accuracy in all 3 settings, 1.0 to 3.0 points over the next. "
+            "This lead is clear in none of 3 settings.",
+        ),
+        (
+            [made(setting, "a", "+2.0", UNTESTED) for setting in "st"],
+            "a has the largest mean accuracy in both settings, 2.0 points over the next. With one seed this is not tested.",
+        ),
+        (
+            [made(str(i), best, "+2.0", CLEAR) for i, best in enumerate("bacdea")],
+            "No method leads everywhere: a has the largest mean accuracy in 2 of 6 settings, b in 1, c in 1, d in 1, "
+            "2.0 points over the next. This lead is clear in every setting.",
+        ),
+    ],
+    ids=["alone", "one setting", "both settings", "all settings", "one seed", "many winners"],
+)  # fmt: skip
+def test_the_headline_says_in_how_many_settings_who_leads(answers: list[answer.Answer], text: str) -> None:
+    assert answer.headline(answers) == text
+
+
+def test_a_method_that_equals_the_control_somewhere_is_not_below_it(tmp_path: Path) -> None:
+    for alpha, plain, control, other in ((0.1, 0.3, 0.5, 0.5), (0.3, 0.5, 0.6, 0.4)):
+        for label, prior, value in (("plain", "none", plain), ("prior", "eval", control), ("other", "none", other)):
+            method = "other" if label == "other" else "plain"
+            block = {"method": {"name": method, "logit_prior": prior}}
+            runs_of(tmp_path, label, (value, value + 0.01), alpha=alpha, method=method, config=block)
+    runs_of(tmp_path, "top", (0.1, 0.1), reference=True)
+    whole = content(tmp_path)
+    (control,) = whole.controls
+    assert [tuple(round(value, 6) for value in values[1:]) for values in control.values] == [(30.5, 50.5), (50.5, 60.5)]
+    assert answer.below_control(whole.table, whole.controls).endswith("in every setting: plain.")
+    assert answer.below_control(whole.table, []) == ""
+    assert answer.below_control(whole.table[whole.table["label"] != "plain"], whole.controls) == ""
+
+
 def test_nothing_done_is_no_answer(tmp_path: Path) -> None:
     write_run(tmp_path, state="pending")
     assert content(tmp_path).answers == []

@@ -15,7 +15,7 @@ from fedbench.cli import check
 from fedbench.contract import form
 from fedbench.method import Method, only_if
 from fedbench.method.hooks import hooks_of, is_optional
-from fedbench.plan.plugins import HOME, PLUGIN_KINDS, PluginError
+from fedbench.plan.plugins import ALL_KINDS, HOME, PluginError
 
 HEAD = '''
 """A plug-in of the tests."""
@@ -223,6 +223,24 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "samples_do_not_see_each_other",
         r"^extra_loss\(\): expected \[B\] for a term about samples .*; found a scalar that depends on samples",
     ),
+    "a loss that reads other samples' labels": (
+        {"extra_loss": 'def extra_loss(self, p, received, out, query): return out["cls"][:, 0] * out["y"].sum()'},
+        "samples_do_not_see_each_other",
+        r"^extra_loss\(\): expected a result for each sample that depends on that sample alone",
+    ),
+    "sums of losses that count padding": (
+        {"observe": 'def observe(self, p, taps, query, y, weight): return {"sum": taps["loss"].sum()}'},
+        "samples_do_not_see_each_other",
+        r"^observe\(\), 'sum': expected sums without padding",
+    ),
+    "values of a batch that count padding": (
+        {
+            "uses_query": "uses_query = True",
+            "batch_values": 'def batch_values(self, p, query, weight, epoch): return {"mean": query.mean(0)}',
+        },
+        "samples_do_not_see_each_other",
+        r"^batch_values\(\), 'mean': expected values without padding",
+    ),
     "sums that count padding": (
         {
             "taps": "def taps(self, depth): return (1,)",
@@ -392,7 +410,7 @@ def test_the_command_line(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "FAIL  Each hook takes the arguments" in printed
     assert "warn  Each public name" in printed
-    assert f"note  a sweep looks for it in {PLUGIN_KINDS['method'][0]}/ below" in printed
+    assert f"note  a sweep looks for it in {ALL_KINDS['method'][0]}/ below" in printed
     assert printed.endswith("\n")
 
     warned = write(
@@ -433,7 +451,7 @@ def test_fields_are_given_by_hand(tmp_path, capsys):
 
 
 def test_every_hook_is_declared_once_with_types_and_a_meaning():
-    assert {base for _, _, base in PLUGIN_KINDS.values()} == set(form.BASES) - {data.Partitioner}
+    assert {base for _, _, base in ALL_KINDS.values()} == set(form.BASES) - {data.Partitioner}
     for base in form.BASES:
         for name, signature in hooks_of(base).items():
             stub = inspect.getattr_static(base, name)

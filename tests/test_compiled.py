@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pretended_gpu import CUDA, PretendedGPU
 from test_simulation import data, numbers, run, sweep  # noqa: F401 - data is a fixture
+from timm.models.vision_transformer import Block
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_fw_bw_and_get_code
 
 from fedbench.base import process_cache
 from fedbench.base.records import RunFolder
 from fedbench.bench import command
 from fedbench.run.simulation import run_rounds
 from fedbench.vit import compiled
-from fedbench.vit.backbone import Backbone
+from fedbench.vit.backbone import Backbone, whole
 
 pytestmark = [
     pytest.mark.slow,  # tracing and compiling take their time
@@ -132,14 +139,99 @@ def test_the_benchmark_measures_it_beside_the_rest(tmp_path: Path, monkeypatch: 
 
 
 def test_a_benchmark_continues_without_a_compiler_and_gives_the_reason(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("nowhere",))
     options = ["--cases", "smoke@16", "--methods", "fedvpt", "--repeat", "1", "--compile", "--json"]
-    assert command.main([*options, str(tmp_path / "result.json")]) == 0
+    with torch._inductor.config.patch({"cpp.cxx": ("nowhere",)}):
+        assert command.main([*options, str(tmp_path / "result.json")]) == 0
     (case,) = json.loads((tmp_path / "result.json").read_text())["cases"]
-    assert "leave machine.compile out" in case["compile_error"]
+    assert case["compile_error"].startswith("torch.compile fails on this machine")
     assert "No working C++ compiler found" in case["compile_error"]
     assert case["compile_error"] in capsys.readouterr().out
     assert "compiled" not in case["baselines"]
     assert case["methods"]["fedvpt"]["training"]["images_per_second"] > 0
+
+
+def plain_kernels(block: Any, x: torch.Tensor) -> tuple[int, int]:
+    """Kernels of the forward and the backward pass of a block without a compiler, on the pretended GPU."""
+    with PretendedGPU() as gpu:
+        block, x = copy.deepcopy(block).to(CUDA), x.detach().to(CUDA).requires_grad_()
+        gpu.kernels.clear()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = whole(block, x)
+        forward, grad = gpu.count, torch.ones(out.shape, device="cuda")
+        gpu.kernels.clear()
+        torch.autograd.grad(out, x, grad)
+        return forward, gpu.count
+
+
+def passes(part: Any, block: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The output and the gradient of x [N, T, D], and the bytes that autograd keeps, in units of N T D."""
+    frozen = {value.untyped_storage().data_ptr() for value in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), torch.autocast("cpu", torch.bfloat16):
+        out = part(block, x)
+    (grad,) = torch.autograd.grad(out.square().sum(), x)
+    return out, grad, sum(kept.values()) / x.numel()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_block_fuses_residual_norm_and_cast_and_keeps_no_more_than_the_plain_one():
+    """In bfloat16, with frozen weights. The compiler fuses for a CPU here; a GPU's kernels may be cut otherwise."""
+    torch.manual_seed(0)
+    block = Block(64, 2, qkv_bias=True).eval().requires_grad_(False)
+    for layer in block.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.to(torch.bfloat16)
+    x = torch.randn(8, 17, 64).requires_grad_()
+    compiled_block = torch.compile(whole, dynamic=False)
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return compiled_block(block, x)
+
+    _, codes = run_fw_bw_and_get_code(forward)
+    calls = [re.findall(r"((?:cpp_fused|extern_kernels|torch\.ops)[\w.]*)\(", c[c.index("def call(") :]) for c in codes]
+    assert plain_kernels(block, x) == (12, 16)
+    assert [len(each) for each in calls] == [9, 11]
+    # One kernel adds the residual, normalises, and casts; the same backwards.
+    assert [sum("to_copy_add_native_layer_norm" in call for call in each) for each in calls] == [1, 2]
+    (out, grad, kept), (plain, plain_grad, plain_kept) = (passes(part, block, x) for part in (compiled_block, whole))
+    torch.testing.assert_close(out, plain, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(grad, plain_grad, rtol=2e-2, atol=2e-2 * float(plain_grad.abs().max()))
+    assert kept == pytest.approx(22.4, abs=0.1)  # bytes; norms keep two numbers for each token
+    assert plain_kept == pytest.approx(24.4, abs=0.1)
+
+
+def test_full_passes_are_not_copied_to_be_padded(monkeypatch):
+    """8 images are a form of their own; 3 are padded to 8, and 3 are returned."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    blocks = compiled.CompiledBlocks(100)
+    places: list[int] = []
+
+    def part(block: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    pad = F.pad
+    monkeypatch.setattr(F, "pad", lambda *args: places.append(len(args[0])) or pad(*args))
+    for count in (8, 3):
+        x = torch.randn(count, 2, 4)
+        assert torch.equal(blocks(part, None, x), x * 2)
+    assert places == [3]
+
+
+def test_a_run_continues_without_a_compiler_and_one_line_says_so(data, tmp_path, caplog):  # noqa: F811
+    plan = sweep(data, ["fedvpt"], **RECIPE)
+    with caplog.at_level(logging.WARNING, "fedbench"), torch._inductor.config.patch({"cpp.cxx": ("nowhere",)}):
+        compiled_run = run(plan.runs[0], plan, tmp_path / "compiled", compile=True)
+    (line,) = [record.getMessage() for record in caplog.records if "compile" in record.getMessage()]
+    assert line.startswith("torch.compile fails on this machine, so blocks run without it: ")
+    assert "No working C++ compiler found" in line
+    same(compiled_run, run(plan.runs[0], plan, tmp_path / "plain"))

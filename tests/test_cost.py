@@ -140,6 +140,29 @@ def test_a_small_backbone_gets_as_many_images_as_fill_a_gpu():
     assert cost.chunk_images(pass_, torch.device("cuda"), "float32") == cost.GPU_CHUNK_TOKENS // max(pass_.tokens)
 
 
+def test_the_block_with_the_most_tokens_says_how_many_images_are_a_pass():
+    pass_ = cost.PassCost(0, 0, tokens=(17, 21, 19), width=64, hidden=256, kept_tokens=57, trains_backbone=False)
+    assert cost.chunk_images(pass_, torch.device("cpu")) == (4 << 20) // (21 * 256 * 4)
+    assert cost.chunk_images(pass_, torch.device("cuda")) == 200_000 // 21
+
+
+def test_hooks_get_a_query_while_costs_are_counted_only_if_the_method_uses_it():
+    seen = []
+
+    class Spy(type(METHODS["fedvpt"])):
+        def prompts(self, layer, p, cls, query):
+            seen.append(query is not None)
+            return super().prompts(layer, p, cls, query)
+
+    class Asking(Spy):
+        uses_query = True
+
+    small = mini_run(METHODS["fedvpt"])
+    for method in (Spy(), Asking()):
+        cost.one_pass(method, small.model.spec, small.model.backbone)
+    assert seen == [False, True]
+
+
 def planned_run(folder, **machine):
     """FedVPT with four prompts on nano: 300 training and 100 test images, 5 clients of which 2 train in a round."""
     base = {
@@ -177,3 +200,7 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
     unset = planned_run(tmp_path)
     images = (4 << 20) // (tokens * hidden * 4)
     assert unset.memory_bytes == (700 << 20) + activations // 3 * images + rest
+
+
+def test_an_estimate_is_of_the_image_size_that_the_run_names():
+    assert cost._architecture("vit_tiny_patch16_224", 96).image_size == 96

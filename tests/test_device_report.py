@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedbench import bench
-from fedbench.bench import device_parts, device_report
+from fedbench.bench import device_parts, device_report, goals
 from fedbench.bench.device_report import Part, ReportOptions
 from fedbench.method import Aggregation
 from fedbench.plan.plugins import HOME, plugins
@@ -106,6 +106,37 @@ def test_a_part_that_fails_costs_no_other_part(tmp_path, monkeypatch):
         "second": "failed",
         "third": "done",
     }
+    assert [goal["measured"] for goal in report["goals"]] == [None] * len(goals.GOALS)
+
+
+def test_every_goal_is_answered_from_the_reports_with_the_fastest_way(tmp_path, monkeypatch):
+    """Worked out by hand: plain training 100 images/s at 0.3 of the rate, 1.5 x compiled, 4 x as a pack, 16 x the loop."""
+
+    def kinds(**rates):
+        return {way: {"training": {"images_per_second": rate}} for way, rate in rates.items()}
+
+    plain = {"training": {"images_per_second": 100.0, "fraction": 0.3}}
+    plain["evaluation"] = {"images_per_second": 300.0, "fraction": 0.5}
+    measured = {
+        "methods": {"fedvpt": plain},
+        "baselines": kinds(**{"one by one": 6.25, "graphs": 120.0, "pack": 400.0}),
+    }
+    slower = {"training": {"images_per_second": 80.0, "fraction": 0.2}}  # another process
+    compiled = {"methods": {"fedvpt": slower}, "baselines": kinds(compiled=120.0)}
+    (tmp_path / "speed_vit_base_224.json").write_text(json.dumps({"measured": measured, "compiled": compiled}))
+    (tmp_path / "speed_nano_32.json").write_text(json.dumps({"measured": measured}))
+    (tmp_path / "speed_vit_tiny_96.json").write_text("{")  # the process was killed
+    monkeypatch.setattr(device_report, "parts", lambda small: [])
+    said = []
+    assert device_report.write_report(ReportOptions(tmp_path, "cuda"), said.append) == 0
+    found = json.loads((tmp_path / "report.json").read_text())["goals"]
+    assert [goal["measured"] for goal in found] == [0.45, 0.5, None, 4.0, 24.0, None, 19.2]
+    assert "goal: graphs or packs, times without, nano: 4, met (at least 3 wanted)" in said
+    assert (
+        "goal: evaluation, share of the bfloat16 product rate, ViT-B/16 at 224 px: 0.5, missed (at least 0.6 wanted)"
+        in said
+    )
+    assert len(said) == 5
 
 
 def test_no_part_is_started_that_has_no_time_left(tmp_path, monkeypatch):

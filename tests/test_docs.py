@@ -118,7 +118,7 @@ def test_the_page_on_hooks_says_when_each_hook_is_called(base):
 
 def test_the_page_on_hooks_names_plug_ins_that_override_them():
     assert hook_tables.users_of("method", "send", plugins()) == ["pfedpg"]
-    assert hook_tables.users_of("aggregation", "extra_loss", plugins()) == ["fedprox", "scaffold"]
+    assert hook_tables.users_of("aggregation", "extra_loss", plugins()) == ["feddyn", "fedprox", "scaffold"]
     inheriting = hook_tables.users_of("method", "layers", plugins())
     assert inheriting.index("sgpt") < inheriting.index("fedvpt")  # its own file first, then its base's
 
@@ -224,6 +224,21 @@ def test_a_page_on_plug_ins_is_short_enough(kind):
 
 
 @pytest.mark.slow
+def test_the_examples_of_hooks_in_the_page_on_methods_keep_the_contract(tmp_path):
+    examples = [text for text in ADD["method"].blocks("py") if text.startswith('"""')]
+    assert [re.findall(r"def (batch_values|choose_by_loss)", text) for text in examples] == [
+        ["batch_values"],
+        ["choose_by_loss"],
+    ]
+    for number, text in enumerate(examples):
+        path = tmp_path / f"example_{number}.py"
+        path.write_text(text)
+        _, cls = check.find(path)
+        plan = check.plan("method", {"m": cls()}, Path())
+        assert not list(filter(None, (check.first_wrong(check_, subjects) for check_, subjects in plan)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADD)
 def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
     """Follow the page literally, in a folder outside the repository."""
@@ -240,7 +255,7 @@ def test_a_page_on_plug_ins_leads_to_rows(kind, tmp_path):
 @pytest.mark.slow
 def test_the_recipes_keep_the_contract(tmp_path):
     RECIPES.lay_out(tmp_path)
-    assert len(RECIPES.commands) == len(RECIPES.files) == 2
+    assert len(RECIPES.commands) == len(RECIPES.files) == 3
     for command in RECIPES.commands:
         printed = RECIPES.run(command, tmp_path)
         assert "FAIL" not in printed

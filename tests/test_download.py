@@ -15,7 +15,7 @@ import pytest
 
 from fedbench.data import Archive, DataError
 from fedbench.sources import download as module
-from fedbench.sources.archive_files import fetch
+from fedbench.sources.archive_files import fetch, find_local
 from fedbench.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -168,6 +168,24 @@ def test_a_missing_page_and_a_dead_server_are_reported(server: Server, tmp_path:
     assert named(tmp_path) == []
 
 
+def test_six_attempts_without_progress_are_made_with_pauses_that_double(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    limits: list[float] = []
+
+    def silent(request: Any, timeout: float) -> None:
+        limits.append(timeout)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(module.urllib.request, "urlopen", silent)
+    with pytest.raises(DataError, match=r"could not be fetched .*no answer"):
+        download("http://127.0.0.1:9/file", tmp_path / "file")
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0]  # seconds
+    assert limits == [60.0] * 6
+
+
 def test_a_full_disk_is_reported_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -219,3 +237,23 @@ def test_only_what_the_makers_published_refuses_a_download(
     else:
         assert fetch(archive, path, False, "prepare", "").description().endswith(verdict)
         assert path.read_bytes() == CONTENT
+
+
+def test_a_users_archives_are_found_in_a_folder_and_in_those_directly_below_it(tmp_path: Path) -> None:
+    needed = [Archive("a.zip"), Archive("b.zip", unpacked="b"), Archive("c.zip"), Archive("d.zip")]
+    for name in ("a.zip", "one/b.zip", "two/c.zip", "two/deep/d.zip"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "two" / "b").mkdir()
+    found = find_local(needed, tmp_path)
+    assert {name: (there.path, there.folder) for name, there in found.items()} == {
+        "a.zip": (tmp_path / "a.zip", ""),
+        "b.zip": (tmp_path / "one" / "b.zip", ""),
+        "c.zip": (tmp_path / "two" / "c.zip", ""),
+    }
+    assert find_local(needed[1:2], tmp_path / "two")["b.zip"].folder == "b"
+    assert find_local(needed[:1], tmp_path / "two" / "c.zip")["a.zip"].path == tmp_path / "two" / "c.zip"
+    with pytest.raises(DataError, match=r"expected b\.zip or c\.zip or b/, found none of them"):
+        find_local(needed[1:3], tmp_path / "two" / "deep")
+    with pytest.raises(DataError, match=r"expected a\.zip, found nothing there"):
+        find_local(needed[:1], tmp_path / "absent")

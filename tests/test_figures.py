@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from written import write_run
@@ -23,6 +24,7 @@ from written import write_run
 from fedbench.report import pictures, run_artifacts, writer
 from fedbench.report.evidence import gather
 from fedbench.report.figures import clients, frame, inside, report_figures, scores, style, tuned, varied
+from fedbench.report.figures.fonts import FONT_LAYOUT, fonts_looked_up_once
 from fedbench.report.figures.frame import PANELS
 from fedbench.report.statistics import Ranking
 from fedbench.report.tables import contests
@@ -138,9 +140,8 @@ def test_figures_without_data_are_skipped_and_the_page_says_so(tmp_path: Path) -
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert written.figures == ()
     html = written.page.read_text()
-    assert (
-        html.count("Not drawn:") == len(report_figures.NAMES) - 3
-    )  # no heat map without a cell, no tuning without a trial
+    # no heat map without a cell, no tuning without a trial, no privacy without noise, no metric that no run measured
+    assert html.count("Not drawn:") == len(report_figures.NAMES) - 5
     assert "no two finished runs of a method differ in one field" in html
 
 
@@ -277,6 +278,16 @@ def test_pictures_are_taken_from_the_last_state_of_a_finished_run(tmp_path: Path
     np.testing.assert_array_equal(panels["all"], values)
     # client 0 holds 1 sample of class 0 and 8 of class 1 (see `write_run`)
     np.testing.assert_allclose(panels["prior"][0, :2], [1 / 9, 8 / 9])
+    others = []
+    for label, alpha, trial in (("again", 0.3, ""), ("B", 0.1, ""), ("C", 0.3, "A"), ("D", 0.3, "")):
+        copy = write_run(tmp_path, label, alpha=alpha, clients=True)
+        save_file({"server.prompt": values}, copy.path / "checkpoint.safetensors")
+        run_ = SimpleNamespace(method={}, dataset={}, partition={} if alpha == 0.3 else {"alpha": alpha})
+        tuning = {"trial_of": trial} if trial else {}
+        label = "A" if label == "again" else label
+        others.append(SimpleNamespace(label=label, name=copy.path.name, tuning=tuning, run=run_))
+    several, _ = pictures.pictures_of([planned, *others], made, tmp_path)  # type: ignore[list-item,arg-type]
+    assert list(several) == [planned.name, others[-1].name]  # one of each method, all of one setting, no trials
     broken = SimpleNamespace(make=lambda kind, block: Broken())
     assert pictures.pictures_of([planned], broken, tmp_path) == (  # type: ignore[list-item,arg-type]
         {},
@@ -438,10 +449,11 @@ def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> 
             value == 60.0,
             20,
             json.dumps({"local.lr": lr}),
+            "search",
         )
         for i, (value, lr) in enumerate([(40.0, 0.01), (30.0, 0.1), (60.0, 0.03), (np.nan, 3.0), (50.0, 0.05)])
     ]
-    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values"]
+    columns = ["setting", "label", "seed", "number", "validation", "state", "chosen", "rounds", "values", "kind"]
     trials = pd.DataFrame(rows, columns=columns)
     look = style.looks(["A"])
     axes = Figure().subplots()
@@ -453,6 +465,24 @@ def test_the_tuning_figure_has_the_best_so_far_and_no_lines_between_points() -> 
     assert {line.get_linestyle() for line in axes.lines if len(line.get_xdata()) > 1} == {"None"}
     assert axes.lines[0].get_xdata().tolist() == [0.01, 0.1, 0.03, 3.0, 0.05]
     assert axes.get_xlabel() == "local.lr"
+
+
+def test_fonts_that_are_looked_up_once_give_the_same_bytes_and_leave_nothing_behind() -> None:
+    def saved() -> dict[str, bytes]:
+        figure = Figure(figsize=(2, 1), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], label="fedvpt")
+        axes.set(title="α ≈ 1", xlabel="rounds")
+        axes.legend()
+        return frame.save(figure)
+
+    manager = font_manager.fontManager
+    with style.style():
+        plain = saved()
+        with fonts_looked_up_once():
+            assert "_find_fonts_by_props" in vars(manager)
+            assert saved() == plain
+    assert "_find_fonts_by_props" not in vars(manager)
 
 
 def test_fonts_of_a_pdf_are_embedded_without_the_tables_that_lay_out_text() -> None:
@@ -467,4 +497,4 @@ def test_fonts_of_a_pdf_are_embedded_without_the_tables_that_lay_out_text() -> N
     for font in fonts:
         tables = set(TTFont(io.BytesIO(font)).keys())
         assert {"glyf", "loca", "cmap", "head", "hmtx"} <= tables
-        assert not tables & set(frame.FONT_LAYOUT)
+        assert not tables & set(FONT_LAYOUT)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from archives import DATASETS
+from oracle import laws
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -270,3 +271,41 @@ def test_prepare_lists_the_images_that_are_left_out(tmp_path: Path, capsys: pyte
     assert "25 images left out:" in out
     assert "cat/0.png: expected an image, which cannot be read" in out
     assert "and 5 more, all in" in out
+
+
+def test_the_test_part_is_a_rounded_share_of_each_group_and_never_all_of_it(tmp_path: Path) -> None:
+    dataset = DATASETS["imagefolder"](path=tmp_path, test_share=0.3)
+    groups = np.random.default_rng(0).permutation(np.repeat([0, 3, 4, 7, 9], [1, 2, 5, 10, 12]))
+    is_test = dataset._draw_test(groups)
+    assert [int(is_test[groups == group].sum()) for group in (0, 3, 4, 7, 9)] == [0, 1, 2, 3, 4]
+    for group in (4, 7, 9):
+        members = np.flatnonzero(groups == group)
+        drawn = laws.stream("imagefolder", "test", group).permutation(members)[: is_test[members].sum()]
+        assert sorted(drawn.tolist()) == np.flatnonzero(is_test & (groups == group)).tolist()
+    almost_all = DATASETS["imagefolder"](path=tmp_path, test_share=0.99)._draw_test(groups)
+    assert [int((~almost_all)[groups == group].sum()) for group in (0, 3, 4, 7, 9)] == [1] * 5
+
+
+def test_names_that_are_not_utf_8_are_read_as_latin_1_unless_two_become_equal(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine", each=2)
+    (folder / "cat").rename(folder / os.fsdecode(b"caf\xe9"))
+    dataset = DATASETS["imagefolder"](path=folder, image_size=6, test_share=0.5)
+    assert dataset.load(tmp_path / "root").class_names == ("café", "dog")
+    (folder / "dog").rename(folder / "café")
+    with pytest.raises(DataError, match="two folders are called 'café', in different encodings; rename one of them"):
+        dataset.load(tmp_path / "root")
+
+
+def test_a_file_two_levels_below_a_class_is_refused_and_one_without_a_folder_too(tmp_path: Path) -> None:
+    folder = image_tree(tmp_path / "mine", ("art",), ("train", "test"), each=1)
+    Image.new("RGB", (4, 4)).save(folder / "train" / "art" / "cat" / "0b.png")
+    deep = folder / "test" / "art" / "cat" / "deep"
+    deep.mkdir()
+    Image.new("RGB", (4, 4)).save(deep / "0.png")
+    dataset = DATASETS["imagefolder"](path=folder, image_size=6)
+    with pytest.raises(
+        DataError, match=r"for all files alike, found test/art/cat/deep/0.png beside test/art/cat/0.png"
+    ):
+        dataset.load(tmp_path / "root")
+    with pytest.raises(DataError, match=r"found 0.png beside 0.png"):
+        DATASETS["imagefolder"](path=deep, image_size=6).load(tmp_path / "root")

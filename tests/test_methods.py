@@ -29,8 +29,11 @@ def test_plug_ins_are_found():
 
 
 def is_quick(name: str) -> bool:
-    """Whether a case is a method with its defaults, or FedVPT with another aggregation."""
-    return name.startswith("fedvpt+") if name in tiny.PAIRS else "-" not in name
+    """Whether a case is a method with its defaults, or FedVPT with an aggregation of another structure."""
+    if name not in tiny.PAIRS:
+        return "-" not in name
+    method, _, aggregation = name.partition("+")
+    return method == "fedvpt" and not aggregation.startswith(tiny.ALIKE)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,11 @@ def test_every_hook_of_a_method_that_sees_samples_is_probed(name, monkeypatch):
     monkeypatch.setattr(isolation.PerturbingModel, "each", named)
     isolation.samples_do_not_see_each_other.run(Case(method, Aggregation()))
     forms = [method.at(phase, view) for phase in range(len(method.phases or (0,))) for view in (None, *method.views)]
-    expected = {hook for hook in ("pixels", "extra_loss", "observe") if any(getattr(form_, hook) for form_ in forms)}
+    expected = {
+        hook
+        for hook in ("pixels", "extra_loss", "observe", "batch_values")
+        if any(getattr(form_, hook) for form_ in forms)
+    }
     expected |= {"logits"} | {"prompts" for form_ in forms if form_.layers(depth)}
     assert probed == expected
 
@@ -71,7 +78,7 @@ def test_hooks_that_see_samples_are_those_that_are_probed():
     """A new hook with samples among its arguments must be added to the isolation checks."""
     samples = {"cls", "query", "images", "out", "taps", "y"}
     hooks = {name for name, arguments in form.HOOKS[Method].items() if samples & set(arguments)}
-    assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, "observe"}
+    assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, *isolation.BATCH_ARGUMENTS}
 
 
 @pytest.mark.parametrize("check", form.CHECKS, ids=lambda check: check.name)

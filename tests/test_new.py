@@ -5,16 +5,19 @@ import pytest
 from fedbench.cli import check
 from fedbench.cli import main as verbs
 from fedbench.cli.skeletons import SKELETONS
-from fedbench.plan.plugins import PLUGIN_KINDS, plugins
+from fedbench.plan.plugins import ALL_KINDS, plugins
 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("dataset", "partition") else pytest.param(kind, marks=pytest.mark.slow) for kind in SKELETONS],
+    [
+        kind if kind in ("dataset", "partition", "metric") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in SKELETONS
+    ],
 )
 def test_a_new_plug_in_keeps_the_contract(kind, tmp_path, capsys):
     assert verbs.main(["new", kind, "my_own", "--to", str(tmp_path)]) == 0
-    path = tmp_path / PLUGIN_KINDS[kind][0] / "my_own.py"
+    path = tmp_path / ALL_KINDS[kind][0] / "my_own.py"
     assert capsys.readouterr().out.startswith(f"{path}: written. Next: fedbench check {path};")
     assert check.main([str(path), "--data", str(tmp_path / "data")]) == 0
     printed = capsys.readouterr().out

@@ -15,7 +15,8 @@ from fedbench.base.records import MEASURED, RunFolder
 from fedbench.cli.sweep import plan
 from fedbench.jobs import job
 from fedbench.jobs.stop_request import stop_request
-from fedbench.plan.config import Sweep, pack_key
+from fedbench.plan.config import Sweep
+from fedbench.plan.identity import pack_key
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run import pack

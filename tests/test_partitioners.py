@@ -283,6 +283,34 @@ def test_pathological_gives_exactly_s_classes_and_level_owners(
     assert (tested == held).all()
 
 
+@pytest.mark.parametrize(("classes", "clients", "each"), [(7, 9, 3), (5, 4, 2), (10, 6, 5)])
+def test_each_client_takes_the_classes_with_the_most_free_places_and_chance_decides_ties(
+    classes: int, clients: int, each: int
+) -> None:
+    for seed in range(5):
+        owned = data.level_owners(classes, clients, each, np.random.default_rng(seed))
+        draw = np.random.default_rng(seed)
+        free = [clients * each // classes] * classes
+        for c in draw.permutation(classes)[: clients * each % classes]:
+            free[c] += 1
+        for k in range(clients):
+            tie = draw.random(classes)
+            taken = sorted(range(classes), key=lambda c: (-free[c], tie[c]))[:each]
+            assert np.flatnonzero(owned[:, k]).tolist() == sorted(taken)
+            for c in taken:
+                free[c] -= 1
+
+
+def test_a_domain_without_samples_of_the_last_classes_is_dealt_as_well() -> None:
+    labels = np.array([0, 1, 2, 3] * 20 + [0, 1] * 20)
+    domain = np.repeat([0, 1], [80, 40])
+    is_test = np.arange(120) // 4 % 4 == 0
+    made = Samples(np.zeros((120, 1, 1, 3), np.uint8), labels, is_test, domain=domain, class_names=tuple("abcd"))
+    split_ = split(made, PARTITIONERS["domain"](alpha=100.0), 4)
+    assert [set(domain[part]) for part in split_.train].count({1}) == 2
+    assert sorted(np.concatenate(list(split_.train)).tolist()) == np.flatnonzero(~is_test).tolist()
+
+
 def test_pathological_shares_lie_in_the_papers_range() -> None:
     dataset = samples([3000] * 10, [100] * 10)
     made = split(dataset, PARTITIONERS["pathological"](classes_per_client=2), 20)

@@ -1,7 +1,7 @@
 """What fedbench does on a GPU, on the pretended one: the CPU's numbers, no waiting inside a step, few kernels.
 
-`tests/gpu_counts.csv` holds, for each method, the kernels of a local step (by phase) and how often the host waits for the GPU
-in a round and in an evaluation. No number may rise. ``make kernels`` writes the table anew.
+`tests/gpu_counts.csv` holds, for each method, the kernels of a local step (by phase) and of an evaluation, and how often the
+host waits for the GPU in a round and in an evaluation. No number may rise. ``make kernels`` writes the table anew.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from pretended_gpu import CUDA, PretendedGPU, Wait
 from torch import Tensor
@@ -54,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     process_cache.clear()  # of what is on the pretended GPU
 
 
-def sweep(world: World, device: str, **base: Any) -> Any:
+def sweep(world: World, device: str, graphs: bool = False, **base: Any) -> Any:
     """A sweep of one run on `world`; `base` changes keys of the run."""
     content = {
         "backbone": {
@@ -70,7 +71,8 @@ def sweep(world: World, device: str, **base: Any) -> Any:
         **base,
         "local": {"batch_size": CASE.batch_size, "lr": 0.01, **base.get("local", {})},
     }
-    return check_sweep({"base": content, "machine": {"data": str(world.root), "device": device}}, plugins())
+    machine = {"data": str(world.root), "device": device, "graphs": graphs}
+    return check_sweep({"base": content, "machine": machine}, plugins())
 
 
 def experiment(world: World, device: str, **base: Any) -> Experiment:
@@ -123,7 +125,7 @@ class Steps:
 
     @contextmanager
     def traced(self) -> Any:
-        phase, gradients, step = _ChunkTraining._phase, _ChunkTraining._gradients, ClientOptimizer.step
+        phase, gradients, step = _ChunkTraining._phase, _ChunkTraining.gradients, ClientOptimizer.step
 
         def traced_phase(*args: Any) -> None:
             self.phases.append([])
@@ -142,7 +144,7 @@ class Steps:
 
         with (
             mock.patch.object(_ChunkTraining, "_phase", traced_phase),
-            mock.patch.object(_ChunkTraining, "_gradients", traced_gradients),
+            mock.patch.object(_ChunkTraining, "gradients", traced_gradients),
             mock.patch.object(ClientOptimizer, "step", traced_step),
         ):
             yield
@@ -164,8 +166,10 @@ def counted(world: World, precision: str, **base: Any) -> tuple[Outcome, dict[st
         counts = {f"kernels of a step, phase {i}": kernels for i, kernels in enumerate(steps.kernels())}
         counts["waits of a round"] = len(gpu.waits)
         gpu.waits.clear()
+        before = gpu.count
         accuracies = evaluation.evaluate(run).clients["accuracy"].to_pylist()
         counts["waits of an evaluation"] = len(gpu.waits)
+        counts["kernels of an evaluation"] = gpu.count - before
         state = {name: value.cpu() for name, value in run.server.state().items()}
     return Outcome(state, accuracies, costs), counts, steps.waits
 
@@ -224,7 +228,9 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(tiny.ALIKE) else case for case in OTHERS]
+)
 def test_every_other_part_of_a_run_has_the_cpus_numbers_and_waits_in_no_step(case, world):
     base = {"method": "fedvpt", "precision": "float32", **OTHERS[case]}
     actual, _, waits_in_steps = counted(world, base.pop("precision"), **base)
@@ -281,6 +287,22 @@ def test_a_pack_on_a_gpu_gives_each_run_the_numbers_that_it_has_alone_on_a_cpu(w
             state = {name: value.cpu() for name, value in run.server.state().items()}
             accuracies = evaluation.evaluate(run).clients["accuracy"].to_pylist()
             assert_equal(Outcome(state, accuracies, cost), alone)
+
+
+def test_equal_trainings_are_found_with_one_wait(world):
+    """Three runs that differ in evaluation alone, and one with another start."""
+    bases = [{"method": {"name": "fedvpt", "logit_prior": prior}} for prior in ("none", "eval", "none", "none")]
+    with PretendedGPU() as gpu:
+        process_cache.clear()
+        checked = [sweep(world, "cuda", **base) for base in bases]
+        runs = [build(each.runs[0], each.machine, plugins()) for each in checked]
+        runs[3].server.values["prompt"] += 1
+        trainings = [simulation.send(run, 1).training for run in runs]
+        for some, first, waits in ((trainings[:3], [0, 0, 0], 1), (trainings, [0, 0, 0, 3], 1)):
+            gpu.waits.clear()
+            assert pack._copies(some) == first
+            assert len(gpu.waits) == waits
+        assert pack._copies([trainings[3], *trainings[:2], trainings[3]]) == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["fedrep", "pfpt"])

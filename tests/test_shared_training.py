@@ -14,7 +14,8 @@ from fedbench.jobs import job
 from fedbench.jobs.grouping import training_groups
 from fedbench.jobs.stop_request import stop_request
 from fedbench.jobs.supervisor import assign_slots
-from fedbench.plan.config import Sweep, training_key
+from fedbench.plan.config import Sweep
+from fedbench.plan.identity import training_key
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run.experiment import Training

@@ -227,6 +227,14 @@ def test_a_million_clients_in_seconds() -> None:
     assert (many.user[made.test.indices] == np.arange(count // 3)).all()
 
 
+def test_by_default_every_client_trains_on_all_its_samples_with_seed_0() -> None:
+    made = split(MANY, PARTITIONERS["iid"](), 6)
+    assert not made.held_out.any()
+    assert (len(made.validation.indices), len(made.train.indices)) == (0, 720)
+    assert made.hash == split(MANY, PARTITIONERS["iid"](), 6, held_out=0.0, validation=0.0, seed=0).hash
+    assert made.hash != split(MANY, PARTITIONERS["iid"](), 6, seed=1).hash
+
+
 # -- published files -----------------------------------------------------------------------------------------------------
 def from_file(path: Path, clients: int = 6, held_out: float = 0.0, validation: float = 0.0) -> data.Split:
     return split(MANY, PARTITIONERS["file"](path=path), clients, held_out, validation)

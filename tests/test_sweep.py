@@ -126,6 +126,32 @@ def test_a_dry_run_lists_counts_and_writes_nothing(place: Workplace, capsys: pyt
     assert not place.results.exists()
 
 
+def test_a_dry_run_estimates_hours_from_the_rate_of_finished_runs(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.run("--dry-run") == 0
+    assert "hours: not known until a run with each backbone has finished" in capsys.readouterr().out
+    place.write(seeds=[0])
+    assert place.run("--cluster", "inline", "--no-watch") == 0
+    (folder,) = place.folders
+    record = folder.records()[-1]
+    place.write(seeds=[0, 1, 2])
+    capsys.readouterr()
+    assert place.run("--dry-run", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    rate = record["total_multiply_adds"] / record["seconds"]
+    assert report["hours"] == pytest.approx(report["multiply_adds"] / rate / 3600)
+    assert place.run("--dry-run") == 0
+    assert f"hours of one run after another: {rate:.2g} multiply-adds per second, median of 1 finished run on" in (
+        capsys.readouterr().out
+    )
+    folder.report_progress(**(folder.progress() | {"device": "cuda"}))
+    assert place.run("--dry-run", "--set", "cluster.runs_per_gpu=2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["hours"] == pytest.approx(report["hours"] / 2)
+    assert place.run("--dry-run") == 0
+    assert "GPU-hours: " in capsys.readouterr().out
+
+
 def test_status_for_scripts(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.run("--status", "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"]["missing"] == 2

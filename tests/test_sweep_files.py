@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from fedbench.base.naming import flat
 from fedbench.cli import sweep
 from fedbench.plan.config import Sweep
 from fedbench.plan.planning import read_sweep
-from fedbench.report import writer
+from fedbench.report import paper_numbers, writer
 from fedbench.report.evidence import gather
 
-FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
-NAMES = [path.stem for path in FILES]
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+FILES = sorted(SWEEPS.rglob("*.yaml"))
+NAMES = [path.relative_to(SWEEPS).with_suffix("").as_posix() for path in FILES]
 WANTED = {
     *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
-    *("quickstart", "nano_plain"),
+    *(
+        "quickstart",
+        "nano_plain",
+        "pep_ablation_nano",
+        "reference_nano",
+        "reference_nano_untuned",
+        "reference_cifar100",
+    ),
+    *("protocols/sgpt", "protocols/pfedpg", "protocols/pfpt", "protocols/fedperfix"),
 }
 # What makes any of them small enough for minutes on a laptop: one command line for all.
 SHRINK = {
@@ -34,6 +46,7 @@ SHRINK = {
 }
 
 
+@cache
 def read(name: str) -> Sweep:
     return read_sweep(FILES[NAMES.index(name)])
 
@@ -45,14 +58,16 @@ def test_all_that_are_promised_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_legal_and_fair(name: str) -> None:
     made = read(name)
-    assert made.name == name
+    assert made.name == Path(name).name
     seeds = {planned.run.seed for planned in made.runs}
     assert len(seeds) >= 3
     for setting in {repr((p.run.dataset, p.run.partition, p.run.clients)) for p in made.runs}:
         here = [p for p in made.runs if repr((p.run.dataset, p.run.partition, p.run.clients)) == setting]
         for label in {p.label for p in here}:
             assert {p.run.seed for p in here if p.label == label} == seeds  # every method with every seed
-        assert len({(p.run.rounds, p.run.local) for p in here}) == 1  # the same budget
+        # the same budget, and the same rate unless the row's name says otherwise
+        assert len({(p.run.rounds, p.run.local.epochs, p.run.local.batch_size) for p in here}) == 1
+        assert len({p.run.local for p in here if ", rate " not in p.label}) == 1
     assert all(planned.run.clients.validation > 0 for planned in made.runs)
 
 
@@ -86,6 +101,29 @@ def test_the_main_table_tunes_all_alike_and_holds_the_controls() -> None:
     assert len({(repr(p.run.dataset), repr(p.run.partition)) for p in made.runs}) >= 4
 
 
+def test_sgpt_has_its_codes_settings_on_feature_shift_and_no_others_there() -> None:
+    """Query after block 5, majorities of batches, keys without momentum, a group per domain, blocks 0..4 and 5..6."""
+    on_domains = {
+        "query_block": 5,
+        "choice": "batch",
+        "key_momentum": 0,
+        "groups": 6,
+        "shared_blocks": 5,
+        "group_blocks": 2,
+    }
+    runs = [p.run for p in read("main_table").runs if p.run.method["name"] == "sgpt"]
+    assert {run.dataset["name"] for run in runs} == {"cifar100", "tiny_imagenet", "domainnet", "inaturalist"}
+    for run in runs:
+        settings = {name: run.method[name] for name in on_domains}
+        assert (settings == on_domains) == (run.partition["name"] == "domain")
+    assert {run.method["choice"] for run in runs if run.partition["name"] != "domain"} == {"sample"}
+
+
+def test_no_path_of_a_machine_is_in_a_sweep_file() -> None:
+    for file in FILES:
+        assert not re.findall(r"(?:^|[\s:'\"])/(?:[a-z]+/)", file.read_text()), file.name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
@@ -96,9 +134,37 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
         shrink["tune"] = "{trials: 1, rounds: 1}"
     if name == "pep_ablation":
         shrink["grid.method"] = "[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 1}]"  # nano has six blocks
+    if name in ("main_table", "sgpt"):
+        shrink["exclude"] = "[{method: {name: sgpt, shared_blocks: 5}}]"
     settings = [f"{key}={value}" for key, value in shrink.items()]
     flags = [word for setting in settings for word in ("--set", setting)]
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline", *flags]) == 0
     evidence = gather([file], results, settings=settings)
     assert set(evidence.runs["state"]) == {"done"}
     assert writer.write(evidence, tmp_path / "out").page.is_file()
+
+
+def test_the_reference_sweeps_have_all_methods_and_the_same_rows() -> None:
+    tuned, untuned = read("reference_nano"), read("reference_nano_untuned")
+    assert len({run.run.method["name"] for run in tuned.runs}) >= 21
+    rates = {run.label for run in untuned.runs if ", rate " in run.label}
+    assert {run.key for run in tuned.runs} == {run.key for run in untuned.runs if run.label not in rates}
+    assert tuned.tune is not None
+    assert {run.run.rounds for run in tuned.runs} == {40}
+    assert {run.run.seed for run in tuned.runs} == {0, 1, 2, 3, 4}
+    assert len({repr(run.run.partition) for run in tuned.runs}) == 3
+
+
+def test_pfedpg_s_protocol_repeats_the_published_numbers() -> None:
+    """Each number of the paper on CIFAR-100 has runs, and the report finds no difference of protocol beyond the unknown."""
+    numbers = [
+        number for number in paper_numbers.read() if "pFedPG" in number.source and "CIFAR-100" in number.setting_there
+    ]
+    configs = [run.run.model_dump(mode="json") for run in read("protocols/pfedpg").runs]
+    assert len(numbers) == 12
+    for number in numbers:
+        repeated = [config for config in configs if number.is_of(config)]
+        assert repeated, number.method_there
+        for path, value in number.protocol.items():
+            if path != "backbone.name":
+                assert {flat(config)[path] for config in repeated} == {value}, path

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from pyarrow import parquet
 from written import write_run
 
 from fedbench.base.naming import flat
 from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import sweep
 from fedbench.plan.config import ConfigError, Tune
+from fedbench.plan.finalists import standard_error
 from fedbench.plan.planning import check_sweep, read_sweep, with_values
 from fedbench.plan.plugins import plugins
 from fedbench.plan.search_space import draws, point, search_space, share_of
@@ -57,29 +61,36 @@ def test_one_command_searches_values_and_then_runs_with_them(
     )  # of head_only: the fourth follows; fedncm trains nothing, so its runs are there at once
     assert out.count("(named when tuned)") == 2
     assert "2 more wait for trials" in out
-    assert "trials 4 of 1 rounds, 3 of 2 rounds (10 rounds)" in out
+    assert "trials 4 of 1 rounds, 3 of 2 rounds, 3 of 2 rounds on 1 more (16 rounds)" in out
     assert not results.exists()
 
     assert sweep.main([str(file), "--results", str(results), "--cluster", "inline"]) == 0
     configs = {folder.path.name: folder.config() for folder in run_folders(results)}
     trials = {name: c for name, c in configs.items() if "trial_of" in c.get("tuning", {})}
     rest = {name: c for name, c in configs.items() if name not in trials}
-    assert (len(trials), len(rest)) == (4 + 3, 2 + 2)
-    assert sum(config["run"]["rounds"] for config in trials.values()) == 10  # as was announced
+    assert (len(trials), len(rest)) == (4 + 3 + 3, 2 + 2)
+    assert sum(config["run"]["rounds"] for config in trials.values()) == 16  # as was announced
     for name, config in trials.items():
-        assert config["run"]["seed"] == 0
+        assert config["run"]["seed"] == int(config["tuning"]["kind"] == "repeated")
         assert config["run"]["rounds"] == 1 + config["tuning"]["rung"]
         (record,) = RunFolder(results / name).records()
         assert record["val_mean_accuracy"] is not None
         assert not [key for key in record if key.endswith("_accuracy") and key != "val_mean_accuracy"]  # no test data
-    last = {name for name, config in trials.items() if config["tuning"]["rung"] == 1}
-    assert 0 in {trials[name]["tuning"]["number"] for name in last}  # the default is among those that decide
-    best = max(RunFolder(results / name).records()[-1]["val_mean_accuracy"] for name in last)
+    finals: dict[int, dict[int, float]] = {}  # {number: {seed: validation accuracy}}
+    for name, config in trials.items():
+        if config["tuning"]["rung"] == 1:
+            (record,) = RunFolder(results / name).records()
+            finals.setdefault(config["tuning"]["number"], {})[config["run"]["seed"]] = record["val_mean_accuracy"]
+    assert 0 in finals  # the default is among those that decide
+    assert {frozenset(by_seed) for by_seed in finals.values()} == {frozenset((0, 1))}
     heads = [config for config in rest.values() if config["run"]["method"]["name"] == "head_only"]
     assert sorted(config["run"]["seed"] for config in heads) == [0, 1]
     for config in heads:
-        assert config["tuning"]["validation"] == best
-        assert config["tuning"]["default_validation"] <= best
+        chosen = trials[config["tuning"]["trial"]]["tuning"]["number"]
+        assert config["tuning"]["validation"] == pytest.approx(np.mean(list(finals[chosen].values())))
+        assert config["tuning"]["default_validation"] == pytest.approx(np.mean(list(finals[0].values())))
+        assert config["tuning"]["default_validation"] <= config["tuning"]["validation"]
+        assert config["tuning"]["tuned_seeds"] == 2
         assert config["tuning"]["values"] == {"local.lr": config["run"]["local"]["lr"]}
         assert config["tuning"]["rungs"] == [[4, 1], [3, 2]]
         assert config["run"]["rounds"] == 2
@@ -93,7 +104,7 @@ def test_one_command_searches_values_and_then_runs_with_them(
     assert sorted(evidence.runs["label"]) == ["fedncm", "fedncm", "head_only", "head_only"]
     assert set(evidence.runs["state"]) == {"done"}
     assert evidence.trials["chosen"].sum() == 1
-    assert evidence.trials.loc[evidence.trials["chosen"], "validation"].item() == best
+    assert evidence.trials.loc[evidence.trials["chosen"], "validation"].item() == finals[chosen][0]
     writer.write(evidence, tmp_path / "out")
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"trials.svg", "searched.svg"} <= figures
@@ -101,7 +112,7 @@ def test_one_command_searches_values_and_then_runs_with_them(
     assert f"local.lr = {heads[0]['run']['local']['lr']}" in html
     from_disk = gather([], results)
     assert sorted(from_disk.runs["label"]) == sorted(evidence.runs["label"])
-    assert len(from_disk.trials) == 4 + 3
+    assert len(from_disk.trials) == 4 + 3 + 3
 
 
 def space(**more: Any) -> Any:
@@ -207,8 +218,11 @@ def test_without_validation_data_nothing_can_be_chosen(tmp_path: Path) -> None:
         read_sweep(write(tmp_path), settings=["clients.validation=0"])
 
 
-def finish(results: Path, made: Any, score: Any) -> None:
-    """Give every open trial of the next stages the validation accuracy that `score` has for its values, until none is open."""
+def finish(results: Path, made: Any, score: Any, by_seed: bool = False) -> None:
+    """Give every open trial of the next stages the validation accuracy that `score` has for its values, until none is open.
+
+    score(values, rounds), with `by_seed` also of the seed, returns an accuracy for all clients, a list of theirs, or None.
+    """
     for _ in range(10):
         stage = next_stage(made, results)
         open_trials = [run for run in stage.runs if "trial_of" in run.tuning]
@@ -217,20 +231,23 @@ def finish(results: Path, made: Any, score: Any) -> None:
             if folder.status in ("done", "failed"):
                 continue
             folder.plan(made.on_disk(planned))
-            value = score(planned.tuning["values"], planned.run.rounds)
+            seed = [planned.run.seed] if by_seed else []
+            value = score(planned.tuning["values"], planned.run.rounds, *seed)
             if value is None:
                 folder.fail("diverged", "lr")
             else:
-                folder.append({"round": planned.run.rounds, "val_mean_accuracy": value})
-                end(folder)
+                value = value if isinstance(value, list) else [value] * 4
+                folder.append({"round": planned.run.rounds, "val_mean_accuracy": float(np.mean(value))})
+                end(folder, value)
         if not stage.later:
             return
     raise AssertionError("the tuning does not end")
 
 
-def end(folder: RunFolder) -> None:
+def end(folder: RunFolder, validation: Sequence[float] = (0.5,)) -> None:
     """Mark a run as done with all the files that a run has then."""
-    (folder.path / "clients.parquet").write_bytes(b"nobody reads it here")
+    columns = {"client": list(range(len(validation))), "val_accuracy": list(map(float, validation))}
+    parquet.write_table(pa.table(columns), folder.path / "clients.parquet")
     folder.finish()
 
 
@@ -294,10 +311,10 @@ def test_what_wins_early_and_loses_at_the_end_is_not_chosen(tmp_path: Path) -> N
 
     finish(tmp_path, made, score)
     (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
-    assert {trial.planned.run.rounds for trial in group.last} == {60}
-    assert group.best.validation == max(score(trial.values, 60) for trial in group.last)
+    assert {finalist.planned.run.rounds for finalist in group.finalists} == {60}
+    assert group.chosen.validation == max(score(finalist.values, 60) for finalist in group.finalists)
     early = max((t for t in group.trials if t.planned.run.rounds == 18), key=lambda t: t.validation or 0)
-    assert group.best.values != early.values
+    assert group.chosen.values != early.values
 
 
 @pytest.mark.parametrize(("trials", "rounds"), [(1, None), (2, 1), (5, 7), (8, 30), (8, None), (16, 10)])
@@ -314,9 +331,9 @@ def test_every_method_gets_the_announced_budget(tmp_path: Path, trials: int, rou
     assert f"({next(iter(spent.values()))} rounds)" in budget_text(made)
     assert all(group.decided for group in groups)
     for group in groups:  # the choice is never worse than the values of the file, at the reported number of rounds
-        (default,) = (trial for trial in group.last if trial.number == 0)
-        assert default.planned.run.rounds == group.best.planned.run.rounds == 100
-        assert (group.best.validation or 0) >= (default.validation or 0)
+        (default,) = (finalist for finalist in group.finalists if finalist.number == 0)
+        assert default.planned.run.rounds == group.chosen.planned.run.rounds == 100
+        assert (group.chosen.validation or 0) >= (default.validation or 0)
 
 
 def test_a_best_value_at_the_edge_widens_the_range_once_and_the_alarm_stays_if_it_is_still_there(
@@ -379,13 +396,71 @@ def test_a_report_on_the_way_says_what_waits(tmp_path: Path) -> None:
 
 
 def test_trials_from_disk_are_no_rows_of_the_table(tmp_path: Path) -> None:
-    write_run(tmp_path, "A")
     for lr, value in ((0.1, 0.4), (0.2, 0.6)):
         tuning = {"trial_of": "A", "values": {"local.lr": lr}}
         config = {"local": {"lr": lr}, "test_data": False}
-        write_run(tmp_path, "A", config=config, tuning=tuning, mean_accuracy=None, val_mean_accuracy=value)
+        trial = write_run(tmp_path, "A", config=config, tuning=tuning, mean_accuracy=None, val_mean_accuracy=value)
+    write_run(tmp_path, "A", tuning={"trial": trial.path.name, "values": {"local.lr": 0.2}})
     evidence = gather([], tmp_path)
     assert list(evidence.runs["label"]) == ["A"]
     assert [json.loads(values) for values in evidence.trials[evidence.trials["chosen"]]["values"]] == [
         {"local.lr": 0.2}
     ]
+
+
+def _tuned(made: Any, results: Path) -> Any:
+    """The facts about the search that the runs of the linear head keep."""
+    return next(run for run in next_stage(made, results).runs if run.run.method["name"] == "head_only").tuning
+
+
+def test_what_is_best_on_the_first_seed_alone_is_not_chosen(tmp_path: Path) -> None:
+    """The seen fault: the values won the search on seed 0 by 3 points, and lost 4 and 9 points on the others."""
+    made = read_sweep(write(tmp_path, tune={"trials": 4}, grid={"method": METHODS, "seed": [0, 1, 2, 3]}))
+    default = 0.01
+
+    def score(values: Any, rounds: int, seed: int) -> float:
+        return 0.4 if values["local.lr"] == default else 0.43 if seed == 0 else 0.33
+
+    finish(tmp_path, made, score, by_seed=True)
+    tuning = _tuned(made, tmp_path)
+    assert tuning["values"] == {"local.lr": default}
+    assert (tuning["tuned_seeds"], tuning["validation"], tuning["default_kept"]) == (3, pytest.approx(0.4), False)
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(0.11, False), (0.13, True)])
+def test_a_trial_replaces_the_default_only_beyond_the_standard_error(tmp_path: Path, gain: float, chosen: bool) -> None:
+    """Four clients differ by gain - 0.2, gain - 0.2, gain + 0.2, gain + 0.2 on both seeds: the standard error of the mean is
+    sqrt(4 * 0.04 / 3) / sqrt(4) / sqrt(2) = 0.0816 for two seeds, and 0.1155 for one."""
+    made = read_sweep(write(tmp_path, tune={"trials": 2, "seeds": 1}))
+
+    def score(values: Any, rounds: int) -> list[float]:
+        up = 0.0 if values["local.lr"] == 0.01 else gain
+        noise = 0.0 if values["local.lr"] == 0.01 else 0.2
+        return [0.4 + up - noise, 0.4 + up - noise, 0.4 + up + noise, 0.4 + up + noise]
+
+    finish(tmp_path, made, score)
+    tuning = _tuned(made, tmp_path)
+    assert (tuning["values"]["local.lr"] != 0.01) is chosen
+    assert tuning["default_kept"] is not chosen
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    assert standard_error(*group.finalists) == pytest.approx(0.11547, abs=1e-5)
+    two = read_sweep(write(tmp_path, tune={"trials": 2}))
+    finish(tmp_path, two, score)  # on two seeds, both gains exceed the standard error
+    (group,) = (group for group in tuning_groups(two, tmp_path) if group.trials)
+    assert standard_error(*group.finalists) == pytest.approx(0.081650, abs=1e-5)
+    assert _tuned(two, tmp_path)["values"]["local.lr"] != 0.01
+
+
+def test_the_standard_error_counts_the_spread_over_seeds(tmp_path: Path) -> None:
+    """Gains of 0, 3 and 6 points: their standard deviation is 3 points, and 3 / sqrt(3) = 1.73. The mean gain of 3 is more."""
+    made = read_sweep(write(tmp_path, tune={"trials": 2}, grid={"method": METHODS, "seed": [0, 1, 2]}))
+    finish(tmp_path, made, lambda v, rounds, seed: 0.4 + (v["local.lr"] != 0.01) * 0.03 * seed, by_seed=True)
+    (group,) = (group for group in tuning_groups(made, tmp_path) if group.trials)
+    assert standard_error(*group.finalists) == pytest.approx(0.0173205, abs=1e-6)
+    assert _tuned(made, tmp_path)["values"]["local.lr"] != 0.01
+
+
+def test_a_finalist_that_diverges_on_a_further_seed_is_not_chosen(tmp_path: Path) -> None:
+    made = read_sweep(write(tmp_path, tune={"trials": 2}))
+    finish(tmp_path, made, lambda v, _, seed: 0.4 if v["local.lr"] == 0.01 else None if seed else 0.9, by_seed=True)
+    assert _tuned(made, tmp_path)["values"]["local.lr"] == 0.01

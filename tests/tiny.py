@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from fedbench.contract.world import CLASSES, CLIENTS, SIZES, MiniRun, backbone, mini_run, variants
-from fedbench.method import Method
+from fedbench.method import Aggregation, Method
 from fedbench.plan.plugins import Kind, plugins
 
 __all__ = [
@@ -28,13 +28,14 @@ def every(kind: Kind) -> dict[str, Any]:
     """Every plug-in with its defaults, and once with each other value of each field that is a choice or a bool.
 
     Fields that every method has are varied where the core has different things to do: trained, mixed, without training.
+    Those that every aggregation has are varied for FedAvg.
     """
-    common = tuple(f"-{field.name}=" for field in dataclasses.fields(Method))
+    common = tuple(f"-{field.name}=" for base in (Method, Aggregation) for field in dataclasses.fields(base))
     return {
         key: plugin
         for name, cls in plugins().classes[kind].items()
         for key, plugin in variants(name, cls).items()
-        if name in ("fedvpt", "pep_fedpt", "fedncm") or not key.removeprefix(name).startswith(common)
+        if name in ("fedvpt", "pep_fedpt", "fedncm", "fedavg") or not key.removeprefix(name).startswith(common)
     }
 
 
@@ -44,6 +45,8 @@ METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(METHODS["pep_fedpt"],
 # Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some local and
 # trained in phases, some merged by the method itself.
 STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")
+# Aggregations of the structure of another one: a merge of the clients' values, local values with a loss, a coded upload.
+ALIKE = ("median", "trimmed_mean", "krum", "fednova", "feddyn", "quantized", "topk-error_feedback=False")
 PAIRS = {
     f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"
 }

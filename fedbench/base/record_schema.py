@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -109,13 +110,19 @@ class Record:
     costs: RoundCosts
     totals: TotalCosts
     measured: Measured
+    more: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # columns that a plug-in measures
 
     def as_json(self) -> dict[str, Any]:
         """The record as one flat mapping, as records.jsonl holds it."""
         flat: dict[str, Any] = {**vars(self.facts), "round": self.round}
         for part in (self.test, self.validation, self.costs, self.totals, self.measured):
             flat |= vars(part) if part is not None else {}
-        return flat
+        return flat | {name: _or_none(value) for name, value in self.more.items()}
+
+
+def _or_none(value: float | None) -> float | None:
+    """`value`, or None if it is not finite, which JSON cannot hold."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 INFERENCE = "inference_multiply_adds"  # metadata of clients.parquet: multiply-adds of classifying one image

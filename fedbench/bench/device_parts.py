@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,13 @@ def speed(device: torch.device, case: str) -> Iterator[Result]:
         repeat=3,
         plugins=plugins(),
         compile=False,
+        graphs=device.type == "cuda",
+        pack=True,
     )
     yield {"measured": measuring.case(case, options)}
+    if device.type == "cuda":  # last, because compiling takes long
+        options = replace(options, methods=options.methods[:1], compile=True, graphs=False, pack=False)
+        yield {"compiled": measuring.case(case, options)}
 
 
 def _kernels(world: World, name: str, device: torch.device, precision: str) -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.base.storage import write_atomically
+from fedbench.bench import goals
 
 DEADLINE = 540.0  # seconds
 STOPPING = 30.0  # seconds before the deadline in which workers reach the end of their round
@@ -59,8 +60,9 @@ class ReportOptions:
 
 
 def write_report(options: ReportOptions, say: Callable[[str], None]) -> int:
-    """Run all parts and write ``report.json``, which says how each ended. Returns 0, or 1 if a part failed.
+    """Run all parts and write ``report.json``: how each ended, and an answer to each speed goal.
 
+    Returns 0, or 1 if a part failed.
     Raises OSError if the folder cannot be written.
     """
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,11 @@ def write_report(options: ReportOptions, say: Callable[[str], None]) -> int:
         summary["parts"][name] = outcome
         _write(options.folder / "report.json", summary)  # after each part, in case this process is ended
         say(f"{name}: {outcome['status']}" + (f" ({outcome['why'].splitlines()[-1]})" if outcome.get("why") else ""))
+    summary["goals"] = goals.answers(options.folder)
+    _write(options.folder / "report.json", summary)
+    for goal in summary["goals"]:
+        if goal["measured"] is not None:
+            say(f"goal: {goal['goal']}: {goals.in_words(goal)}")
     return int(any(part["status"] in ("failed", "timed out") for part in summary["parts"].values()))
 
 

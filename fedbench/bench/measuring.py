@@ -15,11 +15,12 @@ from fedbench.bench import breakdown, clock
 from fedbench.bench.baselines import Prompted, bare_evaluation, bare_training, fastest, published
 from fedbench.bench.cases import CASES, World
 from fedbench.plan.plugins import Plugins
-from fedbench.run import cost, evaluation
+from fedbench.run import cost, evaluation, pack
 from fedbench.run.experiment import Experiment
-from fedbench.vit.backbone import BackboneError
 
 BARE, PUBLISHED, LOOP, COMPILED = "bare loop", "published loop", "one by one", "compiled"
+GRAPHS, PACK = "graphs", "pack"
+RUNS = 4  # runs of a pack
 MEMORY = {"cuda": 24 << 30, "cpu": 4 << 30}  # bytes: the goal for a round of 10 clients x 32 images
 
 
@@ -33,6 +34,8 @@ class MeasureOptions:
     repeat: int
     plugins: Plugins
     compile: bool  # also measure the first method with torch.compile
+    graphs: bool = False  # and with CUDA graphs
+    pack: bool = False  # and the training of `RUNS` runs as one pack
 
 
 def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
     ``methods`` {name: {training, evaluation, round}} and ``baselines`` {name: {training, evaluation}}; rates in images and
     multiply-adds per second, memory in bytes, ``times_*`` the speed relative to that baseline, ``fraction`` the share of
     the measured matrix product rate. Methods that train nothing have no ``training``, and methods that never run the
-    backbone no ``fraction``. ``compile_error`` says why torch.compile failed, if it did.
+    backbone no ``fraction``. ``compile_error`` and ``graphs_error`` say why torch.compile or a capture failed, if it did.
     Raises ConfigError, and any exception of building a run.
     """
     with tempfile.TemporaryDirectory() as root:
@@ -57,7 +60,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         )
         if first.trainer.phases:
             work[LOOP, "training"] = _training(one_by_one)
-        compile_error = _add_compiled(work, world, options) if options.compile else None
+        errors = _add_machine_options(work, world, options) if first.trainer.phases else {}
         for method, experiment in experiments.items():
             breakdown.whole_round(experiment, world.root)  # warms up: statistics are reported and caches filled
             if experiment.trainer.phases:
@@ -71,7 +74,7 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         for (who, what), times in seconds.items():
             middle = statistics.median(times)
             figures.setdefault(who, {})[what] = {
-                "images_per_second": world.case.images / middle,
+                "images_per_second": world.case.images * (RUNS if who == PACK else 1) / middle,
                 "seconds": middle,
                 "peak_memory_bytes": peaks[who, what],
                 **{
@@ -99,25 +102,44 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         "bare_batch": batches,
         "memory_limit_bytes": MEMORY[options.device.type],
         "matrix_multiply_adds_per_second": rate,
-        **({"compile_error": compile_error} if compile_error else {}),
+        **errors,
         "methods": {who: figures[who] for who in experiments},
         "baselines": {who: measured for who, measured in figures.items() if who not in experiments},
     }
 
 
-def _add_compiled(work: dict[tuple[str, str], Callable[[], Any]], world: World, options: MeasureOptions) -> str | None:
-    """Add the first method with torch.compile to `work`. If it does not compile here, return the reason."""
-    compiled = world.experiment(
-        options.methods[0], options.plugins, str(options.device), options.precision, compile=True
-    )
-    try:
+def _add_machine_options(
+    work: dict[tuple[str, str], Callable[[], Any]], world: World, options: MeasureOptions
+) -> dict[str, str]:
+    """Add the first method with the `machine:` options that are wanted to `work`. Return why one of them fails here."""
+    errors = {}
+
+    def experiment(**machine: Any) -> Experiment:
+        return world.experiment(options.methods[0], options.plugins, str(options.device), options.precision, **machine)
+
+    if options.compile:
+        compiled = experiment(compile=True)
         breakdown.whole_round(compiled, world.root)  # compiles the blocks
-    except BackboneError as error:
-        return str(error)
-    if compiled.trainer.phases:
-        work[COMPILED, "training"] = _training(compiled)
-    work[COMPILED, "evaluation"] = _evaluation(compiled)
-    return None
+        if compiled.model.compiled is not None and compiled.model.compiled.error is not None:
+            errors["compile_error"] = f"torch.compile fails on this machine: {compiled.model.compiled.error}"
+        else:
+            work[COMPILED, "training"] = _training(compiled)
+            work[COMPILED, "evaluation"] = _evaluation(compiled)
+    if options.graphs:
+        graphed = experiment(graphs=True)
+        for _ in range(2):  # the second round captures what the first one has seen
+            breakdown.whole_round(graphed, world.root)
+        graphs = graphed.trainer.graphs
+        if graphs is None or not graphs.replays:
+            why = "the device has none" if graphs is None else graphs.error or "no step came twice"
+            errors["graphs_error"] = f"CUDA graphs are not used: {why}"
+        else:
+            work[GRAPHS, "training"] = _training(graphed)
+    if options.pack:
+        alone = experiment()
+        trainings = [alone.prepare(alone.cohort_of(1), alone.run.local.lr, run) for run in range(RUNS)]
+        work[PACK, "training"] = lambda: pack.train_together(trainings)
+    return errors
 
 
 def _baselines(

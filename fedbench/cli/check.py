@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
-from fedbench.contract import Check, form, isolation, rounds, samples, violation
+from fedbench.contract import Check, form, isolation, metrics, rounds, samples, violation
 from fedbench.contract.world import CPU, Case, variants
 from fedbench.plan.device import choose_device
-from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, load, plugins
+from fedbench.plan.plugins import ALL_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
 
 FINE, BROKEN, MISTAKE = 0, 1, 2
@@ -103,7 +103,7 @@ def check_file(file: Path, fields: Iterable[str], root: Path, device: torch.devi
         failed += mark == "FAIL"
         if failed and check in (form.CHECKS[-1], rounds.params_are_declared):
             break  # the later checks would only repeat these failures
-    folder = PLUGIN_KINDS[kind][0]
+    folder = ALL_KINDS[kind][0]
     if not Path(file.resolve().parent).as_posix().endswith("/" + folder):
         say(f"  note  a sweep looks for it in {folder}/ below the folders of --plugins")
     return BROKEN if failed else FINE
@@ -118,11 +118,9 @@ def find(file: Path) -> tuple[Kind, type]:
     except (SyntaxError, ValueError) as error:
         raise PluginError(f"{file}: not Python: {error}") from error
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    candidates = [
-        (kind, class_name, base) for kind, (_, class_name, base) in PLUGIN_KINDS.items() if class_name in names
-    ]
+    candidates = [(kind, class_name, base) for kind, (_, class_name, base) in ALL_KINDS.items() if class_name in names]
     if len(candidates) != 1:
-        wanted = ", ".join(class_name for _, class_name, _ in PLUGIN_KINDS.values())
+        wanted = ", ".join(class_name for _, class_name, _ in ALL_KINDS.values())
         raise PluginError(f"{file}: expected one class called {wanted}; found {', '.join(sorted(names)) or 'no class'}")
     kind, class_name, base = candidates[0]
     return kind, load(file, class_name, base)
@@ -158,6 +156,9 @@ def plan(
         subjects = {n: s for n, s in subjects.items() if kind == "dataset" or isinstance(s, data.Partitioner)}
         yield from ((check, subjects) for check in samples.CHECKS if check.subject_kind == kind)
         return
+    if kind == "metric":
+        yield from ((check, made) for check in metrics.CHECKS)
+        return
     cases = {name: dataclasses.replace(case, device=device) for name, case in _cases(kind, made)}
     yield rounds.params_are_declared, cases
     trained = {name: case for name, case in cases.items() if case.trains}
@@ -178,6 +179,8 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
         for options in ({}, {"prompt": "local"}, {"head": "local"}):
             fields = "".join(f" {key}={value}" for key, value in options.items())
             yield f"{name} + fedvpt{fields}", Case(fedvpt(**options), aggregation)
+        if aggregation.absorb is not None:
+            yield f"{name} + fedncm", Case(classes["method"]["fedncm"](), aggregation)
 
 
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:

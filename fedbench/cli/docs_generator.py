@@ -91,7 +91,7 @@ def _chapters(kind: Kind, available: Plugins) -> Iterator[str]:
         cls = available.classes[kind][plugin.name]
         yield f"{'###' if kind == 'method' else '##'} {plugin.name}{' †' * plugin.reference}\n"
         yield f"{prose(plugin.sentence)}\n"
-        yield f"Cite: {linked(plugin.citation)}\n"
+        yield f"Cite: {linked(plugin.citation)}" + (f". {plugin.fidelity.capitalize()}." * bool(plugin.fidelity)) + "\n"
         if kind == "dataset":
             yield from _facts(cls)
         yield from (f"{part}\n" for part in paragraphs(plugin.about))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedbench.cli.output import say
 from fedbench.data import DataError
 from fedbench.jobs import watch
+from fedbench.jobs.measured_rate import Rate, measured_rates
 from fedbench.plan import tuning
 from fedbench.plan.config import PlannedRun, Sweep, short_name
 
@@ -23,17 +24,41 @@ def dry_run(sweep: Sweep, results: Path, as_json: bool) -> None:
     rows, problems = _rows(sweep, views)
     estimated = [row for row in rows if row["state"] != "done" and row["multiply_adds"] is not None]
     total = sum(row["multiply_adds"] for row in estimated)
+    rates = measured_rates(results)
+    hours = _hours(sweep, estimated, rates)
     if as_json:
-        say(json.dumps({"sweep": sweep.name, "counts": watch.counts(views), "multiply_adds": total, "runs": rows}))
+        totals = {"multiply_adds": total, "hours": hours}
+        say(json.dumps({"sweep": sweep.name, "counts": watch.counts(views), **totals, "runs": rows}))
         return
     _print_table(rows)
     most = max((row["memory_bytes"] for row in estimated), default=0)
     say(f"\n{sweep.name}: {watch.summary(views)}{later(sweep)}")
     say(f"to do: about {total:.2g} multiply-adds, at most {most / 1e9:.1f} GB of memory at once in a run")
+    if estimated:
+        say(_hours_in_words(hours, [rates[name] for name in _backbones(estimated) if name in rates]))
     for text in [tuning.budget_text(sweep), *tuning.remarks(sweep)] if sweep.tune else ():
         say(text)
     for problem in problems:
         say(f"no estimate: {problem}")
+
+
+def _backbones(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["backbone"] for row in rows))
+
+
+def _hours(sweep: Sweep, rows: Sequence[dict[str, Any]], rates: Mapping[str, Rate]) -> float | None:
+    """Hours of all `rows` together; None if a backbone has no finished run to measure."""
+    if any(name not in rates for name in _backbones(rows)):
+        return None
+    return sum(rates[row["backbone"]].hours(row["multiply_adds"], sweep.cluster.runs_per_gpu) for row in rows)
+
+
+def _hours_in_words(hours: float | None, rates: Sequence[Rate]) -> str:
+    """A sentence with the hours and where the rates were measured, or why there are none."""
+    if hours is None:
+        return "hours: not known until a run with each backbone has finished in this results folder, whose rate is then used"
+    unit = "GPU-hours" if all(rate.on_gpu for rate in rates) else "hours of one run after another"
+    return f"about {hours:.2g} {unit}: {'; '.join(rate.words for rate in rates)}"
 
 
 def later(sweep: Sweep) -> str:
@@ -73,6 +98,7 @@ def _row(sweep: Sweep, planned: PlannedRun) -> dict[str, Any]:
         "method": planned.label + " [trial]" * ("trial_of" in planned.tuning),
         "dataset": short_name(run.dataset, classes["dataset"][run.dataset["name"]]),
         "partition": short_name(run.partition, classes["partition"][run.partition["name"]]),
+        "backbone": run.backbone.name,
         "seed": run.seed,
         "state": "",
     }

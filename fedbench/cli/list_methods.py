@@ -47,7 +47,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Entry:
-    """A plug-in in the listing. ``sentence``: the first paragraph of its file's header; ``about``: the rest."""
+    """A plug-in in the listing. ``sentence``: the first paragraph of its file's header; ``about``: the rest.
+
+    ``fidelity``: how close a method or an aggregation is to its source; "" for other plug-ins.
+    """
 
     kind: Kind
     name: str
@@ -55,6 +58,7 @@ class Entry:
     reference: bool
     sentence: str
     citation: str
+    fidelity: str
     fields: tuple[Field, ...]
     about: str
 
@@ -79,6 +83,7 @@ def entry(kind: Kind, name: str, cls: Any) -> Entry:
         reference=reference,
         sentence=" ".join(sentence.split()),
         citation=cls.citation,
+        fidelity=getattr(cls, "fidelity", ""),
         fields=fields_of(cls),
         about=about,
     )
@@ -130,7 +135,7 @@ def as_text(entries: Iterable[Entry]) -> str:
         lines += [
             f"{plugin.name}  ({plugin.family}{mark})",
             *_wrapped(plugin.sentence, "    "),
-            f"    {plugin.citation}",
+            f"    {plugin.citation} ({plugin.fidelity})",
         ]
         for field in plugin.fields:
             if field.name not in COMMON:
@@ -150,8 +155,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def as_markdown(entries: Iterable[Entry]) -> str:
     """A Markdown table; † marks references."""
-    rows = [(f"`{p.name}`" + " †" * p.reference, p.family, p.sentence, p.citation) for p in entries]
-    return table(("name", "family", "what", "source"), rows)
+    rows = [(f"`{p.name}`" + " †" * p.reference, p.family, p.sentence, p.citation, p.fidelity) for p in entries]
+    return table(("name", "family", "what", "source", "fidelity"), rows)
 
 
 def parser(program: str = "fedbench methods") -> argparse.ArgumentParser:

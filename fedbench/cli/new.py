@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedbench.cli.output import say
 from fedbench.cli.skeletons import SKELETONS
-from fedbench.plan.plugins import PLUGIN_KINDS, Kind, PluginError, plugins
+from fedbench.plan.plugins import ALL_KINDS, Kind, PluginError, plugins
 
 WRITTEN, MISTAKE = 0, 2
 NAME = r"[a-z][a-z0-9_]{0,59}"
@@ -68,7 +68,7 @@ def write(kind: Kind, name: str, folder: Path) -> Path:
             f"{name!r} is not a legal name; legal: lower-case letters, digits and underscores, beginning with a letter, "
             "at most 60, and no word of Python such as 'class'"
         )
-    path = folder / PLUGIN_KINDS[kind][0] / f"{name}.py"
+    path = folder / ALL_KINDS[kind][0] / f"{name}.py"
     if path.exists():
         raise PluginError(f"{path} exists; choose another name or folder")
     if name in plugins().classes[kind]:

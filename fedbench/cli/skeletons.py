@@ -130,9 +130,32 @@ class Partitioner(data.Partitioner):
 
     # Other hooks; docs/add_a_partitioner.md says when to write which: groups, assign
 '''
+METRIC = '''\
+"""NAME: say in one sentence what it measures.
+
+Source: authors, year, arXiv number; name what differs.
+"""
+
+from dataclasses import dataclass
+
+from fedbench import method
+
+
+@dataclass(frozen=True)
+class Metric(method.Metric):
+    """The key `metrics: [NAME]` of a run adds the column metric.NAME to its records."""
+
+    def measure(self, predictions):
+        """A share from 0 to 1, or None where it is not defined; this one is the accuracy over all samples.
+
+        `predictions` holds scores [N, C], labels, clients and domains [N], and predicted and correct [N].
+        """
+        return predictions.correct.double().mean().item()
+'''
 SKELETONS: dict[Kind, str] = {
     "method": METHOD,
     "aggregation": AGGREGATION,
     "dataset": DATASET,
     "partition": PARTITION,
+    "metric": METRIC,
 }

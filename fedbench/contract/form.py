@@ -12,10 +12,10 @@ from typing import Any
 
 from fedbench.contract import ContractError, check
 from fedbench.data import Dataset, Partitioner, SplitSource
-from fedbench.method import Aggregation, Method
+from fedbench.method import Aggregation, Method, Metric
 from fedbench.method.hooks import hooks_of
 
-BASES: tuple[type, ...] = (Method, Aggregation, Dataset, Partitioner, SplitSource)
+BASES: tuple[type, ...] = (Method, Aggregation, Metric, Dataset, Partitioner, SplitSource)
 # The arguments of each hook, as its stub declares them.
 HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
     base: {name: tuple(signature.parameters) for name, signature in hooks_of(base).items()} for base in BASES
@@ -25,7 +25,7 @@ DEPTH = 4  # blocks of the miniature backbone
 
 
 def base_of(plugin: Any) -> type:
-    """The base class of the object `plugin`: Method, Aggregation, Dataset, Partitioner or SplitSource."""
+    """The base class of the object `plugin`: Method, Aggregation, Metric, Dataset, Partitioner or SplitSource."""
     return next(base for base in BASES if isinstance(plugin, base))
 
 
@@ -67,7 +67,8 @@ def hooks_have_the_right_arguments(plugin: Any) -> None:
             signature.bind(*arguments)
         except TypeError as error:
             raise ContractError(f"{name}()", expected, f"{name}{signature} ({error})") from error
-    for name in ("uses_query", "uses_prior") if isinstance(plugin, Method) else ():
+    flags = {Method: ("uses_query", "uses_prior", "uses_round"), Aggregation: ("uses_round",)}
+    for name in flags.get(base_of(plugin), ()):
         if not isinstance(value := getattr(plugin, name), bool):
             raise ContractError(name, "True, False, or a @property that returns one of them", f"{value!r}")
 
@@ -95,6 +96,8 @@ def hooks_are_complete(plugin: Any) -> None:
             need("statistics", "whose results absorb() reads")
         if plugin.taps(DEPTH) and not defines("observe"):
             need("observe", "the only hook that reads the taps")
+        if plugin.candidates and not defines("choose_by_loss"):
+            need("choose_by_loss", "the only hook that reads the losses of the candidates")
         if plugin.views and not defines("extra_loss"):
             need("extra_loss", "the only hook that reads the views")
     elif isinstance(plugin, Dataset) and not defines("load"):
@@ -122,7 +125,7 @@ def _phases_and_views(method: Method) -> Iterator[Method]:
     for phase in range(len(method.phases or ())):
         for view in (None, *method.views):
             yield method.at(phase, view)
-    for view in method.views:
+    for view in (*method.views, *method.candidates):
         yield method.at(None, view)
 
 

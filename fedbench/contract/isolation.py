@@ -14,15 +14,17 @@ from torch.utils import _pytree as pytree
 
 from fedbench.contract import ContractError, check
 from fedbench.contract.rounds import COHORT, TOLERANCE, agree, client_updates, local_values, updates_agree
-from fedbench.contract.world import Case
+from fedbench.contract.world import Case, task
 from fedbench.method import Method
 from fedbench.plan.plugins import execute
+from fedbench.run.choice import chosen
 from fedbench.run.stacked import rows
 from fedbench.run.stacked_model import StackedModel
 
 # The positions of each hook's arguments that hold samples.
 SAMPLE_ARGUMENTS = {"prompts": (1, 2), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}
-OBSERVE_SAMPLES, OBSERVE_WEIGHT = (1, 2, 3), 4  # of observe: taps, query and y; the samples' weights
+# Hooks that see a whole batch: the positions of the arguments that hold samples, and of the samples' weights.
+BATCH_ARGUMENTS = {"observe": ((1, 2, 3), 4), "batch_values": ((1,), 2)}
 
 
 class PerturbingModel(StackedModel):
@@ -38,11 +40,15 @@ class PerturbingModel(StackedModel):
             with torch.no_grad():
                 again = super().each(hook, self._perturbed(args, SAMPLE_ARGUMENTS[name]), dims, call)
             _expect_same_for_other_samples(name, result, again)
-        elif name == "observe" and len(padded := torch.nonzero(args[OBSERVE_WEIGHT][:, -1] == 0).flatten()):
-            with torch.no_grad():
-                again = super().each(hook, self._perturbed(args, OBSERVE_SAMPLES), dims, call)
-            expected = "sums without padding: multiply each sample by `weight`, which is 0 for padding"
-            agree("observe()", expected, rows(result, padded), rows(again, padded))
+        elif name in BATCH_ARGUMENTS:
+            samples, weight = BATCH_ARGUMENTS[name]
+            padded = torch.nonzero(args[weight][:, -1] == 0).flatten()
+            if len(padded):
+                with torch.no_grad():
+                    again = super().each(hook, self._perturbed(args, samples), dims, call)
+                made = "sums" if name == "observe" else "values"
+                expected = f"{made} without padding: multiply each sample by `weight`, which is 0 for padding"
+                agree(f"{name}()", expected, rows(result, padded), rows(again, padded))
         return result
 
     def _perturbed(self, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[Any, ...]:
@@ -141,6 +147,25 @@ def send_keeps_clients_apart(case: Case) -> None:
         agree("send()", f"the same row for client {client} alone", rows(together, slice(i, i + 1)), alone)
 
 
+@check("run")
+def choices_are_each_clients_own(case: Case) -> None:
+    """choose_by_loss() chooses for a client alone, and from losses in pieces, what it chooses with other clients."""
+    if case.method.choose_by_loss is None:
+        return
+    world = case.warmed_up()
+
+    def choice(clients: tuple[int, ...], **change: Any) -> dict[str, Tensor]:
+        trainer = dataclasses.replace(world.trainer, **change)
+        received, parts = world.server.send(torch.tensor(clients)), [world.train[k] for k in clients]
+        values, reported = chosen(trainer, received, world.server.read(), parts)
+        return values | {name: value.double() for name, value in reported.items()}
+
+    together = choice(COHORT)
+    for i, client in enumerate(COHORT):
+        expected = f"the same choice for client {client} alone"
+        agree("choose_by_loss()", expected, rows(together, slice(i, i + 1)), choice((client,), piece=2))
+
+
 @check("merge")
 def merge_keeps_clients_apart(case: Case) -> None:
     """The local values that merge() returns for a client depend on that client's updates and the server's values alone."""
@@ -166,6 +191,8 @@ def local_values_stay_with_the_client(case: Case) -> None:
     world = case.warmed_up()
     updates = world.round(COHORT)
     local = [name for name in updates.updated if world.server.spec[name].home == "local"]
+    if case.aggregation.encode is not None:  # whose message may hold what it keeps of its own, such as a residual
+        local = [name for name in local if name in case.method.params(task())]
 
     def changed(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value + 0.25 if name in local else value for name, value in values.items()}
@@ -183,6 +210,7 @@ CHECKS = (
     samples_do_not_see_each_other,
     state_is_in_params_only,
     send_keeps_clients_apart,
+    choices_are_each_clients_own,
     merge_keeps_clients_apart,
     local_values_stay_with_the_client,
 )

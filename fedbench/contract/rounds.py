@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedbench.contract import ContractError, check
-from fedbench.contract.world import CLIENTS, SIZES, Case, MiniRun, task
+from fedbench.contract.world import CLIENTS, ROUNDS, SIZES, Case, MiniRun, task
 from fedbench.method import ClientUpdates, Param
 from fedbench.method.hooks import describe
+from fedbench.plan.config import ClientsConfig, RunConfig
 from fedbench.run.evaluation import accuracies
 from fedbench.run.server import bytes_of_sums
 from fedbench.run.stacked import rows
@@ -165,6 +166,49 @@ def training_changes_trained_values_only(case: Case) -> None:
             )
 
 
+@check("run")
+def statistics_reach_the_method(case: Case) -> None:
+    """An aggregation's absorb() returns every statistic of the clients, with finite values."""
+    if case.aggregation.absorb is None or case.method.statistics is None:
+        return
+    world = case.new_run()
+    world.server.begin(1)
+    world.report_statistics(range(CLIENTS))
+    for name, value in world.server.values.items():
+        if not value.isfinite().all():
+            raise ContractError(f"{name!r} after absorb()", "finite numbers", "infinite or not a number")
+
+
+@check("run")
+def measures_are_numbers(case: Case) -> None:
+    """measures() returns numbers, or None, for columns that no record has, before and after a round."""
+    if case.aggregation.measures is None:
+        return
+    clients = ClientsConfig(number=CLIENTS, per_round=len(COHORT))
+    blocks: dict[str, Any] = {name: {"name": "none"} for name in ("dataset", "partition", "method")}
+    run = RunConfig(**blocks, clients=clients, rounds=ROUNDS).model_dump()
+    for world in (case.new_run(), case.warmed_up()):
+        world.server.measures(run)
+
+
+@check("merge")
+def uploads_are_decoded_by_the_server(case: Case) -> None:
+    """decode() returns every aggregated value from what encode() sends, whatever clients are encoded together."""
+    world = case.warmed_up().copy()
+    updates, server = world.round(COHORT), world.server
+    if case.aggregation.encode is None:
+        return
+    message, kept = server.message(updates)
+    for name, value in server.uploaded(updates).updated.items():
+        if not value.isfinite().all():
+            raise ContractError(f"encode() and decode(), {name!r}", "finite numbers", "infinite or not a number")
+    server.mode = "loop"
+    for stacked, alone in zip((message, kept), server.message(updates), strict=True):
+        agree("encode()", "the same result one client at a time as stacked", stacked, alone)
+    memory = local_values(world, updates.clients.cpu())
+    agree("encode()", "local values that the client keeps", kept, {name: memory[name] for name in kept})
+
+
 @check("merge")
 def absent_clients_are_untouched(case: Case) -> None:
     """A round leaves the values of absent clients as they were, and all values finite."""
@@ -195,11 +239,14 @@ def bytes_equal_serialised_bytes(case: Case) -> None:
     received = server.send(torch.tensor([2]))
     shared = {name: received[name] for name, param in server.spec.items() if param.home == "shared"}
     shared |= server.generated(torch.tensor([2]))
-    _count("down", payload(shared | server.read()), down)
+    sent = {name: value for name, value in shared.items() if server.spec[name].sent}
+    _count("down", payload(sent | server.read()), down)
     if not world.trainer.phases:
         return _count("up", 0, up)
     updates = world.round([2])
     back = {name: updates.updated[name] for name in shared if server.spec[name].trains}
+    if message := server.message(updates)[0]:
+        back = {name: value for name, value in back.items() if not server.spec[name].aggregated} | message
     _count("up", payload(back | {f"gradient.{name}": value for name, value in updates.gradient.items()}), up)
     _count("observed", cheapest(updates.sums), sum(bytes_of_sums(value) for value in updates.sums.values()))
     return None
@@ -275,6 +322,9 @@ CHECKS = (
     chunks_change_nothing,
     padding_has_no_effect,
     training_changes_trained_values_only,
+    statistics_reach_the_method,
+    measures_are_numbers,
+    uploads_are_decoded_by_the_server,
     absent_clients_are_untouched,
     bytes_equal_serialised_bytes,
     bytes_of_statistics_equal_serialised_bytes,

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedbench import data
 from fedbench.method import Aggregation, ClientUpdates, Method, Task
 from fedbench.plan.config import LocalConfig
+from fedbench.run.choice import chosen
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.cost import task_of
 from fedbench.run.local import Trainer
@@ -23,6 +24,7 @@ from fedbench.vit.images import Images
 
 CPU = torch.device("cpu")
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # SIZES: training samples of each client
+ROUNDS = 3
 
 
 def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
@@ -64,8 +66,11 @@ class MiniRun:
         """The updates of `clients` after local training; `change` replaces fields of the trainer."""
         trainer = dataclasses.replace(self.trainer, **change) if change else self.trainer
         batches = batches or self.batches(clients, round_=round_)
-        received = self.server.send(torch.from_numpy(batches[0].clients))
-        return trainer.train(received, self.server.read(), batches, Recipe(trainer.local.lr, trainer.local.clip))
+        self.server.begin(round_)
+        received, read = self.server.send(torch.from_numpy(batches[0].clients)), self.server.read()
+        received, reported = chosen(trainer, received, read, [self.train[k] for k in batches[0].clients])
+        updates = trainer.train(received, read, batches, Recipe(trainer.local.lr, trainer.local.clip))
+        return dataclasses.replace(updates, sums=updates.sums | reported)
 
     def copy(self) -> MiniRun:
         """A copy whose server may change without changing this run's."""
@@ -94,11 +99,11 @@ def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     return train, draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), draw.integers(0, CLASSES, count)
 
 
-def task(vit: Backbone | None = None) -> Task:
+def task(vit: Backbone | None = None, local: LocalConfig | None = None) -> Task:
     """The `Task` of the miniature run, which `Method.params` receives."""
     train, _, labels = _samples()
     counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
-    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0)
+    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0, rounds=ROUNDS, local=local)
 
 
 def mini_run(
@@ -113,10 +118,13 @@ def mini_run(
     train, pixels, labels = _samples()
     images = Images(pixels, 16, vit.mean, vit.std, device, dtype)
     aggregation = aggregation or Aggregation()
-    spec = parameters(method, aggregation, task(vit))
+    recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
+    spec = parameters(method, aggregation, task(vit, recipe))
     everything = torch.arange(len(labels), device=device)
     with torch.no_grad():
-        features = vit(images.batch(everything))[0]["cls"] if method.reads_features(vit.depth) else None
+        features = (
+            vit.feature(images.batch(everything), method.query_after) if method.reads_features(vit.depth) else None
+        )
     model = StackedModel(
         method=method,
         spec=spec,
@@ -125,7 +133,6 @@ def mini_run(
         labels=torch.from_numpy(labels).to(device),
         features=features,
     )
-    recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
     return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, device, dtype), train, labels)
 

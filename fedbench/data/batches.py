@@ -26,19 +26,23 @@ class Batches:
     flip: NDArray[np.bool_]  # [S, K, B] for augmentation; also drawn without it, so that random streams do not shift
     shift: NDArray[np.float32]  # [S, K, B, 2] in [-1, 1)
     active: tuple[int, ...]  # [S] number of clients that train in each step
+    epochs: Ints  # [K] passes over the client's samples
 
 
 def batches(
-    train: Sequence[Ints], clients: Ints, batch_size: int, epochs: int, seed: int, *stream: int | str
+    train: Sequence[Ints], clients: Ints, batch_size: int, epochs: int | Ints, seed: int, *stream: int | str
 ) -> Batches:
     """Shuffle the samples of each of `clients` [K] `epochs` times and cut batches; `train` holds each client's samples.
+
+    `epochs`: one number for all clients, or [K].
 
     The random stream of client k is (`seed`, "batches", *`stream`, k), so its batches do not depend on the rest of the
     cohort.
     """
-    steps = np.array([epochs * -(-len(train[k]) // batch_size) for k in clients])
+    passes = np.broadcast_to(epochs, len(clients))
+    steps = np.array([-(-len(train[k]) // batch_size) for k in clients], dtype=np.int64) * passes
     order = np.argsort(-steps, kind="stable")
-    clients, steps = np.asarray(clients)[order], steps[order]
+    clients, steps, passes = np.asarray(clients)[order], steps[order], passes[order]
     total, count = int(steps.max(initial=0)), len(clients)
     index = np.zeros((total, count, batch_size), dtype=np.int64)
     weight = np.zeros((total, count, batch_size), dtype=np.float32)
@@ -46,8 +50,8 @@ def batches(
     shift = np.zeros((total, count, batch_size, 2), dtype=np.float32)
     for row, k in enumerate(clients):
         draw = rng.numpy_stream(seed, "batches", *stream, int(k))
-        own_samples, per_epoch = train[k], int(steps[row]) // epochs
-        for epoch in range(epochs):
+        own_samples, per_epoch = train[k], int(steps[row]) // int(passes[row])
+        for epoch in range(int(passes[row])):
             order_k = np.resize(draw.permutation(own_samples), per_epoch * batch_size)
             steps_of_epoch = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
             index[steps_of_epoch, row] = order_k.reshape(per_epoch, batch_size)
@@ -58,4 +62,4 @@ def batches(
             shift[steps_of_epoch, row] = draw.random((per_epoch, batch_size, 2)) * 2 - 1
         index[int(steps[row]) :, row] = own_samples[0]
     active = tuple(int((steps > s).sum()) for s in range(total))
-    return Batches(clients, index, weight, flip, shift, active)
+    return Batches(clients, index, weight, flip, shift, active, passes)

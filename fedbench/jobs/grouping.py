@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedbench.plan.config import Sweep, training_key
+from fedbench.plan.config import Sweep
+from fedbench.plan.identity import training_key
 
 
 def training_groups(sweep: Sweep, names: Sequence[str]) -> list[tuple[str, ...]]:

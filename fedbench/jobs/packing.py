@@ -12,7 +12,7 @@ from fedbench.base import lease
 from fedbench.base.records import RecordsError, RunFolder
 from fedbench.jobs import attempt
 from fedbench.jobs.stop_request import stop_request
-from fedbench.plan.config import pack_key, training_key
+from fedbench.plan.identity import pack_key, training_key
 from fedbench.run import pack
 from fedbench.run.meter import SharedClock
 from fedbench.run.pack import Member

@@ -8,7 +8,8 @@ from pathlib import Path
 from fedbench.base import lease, provenance
 from fedbench.base.records import RunFolder
 from fedbench.jobs import failures, watch
-from fedbench.plan.config import PlannedRun, Sweep, pack_key
+from fedbench.plan.config import PlannedRun, Sweep
+from fedbench.plan.identity import pack_key
 
 
 def plan(

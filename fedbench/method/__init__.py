@@ -8,23 +8,30 @@ from fedbench.method.building_blocks import class_sums, linear_head, log_prior, 
 from fedbench.method.hooks import HookError, only_if
 from fedbench.method.input_prompt import InputPrompt
 from fedbench.method.method import Method
-from fedbench.method.param import Home, Param, Phases, Values
+from fedbench.method.metric import Metric, Predictions
+from fedbench.method.param import Fidelity, Home, Param, Phases, Taps, Values
 from fedbench.method.server_optimizers import AdaptiveServerOptimizer, ServerOptimizer
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
+from fedbench.method.uploads import CompressedUploads
 
 __all__ = [
     "AdaptiveServerOptimizer",
     "Aggregation",
     "ClientUpdates",
+    "CompressedUploads",
+    "Fidelity",
     "Home",
     "HookError",
     "InputPrompt",
     "Method",
+    "Metric",
     "Param",
     "Phases",
     "PlannedTask",
+    "Predictions",
     "ServerOptimizer",
+    "Taps",
     "Task",
     "Values",
     "class_sums",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedbench.method.aggregation import Aggregation
 from fedbench.method.method import Method
 from fedbench.method.param import Param
 
@@ -12,17 +13,35 @@ def moments(method: Method) -> Iterator[Method]:
     """The method in evaluation, and in each phase and view of training."""
     yield method
     for phase in (None, *range(len(method.phases or ()))):
-        for view in (None, *method.views):
+        for view in (None, *method.views, *(method.candidates if phase is None else ())):
             if phase is not None or view is not None:
                 yield method.at(phase, view)
 
 
 def check_blocks(method: Method, depth: int) -> None:
-    """Raise ValueError if `layers` or `taps`, in any phase or view, names a block that a backbone of `depth` blocks lacks."""
+    """Raise ValueError if the method names a block that a backbone of `depth` blocks lacks.
+
+    `layers` and `taps` are checked in every phase and view.
+    """
     for moment in moments(method):
         for hook, blocks in (("layers", moment.layers(depth)), ("taps", moment.taps(depth))):
             if outside := [block for block in blocks if not 0 <= block < depth]:
                 raise ValueError(f"{hook}() names block {outside[0]}, but the backbone has the blocks 0..{depth - 1}")
+    if method.query_after is not None and not 0 <= method.query_after < depth:
+        raise ValueError(f"query_after is {method.query_after}, but the backbone has the blocks 0..{depth - 1}")
+
+
+def check_private(method: Method, aggregation: Aggregation) -> None:
+    """Raise ValueError if the aggregation is private and the method reads the clients' updates past it."""
+    if not aggregation.private:
+        return
+    if any(moment.merge is not None for moment in moments(method)):
+        raise ValueError(
+            "its own merge() reads the clients' updates, which the aggregation's noise does not cover; private aggregations "
+            "need a method without merge()"
+        )
+    if method.centralized:
+        raise ValueError("a method without clients cannot be private for clients")
 
 
 def check_parameters(method: Method, spec: Mapping[str, Param]) -> None:

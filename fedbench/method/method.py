@@ -21,7 +21,7 @@ from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.building_blocks import linear_head
 from fedbench.method.hooks import hook, optional_hook
-from fedbench.method.param import Param, Phases, Values
+from fedbench.method.param import Fidelity, Param, Phases, Taps, Values
 from fedbench.method.task import Task
 from fedbench.method.updates import ClientUpdates
 
@@ -39,6 +39,7 @@ class Method:
 
     family: ClassVar[str] = "global"
     citation: ClassVar[str] = "ours"
+    fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
@@ -73,10 +74,19 @@ class Method:
         object.__setattr__(made, "finetune_epochs", 0)
         return made
 
+    @property
+    def label_note(self) -> str:
+        """Words after the name in the method's default label, such as "not the official form"; "": none."""
+        return ""
+
     def touches(self, depth: int) -> bool:
         """Whether the method changes what a backbone of `depth` blocks computes; if not, its cached features suffice."""
         return bool(
-            self.layers(depth) or self.taps(depth) or self.pixels is not None or self.backbone_weights is not None
+            self.layers(depth)
+            or self.taps(depth)
+            or self.pixels is not None
+            or self.backbone_weights is not None
+            or self.query_after is not None  # the cached features are not those that a head reads
         )
 
     def reads_features(self, depth: int) -> bool:
@@ -84,13 +94,31 @@ class Method:
         return self.uses_query or self.statistics is not None or not self.touches(depth)
 
     @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of models that a client compares by their loss before it trains; hooks find the name in `self.view`."""
+        return ()
+
+    @property
     def uses_query(self) -> bool:
-        """Whether a hook reads `query`, the prompt-free final CLS feature of the frozen backbone."""
+        """Whether a hook reads `query`, the prompt-free CLS feature of the frozen backbone after the block `query_after`."""
         return False
+
+    @property
+    def query_after(self) -> int | None:
+        """The block after which `query` is the CLS token, with the final norm; None: the last block."""
+        return None
 
     @property
     def uses_prior(self) -> bool:
         """Whether a hook reads ``p["prior"]`` [C], the client's own class distribution, which never leaves the client."""
+        return False
+
+    @property
+    def uses_round(self) -> bool:
+        """Whether a hook reads ``p["round"]`` or ``server["round"]`` [], the number of the current round from 1.
+
+        In evaluation it is the number of the last finished round. `Task.rounds` is the number of all rounds.
+        """
         return False
 
     @property
@@ -183,10 +211,31 @@ class Method:
 
     # -- a client's training ---------------------------------------------------------------------------------------
     @optional_hook
+    def choose_by_loss(self, p: Values, losses: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} that a client chooses by the mean loss of each of its `candidates`, `losses` {candidate: scalar}.
+
+        The losses are those on the client's training data. A name of params() becomes the client's starting value. All other
+        values are reported to the server, which finds them in `updates.sums`; their bytes count.
+        Called before a client trains, in every round, and before it is evaluated.
+        """
+
+    @optional_hook
+    def batch_values(  # type: ignore[empty-body]
+        self, p: Values, query: Tensor, weight: Tensor, epoch: Tensor
+    ) -> dict[str, Tensor]:
+        """{name: tensor} that the other hooks of this step find in `p`: what depends on the whole batch or on the epoch.
+
+        `query` [B, D] and the samples' weights `weight` [B] are those of the whole batch, which may pass through the backbone
+        in pieces. `epoch` (0-d) is the client's epoch of this local phase, from 0.
+        Called in every training step, before the forward passes.
+        """
+
+    @optional_hook
     def extra_loss(self, p: Values, received: Values, out: Values, query: Tensor) -> Tensor:  # type: ignore[empty-body]
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
 
-        `received`: the shared parameters as the server sent them. Called in every training step, after the forward passes.
+        `received`: the shared parameters as the server sent them. `out` also holds the labels ``out["y"]`` [B] and the class
+        scores ``out["logits"]`` [B, C]. Called in every training step, after the forward passes.
         """
 
     @optional_hook
@@ -198,11 +247,12 @@ class Method:
 
     @optional_hook
     def observe(  # type: ignore[empty-body]
-        self, p: Values, taps: Mapping[int, Tensor], query: Tensor, y: Tensor, weight: Tensor
+        self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
         """{name: sums} over the batch, without gradient; the core adds them up over the round. `weight` [B] weighs samples.
 
-        `taps` {block: [B, D]}. The only hook of a training step that sees labels, `y` [B].
+        `taps` {block: [B, D]} also holds what the pass ends with: ``taps["cls"]`` [B, D], ``taps[slot]``,
+        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B]. `y` [B] are the labels.
         Called in every training step of a round, not in fine-tuning.
         """
 

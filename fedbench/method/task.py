@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Task:
     image_size: int = 0
     frozen: Values = field(default_factory=dict)
     held_out: int = 0  # clients that never train
+    rounds: int = 1  # of the whole run
+    local: Mapping[str, Any] = field(default_factory=dict)  # the run's block `local` with all defaults
 
     def normal(self, name: str, *shape: int, std: float) -> Tensor:
         """N(0, std^2) draws of the given shape, from the stream of the parameter `name`."""

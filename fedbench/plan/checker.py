@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from fedbench.data import Dataset
+from fedbench.plan.availability import read_availability
 from fedbench.plan.config import Block, PlannedRun, RunConfig, short_name
 from fedbench.plan.content import FileLister, by_content
+from fedbench.plan.identity import identity_of
 from fedbench.plan.mistakes import Mistakes, shown
 from fedbench.plan.paths import expanded, problem_with
 from fedbench.plan.plugins import PLUGIN_KINDS, Kind, Plugins
@@ -110,12 +112,23 @@ class Checker:
         if memo not in self._memo:
             block = self._plugin(kind, value)
             try:
-                identity = by_content(block, self._files_read(kind, block), self.data)
+                identity = by_content(self._identifying(kind, block), self._files_read(kind, block), self.data)
                 self._memo[memo] = Checked(block, frozenset() if block else UNKNOWN, identity)
             except (OSError, ValueError) as error:
                 self.mistakes.add("", _reason(error))
                 self._memo[memo] = Checked(None, UNKNOWN)
         return self._memo[memo]
+
+    def _identifying(self, kind: Kind, block: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The fields of a block that are part of a run's identity: all but later options that have their default."""
+        if block is None:
+            return None
+        later = {
+            field.name: field.default
+            for field in dataclasses.fields(cast(Any, self.plugins.classes[kind][block["name"]]))
+            if field.metadata.get("added_later")
+        }
+        return {name: value for name, value in block.items() if name not in later or value != later[name]}
 
     def _files_read(self, kind: Kind, block: dict[str, Any] | None) -> FileLister | None:
         """The hook of a dataset that lists the files of a folder which it reads."""
@@ -175,24 +188,34 @@ class Checker:
             checked[key] = self.block(model, {} if value is None else value, key)
         rest = {key: value for key, value in content.items() if key not in checked}
         scalars, sound = self._scalars(rest)
+        metrics = self._metrics(scalars.get("metrics", ()))
+        sound &= metrics is not None
         if label is None:
             label, fine = self._label_of(content.get("method"))
             sound &= fine
         blocks = {key: block.value if block.value is not None else {"name": ""} for key, block in checked.items()}
+        scalars = scalars | {"metrics": tuple(metric.value for metric in metrics or ())}
         run = RunConfig.model_construct(**{**_defaults(), **scalars, **blocks})
         wrong = frozenset(f"{key}.{name}" for key, block in checked.items() for name in block.wrong)
         if not checked["clients"].wrong and not self._cohort_fits(run):
             wrong |= {"clients.per_round"}
+        if not checked["clients"].wrong and not self._participation_fits(run):
+            wrong |= {"clients.available"}
         if wrong or not sound:
             self.drafts.append(Draft(run, wrong))
             return None
         try:
             weights = by_content(run.backbone.model_dump())
+            clients = by_content(identity_of(run)["clients"], data=self.data)
         except (OSError, ValueError) as error:
             self.mistakes.add("", _reason(error))
             return None
         identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
-        return PlannedRun(run, label or self._label(run), {**run.model_dump(), **identities, "backbone": weights})
+        if metrics:
+            identities["metrics"] = [metric.identity for metric in metrics]
+        return PlannedRun(
+            run, label or self._label(run), {**identity_of(run), **identities, "backbone": weights, "clients": clients}
+        )
 
     def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """The checked keys of a run that are not blocks, and whether all are right."""
@@ -234,8 +257,50 @@ class Checker:
         )
         return False
 
+    def _metrics(self, written: tuple[Any, ...]) -> list[Checked] | None:
+        """The checked metric plug-ins of a run. Otherwise None, and mistakes are added."""
+        metrics = [self.plugin("metric", value) for value in written]
+        if any(metric.value is None for metric in metrics):
+            return None
+        names = [metric.value["name"] for metric in metrics]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            self.mistakes.add("metrics", f"{twice[0]} is there twice, and records have one column for each name")
+            return None
+        return metrics
+
+    def _participation_fits(self, run: RunConfig) -> bool:
+        """Whether the keys of participation have an effect and the file of availability can be read. Else adds mistakes."""
+        clients, before = run.clients, len(self.mistakes)
+        if clients.candidates is not None and clients.draw != "loss":
+            self.mistakes.add(
+                "clients.candidates", f"{clients.candidates} has no effect with `draw: uniform`, only with loss"
+            )
+        elif clients.candidates is not None and clients.candidates < clients.per_round:
+            self.mistakes.add(
+                "clients.candidates", f"expected at least per_round ({clients.per_round}), found {clients.candidates}"
+            )
+        if clients.stragglers and run.local.epochs == 1:
+            self.mistakes.add(
+                "clients.stragglers", "needs local.epochs of at least 2, since a straggler trains for fewer"
+            )
+        return self._is_readable(clients.available, clients.number) and len(self.mistakes) == before
+
+    def _is_readable(self, path: Path | None, clients: int) -> bool:
+        """Whether a file of availability, if any, can be read; a grid's runs share it. Otherwise adds a mistake."""
+        memo = f"available {path} {clients}"
+        if path is not None and memo not in self._memo:
+            self._memo[memo] = Checked(None)
+            try:
+                read_availability(path, clients)
+            except (OSError, ValueError) as error:
+                self.mistakes.add("clients.available", _reason(error))
+                self._memo[memo] = Checked(None, UNKNOWN)
+        return path is None or not self._memo[memo].wrong
+
     def _label(self, run: RunConfig) -> str:
         label = short_name(run.method, self.plugins.classes["method"][run.method["name"]])
+        if note := self.plugins.make("method", run.method).label_note:
+            label += f", {note}"
         if run.aggregation["name"] != "fedavg":
             label += " + " + short_name(run.aggregation, self.plugins.classes["aggregation"][run.aggregation["name"]])
         return label

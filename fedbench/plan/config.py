@@ -53,6 +53,30 @@ class ClientsConfig(Block):
     validation: float = Field(
         0.1, ge=0, lt=1, description="share of each client's training samples set aside for validation"
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that a client of a cohort receives values and sends nothing; one always does",
+    )
+    stragglers: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a client of a cohort trains for fewer epochs, drawn from 1 to `local.epochs` - 1",
+    )
+    available: Path | None = Field(
+        None,
+        description="CSV file with the columns round and client: who is available in which round; its rounds repeat",
+    )
+    draw: Literal["uniform", "loss"] = Field(
+        "uniform",
+        description="loss: of `candidates` clients, drawn by their numbers of samples, those with the largest training loss "
+        "when they last took part (Cho et al. 2020)",
+    )
+    candidates: int | None = Field(
+        None, ge=1, description="clients of which `draw: loss` chooses a cohort; default: twice `per_round`"
+    )
 
     @field_validator("held_out")
     @classmethod
@@ -77,12 +101,22 @@ class LocalConfig(Block):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
-    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate after each round")
+    lr_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate after each round; needs `schedule: exponential`"
+    )
     clip: float | None = Field(None, gt=0, description="largest norm of a client's gradient; default: no clipping")
     augment: Literal["none", "flip", "crop_flip"] = Field(
         "none",
         description="augmentation of training images. flip: random horizontal flips; crop_flip: also random shifts by up "
         "to an eighth of the image",
+    )
+    schedule: Literal["constant", "exponential", "cosine", "warmup"] = Field(
+        "exponential",
+        description="learning rate over the rounds. exponential: times `lr_decay` after each round, so constant by default; "
+        "cosine: from `lr` to zero along half a cosine; warmup: linearly up to `lr`, then as cosine",
+    )
+    warmup_rounds: int = Field(
+        5, ge=1, description="rounds in which the learning rate rises; needs `schedule: warmup` and more rounds"
     )
 
 
@@ -111,6 +145,10 @@ class Machine(Block):
         False,
         description="compile the backbone's shared blocks with torch.compile. Meant for GPUs; slower on a CPU, where it "
         "needs a C++ compiler",
+    )
+    graphs: bool = Field(
+        False,
+        description="replay the passes of local steps as CUDA graphs. Meant for small ViTs on a GPU; no effect on a CPU",
     )
     pack: bool = Field(
         False,
@@ -202,6 +240,11 @@ class Tune(Block):
         description="rounds of the first trials; the better half continues to twice as many, and so on up to the run's "
         "rounds, where the choice is made. Default: all trials have the run's rounds",
     )
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="seeds on which the three best trials are compared, at most those of the runs; 1: the first seed decides",
+    )
     per_seed: bool = Field(
         False, description="true: repeat the search for every seed; false: search on the first seed, use for all"
     )
@@ -223,7 +266,12 @@ class RunConfig(Block):
     )
     seed: int = Field(0, ge=0, description="seed of every random stream")
     seeds: Seeds = Field(Seeds(), description="overrides of the seed for single random streams")
-    rounds: int = Field(100, ge=1, description="rounds of federated training")
+    rounds: int = Field(
+        100,
+        ge=1,
+        description="rounds of federated training. A run continues a finished shorter run of the same results "
+        "folder if nothing else differs and no schedule depends on the number of rounds",
+    )
     clients: ClientsConfig = Field(ClientsConfig(), description="the number of clients, and which of them take part")
     local: LocalConfig = Field(LocalConfig(), description="a client's local training")
     evaluate_every: int = Field(
@@ -233,39 +281,15 @@ class RunConfig(Block):
         "float32",
         description="tf32: float32 with matrix products rounded to 10 bits on a GPU; bfloat16: autocast of the backbone",
     )
+    metrics: tuple[Any, ...] = Field(
+        (), description="further numbers of each evaluation of test data: metric plug-ins, by name or as `{name: ...}`"
+    )
     test_data: bool = Field(True, description="whether test data are evaluated; trials of a tuning never use them")
 
     def stream(self, name: Literal["partition", "cohort", "init", "batches"]) -> int:
         """The seed of one random stream: the override in `seeds` if there is one, else the run's seed."""
         override = getattr(self.seeds, name)
         return self.seed if override is None else int(override)
-
-
-# Keys in which runs with one and the same training may differ.
-EVALUATION_ONLY = ("evaluate_every", "test_data")
-# Keys in which runs that are trained together as rows of one graph may differ.
-PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
-CLIENT_RECIPE = ("lr", "lr_decay", "clip")  # keys of `local` in which they may differ
-
-
-def training_key(identity: Mapping[str, Any]) -> str:
-    """A key that is equal for runs that differ only in evaluation, and so share one training; see `fedbench.run.pack`."""
-    return json.dumps(_of_training(identity), sort_keys=True)
-
-
-def _of_training(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that affects its training. For the method, this is `Method.in_training`."""
-    method = {name: value for name, value in identity["method"].items() if name != "finetune_epochs"}
-    method["logit_prior"] = method.get("logit_prior") in ("train", "both")
-    return {name: value for name, value in identity.items() if name not in EVALUATION_ONLY} | {"method": method}
-
-
-def pack_key(identity: Mapping[str, Any]) -> str:
-    """A key that is equal for runs that can be trained together; see `fedbench.run.pack`."""
-    fixed = {name: value for name, value in _of_training(identity).items() if name not in PACKED_FREELY}
-    fixed["aggregation"] = identity["aggregation"]["name"]  # without its options, which act at the server only
-    fixed["local"] = {name: value for name, value in identity["local"].items() if name not in CLIENT_RECIPE}
-    return json.dumps(fixed, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.base.home import HOME, sweep_file
+from fedbench.plan import schedule
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import TRACKERS, Cluster, ConfigError, Machine, PlannedRun, RunConfig, Sweep, Tune
 from fedbench.plan.content import forget
@@ -107,6 +108,7 @@ def check_sweep(
         add_unused_momentum(run, mistakes)
         if planned is not None:
             add_unused_options(run, planned, available, mistakes)
+            schedule.add_mistakes(run, planned.run, mistakes)
             runs.setdefault(planned.key, planned)
     if tune is not None:
         _check_tune(tune, list(runs.values()), available, mistakes)

@@ -19,13 +19,18 @@ from typing import Any, Literal
 from fedbench import data, method
 from fedbench.base.home import HOME
 
-Kind = Literal["method", "aggregation", "dataset", "partition"]
+Kind = Literal["method", "aggregation", "dataset", "partition", "metric"]
 
+# {kind: (folder, class, base)} of the plug-ins of which a run has exactly one.
 PLUGIN_KINDS: dict[Kind, tuple[str, str, type]] = {
     "method": ("methods", "Method", method.Method),
     "aggregation": ("methods/aggregation", "Aggregation", method.Aggregation),
     "dataset": ("datasets", "Dataset", data.Dataset),
     "partition": ("datasets/partitioners", "Partitioner", data.SplitSource),
+}
+ALL_KINDS: dict[Kind, tuple[str, str, type]] = {
+    **PLUGIN_KINDS,
+    "metric": ("methods/metrics", "Metric", method.Metric),  # of which a run has any number
 }
 
 
@@ -43,7 +48,7 @@ class Plugins:
     def classes(self) -> dict[Kind, dict[str, type]]:
         """{kind: {name: class}}, where the name is that of the file. Raises PluginError."""
         classes: dict[Kind, dict[str, type]] = {}
-        for kind, (subfolder, class_name, base) in PLUGIN_KINDS.items():
+        for kind, (subfolder, class_name, base) in ALL_KINDS.items():
             classes[kind] = {}
             for home in (HOME, *self.folders):
                 for path in sorted((home / subfolder).glob("*.py")):
@@ -55,6 +60,7 @@ class Plugins:
     def files(self, blocks: Mapping[str, Any]) -> tuple[Path, ...]:
         """The source files of the plug-ins in a run's blocks."""
         modules = [self.classes[kind][blocks[kind]["name"]].__module__ for kind in PLUGIN_KINDS]
+        modules += [self.classes["metric"][block["name"]].__module__ for block in blocks.get("metrics", ())]
         return tuple(Path(str(sys.modules[module].__file__)) for module in modules)
 
     def make(self, kind: Kind, block: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
-from fedbench.method.fitting import check_blocks, check_parameters
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -139,6 +139,8 @@ class _TaskChecks:
 
 def _parameters_fit(method: Method, aggregation: Aggregation | None, task: Task) -> None:
     """Raise ValueError for parameters that do not fit the method's options."""
+    if aggregation is not None:
+        check_private(method, aggregation)
     spec = method.params(task)
     check_parameters(method, spec if aggregation is None else {**spec, **aggregation.params(spec, task)})
 
@@ -168,4 +170,6 @@ def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
         image_size=vit.image_size,
         frozen=dict(vit.named_parameters()),
         held_out=_held_out(run),
+        rounds=run.rounds,
+        local=run.local.model_dump(),
     )

@@ -1,25 +1,28 @@
 """Tuning with the same budget for every method in every setting; validation accuracy alone decides.
 
-A trial is a separate run that never evaluates test data. These are the trials of a method in a setting, on the first seed,
-or on each seed with `tune.per_seed`:
+A trial is a separate run that never evaluates test data. These are the trials of a method in a setting, on the first seed
+(steps 1 to 3), or on each seed with `tune.per_seed`:
 
 1. Trial 0 has the values of the sweep file. Most other trials are points of a Latin hypercube over the method's ranges.
 2. The last quarter of the trials follows when these have ended. If the best value so far lies in the outermost part of its
    range, they try values beyond that edge (a range is widened once), else values close to the best trial.
 3. With `tune.rounds`, the better half continues to twice as many rounds, and so on (successive halving, Jamieson and
-   Talwalkar 2016, arXiv 1502.07943). The last trials, trial 0 among them, have the run's number of rounds and decide.
+   Talwalkar 2016, arXiv 1502.07943). The last trials, trial 0 among them, have the run's number of rounds.
+4. The three best of these, trial 0 among them, are repeated on further seeds (`tune.seeds`), and `plan.finalists` chooses
+   between them. With `tune.per_seed` nothing is repeated: each seed chooses for itself.
 
-Then the runs use the values of the best trial; until then they wait. The number and the lengths of trials are the same for
+Then the runs use the chosen values; until then they wait. The number and the lengths of trials are the same for
 every method that searches anything. Only runs are stored: the state of the search is derived from their records each time.
 
 `PlannedRun.tuning`, which run.yaml keeps as `tuning`, holds:
 
 * for a trial: `trial_of` (the label of its method), `values` ({dotted path: value}), `number` (from 0), `kind` ("default",
-  "search", "widened" or "refined") and `rung` (from 0; only trials of the last rung decide);
+  "search", "widened" or "refined"; "repeated" on further seeds) and `rung` (from 0; trials of the last rung are repeated);
 * for a run with chosen values: `values`, `trials` (their number, each counted once on whatever rung it ended), `validation`
-  (accuracy of the best trial), `trial` (its folder), `default_validation` (of trial 0 on the last rung, None if it diverged),
-  `rungs` ([trials, rounds] of each), `budget_rounds` (their total), `per_seed`, `widened` (paths whose range was widened) and
-  `edges` (paths whose chosen value still lies at an edge of its range).
+  (accuracy of the chosen values, mean over `tuned_seeds` seeds), `trial` (its folder, on the first seed), `default_validation`
+  (of trial 0, None if it diverged), `default_kept` (whether other values did better, but by no more than the standard error),
+  `rungs` ([trials, rounds] of each), `budget_rounds` (the total with the repeats), `per_seed`, `widened` (paths whose range
+  was widened) and `edges` (paths whose chosen value still lies at an edge of its range).
 """
 
 from __future__ import annotations
@@ -36,30 +39,9 @@ from typing import Any
 from fedbench.base.naming import flat
 from fedbench.base.records import RunFolder
 from fedbench.plan.config import ConfigError, PlannedRun, Sweep, Tune
+from fedbench.plan.finalists import FINALISTS, Finalist, Trial, choose, outcome
 from fedbench.plan.planning import with_values
 from fedbench.plan.search_space import Ranges, draws, edge_of, point, search_space, share_of, widened
-
-FINALISTS = 3  # at least this many trials reach the run's number of rounds: the two best and trial 0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial on one rung: its run, the values that it tries, and how it ended."""
-
-    planned: PlannedRun
-    values: dict[str, Any]
-    ended: bool
-    validation: float | None  # mean validation accuracy of the last round; None: not ended, or diverged
-
-    @property
-    def number(self) -> int:
-        """The trial's number, from 0; the same on every rung."""
-        return int(self.planned.tuning["number"])
-
-    @property
-    def order(self) -> tuple[float, int]:
-        """A sort key: trials from best to worst, and equal trials by number."""
-        return -1.0 if self.validation is None else self.validation, -self.number
 
 
 @dataclass(frozen=True)
@@ -68,18 +50,20 @@ class Group:
 
     runs: tuple[PlannedRun, ...]
     trials: tuple[Trial, ...] = ()
-    last: tuple[Trial, ...] = ()  # those of the last rung, if it has been reached
+    finalists: tuple[Finalist, ...] = ()  # once the last rung has ended
     summary: Mapping[str, Any] = field(default_factory=dict)  # what the chosen runs keep of the search
+    ranges: Ranges = field(default_factory=dict)  # as far as they were widened
+    strata: int = 1  # parts of a range, of which the outer two are its edges
 
     @property
     def decided(self) -> bool:
-        """Whether all trials of the last rung have ended, and at least one did not diverge."""
-        return all(trial.ended for trial in self.last) and any(t.validation is not None for t in self.last)
+        """Whether all finalists have ended, and at least one did not diverge."""
+        return all(f.ended for f in self.finalists) and any(f.validation is not None for f in self.finalists)
 
-    @property
-    def best(self) -> Trial:
-        """The trial of the last rung with the highest validation accuracy; of equal trials, the first."""
-        return max(self.last, key=lambda trial: trial.order)
+    @cached_property
+    def chosen(self) -> Finalist:
+        """The finalist whose values the runs use."""
+        return choose(self.finalists)
 
 
 def next_stage(sweep: Sweep, results: Path) -> Sweep:
@@ -105,18 +89,24 @@ def next_stage(sweep: Sweep, results: Path) -> Sweep:
 
 
 def chosen_runs(sweep: Sweep, group: Group) -> list[PlannedRun]:
-    """The runs of a decided group with the values of its best trial."""
-    best = group.best
-    default = next((trial for trial in group.last if trial.number == 0), None)
+    """The runs of a decided group with the chosen values."""
+    chosen = group.chosen
+    best = max(group.finalists, key=lambda finalist: finalist.order)
+    default = next((finalist for finalist in group.finalists if finalist.number == 0), None)
     tuning = {
-        "values": best.values,
+        "values": chosen.values,
         "trials": len({trial.number for trial in group.trials}),
-        "validation": best.validation,
-        "trial": best.planned.name,
+        "validation": chosen.validation,
+        "trial": chosen.planned.name,
         "default_validation": None if default is None else default.validation,
+        "default_kept": chosen.number == 0 and best.number != 0,
+        "tuned_seeds": len(chosen.trials),
+        "edges": sorted(
+            path for path, range_ in group.ranges.items() if edge_of(range_, chosen.values[path], group.strata)
+        ),
         **group.summary,
     }
-    return [with_values(run, best.values, sweep.plugins, tuning) for run in group.runs]
+    return [with_values(run, chosen.values, sweep.plugins, tuning) for run in group.runs]
 
 
 def tuning_groups(sweep: Sweep, results: Path) -> Iterator[Group]:
@@ -187,14 +177,23 @@ class _Search:
         complete = len(trials) >= min(self.tune.trials, 1 + self.strata + self.late)
         for rung, (count, _) in enumerate(self.rungs[1:], start=1):
             if not (complete and _ended(last)):
-                break
+                return Group(self.runs, tuple(everything))
             kept = self._promoted(last, count)
             last = [self._trial(rung, t.number, t.planned.tuning["kind"], t.values) for t in kept]
             everything += last
-        else:
-            complete = complete and _ended(last)
-            return Group(self.runs, tuple(everything), tuple(last) if complete else (), self._summary(last, edges))
-        return Group(self.runs, tuple(everything))
+        if not (complete and _ended(last)):
+            return Group(self.runs, tuple(everything))
+        finalists = [self._finalist(trial) for trial in self._promoted(last, min(FINALISTS, len(last)))]
+        everything += [trial for finalist in finalists for trial in finalist.trials[1:]]
+        ranges = {path: widened(r, edges[path]) if path in edges else r for path, r in self.ranges.items()}
+        return Group(self.runs, tuple(everything), tuple(finalists), self._summary(edges), ranges, self.strata)
+
+    def _finalist(self, trial: Trial) -> Finalist:
+        """A trial of the last rung, with its repeats on further seeds."""
+        rung = len(self.rungs) - 1
+        others = self.runs[1 : repeats(self.tune, len(self.runs)) + 1]
+        repeated = [self._trial(rung, trial.number, "repeated", trial.values, run) for run in others]
+        return Finalist((trial, *repeated))
 
     def _opening(self) -> list[tuple[str, dict[str, Any]]]:
         """Trial 0 with the values of the sweep file, and the points of the hypercube."""
@@ -245,16 +244,13 @@ class _Search:
         kept = default + [trial for trial in ranked if trial.number != 0][: count - len(default)]
         return sorted(kept, key=lambda trial: trial.number)
 
-    def _summary(self, last: Sequence[Trial], edges: Mapping[str, int]) -> dict[str, Any]:
-        """The facts about the search that the chosen runs keep, beside the chosen values."""
-        space = {path: widened(r, edges[path]) if path in edges else r for path, r in self.ranges.items()}
-        best = max(last, key=lambda trial: trial.order)
+    def _summary(self, edges: Mapping[str, int]) -> dict[str, Any]:
+        """The facts about the search that the chosen runs keep, beside the choice."""
         return {
             "rungs": [list(rung) for rung in self.rungs],
-            "budget_rounds": budget_rounds(self.rungs),
+            "budget_rounds": budget_rounds(self.rungs, repeats(self.tune, len(self.runs))),
             "per_seed": self.tune.per_seed,
             "widened": sorted(edges),
-            "edges": sorted(path for path, r in space.items() if edge_of(r, best.values[path], self.strata)),
         }
 
     def _is_legal(self, values: Mapping[str, Any]) -> bool:
@@ -264,12 +260,14 @@ class _Search:
             return False
         return True
 
-    def _trial(self, rung: int, number: int, kind: str, values: dict[str, Any]) -> Trial:
+    def _trial(self, rung: int, number: int, kind: str, values: dict[str, Any], of: PlannedRun | None = None) -> Trial:
+        """A trial on the seed of the run `of`; None: on the first."""
         rounds = self.rungs[rung][1]
         run = {**values, "rounds": rounds, "evaluate_every": rounds, "test_data": False}
         tuning = {"trial_of": self.first.label, "values": values, "number": number, "kind": kind, "rung": rung}
-        planned = with_values(self.first, run, self.sweep.plugins, tuning)
-        return Trial(planned, values, *_outcome(RunFolder(self.results / planned.name)))
+        planned = with_values(of or self.first, run, self.sweep.plugins, tuning)
+        folder = RunFolder(self.results / planned.name)
+        return Trial(planned, values, folder.path, *outcome(folder))
 
 
 def _ended(trials: Iterable[Trial]) -> bool:
@@ -284,39 +282,35 @@ def _distinct(trials: Iterable[Trial]) -> list[Trial]:
     return list(kept.values())
 
 
-def _outcome(folder: RunFolder) -> tuple[bool, float | None]:
-    """(whether the trial has ended by itself, its last validation accuracy). A trial that diverged has ended without accuracy.
-
-    A trial with damaged files has not ended: the sweep does it again. Raises OSError if its folder is away.
-    """
-    status = folder.status
-    if status == "failed":
-        return folder.failure().get("kind") == "diverged", None
-    if status != "done" or folder.damage():
-        return False, None
-    records = folder.records()
-    value = max(records, key=lambda record: record["round"]).get("val_mean_accuracy") if records else None
-    return True, value
-
-
 # -- texts ---------------------------------------------------------------------------------------------------------------------
-def budget_rounds(steps: Iterable[Sequence[int]]) -> int:
-    """The rounds of all trials of a method in a setting together."""
-    return sum(trials * rounds for trials, rounds in steps)
+def repeats(tune: Tune, seeds: int) -> int:
+    """The further seeds on which finalists are repeated, of runs with `seeds` seeds."""
+    return 0 if tune.per_seed or tune.trials < 2 else min(tune.seeds, seeds) - 1
+
+
+def budget_rounds(steps: Sequence[Sequence[int]], further_seeds: int = 0) -> int:
+    """The rounds of all trials of a method in a setting together, with those of the finalists on further seeds."""
+    trials, rounds = steps[-1]
+    return sum(trials * rounds for trials, rounds in steps) + further_seeds * min(FINALISTS, trials) * rounds
 
 
 def budget_text(sweep: Sweep) -> str:
     """A sentence about the budget of the tuning; empty without `tune:`."""
-    if sweep.tune is None:
+    tune = sweep.tune
+    if tune is None:
         return ""
     runs = [*sweep.runs, *sweep.later]
-    lengths = sorted({planned.run.rounds for planned in runs if "trial_of" not in planned.tuning})
+    of_runs = [planned.run for planned in runs if "trial_of" not in planned.tuning]
+    further = repeats(tune, len({str((run.seed, run.seeds)) for run in of_runs}))
+    lengths = sorted({run.rounds for run in of_runs})
     parts = []
     for rounds in lengths or [max(planned.run.rounds for planned in runs)]:
-        steps = rungs(sweep.tune, rounds)
+        steps = rungs(tune, rounds)
         words = ", ".join(f"{trials} of {length} rounds" for trials, length in steps)
-        parts.append(f"{words} ({budget_rounds(steps)} rounds)")
-    seeds = "each seed" if sweep.tune.per_seed else "the first seed"
+        if further:
+            words += f", {min(FINALISTS, steps[-1][0])} of {rounds} rounds on {further} more"
+        parts.append(f"{words} ({budget_rounds(steps, further)} rounds)")
+    seeds = "each seed" if tune.per_seed else "the first seed"
     return f"tuning, for every method that searches values, in each setting on {seeds}: trials {'; or '.join(parts)}"
 
 

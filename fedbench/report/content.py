@@ -17,7 +17,7 @@ from fedbench.report.selection import ReportError
 from fedbench.report.statistics import LEVEL, NOT_TESTED, Comparison
 from fedbench.report.tables import contests, grid, notes, text
 from fedbench.report.tables.latex import to_latex
-from fedbench.report.tables.metrics import MAIN, METRIC
+from fedbench.report.tables.metrics import MAIN, metric_names
 from fedbench.report.tables.summary import labels, summary
 
 BUDGETS = {"sent": "bytes", "total_multiply_adds": "multiply-adds"}  # {column of the records: words}
@@ -119,9 +119,10 @@ class Content:
 
 
 def _check(options: ReportOptions, runs: pd.DataFrame) -> None:
-    wrong = [name for name in options.metrics if name not in METRIC]
+    legal = metric_names(runs.columns)
+    wrong = [name for name in options.metrics if name not in legal]
     if wrong:
-        raise ReportError(f"--metrics: unknown {', '.join(wrong)}; legal: {', '.join(METRIC)}")
+        raise ReportError(f"--metrics: unknown {', '.join(wrong)}; legal: {', '.join(legal)}")
     known = labels(runs)
     wrong = [name for name in options.versus or () if name not in known]
     if wrong:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fedbench.base.records import RecordsError
 from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
 from fedbench.report.selection import Planned, ReportError, Selection, select
 from fedbench.report.short_names import short_settings
-from fedbench.report.tables.metrics import METRIC, PROVENANCE
+from fedbench.report.tables.metrics import PROVENANCE, metric_names
 from fedbench.report.tables.summary import with_last_round
 
 NAMED = ("dataset", "partition", "aggregation", "backbone")  # blocks that a record names
@@ -73,8 +73,9 @@ def gather_selected(selection: Selection, sweeps: Sequence[Path], results: Path)
     if is_trial.all():
         raise ReportError("there are only trials of a tuning; start the same sweep again to run the chosen values")
     runs = described[~is_trial].drop(columns="trial_of").reset_index(drop=True)
+    chosen = {str(tuning["trial"]) for tuning in runs["tuning"] if "trial" in tuning}
     runs = with_last_round(runs.assign(tuning=runs["tuning"].map(key)), records)
-    trials = _trials(described[is_trial], records)
+    trials = _trials(described[is_trial], records, chosen)
     if not records.empty:
         records = records.drop(columns="reference").merge(
             runs[["run", "setting", "label", "seed", "reference", "state"]], on="run", validate="many_to_one"
@@ -107,7 +108,8 @@ def _read_records(planned: Sequence[Planned]) -> tuple[pd.DataFrame, dict[str, s
             rows += [record | {"run": run.folder.path.name} for record in read_records(run.folder)]
         except RecordsError as error:
             unreadable[run.folder.path.name] = f"{error}; the run is left out."
-    columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *METRIC]
+    names = metric_names({name for record in rows for name in record})
+    columns = ["run", "round", "rounds", *NAMED, "reference", *PROVENANCE, *names]
     # by columns, which takes a third of the time of building it by rows
     return pd.DataFrame({name: [record.get(name) for record in rows] for name in columns}), unreadable
 
@@ -227,8 +229,8 @@ def _clients(tables: Mapping[str, Clients], runs: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"held_out": bool, "accuracy": float})
 
 
-def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """A row per trial; `chosen` marks the best of each method and setting, once all of its trials have ended."""
+def _trials(described: pd.DataFrame, records: pd.DataFrame, chosen: Collection[str]) -> pd.DataFrame:
+    """A row per trial; its column `chosen` marks the runs named in `chosen`."""
     trials = described.assign(label=described["trial_of"])
     tuning = [_mapping(value) for value in described["tuning"]]
     trials["values"] = [key(_mapping(entry.get("values"))) for entry in tuning]
@@ -242,11 +244,6 @@ def _trials(described: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
         last = newest.reindex(columns=["run", *columns])
     trials = trials.merge(last, on="run", how="left").rename(columns={"val_mean_accuracy": "validation"})
     trials["validation"] = pd.to_numeric(trials["validation"]).astype(float).where(trials["state"] == "done")
-    trials["chosen"] = False
-    for _, group in trials.groupby(["setting", "label"], sort=False):
-        if group["state"].isin(["done", "diverged"]).all() and group["validation"].notna().any():
-            finalists = group[group["rounds"] == group["rounds"].max()]  # shorter trials do not decide
-            if finalists["validation"].notna().any():
-                trials.loc[finalists["validation"].idxmax(), "chosen"] = True
+    trials["chosen"] = trials["run"].isin(list(chosen))
     kept = ["run", "setting", "label", "seed", "number", "kind", "values", "state", "validation", "chosen", "rounds"]
     return trials[[*kept, "total_multiply_adds"]]

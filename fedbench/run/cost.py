@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbench import data
 from fedbench.method import Method, Param, Task, Values
 from fedbench.method.phases import trained_in
-from fedbench.plan.config import Machine, PlannedRun
+from fedbench.plan.config import LocalConfig, Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.run.server import parameters
 from fedbench.vit import backbone
@@ -159,17 +159,18 @@ class ImageCost:
 
     ``training``: for each epoch, all phases and views together. ``features``: once for each client's image, whose
     prompt-free feature the client keeps, or 0 if training reads none. ``inference``: to classify one new image, where no
-    feature is cached.
+    feature is cached. ``choosing``: once for each of a client's images in a round, to compare the method's candidates.
     """
 
     training: int
     features: int
     inference: int
+    choosing: int = 0
 
 
 def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, augment: Augment) -> ImageCost:
     """Count what one image costs a client. Augmented images have no cached features."""
-    touches, plain = method.touches(vit.depth), prompt_free(vit)
+    touches, plain = method.touches(vit.depth), prompt_free(vit, method.query_after)
     reads_cache = not touches and augment == "none"
     trains = trained_in(method, spec)
     reads = method.uses_query or method.statistics is not None or (reads_cache and bool(trains))
@@ -177,12 +178,18 @@ def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone
         training=training(method, spec, vit, reads_cache),
         features=plain if reads else 0,
         inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
+        choosing=sum(one_pass(method.at(view=name), spec, vit).forward for name in method.candidates),
     )
 
 
-def prompt_free(vit: backbone.Backbone) -> int:
-    """Multiply-adds of the frozen backbone on one image, without any prompt."""
-    return one_pass(Method(), {}, vit).forward
+def prompt_free(vit: backbone.Backbone, after: int | None = None) -> int:
+    """Multiply-adds of the frozen backbone on one image, without any prompt, up to block `after` (None: the last)."""
+    if after is None:
+        return one_pass(Method(), {}, vit).forward
+    block: Any = vit.vit.blocks[0]
+    t, width, hidden = vit.tokens, vit.width, int(block.mlp.fc1.out_features)
+    embedding = (vit.image_size // vit.patch_size) ** 2 * 3 * vit.patch_size**2 * width
+    return embedding + (after + 1) * (4 * t * width**2 + 2 * t * width * hidden + 2 * t**2 * width)
 
 
 def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, reads_cache: bool | None = None) -> int:
@@ -209,11 +216,20 @@ def chunk_images(cost: PassCost, device: torch.device, precision: str = "float32
     return max(1, min(GPU_CHUNK_TOKENS // tokens, fit))
 
 
-def task_of(vit: backbone.Backbone, classes: int, class_counts: Tensor, seed: int, held_out: int = 0) -> Task:
+def task_of(
+    vit: backbone.Backbone,
+    classes: int,
+    class_counts: Tensor,
+    seed: int,
+    held_out: int = 0,
+    rounds: int = 1,
+    local: LocalConfig | None = None,
+) -> Task:
     """The `Task` that `Method.params` receives, from the backbone and the clients' `class_counts` [clients, C]."""
     frozen = dict(vit.named_parameters())
     size = (vit.width, vit.depth, vit.patch_size)
-    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen, held_out)
+    recipe = (local or LocalConfig()).model_dump()
+    return Task(classes, len(class_counts), *size, class_counts, seed, vit.image_size, frozen, held_out, rounds, recipe)
 
 
 @dataclass(frozen=True)
@@ -235,14 +251,11 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     vit = _architecture(run.backbone.name, run.backbone.image_size)
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
-    spec = parameters(
-        method,
-        aggregation,
-        task_of(vit, classes, counts, seed=0),
-    )
+    spec = parameters(method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local))
     cost = one_pass(method, spec, vit)
     of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
-    passes = of_client * run.clients.per_round * run.local.epochs * run.rounds
+    taking_part = run.clients.per_round * (1 - run.clients.dropout)
+    passes = of_client * taking_part * run.local.epochs * (1 - run.clients.stragglers / 2) * run.rounds
     first = of_client * min(run.clients.number, run.clients.per_round * run.rounds)
     each = image_cost(method, spec, vit, run.local.augment)
     chunk = machine.chunk_images or chunk_images(cost, torch.device("cpu"))
@@ -252,7 +265,8 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     pixels = (train + extent.test) * 3 * vit.image_size**2
     frozen = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + frozen
-    return Estimate(int(passes * each.training + first * each.features), memory)
+    looks = of_client * taking_part * run.rounds
+    return Estimate(int(passes * each.training + first * each.features + looks * each.choosing), memory)
 
 
 _extents: dict[str, data.Extent] = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
+from fedbench.run.choice import chosen
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
 from fedbench.run.stacked_model import StackedModel
@@ -42,18 +43,25 @@ class Accuracies:
         return cls(np.concatenate([b.right for b in blocks]), np.concatenate([b.count for b in blocks]))
 
 
-@torch.inference_mode()
 def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int) -> Accuracies:
-    """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``.
+    """Accuracy of client k, whose values are row k of `values`, on the samples ``parts[k]``."""
+    return _accuracies(model, values, read, parts, chunk, None)[0]
 
-    One copy brings the sample numbers to the device, a second the clients and lengths of pieces. A third brings back the
-    hits.
+
+@torch.inference_mode()
+def _accuracies(
+    model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int, unseen: Stacked | None
+) -> tuple[Accuracies, int]:
+    """As `accuracies`, and the correct answers of a client with the values `unseen` [1, ...], if any, on all these samples.
+
+    Both read each image in one pass, of which they share what is equal. One copy brings the sample numbers to the device, a
+    second the clients and lengths of pieces. A third brings back the hits.
     """
     prior = model.method.adds_prior_in_evaluation
     count = np.array([len(part) for part in parts])
     blocks = _blocks(parts, chunk, one_client=model.method.backbone_weights is not None)
     if not blocks:
-        return Accuracies(np.zeros(len(parts), dtype=np.int64), count)
+        return Accuracies(np.zeros(len(parts), dtype=np.int64), count), 0
     rectangles = [_rectangle([piece for _, piece in block]) for block in blocks]
     flat = model.sample_index(np.concatenate([rectangle.ravel() for rectangle in rectangles]))
     indices = flat.split([rectangle.size for rectangle in rectangles])
@@ -65,15 +73,18 @@ def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Seque
     def hits(number: int) -> Tensor:
         index = indices[number].view(rectangles[number].shape)
         rows_, lengths_ = at[number]
-        logits = model.forward(_rows_of(values, blocks[number], rows_) | read, index, prior).logits
-        real = torch.arange(index.shape[1], device=logits.device) < lengths_[:, None]  # the rest is padding
-        hit: Tensor = (logits.argmax(-1) == model.labels[model.on_device(index)]) & real
-        return hit.sum(1)
+        versions = [_rows_of(values, blocks[number], rows_) | read]
+        if unseen is not None:
+            versions.append(_repeated(unseen, 0, len(index)) | read)
+        passes = model.forward_versions(versions, index, prior)
+        labels = model.labels[model.on_device(index)]
+        real = torch.arange(index.shape[1], device=labels.device) < lengths_[:, None]  # the rest is padding
+        return torch.stack([((each.logits.argmax(-1) == labels) & real).sum(1) for each in passes])
 
-    hits_of_pieces = torch.cat(model.thread_map(hits, range(len(blocks)))).cpu().numpy()
+    hits_of_pieces = torch.cat(model.thread_map(hits, range(len(blocks))), 1).cpu().numpy()  # [versions, pieces]
     right = np.zeros(len(parts), dtype=np.int64)
-    np.add.at(right, clients, hits_of_pieces)
-    return Accuracies(right, count)
+    np.add.at(right, clients, hits_of_pieces[0])
+    return Accuracies(right, count), int(hits_of_pieces[1:].sum())
 
 
 def _blocks(parts: Sequence[Ints], chunk: int, one_client: bool) -> list[list[tuple[int, Ints]]]:
@@ -95,8 +106,13 @@ def _rows_of(values: Stacked, block: Sequence[tuple[int, Ints]], clients: Tensor
     """The rows of the block's `clients` [pieces], which are on the device: a view if all are the same client, else a copy."""
     first = block[0][0]
     if all(client == first for client, _ in block):
-        return {name: value[first].expand(len(block), *value.shape[1:]) for name, value in values.items()}
+        return _repeated(values, first, len(block))
     return rows(values, clients)
+
+
+def _repeated(values: Stacked, client: int, count: int) -> Stacked:
+    """The row `client` of the values, `count` times, without a copy."""
+    return {name: value[client].expand(count, *value.shape[1:]) for name, value in values.items()}
 
 
 def _pieces(parts: Sequence[Ints]) -> list[tuple[int, Ints]]:
@@ -152,26 +168,56 @@ class Evaluation:
 
 def evaluate(experiment: Experiment) -> Evaluation:
     """Evaluate all clients, including held-out ones, with the present values."""
-    test_data, held_out = experiment.run.test_data, experiment.split.held_out
-    test, validation = _client_accuracies(experiment)
-    metrics = summary(test, held_out, global_accuracy(experiment, test)) if test_data else None
+    held_out, unseen = experiment.split.held_out, _global_model(experiment)
+    shared = unseen if unseen is not None and _tests_are_global(experiment) else None
+    test, validation, right = _client_accuracies(experiment, shared)
+    metrics = None
+    if experiment.run.test_data:
+        if shared is not None:
+            accuracy: float | None = float(right / test.count.sum())
+        else:
+            accuracy = None if unseen is None else _global_accuracy(experiment, unseen)
+        metrics = summary(test, held_out, accuracy)
     mean = _mean_accuracy(validation, ~held_out)
     return Evaluation(metrics, ValidationMetrics(mean), _client_table(experiment, test, validation))
 
 
-def _client_accuracies(experiment: Experiment) -> tuple[Accuracies, Accuracies]:
-    """Test and validation accuracies of all clients. Without `test_data`, no client has test samples."""
-    split, server, run = experiment.split, experiment.server, experiment.run
+def _global_model(experiment: Experiment) -> Stacked | None:
+    """The values [1, ...] of an unknown client, with which the server's model is tested on the global test set.
+
+    None if there is no such model because clients train or fine-tune values of their own, or if no test data may be read.
+    """
+    if not experiment.run.test_data or experiment.model.method.finetune_epochs:
+        return None
+    return experiment.server.unseen_client()
+
+
+def _tests_are_global(experiment: Experiment) -> bool:
+    """Whether the clients' test sets together are the global test set, each sample once."""
+    split = experiment.split
+    return np.array_equal(np.sort(split.test.indices), split.global_test(experiment.samples))
+
+
+def _client_accuracies(experiment: Experiment, unseen: Stacked | None) -> tuple[Accuracies, Accuracies, int]:
+    """Test and validation accuracies of all clients, and the correct answers of `unseen`, if any, on all their test sets.
+
+    Without `test_data`, no client has test samples.
+    """
+    split, server, run, model = experiment.split, experiment.server, experiment.run, experiment.model
     everyone = np.arange(run.clients.number)
     test: list[Accuracies] = []
     validation: list[Accuracies] = []
-    blocks = -(-len(everyone) * server.row_bytes() // BLOCK_BYTES)
+    # Without local values, all clients have the values of `unseen`, and so its answers.
+    equal = unseen is not None and not server.memory.spec
+    total, blocks = 0, -(-len(everyone) * server.row_bytes() // BLOCK_BYTES)
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
-        values = personal(experiment, block)
+        values, read = personal(experiment, block), server.read()
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
-        for results, parts in ((test, test_parts), (validation, [split.validation[k] for k in block])):
-            results.append(accuracies(experiment.model, values, server.read(), parts, experiment.chunk))
-    return Accuracies.joined(test), Accuracies.joined(validation)
+        result, right = _accuracies(model, values, read, test_parts, experiment.chunk, None if equal else unseen)
+        test.append(result)
+        total += int(result.right.sum()) if equal else right
+        validation.append(accuracies(model, values, read, [split.validation[k] for k in block], experiment.chunk))
+    return Accuracies.joined(test), Accuracies.joined(validation), total
 
 
 def _mean_accuracy(accuracy: Accuracies, clients: NDArray[np.bool_]) -> float | None:
@@ -203,19 +249,10 @@ def _client_table(experiment: Experiment, test: Accuracies, validation: Accuraci
     )
 
 
-def global_accuracy(experiment: Experiment, test: Accuracies) -> float | None:
-    """Accuracy on the global test set of the server's model, which an unknown client would use.
-
-    None if there is no such model because clients train or fine-tune values of their own.
-    """
-    samples, server = experiment.samples, experiment.server
-    whole, unseen = experiment.split.global_test(samples), server.unseen_client()
-    if unseen is None or experiment.model.method.finetune_epochs:
-        return None
-    if not server.memory.spec and np.array_equal(np.sort(experiment.split.test.indices), whole):
-        return float(test.right.sum() / len(whole))  # all clients have the same model, so their test sets are enough
-    parts = accuracies(experiment.model, unseen, server.read(), [whole], experiment.chunk)
-    return float(parts.each[0])
+def _global_accuracy(experiment: Experiment, unseen: Stacked) -> float:
+    """Accuracy on the global test set of the server's model with the values `unseen` [1, ...] of an unknown client."""
+    whole = experiment.split.global_test(experiment.samples)
+    return float(accuracies(experiment.model, unseen, experiment.server.read(), [whole], experiment.chunk).each[0])
 
 
 def personal(experiment: Experiment, clients: Ints) -> Stacked:
@@ -223,6 +260,7 @@ def personal(experiment: Experiment, clients: Ints) -> Stacked:
     server, run = experiment.server, experiment.run
     epochs = experiment.model.method.finetune_epochs
     if not epochs:
-        return server.send(torch.from_numpy(clients))
+        parts = [experiment.split.train[k] for k in clients]
+        return chosen(experiment.trainer, server.send(torch.from_numpy(clients)), server.read(), parts)[0]
     updates = experiment.train(clients, run.local.lr, "finetune", epochs=epochs)
     return rows(updates.updated, torch.argsort(updates.clients))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,18 +16,21 @@ from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
 from fedbench.data import Batches, Ints, Samples, Split
-from fedbench.method import Aggregation, ClientUpdates, Method, Param
-from fedbench.method.fitting import check_blocks, check_parameters
+from fedbench.method import Aggregation, ClientUpdates, Method, Metric, Param, Task
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
 from fedbench.plan.split import split_of
 from fedbench.run import cost
+from fedbench.run.choice import chosen
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.local import Trainer, without_training
+from fedbench.run.participation import Participation, participation
 from fedbench.run.server import Server, parameters
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
@@ -48,6 +50,7 @@ class Training:
     batches: Sequence[Batches]  # one item for each local phase; empty for a method that trains nothing
     samples: Sequence[int]  # [K]
     lr: float
+    reported: Stacked = field(default_factory=dict)  # what the method's `choose_by_loss` reports, [K, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -58,7 +61,8 @@ class Training:
         """Train the cohort."""
         if not self.batches:
             return without_training(self.clients, self.received, self.samples, self.lr)
-        return self.trainer.train(self.received, self.read, self.batches, self.recipe)
+        updates = self.trainer.train(self.received, self.read, self.batches, self.recipe)
+        return replace(updates, sums=updates.sums | self.reported)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +77,15 @@ class Experiment:
     server: Server
     image_cost: cost.ImageCost
     chunk: int  # images in one pass
+    task: Task
+    participation: Participation
+    metrics: Mapping[str, Metric]  # by name
     facts: RunFacts
 
     def cohort_of(self, round_: int) -> Ints:
-        """The clients of round `round_` (from 1), drawn without replacement. They do not depend on the method."""
-        return cohort_of(self.run, self._eligible, round_)
-
-    @cached_property
-    def _eligible(self) -> Ints:
-        return np.flatnonzero(~self.split.held_out)
+        """The clients of round `round_` (from 1). They do not depend on the method, unless losses choose them."""
+        losses = self.server.last_loss
+        return self.participation.cohort(round_, None if losses is None else losses.cpu().numpy())
 
     def train(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> ClientUpdates:
         """Train `clients` from what the server sends to each; `stream` names the random stream of their batches.
@@ -90,23 +94,32 @@ class Experiment:
         """
         return self.prepare(clients, lr, *stream, epochs=epochs).train()
 
-    def prepare(self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None) -> Training:
-        """Prepare the training that `train` does. With `epochs`, it is fine-tuning before evaluation."""
+    def prepare(
+        self, clients: Ints, lr: float, *stream: int | str, epochs: int | None = None, passes: Ints | None = None
+    ) -> Training:
+        """Prepare the training that `train` does. With `epochs`, it is fine-tuning before evaluation.
+
+        `passes`: each client's local epochs, if not all train for `local.epochs`.
+        """
         local, server, trainer = self.run.local, self.server, self.trainer
         train: Sequence[Ints] = self.split.train
         if epochs is not None:
             trainer = replace(trainer, local=local.model_copy(update={"epochs": epochs}), finetuning=True)
         elif self.model.method.centralized:
             train, clients = data.Parts.of([self._pool(clients, *stream)]), np.zeros(1, dtype=np.int64)
+            passes = None
         local, seed = trainer.local, self.run.stream("batches")
         batches = [
-            data.batches(train, clients, local.batch_size, local.epochs, seed, *stream, phase)
+            data.batches(
+                train, clients, local.batch_size, local.epochs if passes is None else passes, seed, *stream, phase
+            )
             for phase in range(len(trainer.phases))
         ]
         rows = torch.from_numpy(batches[0].clients if batches else clients)
         received = server.send(rows)
         if epochs is None and not trainer.model.method.needs_prior:
             received.pop("prior", None)
+        received, reported = chosen(trainer, received, server.read(), [train[k] for k in rows.tolist()])
         return Training(
             trainer=trainer,
             clients=sent_to(server.device, rows),
@@ -115,6 +128,7 @@ class Experiment:
             batches=batches,
             samples=[len(train[k]) for k in clients],
             lr=lr,
+            reported=reported,
         )
 
     def _pool(self, clients: Ints, *stream: int | str) -> Ints:
@@ -123,12 +137,6 @@ class Experiment:
         pool = train.indices[~self.split.held_out[train.owners]]
         draw = rng.numpy_stream(self.run.stream("batches"), "pool", *stream)
         return np.sort(draw.choice(pool, int(train.sizes[clients].sum()), replace=False))
-
-
-def cohort_of(run: RunConfig, eligible: Ints, round_: int) -> Ints:
-    """The clients of round `round_`, drawn from those that may train, in ascending order."""
-    draw = rng.numpy_stream(run.stream("cohort"), "cohort", round_)
-    return np.sort(draw.choice(eligible, run.clients.per_round, replace=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,20 +166,35 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     frozen = load_frozen(planned, machine, plugins, device, dtype)
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
-    spec = _parameters(run, frozen, split, method, aggregation)
+    task = _task(run, frozen, split)
+    spec = _parameters(task, frozen.vit.depth, method, aggregation)
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = _model(run, machine, frozen, method, spec, chunk)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
+    takes_part = participation(run, split.held_out, split.train.sizes)
+    server = Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients)
+    if run.clients.draw == "loss":
+        server.last_loss = torch.full((run.clients.number,), torch.inf, dtype=torch.float64)
     return Experiment(
         run=run,
         samples=frozen.samples,
         split=split,
         model=model,
-        trainer=Trainer(replace(model, method=method.in_training()), aggregation, run.local, clients, piece),
-        server=Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients),
+        trainer=Trainer(
+            replace(model, method=method.in_training()),
+            aggregation,
+            run.local,
+            clients,
+            piece,
+            graphs=StepGraphs() if machine.graphs and device.type == "cuda" else None,
+        ),
+        server=server,
         image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
         chunk=chunk,
-        facts=_facts(planned, plugins, frozen, split, method, spec, chunk),
+        task=task,
+        participation=takes_part,
+        metrics={block["name"]: plugins.make("metric", block) for block in run.metrics},
+        facts=_facts(planned, plugins, frozen, split, takes_part, method, spec, chunk),
     )
 
 
@@ -208,16 +231,20 @@ def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
     return backbone.make(**block.model_dump(), shortcuts=machine.shortcuts)
 
 
-def _parameters(
-    run: RunConfig, frozen: Frozen, split: Split, method: Method, aggregation: Aggregation
-) -> dict[str, Param]:
-    """The tensors of the run. Raises ValueError if options exclude each other."""
+def _task(run: RunConfig, frozen: Frozen, split: Split) -> Task:
+    """The `Task` that the plug-ins receive."""
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
-    task = cost.task_of(frozen.vit, samples.num_classes, counts, run.stream("init"), held_out)
+    seed = run.stream("init")
+    return cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
+
+
+def _parameters(task: Task, depth: int, method: Method, aggregation: Aggregation) -> dict[str, Param]:
+    """The tensors of the run. Raises ValueError if options exclude each other."""
     spec = parameters(method, aggregation, task)
-    check_blocks(method, frozen.vit.depth)
+    check_private(method, aggregation)
+    check_blocks(method, depth)
     check_parameters(method, spec)
     return spec
 
@@ -254,7 +281,7 @@ def _model(
         backbone=_backbone_in_passes(run, frozen, method),
         images=frozen.images,
         labels=torch.from_numpy(np.array(frozen.samples.labels)).to(device),
-        features=_features(frozen, machine) if method.reads_features(frozen.vit.depth) else None,
+        features=_features(frozen, machine, method.query_after) if method.reads_features(frozen.vit.depth) else None,
         mode=machine.clients,
         autocast=run.precision == "bfloat16",
         compiled=CompiledBlocks(clients * piece) if machine.compile else None,
@@ -269,11 +296,11 @@ def _backbone_in_passes(run: RunConfig, frozen: Frozen, method: Method) -> Backb
     return process_cache.cached("bfloat16", frozen.key, lambda: frozen.vit.with_products_in(torch.bfloat16))
 
 
-def _features(frozen: Frozen, machine: Machine) -> Tensor:
+def _features(frozen: Frozen, machine: Machine, after: int | None) -> Tensor:
     return process_cache.cached(
         "features",
-        (frozen.cache_name, frozen.key),
-        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data),
+        (frozen.cache_name, frozen.key, after),
+        lambda: features(frozen.vit, frozen.images, frozen.cache_name, machine.data, after),
     )
 
 
@@ -295,6 +322,7 @@ def _facts(
     plugins: Plugins,
     frozen: Frozen,
     split: Split,
+    takes_part: Participation,
     method: Method,
     spec: Mapping[str, Param],
     chunk: int,
@@ -305,8 +333,7 @@ def _facts(
     def words(kind: Kind, block: dict[str, object]) -> str:
         return short_name(block, plugins.classes[kind][str(block["name"])])
 
-    eligible = np.flatnonzero(~split.held_out)
-    cohorts = np.concatenate([cohort_of(run, eligible, round_) for round_ in range(1, run.rounds + 1)])
+    cohorts = np.concatenate([takes_part.candidates(round_) for round_ in range(1, run.rounds + 1)])
     return RunFacts(
         run=planned.name,
         key=planned.key,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbench.data import Batches
@@ -18,32 +19,11 @@ from fedbench.method.hooks import describe
 from fedbench.method.phases import trained_in
 from fedbench.plan.config import LocalConfig
 from fedbench.run.client_optimizer import ClientOptimizer, Recipe
+from fedbench.run.phase import Phase, Piece
 from fedbench.run.stacked import Stacked, per_client, rows
 from fedbench.run.stacked_model import Pass, StackedModel
+from fedbench.run.step_graphs import StepGraphs
 from fedbench.vit.images import sent_to
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A local phase: the names that it trains, and the model in this phase's main pass and in its views."""
-
-    names: list[str]
-    model: StackedModel
-    views: dict[str, StackedModel]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Samples of one step [K, B]: their indices, weights (0: padding) and draws for the augmentation.
-
-    ``first``: whether it is the first piece of a step. Only this piece counts loss terms about parameters alone.
-    """
-
-    index: Tensor
-    weight: Tensor
-    flip: Tensor
-    shift: Tensor
-    first: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +39,7 @@ class Trainer:
     chunk: int
     piece: int = 1 << 30
     finetuning: bool = False  # before evaluation, not in a round
+    graphs: StepGraphs | None = None  # CUDA graphs of the steps, if wanted
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -112,7 +93,7 @@ class _ChunkTraining:
         """Train all phases in turn."""
         for phase, batches in zip(self.trainer.phases, phases, strict=True):
             self._phase(phase, batches)
-        epochs = max(1, self.local.epochs * len(phases))
+        epochs = sent_to(self.device, np.sum([batches.epochs for batches in phases], axis=0))  # [K] over all phases
         return ClientUpdates(
             clients=sent_to(self.device, np.array(phases[0].clients)),
             received=self.received,
@@ -132,6 +113,7 @@ class _ChunkTraining:
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
         weight = weight.to(self.model.images.dtype)
         used = (batches.weight > 0).sum(2).max(1)  # [S] columns that are not padding for every client
+        per_epoch = (batches.weight > 0).any(2).sum(0) // batches.epochs  # [K] steps
         for step, active in enumerate(batches.active):
             working = slice(0, active)  # the clients that still have batches
             pieces = []
@@ -139,7 +121,12 @@ class _ChunkTraining:
                 at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
                 pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
             n = weight[step, working].sum(1)
-            gradients = self._gradients(phase, leaves, pieces, working, n)
+            graphs, gradients = self.trainer.graphs, None
+            if graphs is not None:
+                gradients = graphs.gradients(self, phase, pieces, working, n)
+            if gradients is None:
+                epoch = (step // per_epoch[working]) if phase.model.method.batch_values is not None else None
+                gradients = self.gradients(phase, leaves, pieces, working, n, epoch)
             if step == 0:
                 _check_all_trained(phase, gradients)
             optimizer.clip(gradients)
@@ -150,14 +137,22 @@ class _ChunkTraining:
         for name in phase.names:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
-    def _gradients(
-        self, phase: Phase, leaves: Stacked, pieces: Sequence[Piece], working: slice, n: Tensor
+    def gradients(
+        self,
+        phase: Phase,
+        leaves: Stacked,
+        pieces: Sequence[Piece],
+        working: slice,
+        n: Tensor,
+        epoch: NDArray[np.int64] | None = None,
     ) -> list[Tensor | None]:
         """The gradient with respect to each leaf of the sum over clients of each client's mean loss over `n` [K] samples."""
         whole = working.stop == self.count
         live = {name: value if whole else value[working] for name, value in self.values.items()}
         live |= self.model.read_rows(self.read, working)
         received = rows(self.received, working)
+        if epoch is not None:
+            live |= self._batch_values(phase.model, live, pieces, epoch)
         total: list[Tensor | None] = [None] * len(leaves)
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)
@@ -165,6 +160,20 @@ class _ChunkTraining:
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
             self.loss[working] += losses.detach() * n
         return total
+
+    @torch.no_grad()
+    def _batch_values(
+        self, model: StackedModel, live: Stacked, pieces: Sequence[Piece], epoch: NDArray[np.int64]
+    ) -> Stacked:
+        """What the method makes of the whole batch, {name: [K, ...]}. Raises HookError for a name of params()."""
+        hook = model.method.batch_values
+        index, weight = (torch.cat([getattr(piece, name) for piece in pieces], 1) for name in ("index", "weight"))
+        query = None if model.features is None else model.features[model.on_device(index)]
+        args = (live, query, weight, sent_to(self.device, epoch))
+        made: Stacked = model.each(hook, args, (model.dims(live), None if query is None else 0, 0, 0))
+        if taken := sorted(made.keys() & model.spec.keys()):
+            raise HookError(f"{describe(hook)}: {taken[0]!r} is one of params(); give the value another name")
+        return made
 
     def _loss(self, phase: Phase, live: Stacked, received: Stacked, piece: Piece, n: Tensor) -> Tensor:
         """The piece's part of each client's mean loss [K] over `n` [K] samples. Also adds up the sums of `observe`."""
@@ -174,20 +183,20 @@ class _ChunkTraining:
         losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
         loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:
-            loss = loss + self._method_loss(phase, live, received, result, piece, n)
+            loss = loss + self._method_loss(phase, live, received, result, y, piece, n)
         if self.aggregation.extra_loss is not None and piece.first and not self.trainer.finetuning:
             shared = {name: received[name] for name, param in model.spec.items() if param.aggregated}
             if shared:  # otherwise the aggregation's loss has nothing to act on
                 loss = loss + model.each(self.aggregation.extra_loss, (live, shared), (model.dims(live), 0))
         if method.observe is not None and not self.trainer.finetuning:
-            self._observe(model, live, result, y, piece.weight)
+            self._observe(model, live, result, losses, y, piece.weight)
         return loss
 
     def _forward(self, model: StackedModel, live: Stacked, piece: Piece, add_prior: bool) -> Pass:
         return model.forward(live, piece.index, add_prior, self.local.augment, piece.flip, piece.shift)
 
     def _method_loss(
-        self, phase: Phase, live: Stacked, received: Stacked, result: Pass, piece: Piece, n: Tensor
+        self, phase: Phase, live: Stacked, received: Stacked, result: Pass, y: Tensor, piece: Piece, n: Tensor
     ) -> Tensor:
         """The method's extra loss for each client [K], added to its mean loss."""
         model, hook = phase.model, phase.model.method.extra_loss
@@ -195,7 +204,8 @@ class _ChunkTraining:
         for name, view in phase.views.items():
             result.out[f"{name}.cls"] = self._forward(view, live, piece, add_prior=False).out["cls"]
         query_dim = None if result.query is None else 0
-        extra: Tensor = model.each(hook, (live, shared, result.out, result.query), (model.dims(live), 0, 0, query_dim))
+        out = result.out | {"logits": result.logits, "y": y}
+        extra: Tensor = model.each(hook, (live, shared, out, result.query), (model.dims(live), 0, 0, query_dim))
         if extra.shape == piece.weight.shape:
             return masked_sum(extra, piece.weight) / n
         if extra.shape == n.shape:
@@ -206,8 +216,11 @@ class _ChunkTraining:
         )
 
     @torch.no_grad()
-    def _observe(self, model: StackedModel, live: Stacked, result: Pass, y: Tensor, weight: Tensor) -> None:
-        args = (live, result.taps, result.query, y, weight)
+    def _observe(
+        self, model: StackedModel, live: Stacked, result: Pass, losses: Tensor, y: Tensor, weight: Tensor
+    ) -> None:
+        taps = {**result.taps, **result.out, "logits": result.logits, "loss": losses}
+        args = (live, taps, result.query, y, weight)
         query_dim = None if result.query is None else 0
         for name, value in model.each(model.method.observe, args, (model.dims(live), 0, query_dim, 0, 0)).items():
             self.sums.setdefault(name, value.new_zeros(self.count, *value.shape[1:]))[: len(value)] += value
@@ -275,6 +288,7 @@ def _clients(batches: Batches, start: int, stop: int) -> Batches:
         flip=batches.flip[:steps, clients],
         shift=batches.shift[:steps, clients],
         active=active[:steps],
+        epochs=batches.epochs[clients],
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedbench.data import Batches, Ints
 from fedbench.method import ClientUpdates
-from fedbench.plan.config import CLIENT_RECIPE
+from fedbench.plan.identity import CLIENT_RECIPE
 from fedbench.run.client_optimizer import Recipe
 from fedbench.run.experiment import Training
 from fedbench.run.meter import SharedClock, wait
@@ -103,22 +103,41 @@ def train_together(
 
 
 def _copies(trainings: Sequence[Training]) -> list[int]:
-    """For each of several similar trainings, the number of the first training that is equal to it."""
-    return [
-        next(k for k, earlier in enumerate(trainings[: i + 1]) if earlier is training or _equal(earlier, training))
-        for i, training in enumerate(trainings)
-    ]
+    """For each of several similar trainings, the number of the first training that is equal to it.
+
+    The host waits for a GPU once for each training that others are compared with: once in all if all are equal.
+    """
+    first = list(range(len(trainings)))
+    left = list(first)
+    while left:
+        head, *left = left
+        alike = [i for i in left if _same_work(trainings[head], trainings[i])]
+        equal = _equal_values(trainings[head], [trainings[i] for i in alike])
+        for i in (i for i, is_equal in zip(alike, equal, strict=True) if is_equal):
+            first[i] = head
+            left.remove(i)
+    return first
 
 
-def _equal(first: Training, second: Training) -> bool:
-    """Whether two similar trainings do exactly the same computation."""
+def _same_work(first: Training, second: Training) -> bool:
+    """Whether two similar trainings differ at most in the values that they start from."""
     sizes = [(t.recipe, t.trainer.chunk, t.trainer.piece, len(t.batches)) for t in (first, second)]
-    return (
-        sizes[0] == sizes[1]
-        and all(torch.equal(first.received[name], value) for name, value in second.received.items())
-        and all(torch.equal(first.read[name], value) for name, value in second.read.items())
-        and all(a.active == b.active and _same_arrays(a, b) for a, b in zip(first.batches, second.batches, strict=True))
+    return sizes[0] == sizes[1] and all(
+        a.active == b.active and _same_arrays(a, b) for a, b in zip(first.batches, second.batches, strict=True)
     )
+
+
+def _equal_values(first: Training, others: Sequence[Training]) -> list[bool]:
+    """Whether each of the `others` starts from exactly the values of `first`."""
+
+    def pairs(other: Training) -> Iterator[tuple[Tensor, Tensor]]:
+        for values, other_values in ((first.received, other.received), (first.read, other.read)):
+            yield from ((values[name], value) for name, value in other_values.items())
+
+    if first.clients.device.type == "cpu":  # nothing to wait for
+        return [all(torch.equal(a, b) for a, b in pairs(other)) for other in others]
+    flags = [torch.stack([(a == b).all() for a, b in pairs(other)]).all() for other in others]
+    return torch.stack(flags).tolist() if flags else []
 
 
 def _same_arrays(first: Batches, second: Batches) -> bool:
@@ -218,7 +237,8 @@ def _joined(parts: Sequence[Batches], order: Ints) -> Batches:
         return np.concatenate([np.pad(a, f, mode=mode) for a, f in zip(arrays, fill, strict=True)], 1)[:, order]
 
     active = tuple(sum(part.active[step] for part in parts if step < len(part.active)) for step in range(longest))
-    return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active)
+    epochs = np.concatenate([part.epochs for part in parts])[order]
+    return Batches(order, joined("index", "edge"), joined("weight"), joined("flip"), joined("shift"), active, epochs)
 
 
 def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpdates:
@@ -228,7 +248,7 @@ def _part(whole: ClientUpdates, index: Tensor, training: Training) -> ClientUpda
         clients=training.clients,
         received=training.received,
         updated=rows(whole.updated, index),
-        sums=rows(whole.sums, index),
+        sums=rows(whole.sums, index) | training.reported,
         gradient=rows(whole.gradient, index),
         num_samples=whole.num_samples[index],
         steps=whole.steps[index],

@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,8 @@ from fedbench.data import Ints
 from fedbench.method import ClientUpdates
 from fedbench.plan.config import Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
-from fedbench.run import checkpoint, evaluation, resume
+from fedbench.plan.schedule import learning_rate
+from fedbench.run import checkpoint, evaluation, extension, resume, scoring
 from fedbench.run.evaluation import Evaluation
 from fedbench.run.experiment import Experiment, Training, build
 from fedbench.run.meter import Meter
@@ -96,9 +97,10 @@ class RunState:
         self.meter.count(result.images)
         due = self.over or self.rounds_done % self.experiment.run.evaluate_every == 0
         evaluated = evaluation.evaluate(self.experiment) if due else None
+        more = self._measured() if due else {}
         leaving = must_leave()  # right before writing, since it also checks that this process still holds the folder
         if evaluated is not None:
-            self._write(evaluated, result.costs)
+            self._write(evaluated, result.costs, more)
         if self.over or leaving or self.meter.since_mark() >= self.checkpoint_seconds:
             checkpoint.save(
                 self.folder.path,
@@ -113,7 +115,12 @@ class RunState:
         if leaving and not self.over:
             raise Stopped(f"after round {self.rounds_done} of {self.experiment.run.rounds}")
 
-    def _write(self, evaluated: Evaluation, costs: RoundCosts) -> None:
+    def _measured(self) -> dict[str, float | None]:
+        """What the aggregation and the metric plug-ins measure."""
+        run = self.experiment.run
+        return self.experiment.server.measures(run.model_dump()) | scoring.measured(self.experiment)
+
+    def _write(self, evaluated: Evaluation, costs: RoundCosts, more: Mapping[str, float | None]) -> None:
         """Add a record, and after the last round the table of clients."""
         record = Record(
             facts=self.experiment.facts,
@@ -123,6 +130,7 @@ class RunState:
             costs=costs,
             totals=self.totals,
             measured=self.meter.read(),
+            more=more,
         )
         self.folder.append(record.as_json())
         self.records_checksum.update(record_line(record.as_json()))
@@ -152,10 +160,17 @@ def begin(
     clock: Callable[[], float] = time.monotonic,
     halvings: int = 0,
 ) -> RunState:
-    """The run as its newest fitting checkpoint left it; `clock` counts its seconds. Raises what `build` raises."""
+    """The run as its newest fitting checkpoint left it, or as a shorter run that it continues ended.
+
+    `clock` counts its seconds. Raises what `build` raises.
+    """
     experiment = build(planned, machine, plugins, halvings)
     totals, rounds_done, seconds = TotalCosts(0, 0, 0), 0, 0.0
-    if (saved := resume.fitting_checkpoint(folder, planned.run)) is not None:
+    saved = resume.fitting_checkpoint(folder, planned.run)
+    if saved is None:
+        folder.cut_records(0)
+        saved = extension.continue_shorter_run(experiment, planned, folder)
+    if saved is not None:
         experiment.server.restore(saved.state)
         rounds_done, totals, seconds = saved.round, saved.totals, saved.seconds
     records = hashlib.sha256(b"".join(folder.cut_records(rounds_done)))
@@ -180,17 +195,21 @@ class SentRound:
     cohort: Ints
     new: Ints  # the clients of the cohort that take part for the first time
     statistics_bytes: int  # which the new clients sent
+    receivers: int  # clients that received values, those that dropped out among them
 
 
 def send(experiment: Experiment, round_: int) -> SentRound:
     """Draw the cohort of round `round_` (from 1), collect its statistics, and send it its starting values."""
-    local, cohort = experiment.run.local, experiment.cohort_of(round_)
+    drawn = experiment.cohort_of(round_)
+    cohort = experiment.participation.remaining(round_, drawn)
+    experiment.server.begin(round_)
     taken_part = experiment.server.has_taken_part
     new = cohort[~taken_part.numpy()[cohort]]
     statistics_bytes = collect_statistics(experiment, new)
     taken_part[new] = True
-    lr = local.lr * local.lr_decay ** (round_ - 1)
-    return SentRound(experiment.prepare(cohort, lr, round_), cohort, new, statistics_bytes)
+    lr = learning_rate(experiment.run.local, experiment.run.rounds, round_)
+    passes = experiment.participation.epochs(round_, cohort)
+    return SentRound(experiment.prepare(cohort, lr, round_, passes=passes), cohort, new, statistics_bytes, len(drawn))
 
 
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
@@ -200,7 +219,7 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     the classifier comes down once. Cached features cost each client one pass over its images, in its first round as well.
     """
     server, run = experiment.server, experiment.run
-    finite, loss, num_samples = _read_back(updates)
+    finite, loss = _read_back(updates)
     if not finite:
         raise Diverged(
             f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
@@ -208,14 +227,20 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
     up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
     server.merge(updates)
-    receivers = len(sent.cohort) if sent.training.batches else len(sent.new)
-    samples = num_samples * run.local.epochs
+    if server.last_loss is not None:
+        server.last_loss[updates.clients.cpu()] = updates.loss.cpu()
+    trains = bool(sent.training.batches)
+    senders, receivers = (len(sent.cohort), sent.receivers) if trains else (len(sent.new), len(sent.new))
+    samples = int((sent.training.batches[0].weight > 0).sum()) if trains else 0  # of all epochs
     first_passes = int(experiment.split.train.sizes[sent.new].sum())
+    cost = experiment.image_cost
     costs = RoundCosts(
         train_loss=_finite(loss),
-        bytes_up=up * receivers + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
+        bytes_up=up * senders + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
         bytes_down=down * receivers,
-        multiply_adds=samples * experiment.image_cost.training + first_passes * experiment.image_cost.features,
+        multiply_adds=samples * cost.training
+        + first_passes * cost.features
+        + sum(sent.training.samples) * cost.choosing,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))
 
@@ -234,14 +259,13 @@ def collect_statistics(experiment: Experiment, new: Ints) -> int:
     return sum(map(bytes_of_sums, stacked.values()))
 
 
-def _read_back(updates: ClientUpdates) -> tuple[bool, float, int]:
-    """Whether all values are finite, the mean loss over samples, and the number of samples; read from the device at once."""
+def _read_back(updates: ClientUpdates) -> tuple[bool, float]:
+    """Whether all values are finite, and the mean loss over samples; read from the device at once."""
     n = updates.num_samples
     values = [value for value in (*updates.updated.values(), *updates.sums.values()) if value.is_floating_point()]
     finite = torch.stack([value.isfinite().all() for value in values]).all() if values else torch.ones_like(n[0])
-    numbers = torch.stack([finite.to(n), (updates.loss * n).sum() / n.sum(), n.sum()])
-    is_finite, loss, num_samples = numbers.tolist()
-    return bool(is_finite), loss, int(num_samples)
+    is_finite, loss = torch.stack([finite.to(n), (updates.loss * n).sum() / n.sum()]).tolist()
+    return bool(is_finite), loss
 
 
 def _added(totals: TotalCosts, costs: RoundCosts) -> TotalCosts:

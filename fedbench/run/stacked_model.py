@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch.func import functional_call
 
 from fedbench.method import HookError, Method, Param, log_prior
 from fedbench.method.hooks import describe
+from fedbench.run.shared_prefix import shared_blocks
 from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, pick, rows
-from fedbench.vit.backbone import Backbone, PromptsAt
+from fedbench.vit.backbone import Backbone, Prefix, PromptsAt
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.images import Augment, Images, sent_to
 from fedbench.vit.thread_map import Item, Result, thread_map
@@ -82,7 +83,8 @@ class StackedModel:
 
     def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
         """The client axis of each value; None for what all clients read of their common server."""
-        return {name: None if self.spec[name].home == "server" and not self.per_client_server else 0 for name in p}
+        common = set() if self.per_client_server else {n for n, param in self.spec.items() if param.home == "server"}
+        return {name: None if name in common else 0 for name in p}
 
     def read_rows(self, read: Stacked, clients: slice) -> Stacked:
         """The server's values that the given clients read."""
@@ -118,21 +120,79 @@ class StackedModel:
         `flip` [K, B] and `shift` [K, B, 2] are the draws of the augmentation.
         Raises HookError if a hook fails or returns another shape than it should.
         """
-        k, b = index.shape
-        query = self.features[self.on_device(index)] if self.features is not None else None  # [K, B, D]
-        taps: dict[int, Tensor] = {}
-        if not self.method.touches(self.backbone.depth) and query is not None and augment == "none":
-            out = {"cls": query}  # nothing enters the backbone, so its output is known
-        else:
-            entering, first_block = self._entering(index, augment, flip, shift)
-            entering = self._changed_pixels(p, entering)
-            with torch.autocast(entering.device.type, torch.bfloat16, enabled=self.autocast):
-                if self.method.backbone_weights is None:
-                    read, tapped = self._shared_pass(p, entering, query, first_block)
-                else:
-                    read, tapped = self._pass_per_client(p, entering, query)
-            out = {n: value.to(self.images.dtype).view(k, b, *value.shape[1:]) for n, value in read.items()}
-            taps = {layer: value.to(self.images.dtype).view(k, b, -1) for layer, value in tapped.items()}
+        query = self._query(index)
+        if self._is_known(query, augment):
+            return self._finished(p, {"cls": query}, {}, query, add_prior)
+        read, taps = self._through_backbone(p, *self._entering(index, augment, flip, shift), query)
+        return self._finished(p, read, taps, query, add_prior)
+
+    def forward_versions(self, versions: Sequence[Stacked], index: Tensor, add_prior: bool) -> list[Pass]:
+        """``[self.forward(p, index, add_prior) for p in versions]`` for versions that differ in local values only.
+
+        The first `shared_blocks`, which read no local value, run once. The first version has the numbers of `forward` to the
+        last bit. Raises HookError.
+        """
+        query = self._query(index)
+        if self._is_known(query) or len(versions) == 1 or not self.shared_blocks:
+            return [self.forward(p, index, add_prior) for p in versions]
+        common = {name: value for name, value in versions[0].items() if self.spec[name].home != "local"}
+        entering, first_block = self._entering(index, "none", None, None)
+        if self.shared_blocks == self.backbone.depth:
+            read, taps = self._through_backbone(common, entering, first_block, query)
+            return [self._finished(p, read, taps, query, add_prior) for p in versions]
+        begun, passes = _begun(self._changed_pixels(common, entering), first_block), []
+        with self._autocast():
+            prompts_at = self._prompts_at(common, query, *index.shape)
+            prefix = self.backbone.prefix(begun, self.shared_blocks, self.layers, prompts_at, self.taps, self.compiled)
+        for p in versions:
+            with self._autocast():
+                out, tapped = self._shared_pass(p, prefix, query, *index.shape)
+            passes.append(self._finished(p, *self._per_client(out, tapped, *index.shape), query, add_prior))
+        return passes
+
+    @cached_property
+    def shared_blocks(self) -> int:
+        """How many of the first blocks compute the same for clients that differ in their local values."""
+        local = {name for name, param in self.spec.items() if param.home == "local"}
+        return shared_blocks(self.method, self.spec, self.backbone, local)
+
+    def _query(self, index: Tensor) -> Tensor | None:
+        """The prompt-free features [K, B, D], if the method reads them."""
+        return None if self.features is None else self.features[self.on_device(index)]
+
+    def _is_known(self, query: Tensor | None, augment: Augment = "none") -> TypeGuard[Tensor]:
+        """Whether nothing enters the backbone, so that its output is the prompt-free feature."""
+        return not self.method.touches(self.backbone.depth) and query is not None and augment == "none"
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.labels.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def _through_backbone(
+        self, p: Stacked, entering: Tensor, first_block: int, query: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """The tokens that a head may read [K, B, ...], and the taps [K, B, D]; `entering` [K, B, ...] as from `_entering`."""
+        k, b = entering.shape[:2]
+        entering = self._changed_pixels(p, entering)
+        with self._autocast():
+            if self.method.backbone_weights is None:
+                out, tapped = self._shared_pass(p, _begun(entering, first_block), query, k, b)
+            else:
+                out, tapped = self._pass_per_client(p, entering, query)
+        return self._per_client(out, tapped, k, b)
+
+    def _per_client(
+        self, out: dict[str, Tensor], tapped: dict[int, Tensor], k: int, b: int
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """What a pass returns, in the precision of the images, and with the axes of clients and samples [K, B, ...]."""
+        read = {name: value.to(self.images.dtype).view(k, b, *value.shape[1:]) for name, value in out.items()}
+        return read, {layer: value.to(self.images.dtype).view(k, b, -1) for layer, value in tapped.items()}
+
+    def _finished(
+        self, p: Stacked, read: dict[str, Tensor], taps: dict[int, Tensor], query: Tensor | None, add_prior: bool
+    ) -> Pass:
+        """The pass with the logits of the tokens `read` [K, B, ...]."""
+        k, b = read["cls"].shape[:2]
+        out = dict(read)  # `extra_loss` adds entries
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
         _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:
@@ -160,17 +220,16 @@ class StackedModel:
         return _expect(hook, changed, tuple(images.shape), "[B, 3, S, S]")
 
     def _shared_pass(
-        self, p: Stacked, entering: Tensor, query: Tensor | None, first_block: int
+        self, p: Stacked, images: Tensor | Prefix, query: Tensor | None, k: int, b: int
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """One pass of the frozen backbone for all clients; `entering` [K, B, ...] are pixels or cached tokens."""
+        """One pass of the frozen backbone for all clients; `images` [K*B, ...], or what is computed of the pass."""
         return self.backbone(  # type: ignore[no-any-return]
-            entering.flatten(0, 1),
+            images,
             self.layers,
-            self._prompts_at(p, query, *entering.shape[:2]),
+            self._prompts_at(p, query, k, b),
             self.taps,
             slots_read=self.method.reads_slots,
             run=self.compiled,
-            start=first_block,
         )
 
     def _pass_per_client(
@@ -210,6 +269,11 @@ class StackedModel:
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 
         return prompts_at
+
+
+def _begun(entering: Tensor, block: int) -> Tensor | Prefix:
+    """The input of the backbone: pixels [K, B, 3, S, S], or tokens [K, B, 1+T, D] that enter a later `block`."""
+    return Prefix(block, entering.flatten(0, 1)) if block else entering.flatten(0, 1)
 
 
 def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:

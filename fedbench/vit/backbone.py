@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ Run = Callable[..., Tensor]  # (part, block, x, ...): part(block, x, ...), see `
 
 class BackboneError(ValueError):
     """A backbone cannot be made. The message names the model, file or size, and what would work."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A pass up to block `layer`: the tokens [N, T, D] that enter it, before any prompt of this block.
+
+    ``lengths``: the slots among the tokens. ``tapped``: the CLS tokens [N, D] observed in earlier blocks.
+    """
+
+    layer: int
+    tokens: Tensor
+    lengths: dict[str, int] = field(default_factory=dict)
+    tapped: dict[int, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 class Backbone(nn.Module):
@@ -52,52 +69,56 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Prefix,
         layers: tuple[int, ...] = (),
         prompts_at: PromptsAt | None = None,
         taps: tuple[int, ...] = (),
         slots_read: bool = True,
         run: Run | None = None,
-        start: int = 0,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """Run `images` [N, 3, H, W]. Return the tokens that a head may read, and the tapped CLS tokens.
+        """Run `images` [N, 3, H, W], or the rest of a pass that `prefix` began. Return what a head may read, and the taps.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``. A known slot is replaced
         (deep prompts), a new slot is inserted after the others. All slots are between CLS and the patches, without
         position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else.
-        `run`, if not None, runs each block. With a `start` above 0, `images` are the tokens `entering` block `start`, and
-        no prompt may enter before it.
+        `run`, if not None, runs each block.
         Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: CLS token [N, D] entering it})``, the first mapping after the
         last norm.
         """
-        vit = self.vit
-        x = images if start else self.entering(images, 0)
-        lengths: dict[str, int] = {}
-        tapped: dict[int, Tensor] = {}
-        for layer, block in itertools.islice(enumerate(vit.blocks), start, None):
-            if layer in taps:
-                tapped[layer] = x[:, 0]
-            first = None  # the slots, if only they need a gradient
-            if layer in layers and prompts_at is not None:
-                below = x.requires_grad
-                x, lengths = insert(x, lengths, prompts_at(layer, x[:, 0]))
-                if x.requires_grad and not below:
-                    first = x[:, 1 : 1 + sum(lengths.values())]
-            if layer == self.depth - 1:
-                break
+        last = self.depth - 1
+        entered = _entered(self.prefix(images, last, layers, prompts_at, taps, run), layers, prompts_at, taps)
+        lengths = entered.lengths if slots_read else {}
+        count = 1 + sum(lengths.values())
+        part = leading if self.trims_last_block else whole
+        block = self.vit.blocks[last]
+        x = part(block, entered.tokens, count) if run is None else run(part, block, entered.tokens, count)
+        cls, *slots = self.vit.norm(x).split([1, *lengths.values()], dim=1)
+        return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, entered.tapped
+
+    def prefix(
+        self,
+        images: Tensor | Prefix,
+        stop: int,
+        layers: tuple[int, ...] = (),
+        prompts_at: PromptsAt | None = None,
+        taps: tuple[int, ...] = (),
+        run: Run | None = None,
+    ) -> Prefix:
+        """The blocks below `stop` of a pass, with the arguments of `forward`. Several passes may go on from here."""
+        state = images if isinstance(images, Prefix) else Prefix(0, self.entering(images, 0))
+        for layer in range(state.layer, stop):
+            block, entered = self.vit.blocks[layer], _entered(state, layers, prompts_at, taps)
+            x = entered.tokens
             if run is not None:
                 x = run(whole, block, x)
             elif self.uses_fast_blocks and fast_block.is_applicable(block, x):
-                x = fast_block.run_block(block, x if first is None else x.detach(), first)
+                # If no earlier block needs a gradient, only the slots need one.
+                slots = None if state.tokens.requires_grad else x[:, 1 : 1 + sum(entered.lengths.values())]
+                x = fast_block.run_block(block, x if slots is None else x.detach(), slots)
             else:
                 x = block(x)
-        if not slots_read:
-            lengths = {}
-        count = 1 + sum(lengths.values())
-        last = leading if self.trims_last_block else whole
-        x = last(vit.blocks[-1], x, count) if run is None else run(last, vit.blocks[-1], x, count)
-        cls, *slots = vit.norm(x).split([1, *lengths.values()], dim=1)
-        return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, tapped
+            state = Prefix(layer + 1, x, entered.lengths, entered.tapped)
+        return state
 
     def entering(self, images: Tensor, layer: int) -> Tensor:
         """The tokens [N, 1+T, D] that enter block `layer` without prompts."""
@@ -106,6 +127,14 @@ class Backbone(nn.Module):
         for block in itertools.islice(vit.blocks, layer):
             x = block(x)
         return x
+
+    def feature(self, images: Tensor, after: int | None = None) -> Tensor:
+        """The prompt-free CLS feature [N, D] of `images` after block `after`, with the final norm; None: the last block."""
+        if after is None:
+            result: Tensor = self(images, slots_read=False)[0]["cls"]
+        else:
+            result = self.vit.norm(self.entering(images, after + 1)[:, 0])
+        return result
 
     def with_products_in(self, dtype: torch.dtype) -> Backbone:
         """A copy whose matrix products (linear layers, patch embedding) have their weights in `dtype`.
@@ -124,6 +153,15 @@ class Backbone(nn.Module):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _entered(state: Prefix, layers: tuple[int, ...], prompts_at: PromptsAt | None, taps: tuple[int, ...]) -> Prefix:
+    """`state` with the prompts of its block among the tokens, and with the block's tap."""
+    x, layer = state.tokens, state.layer
+    tapped = state.tapped | {layer: x[:, 0]} if layer in taps else state.tapped
+    if layer not in layers or prompts_at is None:
+        return Prefix(layer, x, state.lengths, tapped)
+    return Prefix(layer, *insert(x, state.lengths, prompts_at(layer, x[:, 0])), tapped)
 
 
 def whole(block: Any, x: Tensor, count: int | None = None) -> Tensor:

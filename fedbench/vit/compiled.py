@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbench.vit.backbone import BackboneError
+log = logging.getLogger("fedbench")
 
 BACKEND = "inductor"
 # The most compiled forms of a function. Beyond this limit torch silently stops compiling. A process may run many methods,
@@ -20,28 +21,33 @@ FORMS = 256
 class CompiledBlocks:
     """Calls a compiled ``part(block, x [N, T, D], ...) -> [N, ...]``, with N padded to `padded_size`.
 
-    Each size has its own compiled form. All blocks of a backbone share a form, since weights are inputs.
+    Each size has its own compiled form. All blocks of a backbone share a form, since weights are inputs. If the compiler fails,
+    one line is logged, and the blocks run without it from then on.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most  # images in a full pass, which is not padded
+        self.error: str | None = None  # why the compiler failed
         self._parts: dict[Callable[..., Tensor], Any] = {}
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, FORMS)
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * FORMS)
 
     def __call__(self, part: Callable[..., Tensor], block: Any, x: Tensor, *more: Any) -> Tensor:
-        """``part(block, x, *more)`` up to rounding. Raises BackboneError."""
+        """``part(block, x, *more)`` up to rounding."""
+        if self.error is not None:
+            return part(block, x, *more)
         if part not in self._parts:
             self._parts[part] = torch.compile(part, dynamic=False, backend=BACKEND)
         count = len(x)
-        padded = F.pad(x, (0, 0, 0, 0, 0, padded_size(count, self.most) - count))
+        missing = padded_size(count, self.most) - count
         try:
-            result: Tensor = self._parts[part](block, padded, *more)
+            result: Tensor = self._parts[part](block, F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x, *more)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
-            raise BackboneError(f"torch.compile fails on this machine, so leave machine.compile out: {why}") from error
-        return result[:count]
+            self.error = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
+            log.warning("torch.compile fails on this machine, so blocks run without it: %s", self.error)
+            return part(block, x, *more)
+        return result[:count] if missing else result
 
 
 def padded_size(count: int, most: int) -> int:

@@ -1,4 +1,4 @@
-"""Prompt-free features: the frozen backbone's final CLS token of every image, computed once and shared by all runs."""
+"""Prompt-free features: the frozen backbone's CLS token of every image, computed once and shared by all runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def data_hash(samples: Samples) -> str:
     return digest.hexdigest()[:16]
 
 
-def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tensor:
+def features(backbone: Backbone, images: Images, name: str, root: Path, after: int | None = None) -> Tensor:
     """The features [N, D] of all images, from the cache `name` below the data folder `root`, or computed and put there.
+
+    after: the block after which they are read; None: the last.
 
     If nothing can be written, the features are computed each time and a warning is logged: a full disk costs the next run some
     time and does not end this run.
@@ -38,21 +40,20 @@ def features(backbone: Backbone, images: Images, name: str, root: Path) -> Tenso
     computed: list[Tensor] = []
 
     def build(aside: Path) -> None:
-        computed.append(_compute(backbone, images))
+        computed.append(_compute(backbone, images, after))
         np.save(aside / "features.npy", computed[0].cpu().numpy(), allow_pickle=False)
 
     try:
-        arrays = cached_arrays(root / "features" / name, build)
+        arrays = cached_arrays(root / "features" / (name if after is None else f"{name}-after{after}"), build)
     except DataError as error:
         log.warning("features are not cached: %s", error)
-        return computed[0] if computed else _compute(backbone, images)
+        return computed[0] if computed else _compute(backbone, images, after)
     return torch.from_numpy(np.array(arrays["features"])).to(images.device, images.dtype)
 
 
 @torch.inference_mode()
-def _compute(backbone: Backbone, images: Images) -> Tensor:
+def _compute(backbone: Backbone, images: Images, after: int | None) -> Tensor:
     def part(index: Tensor) -> Tensor:
-        result: Tensor = backbone(images.batch(index), slots_read=False)[0]["cls"]
-        return result
+        return backbone.feature(images.batch(index), after)
 
     return torch.cat(thread_map(part, images.passes(), images.device)).clone()

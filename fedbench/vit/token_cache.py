@@ -47,7 +47,7 @@ def first_block(method: Method, depth: int) -> int:
     if method.pixels is not None or method.backbone_weights is not None:
         return 0
     phases = (None, *range(len(method.phases or ())))
-    forms = [method.at(phase, view) for phase in phases for view in (None, *method.views)]
+    forms = [method.at(phase, view) for phase in phases for view in (None, *method.views, *method.candidates)]
     return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=0)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import ServerOptimizer, Values, option
+from fedbench.method import Fidelity, ServerOptimizer, Values, option
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Aggregation(ServerOptimizer):
     beta: Annotated[float, Field(ge=0, lt=1)] = option(0.9, "the server's momentum")
 
     citation: ClassVar[str] = "Hsu et al. 2019, arXiv 1909.06335"
+    fidelity: ClassVar[Fidelity] = "exact port"
 
     def moments(self) -> dict[str, float]:
         """v = 0."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import Values, option
+from fedbench.method import Fidelity, Values, option
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Aggregation(Base):
     mu: Annotated[float, Field(ge=0)] = option(0.01, "weight of the proximal term")
 
     citation: ClassVar[str] = "Li et al. 2020, arXiv 1812.06127"
+    fidelity: ClassVar[Fidelity] = "exact port"
 
     def extra_loss(self, p: Values, received: Values) -> Tensor:
         """mu/2 times the squared distance between the shared parameters and the received ones."""

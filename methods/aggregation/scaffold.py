@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.method import Aggregation as Base
-from fedbench.method import ClientUpdates, Param, Task, Values, option
+from fedbench.method import ClientUpdates, Fidelity, Param, Task, Values, option
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Aggregation(Base):
 
     search: ClassVar = {"lr": {"log": (0.1, 10.0)}}
     citation: ClassVar[str] = "Karimireddy et al. 2020, arXiv 1910.06378"
+    fidelity: ClassVar[Fidelity] = "port with named differences"
     wants_gradient: ClassVar[bool] = True
 
     def params(self, spec: Mapping[str, Param], task: Task) -> dict[str, Param]:

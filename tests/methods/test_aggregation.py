@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbench.method import Aggregation, ClientUpdates, Method, Param, Task, linear_head
 from fedbench.run.server import Server, parameters
 
-AGGREGATION = tiny.plugins().classes["aggregation"]
+AGGREGATION, METHOD = (tiny.plugins().classes[kind] for kind in ("aggregation", "method"))
 CPU, F64 = torch.device("cpu"), torch.float64
 
 
@@ -43,6 +43,31 @@ def merge(server: Server, clients: list[int], ends: list[float], gradients: list
     updated = sent | {"x": torch.tensor(ends, dtype=F64)[:, None]}
     gradient = {} if gradients is None else {"x": torch.tensor(gradients, dtype=F64)[:, None]}
     server.merge(ClientUpdates(who, sent, updated, {}, ones, ones, ones, 0.1, gradient))
+
+
+# -- weights of the clients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weighting", "mean"), [("samples", 5.5), ("uniform", 5.0)])
+def test_clients_weigh_by_their_samples_or_all_alike(weighting: str, mean: float) -> None:
+    """Clients of 1 and 3 samples end at 4 and 6: (4 + 3 * 6)/4 = 5.5, or (4 + 6)/2 = 5. FedAvgM halves the step from 2."""
+    for name, options, expected in (("fedavg", {}, mean), ("fedavgm", {"lr": 0.5, "beta": 0.0}, 2 + (mean - 2) / 2)):
+        server = server_of(AGGREGATION[name](weighting=weighting, **options), 2)
+        who, ones = torch.arange(2), torch.ones(2, dtype=F64)
+        updated = {"x": torch.tensor([[4.0], [6.0]], dtype=F64)}
+        n = torch.tensor([1.0, 3.0], dtype=F64)
+        server.merge(ClientUpdates(who, server.send(who), updated, {}, n, ones, ones, 0.1))
+        assert server.values["x"].item() == pytest.approx(expected)
+
+
+def test_a_methods_own_mean_follows_the_weighting() -> None:
+    """FedPR's directions are those of the mean: of prompts along axes 0 and 1 with n_k = 1 and 3, axis 1 leads, or neither."""
+    updated = {"prompt": torch.eye(2, 4, dtype=F64)[:, None, None, :]}  # [K, L, P, D]
+    updates = ClientUpdates(torch.arange(2), {}, updated, {}, torch.tensor([1.0, 3.0]), *[torch.ones(2)] * 2, 0.1)
+    method, server = METHOD["fedpr"](prompt_length=1, drop=0.5), {"leading": torch.zeros(1, 1, 4)}
+    for weighting, along in (("samples", [0.1**0.5, 0.9**0.5]), ("uniform", [0.5**0.5, 0.5**0.5])):
+        leading = method.merge(server, dataclasses.replace(updates, weighting=weighting))["leading"]
+        assert leading[0, 0, :2].abs().tolist() == pytest.approx(along)
 
 
 # -- server optimisers: Reddi et al. 2021, algorithm 2, two rounds in numbers ---------------------------------------------
@@ -166,19 +191,20 @@ class Quadratic(Method):
         return (p["a"] / 2 * (p["w"] - p["b"]).square()).sum()
 
 
-@pytest.mark.parametrize(("name", "drifts"), [("fedavg", True), ("scaffold", False)])
+@pytest.mark.parametrize(("name", "drifts"), [("fedavg", True), ("scaffold", False), ("feddyn", False)])
 def test_drift_of_heterogeneous_clients_is_corrected(name, drifts):
     """Two clients, w in R: f_0 = (w+1)^2/2, f_1 = 4 (w-1)^2, in equal parts. The optimum of their sum solves
     (w+1) + 8 (w-1) = 0: w = 7/9. After K steps of rate lr client k is at b_k + (1 - lr a_k)^K (w - b_k), so FedAvg stands
     still where s_0 (w + 1) + s_1 (w - 1) = 0 with s_k = 1 - (1 - lr a_k)^K; for K = 10, lr = .1: w = .2112.
     """
+    options = {"alpha": 2.0} if name == "feddyn" else {}
     small = tiny.mini_run(
-        Quadratic(), AGGREGATION[name](), momentum=0.0, weight_decay=0.0, clip=None, batch_size=12, epochs=10
+        Quadratic(), AGGREGATION[name](**options), momentum=0.0, weight_decay=0.0, clip=None, batch_size=12, epochs=10
     )
     server = small.server
-    if name == "scaffold":
+    if name in ("scaffold", "feddyn"):
         server.values["1/N"] = torch.tensor(0.5, dtype=F64)  # of the six clients only two exist here
-    for round_ in range(60):
+    for round_ in range(30):
         batches = small.batches((0, 1), round_=round_)
         report = small.round((0, 1), batches=batches)
         server.merge(dataclasses.replace(report, num_samples=torch.ones_like(report.num_samples)))

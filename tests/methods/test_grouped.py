@@ -13,6 +13,7 @@ import torch
 from fedbench.base.record_schema import TotalCosts
 from fedbench.method import ClientUpdates
 from fedbench.run import checkpoint, cost
+from fedbench.run.client_optimizer import Recipe
 
 METHOD, AGGREGATION = (tiny.plugins().classes[kind] for kind in ("method", "aggregation"))
 SGPT, PFPT, FEDPR = METHOD["sgpt"], METHOD["pfpt"], METHOD["fedpr"]
@@ -70,16 +71,75 @@ def test_sgpt_averages_keys_by_choice_and_groups_by_samples_and_moves_half_way()
     one_more = torch.tensor([[90.0, 31.0], [10.0, 20.0]])  # 51: by choice, (31 * 4 + 20 * 8)/51
     new = SGPT(groups=2, momentum=0.0).merge(server, report([30.0, 10.0], updated, {"chosen": one_more}))
     assert new["key"][1].item() == pytest.approx(284 / 51)
+    new = SGPT(groups=2, key_momentum=0.0).merge(server, report([30.0, 10.0], updated, {"chosen": chosen}))
+    assert new["key"][:, 0].tolist() == pytest.approx([3.0, 6.0])  # keys without momentum, groups with .5
+    assert new["group"].flatten().tolist() == pytest.approx([3.5, 3.5])
+
+
+def test_sgpt_gives_a_whole_batch_its_majority_group_in_training_alone():
+    """Keys along three axes. The samples choose 2, 1, 2, 1 and, in the padding, 1 and 1: a tie of 2 and 2, so the first."""
+    p = {"key": torch.eye(3), "frequency": torch.zeros(3)}
+    query = torch.eye(3)[[2, 1, 2, 1, 1, 1]]
+    weight, epoch = torch.tensor([1.0, 1, 1, 1, 0, 0]), torch.tensor(0)
+    method = SGPT(groups=3, choice="batch", key_epochs=2)
+    assert method.at(phase=0).batch_values is None
+    training = method.at(phase=1)
+    made = training.batch_values(p, query, weight, epoch)
+    assert made["majority"] == 1
+    assert training.batch_values(p, query, weight * torch.tensor([1, 0.0, 1, 1, 1, 1]), epoch)["majority"] == 2
+    assert training.choose(p | made, query)[0].tolist() == [1] * 6
+    assert training.observe(p | made, {}, query, torch.zeros(6), weight)["chosen"].tolist() == [0, 4, 0]
+    assert training.extra_loss(p | made, {}, {}, query).tolist() == [0, -1, 0, -1, -1, -1]
+    assert method.choose(p, query)[0].tolist() == [2, 1, 2, 1, 1, 1]  # in tests each sample for itself
+    late = training.batch_values(p, query, weight, torch.tensor(2))  # the third epoch: keys have no loss any more
+    assert training.extra_loss(p | late, {}, {}, query).tolist() == [0] * 6
+
+
+def test_sgpt_majorities_are_those_of_whole_batches_and_epochs_are_each_clients_own():
+    """Clients of 9, 1 and 12 samples, 2 epochs of batches of 4, each batch cut into pieces of 3."""
+    small = tiny.mini_run(SGPT(groups=4, choice="batch", key_epochs=1), epochs=2, weight_decay=0.0, momentum=0.0)
+    seen, real = [], SGPT.batch_values.function
+
+    def record(self, p, query, weight, epoch):
+        made = real(self, p, query, weight, epoch)
+        seen.append((weight.sum(), epoch, made["key_loss"]))
+        return made
+
+    spied = type("Spied", (SGPT,), {"batch_values": record})
+    one = dataclasses.replace(small.trainer, model=dataclasses.replace(small.model, mode="loop", method=spied(
+        groups=4, choice="batch", key_epochs=1)), piece=3)  # fmt: skip
+    batches = small.batches((4, 5, 2))
+    one.train(small.server.send(torch.from_numpy(batches[0].clients)), small.server.read(), batches, Recipe(0.1))
+    calls = [(int(n), int(epoch), float(keys)) for n, epoch, keys in seen]
+    # (samples of the batch, epoch, whether keys have a loss); this class has the hook in both phases
+    phase = [(4, 0, 1.0), (4, 0, 1.0), (1, 0, 1.0), (4, 0, 1.0), (4, 0, 1.0), (1, 1, 0.0), (4, 0, 1.0), (1, 0, 1.0),
+             (4, 1, 0.0), (4, 1, 0.0), (4, 1, 0.0), (4, 1, 0.0), (4, 1, 0.0), (1, 1, 0.0)]  # fmt: skip
+    assert sorted(calls) == sorted(phase * 2)
+
+
+def test_sgpt_query_is_cls_after_its_block_with_the_final_norm():
+    small = tiny.mini_run(SGPT(query_block=1))
+    vit, images = small.model.backbone.vit, small.model.images.batch(torch.arange(3))
+    x = vit._pos_embed(vit.patch_embed(images))
+    for block in vit.blocks[:2]:
+        x = block(x)
+    assert torch.allclose(small.model.features[:3], vit.norm(x)[:, 0], atol=1e-12)
+    depth, whole = small.model.backbone.depth, cost.prompt_free(small.model.backbone)
+    half, quarter = (cost.prompt_free(small.model.backbone, after) for after in (1, 0))
+    assert quarter < half < whole
+    plain = tiny.backbone(torch.float32)
+    plain.trims_last_block = False  # then all blocks cost the same
+    assert cost.prompt_free(plain, depth - 1) == cost.prompt_free(plain)
 
 
 def test_sgpt_tokens_accumulate_and_the_first_phase_has_no_groups():
-    """2 shared blocks of 2 tokens and 2 group blocks of 3: behind 5 tokens of CLS and patches stand 2, 4, 7 and 10."""
+    """2 shared blocks of 2 tokens and of 1, 2 group blocks of 3: behind 5 tokens of CLS and patches stand 2, 3, 6 and 9."""
     method = SGPT(prompt_length=2, group_length=3, groups=4, shared_blocks=2, group_blocks=2)
     small = tiny.mini_run(method)
     spec, vit = small.server.spec, tiny.backbone(torch.float32)
-    assert cost.one_pass(method, spec, vit).tokens == (7, 9, 12, 15)
-    assert cost.one_pass(method.at(phase=1), spec, vit).tokens == (7, 9, 12, 15)
-    assert cost.one_pass(method.at(phase=0), spec, vit).tokens == (7, 9, 9, 9)
+    assert cost.one_pass(method, spec, vit).tokens == (7, 8, 11, 14)
+    assert cost.one_pass(method.at(phase=1), spec, vit).tokens == (7, 8, 11, 14)
+    assert cost.one_pass(method.at(phase=0), spec, vit).tokens == (7, 8, 8, 8)
     slots = {phase: out_slots(small, method.at(phase=phase)) for phase in (0, 1, None)}
     assert slots[0] == ["cls", "shared0", "shared1"]
     assert slots[1] == slots[None] == ["cls", "shared0", "shared1", "group2", "group3"]
@@ -237,6 +297,22 @@ def test_pfpt_chooses_per_sample():
     assert method.extra_loss(p, {}, {}, query).tolist() == pytest.approx([0.014] * 4)
     used = method.observe(p, {}, query, torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 1.0]))["used"]
     assert used.tolist() == [3, 2, 0, 1]  # the third sample is padding
+
+
+def test_pfpt_gives_a_batch_the_prompts_that_most_of_its_samples_choose():
+    """Cosines in the order of the pool. Votes without padding: 3 for prompt 1, 2 for 0 and 2, 1 for 3: 1 and 0 win."""
+    p = {"pool": torch.eye(4), "map": torch.eye(4)}
+    query = torch.tensor([[3.0, 2, 0, 0], [0, 3, 2, 0], [2, 0, 3, 0], [0, 3, 0, 2], [0, 0, 2, 3]])
+    weight = torch.tensor([1.0, 1, 1, 1, 0])
+    method = PFPT(pool_size=4, prompt_length=2, choice="batch")
+    made = method.batch_values(p, query, weight, torch.tensor(0))
+    assert made["majority"].tolist() == [1, 0]
+    chosen, cosine = method.choose(p | made, query)
+    assert chosen.tolist() == [[1, 0]] * 5
+    assert torch.allclose(cosine[1], torch.tensor([3.0, 0.0]) / 13**0.5)
+    assert method.observe(p | made, {}, query, torch.zeros(5), weight)["used"].tolist() == [4, 4, 0, 0]
+    assert method.choose(p, query)[0].tolist() == [[0, 1], [1, 2], [2, 0], [1, 3], [3, 2]]  # in tests
+    assert PFPT().batch_values is None
 
 
 # -- FedPR -----------------------------------------------------------------------------------------------------------

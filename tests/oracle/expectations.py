@@ -82,6 +82,13 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedpgp", "temperature"): [Change(0.7, TRAINED)],
     ("fedpgp", "head"): [Change("local", AFTER | {"shapes", "costs"})],  # the first round starts alike
     ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
+    ("fedproto", "pull"): [Change(5.0, AFTER)],  # from the second round on, when there are prototypes
+    ("fedproto", "finetune_epochs"): [Change(2, {"answers"})],  # without prototypes, all scores are alike
+    ("fedproto", "prompt_length"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],
+    ("fedproto", "predict"): [Change("head", FINAL)],
+    # A prior in training changes the losses by which clients choose, also before an evaluation.
+    ("ifca", "logit_prior"): [Change("eval", FINAL), Change("train", TRAINED | {"scores"})],
+    ("ifca", "models"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],  # these two clients take none of the new set
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "own_init"): [
@@ -113,11 +120,17 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "pool_size"): [Change(3, SHAPED | {"costs"})],
     ("pfpt", "similarity"): [Change(0.5, TRAINED)],
     ("pfpt", "loops"): [Change(1, AFTER)],
+    ("pfpt", "choice"): [Change("batch", TRAINED)],
+    ("pfpt", "bernoulli"): [Change("code", AFTER)],
     ("sgpt", "group_length"): [Change(2, SHAPED | {"costs"})],
     ("sgpt", "groups"): [Change(3, SHAPED | {"costs"})],
     ("sgpt", "shared_blocks"): [Change(1, SHAPED | {"costs"})],
     ("sgpt", "group_blocks"): [Change(1, SHAPED | {"costs"})],
     ("sgpt", "momentum"): [Change(0.2, AFTER)],
+    ("sgpt", "key_momentum"): [Change(0.2, {"merged"})],  # too little to change a choice
+    ("sgpt", "query_block"): [Change(1, SEEN | {"costs"})],  # fewer blocks for a client's features
+    ("sgpt", "choice"): [Change("batch", TRAINED | {"costs"})],  # fewer groups are chosen, so their counts are shorter
+    ("sgpt", "key_epochs"): [Change(1), Change(1, TRAINED, whole={"local": {"epochs": 2, "batch_size": 4, "lr": 0.1}})],
 }
 
 AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
@@ -126,8 +139,25 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("fedavgm", "lr"): [Change(0.5, AFTER)],
     ("fedavgm", "beta"): [Change(0.3, AFTER)],
     ("fedprox", "mu"): [Change(0.7, TRAINED)],
+    **{
+        (name, "weighting"): [Change("samples", refused="Input should be 'uniform'")]
+        for name in ("dp_fedavg", "feddyn", "krum", "median", "trimmed_mean")
+    },
+    ("dp_fedavg", "clip"): [Change(1e-3, AFTER)],
+    ("dp_fedavg", "noise"): [Change(0.0, AFTER)],
+    ("dp_fedavg", "delta"): [Change(1e-3)],  # of the records' epsilon; tests/methods/test_privacy.py shows its effect
+    ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
+    ("feddyn", "alpha"): [Change(0.5, TRAINED)],
+    ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
+    ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
+    ("krum", "selected"): [Change(2, AFTER)],
+    ("trimmed_mean", "trim"): [Change(0.4)],  # two clients have no extremes; tests/methods/test_robust.py has more
     ("scaffold", "lr"): [Change(0.5, AFTER)],
 }
+# Options that every aggregation has.
+OF_AGGREGATIONS = {"weighting": [Change("uniform", AFTER)]}
 
 # Keys of the run. None: changes nothing of these aspects; another test, which test_every_option.py names, shows its effect.
 RUN: dict[tuple[str, ...], list[Change] | None] = {
@@ -150,6 +180,15 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change(4, {"split"} | COHORT, whole={"clients": {"number": 5, "per_round": 1, "held_out": 1}})
     ],
     ("clients", "validation"): [Change(0.5, DRAWN)],
+    ("clients", "dropout"): [Change(0.9, {"steps", "costs"} | AFTER)],
+    ("clients", "stragglers"): [
+        Change(1.0, {"steps", "costs"} | AFTER, whole={"local": {"epochs": 3, "batch_size": 4, "lr": 0.1}})
+    ],
+    ("clients", "available"): [Change("who.csv", COHORT)],
+    ("clients", "draw"): [Change("loss", COHORT)],
+    ("clients", "candidates"): [
+        Change(2, COHORT, whole={"clients": {"number": 5, "per_round": 2, "draw": "loss", "candidates": 5}})
+    ],
     ("local", "epochs"): [Change(2, TRAINED | {"costs"})],
     ("local", "batch_size"): [Change(3, TRAINED)],
     ("local", "optimizer"): [Change("adam", TRAINED), Change("adamw", TRAINED)],
@@ -159,9 +198,16 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         *(Change(0.1, TRAINED, {"optimizer": optimizer}) for optimizer in ("sgd", "adam", "adamw"))
     ],
     ("local", "lr_decay"): [Change(0.5, AFTER)],  # from the second round on
+    ("local", "schedule"): [  # the first round of two has the whole rate; that of a warm-up has less
+        Change("constant"),
+        Change("cosine", AFTER),
+        Change("warmup", TRAINED, whole={"rounds": 6}),
+    ],
+    ("local", "warmup_rounds"): [Change(2, TRAINED, {"schedule": "warmup"}, {"rounds": 6})],
     ("local", "clip"): [Change(0.1, TRAINED), Change(1e9)],
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],
     ("evaluate_every",): None,
+    ("metrics",): [Change(["macro_f1"])],  # of the records alone; tests/test_metric_plugins.py shows them
     ("test_data",): None,
 }

@@ -40,6 +40,7 @@ def write_world(folder: Path) -> None:
     images = draw.integers(0, 200, (72, 32, 32, 3)) + 18 * labels[:, None, None, None]
     np.savez(folder / "a.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(72) % 12 < 4)
     np.savez(folder / "b.npz", images=images[::-1].astype(np.uint8), labels=labels, is_test=np.arange(72) % 12 < 4)
+    (folder / "who.csv").write_text("round,client\n1,0\n1,4\n1,1\n2,0\n2,1\n2,4\n")
     state = plain_vit.write_weights(folder / "a.safetensors")
     from safetensors.torch import save_file
 

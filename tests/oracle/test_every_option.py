@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import laws
-from oracle.expectations import AGGREGATIONS, METHODS, RUN, SMALL, Change, common
+from oracle.expectations import AGGREGATIONS, METHODS, OF_AGGREGATIONS, RUN, SMALL, Change, common
 from oracle.fingerprint import base, changed, fingerprint, write_world
 
 from fedbench import data
@@ -58,7 +58,8 @@ def aspects(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> set[
 
 def expectations(kind: str, name: str, option: str) -> list[Change]:
     table = METHODS if kind == "method" else AGGREGATIONS
-    changes = table.get((name, option)) or (common(name).get(option) if kind == "method" else None)
+    of_all = common(name) if kind == "method" else OF_AGGREGATIONS
+    changes = table.get((name, option)) or of_all.get(option)
     assert changes, f"{kind} {name}: say in oracle/expectations.py what {option} changes"
     return changes
 
@@ -96,7 +97,7 @@ def test_a_key_of_the_run_changes_what_it_must_and_nothing_else(world: Path, opt
     for change in RUN[option] or ():
         before = base(world) | change.whole
         value = change.value
-        if isinstance(value, str) and value.endswith(".safetensors"):
+        if isinstance(value, str) and value.endswith((".safetensors", ".csv")):
             value = str(world / value)
         if isinstance(value, dict) and "path" in value:
             value = value | {"path": str(world / value["path"])}

@@ -13,8 +13,8 @@ from torch import nn
 PFPT = tiny.plugins().classes["method"]["pfpt"]
 
 
-def plain_match(local: torch.Tensor, loops: int, seed: int, round_: int) -> torch.Tensor:
-    """The centroids in use after `loops` loops over the clients' prompts [K, n, D]."""
+def plain_match(local: torch.Tensor, loops: int, seed: int, round_: int, code: bool) -> torch.Tensor:
+    """The centroids in use after `loops` loops over the clients' prompts [K, n, D]; `code`: as the authors' code has it."""
     clients, n, width = local.shape
     phi = local.reshape(-1, width).clone().requires_grad_()
     with torch.random.fork_rng():
@@ -27,12 +27,19 @@ def plain_match(local: torch.Tensor, loops: int, seed: int, round_: int) -> torc
         probability = used(phi)[:, 0].sigmoid()
         normal = torch.distributions.Normal(phi, spread(phi).sigmoid())
 
-        def gain(j: int, i: int, k=k, normal=normal, probability=probability) -> torch.Tensor:
+        in_use = torch.tensor([float(i in chosen[k]) for i in range(len(phi))]).double()
+        bernoulli = torch.distributions.Bernoulli(probability).log_prob(in_use)
+
+        def gain(j: int, i: int, k=k, normal=normal, probability=probability, bernoulli=bernoulli) -> torch.Tensor:
             """What it adds to the likelihood that prompt j comes from centroid i instead of from none."""
             density = normal.log_prob(local[k, j])[i].sum()
+            if code:
+                return density + n * bernoulli[i]
             return density + torch.log(probability[i]) - torch.log(1 - probability[i])
 
-        likelihood = torch.log(1 - probability).sum() + sum(gain(j, i) for j, i in enumerate(chosen[k]))
+        likelihood = sum(gain(j, i) for j, i in enumerate(chosen[k]))
+        if not code:
+            likelihood = likelihood + torch.log(1 - probability).sum()
         scores = {(j, i): gain(j, i).item() for j in range(n) for i in range(len(phi))}
         optimizer.zero_grad()
         (-likelihood).backward()
@@ -45,10 +52,14 @@ def plain_match(local: torch.Tensor, loops: int, seed: int, round_: int) -> torc
 def test_the_pool_is_that_of_the_likelihood_and_the_best_assignment() -> None:
     match = sys.modules[PFPT.__module__].match
     draw = torch.Generator().manual_seed(3)
+    sizes = {False: [], True: []}
     for loops, spread in ((1, 1.0), (6, 0.05), (6, 2.0)):
         local = torch.randn(2, 2, 3, generator=draw, dtype=torch.float64) * spread
-        pool, _ = match(local, loops, 11, 4)
-        torch.testing.assert_close(pool, plain_match(local, loops, 11, 4), rtol=1e-9, atol=1e-10)
+        for code in (False, True):
+            pool, _ = match(local, loops, 11, 4, code)
+            torch.testing.assert_close(pool, plain_match(local, loops, 11, 4, code), rtol=1e-9, atol=1e-10)
+            sizes[code].append(len(pool))
+    assert sizes[False] != sizes[True]  # the term decides what survives
 
 
 def test_the_rate_of_the_pool_has_the_factor_and_no_other_has() -> None:

@@ -67,11 +67,13 @@ SEARCHED: dict[str, dict[str, Any]] = {
         "rank": {"choice": (1, 2, 4, 8)},
     },
     "fedpr": {"local.lr": LR, "prompt_lr_scale": {"log": (1.0, 1000.0)}},
+    "fedproto": {**PROMPTS, "pull": {"log": (0.01, 10.0)}},
     "fedrep": {**PROMPTS, "finetune_epochs": EPOCHS},
     "fedvpt": PROMPTS,
     "fedvpt_deep": PROMPTS,
     "full_finetune": {"local.lr": LR, "backbone_lr_scale": {"log": (0.01, 10.0)}},
     "head_only": {"local.lr": LR},
+    "ifca": {**PROMPTS, "models": {"choice": (2, 3, 4)}},
     "lora": {"local.lr": LR, "lora_lr_scale": SCALE, "alpha": {"log": (1.0, 64.0)}},
     "pep_fedpt": {
         **PROMPTS,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import tiny
 import torch
 
-from fedbench.method import InputPrompt, Param, linear_head
+from fedbench.method import HookError, InputPrompt, Param, linear_head
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,38 @@ def test_a_clients_values_take_as_many_bytes_as_their_precision_says() -> None:
     numbers = 3 * 32 + tiny.CLASSES * 32 + tiny.CLASSES
     assert tiny.mini_run(method, dtype=torch.float64).server.row_bytes() == 8 * numbers
     assert tiny.mini_run(method, dtype=torch.float32).server.row_bytes() == 4 * numbers
+
+
+ZERO = torch.zeros(())
+PROTOTYPE = (tiny.CLASSES, 32)  # the server's, so its shape may change; `prompt` is averaged, so its shape may not
+
+
+@pytest.mark.parametrize(
+    ("made", "rows", "stacked", "fault"),
+    [
+        ({"prompt": ZERO.expand(8, 32)}, 0, False, ""),
+        ({"prototype": ZERO.expand(7)}, 0, False, ""),
+        ({"prompt": ZERO.expand(3, 8, 32)}, 3, True, ""),
+        ({"prototype": ZERO.expand(3, 7)}, 3, True, ""),
+        ({"prompt": ZERO.expand(8, 31)}, 0, False, "'prompt' expected [8, 32], found [8, 31]"),
+        ({"prompt": ZERO.expand(3, 9, 32)}, 3, True, "'prompt' expected [3, 8, 32], found [3, 9, 32]"),
+        ({"prompt": ZERO.expand(2, 8, 32)}, 3, True, "'prompt' expected [3, 8, 32], found [2, 8, 32]"),
+        (
+            {"prototype": ZERO.expand(2, *PROTOTYPE)},
+            3,
+            True,
+            f"'prototype' expected {[3, *PROTOTYPE]}, found {[2, *PROTOTYPE]}",
+        ),
+        ({"prototype": 5}, 0, False, f"'prototype' expected {list(PROTOTYPE)}, found int"),
+        ([ZERO], 0, False, "expected {name: tensor}, found list"),
+        ({"promt": ZERO}, 0, False, "'promt' is not one of params(): prompt, class_prompt, "),
+    ],
+)
+def test_what_a_hook_returns_is_checked_against_its_declaration(made, rows, stacked, fault) -> None:
+    server = tiny.mini_run(tiny.plugins().classes["method"]["pep_fedpt"]()).server
+    if not fault:
+        assert server._declared(server.method.merge, made, rows, stacked) is made
+        return
+    with pytest.raises(HookError) as error:
+        server._declared(server.method.merge, made, rows, stacked)
+    assert f"(): {fault}" in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from written import write_run
 
 from fedbench.report.evidence import gather
 from fedbench.report.paper_numbers import beside
-from fedbench.report.tables import notes, terminal
+from fedbench.report.tables import grid, notes, terminal
 from fedbench.report.tables.metrics import METRIC
 from fedbench.report.tables.summary import summary, with_last_round
 
@@ -93,6 +94,29 @@ def test_a_run_has_the_numbers_of_its_highest_round_and_says_what_is_wrong_with_
     assert runs.loc[0, "code"] == "1-2"
     empty = with_last_round(plan, pd.DataFrame())
     assert (len(empty), set(empty["state"])) == (6, {"failed", "running"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "around", "number"),
+    [
+        ("share", 0.5, (0.125,), "50.0 ± 12.5"),
+        ("share", 0.5, (0.25, 0.75), "50.0 [25.0, 75.0]"),
+        ("share", 0.5, (NAN,), "50.0"),
+        ("seconds", 599.4, (1.0,), "599 s"),
+        ("seconds", 600.0, (1.0,), "10 min"),
+        ("seconds", 35_999.0, (1.0,), "600 min"),
+        ("seconds", 36_000.0, (1.0,), "10.0 h"),
+        ("rate", 12.345, (1.0,), "12.3"),
+        ("rate", 999.4, (1.0,), "999"),
+        ("rate", 1000.0, (1.0,), "1,000"),
+        ("rate", 12_345.6, (1.0,), "12,346"),
+        ("bytes", 1500.0, (1.0,), "1.50 kB"),
+        ("count", 1500.0, (1.0,), "1.50 k"),
+    ],
+)
+def test_a_number_has_the_unit_of_its_kind(kind: str, mean: float, around: tuple[float, ...], number: str) -> None:
+    metric = next(metric for metric in METRIC.values() if metric.kind == kind)
+    assert grid._number(metric, mean, around) == number
 
 
 # -- what is said below a table ----------------------------------------------------------------------------------------
@@ -191,6 +215,36 @@ def test_an_alarm_names_the_place_the_difference_and_the_sides(
 def test_the_fifth_side_of_an_alarm_is_counted_and_not_named() -> None:
     assert notes._some(["a", "b", "c", "d"]) == "a, b, c, d"
     assert notes._some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d, 2 more"
+
+
+def test_a_chosen_value_at_the_edge_of_its_range_is_told_once_for_each_method_and_setting() -> None:
+    tuning = {"edges": ["local.lr", "depth"], "widened": ["depth"], "values": {"local.lr": 0.1, "depth": 3}}
+    of_a = RUNS["label"].eq("A")
+    runs = RUNS.assign(tuning=[json.dumps(tuning if a else {"values": {"depth": 1}}) for a in of_a])
+    expected = [
+        f"{setting}: A was tuned to {value} range."
+        for setting in "ST"
+        for value in ("local.lr = 0.1, at the edge of its", "depth = 3, at the edge of its widened")
+    ]
+    assert notes.tuning_alarms(runs) == expected
+    assert notes.tuning_alarms(runs[~of_a]) == []
+    assert notes.tuning_alarms(RUNS) == []
+
+
+def test_published_runs_are_counted_by_file_and_method() -> None:
+    files = {
+        "S-B-0": "b.parquet",
+        "S-A-0": "a.parquet",
+        "S-A-2": "a.parquet",
+        "S-R-1": "a.parquet",
+        "gone": "c.parquet",
+    }
+    line = "Published runs, not done here, from {} (runs of each method): {}"
+    assert notes.published_lines(RUNS, files) == [
+        line.format("a.parquet", "R (1 of 3), A (2 of 4)"),
+        line.format("b.parquet", "B (1 of 2)"),
+    ]
+    assert notes.published_lines(RUNS, {}) == []
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from fedbench.base import fork_pool
 from fedbench.report.evidence import Evidence
+from fedbench.report.figures.fonts import fonts_looked_up_once
 from fedbench.report.figures.frame import PANELS, Drawing, Panel, panels, save
 from fedbench.report.figures.style import WIDTH, Looks, style
 from fedbench.report.statistics import Comparison
@@ -126,7 +127,7 @@ def draw(sketch: Sketch) -> Drawing:
     """The figure in the report's style. If odd data make it impossible, the caption says so."""
     if sketch.make is None:
         return sketch.drawing
-    with style():
+    with style(), fonts_looked_up_once():
         try:
             figure = sketch.make()
             return replace(sketch.drawing, files=save(figure), width=figure.get_figwidth() / WIDTH)

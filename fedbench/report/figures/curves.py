@@ -1,4 +1,4 @@
-"""Accuracy during a run: over its rounds, the bytes sent, and the multiply-adds."""
+"""Accuracy during a run: over its rounds, the bytes sent, the multiply-adds, and the privacy loss."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fedbench.report.figures.catalogue import FigureCatalogue, FigureData, by_setting, having
 from fedbench.report.figures.frame import Panel, at_edge, cost_axis, dots, percent
 from fedbench.report.figures.style import Looks
+from fedbench.report.tables.metrics import PREFIX, metric_names, metric_of
 
 # {figure: (column of cumulative cost, title, words for the cost, axis)}
 SPENT = {
@@ -27,16 +28,25 @@ SPENT = {
         "the clients' multiply-adds so far, in training and for the features that they cache",
         "multiply-adds of clients",
     ),
+    "privacy": (
+        "epsilon",
+        "Accuracy against privacy",
+        "epsilon, the privacy loss of all rounds so far",
+        "epsilon",
+    ),
 }
 
 
 def add(catalogue: FigureCatalogue, data: FigureData) -> None:
-    """Add accuracy over rounds, over bytes and over multiply-adds."""
+    """Add accuracy over rounds, bytes and multiply-adds, and over the privacy loss of private aggregations."""
     records = data.evidence.records
     if not records.empty:
         percents = 100 * pd.to_numeric(records["mean_accuracy"]).astype(float)
         records = records.assign(mean_accuracy=percents)[np.isfinite(percents)]
         records = records.assign(sent=records["total_bytes_up"] + records["total_bytes_down"])
+    measured = [name for name in metric_names(records.columns) if name.startswith(PREFIX)]
+    numbers = [name for name in (*measured, "epsilon") if name in records]  # what a plug-in wrote may be text
+    records = records.assign(**{n: pd.to_numeric(records[n], errors="coerce").astype(float) for n in numbers})
     every = by_setting(records)
     finished = by_setting(records if records.empty else records[records["state"] == "done"])
     catalogue.add(
@@ -51,7 +61,11 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         y="mean accuracy (%)",
         **having(every, data.settings),
     )
+    for column in measured:
+        _add_metric(catalogue, data, column, every)
     for name, (column, title, words, axis) in SPENT.items():
+        if column == "epsilon" and not (column in records and np.isfinite(records[column]).any()):
+            continue  # a figure for private aggregations only
         catalogue.add(
             name,
             title,
@@ -63,6 +77,24 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
             y="mean accuracy (%)",
             **having(finished, data.settings),
         )
+
+
+def _add_metric(catalogue: FigureCatalogue, data: FigureData, column: str, every: Mapping[str, pd.DataFrame]) -> None:
+    """Add the figure of a metric plug-in over rounds, from the records of each setting."""
+    name = metric_of(column).title
+    shares = {setting: part.assign(mean_accuracy=100 * part[column]) for setting, part in every.items()}
+    shown = {setting: part[np.isfinite(part["mean_accuracy"])] for setting, part in shares.items()}
+    catalogue.add(
+        f"metric-{column.removeprefix(PREFIX)}",
+        f"{name} over rounds",
+        f"{name}, a metric plug-in, over all test samples of clients that train: line, mean over seeds; band, ± one "
+        "sample standard deviation.",
+        "no run has a record with it",
+        panel=lambda axes, setting: rounds(axes, shown[setting], catalogue.look),
+        x="round",
+        y=f"{name.lower()} (%)",
+        **having({setting: part for setting, part in shown.items() if len(part)}, data.settings),
+    )
 
 
 def _panel(finished: Mapping[str, pd.DataFrame], column: str, look: Looks) -> Panel:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from fontTools import subset  # type: ignore[import-untyped]  # matplotlib makes the fonts of a PDF with it
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -22,12 +20,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from fedbench.report.figures.fonts import fonts_without_layout
 from fedbench.report.figures.style import WIDTH, Look, Looks
 
 COLUMNS = 3
 DPI = 170  # of the PNG, so that it is as wide as the page
 RATIO = 30  # the least ratio of the largest to the smallest cost for a logarithmic axis
-FONT_LAYOUT = ("GSUB", "GPOS", "GDEF", "BASE", "MATH", "kern")  # tables of a font
 PANELS = 12  # most panels in one figure; more settings make more figures
 
 Panel = Callable[[Axes, Any], None]
@@ -98,6 +96,10 @@ def _heading(text: str) -> str:
 def save(figure: Figure, kinds: Sequence[str] = ("svg", "pdf")) -> dict[str, bytes]:
     """The figure as files of `kinds` ("svg", "pdf", "png"), without dates, so that equal figures give equal bytes."""
     figure.set_dpi(DPI)  # first of all, since the width of text depends on it
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0.5, 0.0)  # else all tick labels are measured to place a label without text
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)  # once for all files, since it takes as long as drawing
         figure.set_layout_engine("none")
@@ -108,29 +110,12 @@ def save(figure: Figure, kinds: Sequence[str] = ("svg", "pdf")) -> dict[str, byt
         if kind == "png":
             FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
         elif kind == "pdf":
-            with _fonts_without_layout():
+            with fonts_without_layout():
                 FigureCanvasPdf(figure).print_pdf(data, metadata={"CreationDate": None, "ModDate": None})  # type: ignore[no-untyped-call]
         else:
             FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
         made[kind] = data.getvalue()
     return made
-
-
-@contextmanager
-def _fonts_without_layout() -> Iterator[None]:
-    """Leave kerning, ligatures and the like out of the fonts that a PDF embeds.
-
-    A PDF places glyphs by number and never reads these tables, but cutting them down takes an eighth of a report's time.
-    """
-    before = getattr(subset.Options, "_drop_tables_default", None)
-    if before is None:  # another version of fontTools: only slower
-        yield
-        return
-    subset.Options._drop_tables_default = [*before, *FONT_LAYOUT]
-    try:
-        yield
-    finally:
-        subset.Options._drop_tables_default = before
 
 
 def crosses(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: Looks, across: bool = True) -> NDArray[np.float64]:

@@ -23,6 +23,8 @@ NAMES = (
         "rounds",
         "bytes",
         "compute",
+        "privacy",
+        "metric-",
         "iqm",
         "profiles",
         "improvement",

@@ -26,8 +26,9 @@ def add(catalogue: FigureCatalogue, data: FigureData) -> None:
         "trials",
         "Tuning: accuracy over trials",
         "Validation accuracy (mean over clients) of every trial in the order of the search, the first with the sweep file's "
-        "values. Line: the best so far among trials of the same length; pale markers: trials of fewer rounds, which do not "
-        "decide; × at the foot: diverged. Test data were not evaluated in any trial.",
+        "values. Line: the best so far among trials of full length on one seed; pale markers: trials of fewer rounds; several "
+        "markers above each other: the best trials on further seeds, which decide together; × at the foot: diverged. Test "
+        "data were not evaluated in any trial.",
         "no trial is planned",
         list(searches),
         lambda axes, setting: over_trials(axes, searches[setting], catalogue.look),
@@ -69,8 +70,8 @@ def over_trials(axes: Axes, trials: pd.DataFrame, look: Looks) -> None:
     for name, shape in look.items():
         for _, of_seed in trials[trials["label"] == name].groupby("seed"):
             of_seed = of_seed.sort_values("number", kind="stable")
-            full = of_seed["rounds"] == of_seed["rounds"].max()
-            known = of_seed[full & of_seed["validation"].notna()]
+            searched = (of_seed["rounds"] == of_seed["rounds"].max()) & (of_seed["kind"] != "repeated")
+            known = of_seed[searched & of_seed["validation"].notna()]
             best = np.maximum.accumulate(known["validation"].to_numpy(dtype=float))
             axes.plot(known["number"], best, color=shape.colour, linestyle=shape.line, drawstyle="steps-post")
             _dots(axes, of_seed["number"].astype(float), of_seed, shape)

@@ -13,7 +13,7 @@ from fedbench.report.content import BUDGETS, Content
 from fedbench.report.figures.frame import Drawing
 from fedbench.report.page import rows, run_data
 from fedbench.report.page.links import CellLinks
-from fedbench.report.tables.metrics import METRIC, METRICS, REFERENCE, STATES, TIE
+from fedbench.report.tables.metrics import REFERENCE, STATES, TIE, metric_names, metric_of
 
 FILES = ("run.yaml", "records.jsonl", "clients.parquet", "env.json", "log.txt")  # of a run, which the page links to
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def render(
     """
     evidence, runs = content.evidence, content.evidence.runs
     links = CellLinks.of(runs)
-    titles = [METRIC[name].title.lower() for name in content.options.metrics]
+    titles = [metric_of(name).title.lower() for name in content.options.metrics]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -59,7 +59,7 @@ def render(
         hashes=rows.partition_hashes(runs),
         weights=rows.weights(runs),
         links=links,
-        metrics=METRICS,
+        metrics=[metric_of(name) for name in metric_names(evidence.runs.columns)],
         states=STATES,
         tie=TIE,
         reference=REFERENCE,

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fedbench.report.tables.grid import scaled
-from fedbench.report.tables.metrics import METRIC, STATES
+from fedbench.report.tables.metrics import STATES, metric_of
 
 UNFINISHED = 200  # rows of the list of runs that are not done; runs.csv has them all
 
@@ -22,13 +22,16 @@ def tuning_budget(trials: pd.DataFrame) -> str:
     """The budget of the search, and its criterion."""
     if trials.empty:
         return ""
-    each = sorted(set(trials.groupby(["setting", "label", "seed"]).size()))
+    repeated = trials["kind"] == "repeated"
+    each = sorted(set(trials[~repeated].groupby(["setting", "label", "seed"]).size()))
     rounds = sorted({int(value) for value in trials["rounds"].dropna()})
     spent = pd.to_numeric(trials["total_multiply_adds"]).sum()
-    seeds = trials.groupby(["setting", "label"])["seed"].nunique().max()
+    seeds = trials[~repeated].groupby(["setting", "label"])["seed"].nunique().max()
     where = "for each seed separately" if seeds > 1 else "on the first seed"
+    if repeated.any():
+        where = f"on the first seed, and between the best of these on {1 + trials[repeated]['seed'].nunique()} seeds,"
     return (
-        f"{len(trials)} trials, {' or '.join(map(str, each))} for each method in each setting, of "
+        f"{len(trials)} trials, {' or '.join(map(str, each))} for each method in each setting on a seed, of "
         f"{' or '.join(map(str, rounds))} rounds, {scaled(float(spent)).strip()} multiply-adds in all. Values were chosen "
         f"{where} by mean validation accuracy over clients after the last round. Test data were evaluated only for the "
         "chosen values."
@@ -40,6 +43,7 @@ def tuning(trials: pd.DataFrame) -> Rows:
     rows: Rows = []
     for (setting, label), of_label in trials.groupby(["setting", "label"], sort=False):
         best = of_label[of_label["chosen"]]
+        decided = of_label[of_label["number"].isin(best["number"]) & (of_label["rounds"] == of_label["rounds"].max())]
         values = json.loads(best["values"].iloc[0]) if len(best) else {}
         ended = int(of_label["state"].isin(["done", "diverged"]).sum())
         spent = float(pd.to_numeric(of_label["total_multiply_adds"]).sum())
@@ -51,7 +55,7 @@ def tuning(trials: pd.DataFrame) -> Rows:
                 "diverged": int((of_label["state"] == "diverged").sum()),
                 "chosen": ", ".join(f"{k} = {v}" for k, v in values.items())
                 or f"undecided: {ended} of {len(of_label)} ended",
-                "validation": f"{100 * float(best['validation'].iloc[0]):.1f}" if len(best) else "",
+                "validation": f"{100 * float(decided['validation'].mean()):.1f}" if len(best) else "",
                 "cost": scaled(spent).strip(),
             }
         )
@@ -64,7 +68,7 @@ def reported(frame: pd.DataFrame) -> Rows:
         {
             "source": f"{row.source}, {row.where}",
             "setting": row.setting,
-            "method": f"{row.method} ({METRIC[str(row.metric)].title})",
+            "method": f"{row.method} ({metric_of(str(row.metric)).title})",
             "reported": f"{row.reported:.2f}",
             "here": "–" if math.isnan(row.here) else f"{row.here:.1f}" + (f" ± {row.std:.1f}" if row.seeds > 1 else ""),  # type: ignore[operator,arg-type]
             "difference": "" if math.isnan(row.difference) else f"{row.difference:+.1f}",  # type: ignore[arg-type]

@@ -10,7 +10,16 @@ from typing import Any, Literal
 import pandas as pd
 
 from fedbench.report.statistics import Ranking
-from fedbench.report.tables.metrics import MAIN, METRIC, METRICS, MINUS, REFERENCE, STATES, Mark, Metric
+from fedbench.report.tables.metrics import (
+    MAIN,
+    MINUS,
+    REFERENCE,
+    STATES,
+    Mark,
+    Metric,
+    metric_names,
+    metric_of,
+)
 from fedbench.report.tables.summary import labels
 
 Spread = Literal["std", "interval"]  # beside a mean: the sample standard deviation, or the mean's 95 % interval
@@ -89,7 +98,7 @@ def transposed_grids(
     at = {(row.setting, row.label, row.metric): row for row in shown.itertuples()}
     references = set(shown.loc[shown["reference"].astype(bool), "label"])
     settings, methods = list(dict.fromkeys(shown["setting"])), labels(shown)
-    titles = tuple(METRIC[name].title for name in names)
+    titles = tuple(metric_of(name).title for name in names)
     grids = []
     for start in range(0, len(methods), methods_each):
         block = methods[start : start + methods_each]
@@ -108,12 +117,17 @@ def transposed_grids(
 
 def detail_grid(table: pd.DataFrame, setting: str) -> Grid:
     """All accuracies of one setting side by side, without metrics that no run has."""
-    return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind == "share"], trim=True)
+    return _grid(table, [setting], _names(table, shares=True), trim=True)
 
 
 def cost_grid(table: pd.DataFrame, setting: str) -> Grid:
     """Parameters, bytes, multiply-adds, time and memory of one setting; means over seeds."""
-    return _grid(table, [setting], [metric.name for metric in METRICS if metric.kind != "share"], trim=True)
+    return _grid(table, [setting], _names(table, shares=False), trim=True)
+
+
+def _names(table: pd.DataFrame, shares: bool) -> list[str]:
+    """The metrics that are shares, or all others."""
+    return [name for name in metric_names(table["metric"].unique()) if (metric_of(name).kind == "share") == shares]
 
 
 def _grid(
@@ -129,7 +143,7 @@ def _grid(
         keys = [(setting, label, name) for setting in settings for name in names]
         rows.append(Row(label, bool(reference), tuple(_cell(at.get(key), spread, key[:2]) for key in keys)))
     rows.sort(key=lambda row: row.reference)
-    titles = tuple(METRIC[name].title for name in names)
+    titles = tuple(metric_of(name).title for name in names)
     return Grid(tuple((tuple(setting.split(" · ")), titles) for setting in settings), tuple(rows))
 
 
@@ -147,7 +161,7 @@ def _cell(row: Any, spread: Spread, place: tuple[str, str]) -> Cell:
             return Cell("", next(iter(counts)), place=place)
         return Cell("", f"(0/{of} {_letters(counts)})", place=place)
     around = (float(row.low), float(row.high)) if spread == "interval" else (float(row.std),)
-    number = _number(METRIC[row.metric], float(row.mean), around)
+    number = _number(metric_of(row.metric), float(row.mean), around)
     note = ""
     if n < of:
         note = f"({n}/{of} {_letters(counts)})".replace(" )", ")")

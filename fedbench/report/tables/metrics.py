@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,13 +45,31 @@ METRICS = tuple(
             "count",
         ),
         ("inference_multiply_adds", "MACs/image", "multiply-adds of classifying one new image, all passes", "count"),
+        ("epsilon", "ε", "privacy loss of all rounds at the aggregation's delta, if it is private", "rate"),
+        ("epsilon_poisson", "ε, Poisson", "the same as if cohorts were drawn by Poisson sampling", "rate"),
         ("seconds", "Time", "seconds of the whole run (depends on the machine)", "seconds"),
         ("samples_per_second", "Samples/s", "training samples per second (depends on the machine)", "rate"),
         ("peak_memory_bytes", "Memory", "peak memory (depends on the machine)", "bytes"),
     )
 )
+PREFIX = "metric."  # of the columns of metric plug-ins, which are shares
 METRIC = {metric.name: metric for metric in METRICS}
 RANKED = tuple(metric.name for metric in METRICS if metric.ranked)
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a column; a plug-in's has its name as title, and is not ranked. Raises KeyError for any other column."""
+    if name.startswith(PREFIX):
+        plain = name.removeprefix(PREFIX)
+        return Metric(name, plain.replace("_", " ").capitalize(), f"the metric plug-in {plain}, over all test samples")
+    return METRIC[name]
+
+
+def metric_names(columns: Iterable[str]) -> list[str]:
+    """All metrics of the core, and those of metric plug-ins among `columns`."""
+    return [*METRIC, *sorted(name for name in columns if str(name).startswith(PREFIX))]
+
+
 MAIN = ("mean_accuracy", "worst_accuracy")
 
 # {state: (letter in a cell that also holds a number, text in the legend)}

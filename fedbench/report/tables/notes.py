@@ -148,8 +148,13 @@ def tuning_lines(runs: pd.DataFrame) -> list[str]:
     if any(tuning.get("per_seed") for _, tuning in tunings):
         where = "for each seed separately, so the spread over seeds includes that of the search"
     else:
-        where = "on the first seed and used for all, so the spread over seeds does not include that of the search"
-    return [f"Tuning: values were chosen by validation accuracy {where}{spent}"]
+        seeds = max(int(tuning.get("tuned_seeds", 1)) for _, tuning in tunings)
+        on = f"on {seeds} seeds" if seeds > 1 else "on the first seed"
+        where = f"{on} and used for all, so the spread over seeds does not include that of the search"
+    kept = {(row.setting, row.label) for row, tuning in tunings if tuning.get("default_kept")}
+    names = ", ".join(dict.fromkeys(label for _, label in sorted(kept)))
+    unsure = f"; values of the sweep file kept, as no trial beat them by more than its standard error: {names}"
+    return [f"Tuning: values were chosen by validation accuracy {where}{spent}{unsure if kept else ''}"]
 
 
 def published_lines(runs: pd.DataFrame, published: Mapping[str, str]) -> list[str]:

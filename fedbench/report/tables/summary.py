@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fedbench.report.statistics import SAME, blocked_error, student_quantile
-from fedbench.report.tables.metrics import METRIC, PROVENANCE, RANKED, STATES, Mark
+from fedbench.report.tables.metrics import PROVENANCE, RANKED, STATES, Mark, metric_names
 
 SEEDS_FOR_MARKS = 3  # with fewer seeds, no cell is marked as best or tied
 
@@ -24,15 +24,16 @@ def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     hashes stay. A run that is marked as done, but whose records end before its last round or hold no mean accuracy, becomes
     "failed", and column "said" gives the reason.
     """
-    taken = ["round", *PROVENANCE, *METRIC]
+    names = metric_names(records.columns)
+    taken = ["round", *PROVENANCE, *names]
     if records.empty:
         last = pd.DataFrame(columns=["run", *taken])
     else:
         newest = records.sort_values(["run", "round"], kind="stable").drop_duplicates("run", keep="last")
         last = newest.reindex(columns=["run", *taken])
     runs = plan.merge(last, on="run", how="left", validate="many_to_one")
-    for name in ("round", *METRIC):
-        runs[name] = pd.to_numeric(runs[name]).astype(float)
+    for name in ("round", *names):
+        runs[name] = pd.to_numeric(runs[name], errors="coerce").astype(float)  # what a plug-in wrote may be text
     if "code" in records:  # the number of versions of the code that made the run's records
         runs["codes"] = runs["run"].map(records.groupby("run")["code"].nunique())
     cut = (runs["state"] == "done") & ~(runs["round"] >= runs["rounds"])
@@ -40,7 +41,7 @@ def with_last_round(plan: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     runs.loc[cut, "said"] = "marked as done, but its records end before its last round"
     runs.loc[empty, "said"] = "marked as done, but its last record holds no mean accuracy"
     runs.loc[cut | empty, "state"] = "failed"
-    runs.loc[runs["state"] != "done", list(METRIC)] = math.nan
+    runs.loc[runs["state"] != "done", names] = math.nan
     return runs
 
 
@@ -54,7 +55,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     run. Order: as in `runs`, references last.
     """
     runs = runs.drop_duplicates(["setting", "label", "seed"])  # `alarms` reports the others
-    names = list(METRIC)
+    names = metric_names(runs.columns)
     cells = runs.groupby(["setting", "label"], sort=False)
     count, mean, std = cells[names].count(), cells[names].mean(), cells[names].std()
     states = runs.groupby(["setting", "label", "state"], sort=False).size().unstack("state", fill_value=0)

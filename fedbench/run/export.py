@@ -1,0 +1,222 @@
+"""A finished run's model as files that need no fedbench: tensors, a description, and a loader that needs timm alone.
+
+A method can be loaded in plain timm if its prompts are the same for every image, its scores are linear in the CLS feature,
+and it leaves the pixels as they are. Replaced backbone weights (`lora`, `full_finetune`) are exported as they end. The
+tensors of every other method are exported as well, without a loader.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedbench.base.storage import write_atomically
+from fedbench.method import log_prior
+from fedbench.run.experiment import Experiment
+from fedbench.run.stacked import Stacked
+from fedbench.vit import nano
+
+TENSORS, ABOUT, LOADER, README = "model.safetensors", "model.json", "load_model.py", "README.md"
+TOLERANCE = 1e-4  # relative, of scores that are to be linear
+
+LOADER_TEXT = '''"""Loads the model of this folder in plain timm.
+
+`load()` returns a function from normalised images [N, 3, S, S] to class scores [N, C].
+"""
+
+import json
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+
+
+def load(folder=Path(__file__).parent):
+    tensors, about = load_file(Path(folder) / "model.safetensors"), json.loads((Path(folder) / "model.json").read_text())
+    vit = timm.create_model(**about["timm"]).eval()
+    vit.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("vit.")}, strict=False)
+
+    @torch.inference_mode()
+    def model(images):
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        for i, block in enumerate(vit.blocks):
+            for prompt, at, dropped in about["prompts"].get(str(i), []):  # tokens enter behind CLS, or replace earlier ones
+                x = torch.cat([x[:, :at], tensors[prompt].expand(len(x), -1, -1), x[:, at + dropped :]], dim=1)
+            x = block(x)
+        return vit.norm(x)[:, 0] @ tensors["head.weight"].T + tensors["head.bias"]
+
+    return model
+'''
+
+
+class ExportError(ValueError):
+    """A run's model cannot be exported. The message says why."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One client's or the server's final model: its tensors, and what the loader needs, or why there is no loader."""
+
+    tensors: dict[str, Tensor]
+    prompts: dict[
+        str, list[tuple[str, int, int]]
+    ]  # {block: [(tensor, place of its first token, tokens that it replaces)]}
+    no_loader: str = ""
+
+
+def final_model(experiment: Experiment, client: int | None) -> Model:
+    """The model with which `client` is evaluated, or the server's, which an unknown client would use.
+
+    Raises ExportError if clients have models of their own and none is named, or if there is no such client.
+    """
+    server, method = experiment.server, experiment.model.method
+    clients = experiment.run.clients.number
+    if client is None:
+        values = server.unseen_client()
+        if values is None:
+            raise ExportError(
+                f"each client of {experiment.facts.label} has a model of its own; name one: --client 0..{clients - 1}"
+            )
+    elif not 0 <= client < clients:
+        raise ExportError(f"there is no client {client}; the run has the clients 0..{clients - 1}")
+    else:
+        values = server.send(torch.tensor([client]))
+    p = {name: value[0] for name, value in values.items()} | server.read()
+    stored = {f"values.{name}": value for name, value in p.items()}
+    if method.finetune_epochs:
+        return Model(stored, {}, "clients fine-tune it before evaluation (finetune_epochs)")
+    try:
+        weights = _backbone_weights(experiment, p)
+        prompts = _prompts(experiment, p)
+        head = _head(experiment, p)
+    except _NotPlain as reason:
+        return Model(stored, {}, str(reason))
+    tensors = {name: value for _, name, value, *_ in prompts}
+    places: dict[str, list[tuple[str, int, int]]] = {}
+    for layer, name, _, at, dropped in prompts:
+        places.setdefault(str(layer), []).append((name, at, dropped))
+    return Model(stored | weights | tensors | head, places)
+
+
+class _NotPlain(Exception):
+    """Why a method cannot be loaded in plain timm."""
+
+
+def _backbone_weights(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
+    """The backbone's tensors that timm does not have: replaced ones, and all of an embedded or local checkpoint."""
+    method, run, vit = experiment.model.method, experiment.run, experiment.model.backbone.vit
+    if method.pixels is not None:
+        raise _NotPlain("it changes the pixels of its input")
+    weights = {}
+    if run.backbone.name in nano.NAMES or run.backbone.weights is not None:
+        weights = {f"vit.{name}": value for name, value in vit.state_dict().items()}
+    if method.backbone_weights is not None:
+        replaced = method.backbone_weights(p, experiment.model.frozen)
+        weights |= {name: value.detach() for name, value in replaced.items()}  # named vit.<name> already
+    return weights
+
+
+def _prompts(experiment: Experiment, p: Stacked) -> list[tuple[int, str, Tensor, int, int]]:
+    """(block, tensor's name, tensor [P, D], place of its first token, tokens that it replaces), in order."""
+    method, vit = experiment.model.method, experiment.model.backbone
+    draw = torch.Generator().manual_seed(0)
+    cls, query = (torch.randn(3, vit.width, generator=draw).to(experiment.model.images.dtype) for _ in range(2))
+    lengths: dict[str, int] = {}
+    prompts = []
+    for layer in method.layers(vit.depth):
+        for slot, value in method.prompts(layer, p, cls, query).items():
+            value = value.detach()
+            if not torch.equal(value[0], value[1]) or not torch.equal(value[0], value[2]):
+                raise _NotPlain(f"its prompts at block {layer} depend on the image")
+            slots = list(lengths)
+            before = slots[: slots.index(slot)] if slot in lengths else slots
+            place = 1 + sum(lengths[name] for name in before)  # behind CLS and the earlier slots
+            prompts.append((layer, f"prompts.{layer}.{slot}", value[0], place, lengths.get(slot, 0)))
+            lengths[slot] = value.shape[1]
+    return prompts
+
+
+def _head(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
+    """The weights and biases of the scores, found by scoring unit vectors; with the log class prior if evaluation adds it."""
+    method, width = experiment.model.method, experiment.model.backbone.width
+    if method.reads_slots:
+        raise _NotPlain("its scores read prompt tokens, not the CLS feature alone")
+    dtype = experiment.model.images.dtype
+    draw = torch.randn(4, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+    bias = method.logits(p, {"cls": torch.zeros(1, width, dtype=dtype)})[0].detach()
+    weight = (method.logits(p, {"cls": torch.eye(width, dtype=dtype)}).detach() - bias).T
+    scores = method.logits(p, {"cls": draw}).detach()
+    if not (draw @ weight.T + bias - scores).abs().max() <= TOLERANCE * scores.abs().max():
+        raise _NotPlain("its scores are not linear in the CLS feature")
+    if method.adds_prior_in_evaluation:
+        bias = bias + log_prior(p["prior"])
+    return {"head.weight": weight, "head.bias": bias}
+
+
+def write(experiment: Experiment, model: Model, folder: Path, client: int | None, accuracy: float | None) -> list[str]:
+    """Write the files of `model` into `folder`, and return their names. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run, vit = experiment.run, experiment.model.backbone
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in model.tensors.items()}
+    save_file(plain, folder / TENSORS)
+    about = {
+        "timm": _timm_model(run.backbone.name, run.backbone.weights is None, run.backbone.image_size),
+        "prompts": model.prompts,
+        "mean": list(vit.mean),
+        "std": list(vit.std),
+        "image_size": vit.image_size,
+        "classes": list(experiment.samples.class_names),
+        "client": client,
+        "run": experiment.facts.run,
+    }
+    texts = {ABOUT: json.dumps(about, indent=2), README: _readme(experiment, model, client, accuracy)}
+    if not model.no_loader:
+        texts[LOADER] = LOADER_TEXT
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return [TENSORS, *texts]
+
+
+def _timm_model(name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
+    """The arguments of timm.create_model."""
+    if name in nano.NAMES:
+        shape = {key: value for key, value in nano.ARCHITECTURE.items() if key != "num_classes"}
+        return {"model_name": "vit_tiny_patch16_224", "pretrained": False, "num_classes": 0, **shape}
+    size = {} if image_size is None else {"img_size": image_size}
+    return {"model_name": name, "pretrained": pretrained, "num_classes": 0, **size}
+
+
+def _readme(experiment: Experiment, model: Model, client: int | None, accuracy: float | None) -> str:
+    facts, vit = experiment.facts, experiment.model.backbone
+    owner = "the server's model" if client is None else f"the model of client {client}"
+    lines = [
+        f"# {facts.label} on {facts.dataset}",
+        "",
+        f"This is {owner} after {facts.rounds} rounds of the run `{facts.run}`, exported by fedbench.",
+        ""
+        if accuracy is None
+        else f"Its accuracy on {'the global' if client is None else 'its own'} test set: {accuracy:.4f}",
+        "",
+        f"* `{TENSORS}`: the method's values under `values.<name>`"
+        + ("" if model.no_loader else ", and the tensors of the loader under `prompts.`, `head.` and `vit.`")
+        + ".",
+        f"* `{ABOUT}`: the backbone, the image size and the normalisation.",
+    ]
+    if model.no_loader:
+        lines += ["", f"There is no loader for plain timm: {model.no_loader}."]
+    else:
+        lines += [
+            f"* `{LOADER}`: `load()` returns the model; it needs torch, timm and safetensors.",
+            "",
+            f"Images enter with {vit.image_size} x {vit.image_size} pixels, as `(pixels / 255 - mean) / std` with mean "
+            f"{tuple(vit.mean)} and std {tuple(vit.std)}. Images of another size are resized with bicubic interpolation and "
+            "antialiasing.",
+        ]
+    return "\n".join(lines) + "\n"

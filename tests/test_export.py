@@ -1,0 +1,137 @@
+"""`fedbench export`: a run's model gives the same accuracy in plain timm."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracle import plain_vit
+from safetensors.torch import load_file
+from test_extension import done
+
+from fedbench.cli.main import main
+
+BASE: dict[str, Any] = {"rounds": 2, "aggregation": "fedavg", "local": {"lr": 0.05}}
+LOADER_IMPORTS = {"json", "pathlib", "timm", "torch", "safetensors"}
+
+
+def loaded(folder: Path) -> Any:
+    """The model of the exported loader, which imports nothing but timm, torch and safetensors."""
+    text = (folder / "load_model.py").read_text()
+    nodes = ast.walk(ast.parse(text))
+    names = [
+        n.names[0].name if isinstance(n, ast.Import) else n.module
+        for n in nodes
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
+    assert {str(name).split(".")[0] for name in names} <= LOADER_IMPORTS
+    module = ModuleType("load_model")
+    module.__file__ = str(folder / "load_model.py")
+    exec(compile(text, module.__file__, "exec"), vars(module))
+    return module.load()
+
+
+def accuracy(model: Any, folder: Path, images: np.ndarray, labels: np.ndarray) -> float:
+    about = json.loads((folder / "model.json").read_text())
+    mean, std = (np.array(about[name]) for name in ("mean", "std"))
+    pixels = torch.from_numpy(((images / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+    return float((model(pixels).argmax(1).numpy() == labels).mean())
+
+
+METHODS = {
+    "fedvpt": {"name": "fedvpt", "prompt_length": 3},
+    "fedvpt_deep": {"name": "fedvpt_deep", "prompt_length": 2},
+    "lora": {"name": "lora"},
+    "head_only": {"name": "head_only"},
+}
+
+
+def noise(folder: Path, size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images of four shades, which a model tells apart more often than not; written as the data of `done`."""
+    labels = np.arange(160) % 4
+    images = np.random.default_rng(0).integers(0, 150, (160, size, size, 3)) + 30 * labels[:, None, None, None]
+    images, is_test = images.astype(np.uint8), np.arange(160) >= 100
+    np.savez(folder / "noise.npz", images=images, labels=labels, is_test=is_test)
+    return images, labels, is_test
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("fedvpt", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+)
+def test_the_exported_model_has_the_same_accuracy_in_plain_timm(tmp_path, capsys, name):
+    images, labels, is_test = noise(tmp_path)
+    run = done(tmp_path / "results", tmp_path, **(BASE | {"method": METHODS[name]}))
+    out = tmp_path / "model"
+    assert main(["export", str(run.path), "--out", str(out)]) == 0, capsys.readouterr()
+    expected = run.records()[-1]["global_accuracy"]
+    assert f"{expected:.4f}" in (out / "README.md").read_text()
+    ours = accuracy(loaded(out), out, images[is_test], labels[is_test])
+    assert ours == pytest.approx(expected, abs=1.01 / is_test.sum())  # one image may lie at a boundary
+    assert expected > 0.3
+
+
+def test_a_local_checkpoint_and_a_clients_own_model_are_exported_with_their_prior(tmp_path, capsys):
+    """The backbone is a file of the user, prompts are the client's, and evaluation adds the log class prior."""
+    images, labels, _ = noise(tmp_path)
+    plain_vit.write_weights(tmp_path / "weights.safetensors")
+    backbone = {"name": plain_vit.NAME, "weights": str(tmp_path / "weights.safetensors"), "image_size": 32}
+    method = {"name": "fedvpt", "prompt": "local", "logit_prior": "eval", "prompt_length": 2}
+    partition = {"name": "dirichlet", "alpha": 1.0}
+    change = {"method": method, "backbone": backbone, "partition": partition}
+    run = done(tmp_path / "results", tmp_path, **(BASE | change))
+    assert main(["export", str(run.path), "--out", str(tmp_path / "x")]) == 2
+    assert "each client of" in (said := capsys.readouterr().err)
+    assert "--client 0..2" in said
+    assert main(["export", str(run.path), "--out", str(tmp_path / "x"), "--client", "9"]) == 2
+    assert "there is no client 9; the run has the clients 0..2" in capsys.readouterr().err
+    out = tmp_path / "model"
+    assert main(["export", str(run.path), "--out", str(out), "--client", "1"]) == 0, capsys.readouterr()
+    tensors = load_file(out / "model.safetensors")
+    state = load_file(run.path / "checkpoint.safetensors")
+    stored = state.get("client.prompt.1", tensors["values.prompt"])
+    assert torch.equal(tensors["prompts.0.prompt"], stored)
+    model = loaded(out)
+    pixels = torch.from_numpy(images[:8] / 255).permute(0, 3, 1, 2).float()
+    about = json.loads((out / "model.json").read_text())
+    mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
+    vit = plain_vit.PlainViT(plain_vit.write_weights(tmp_path / "again.safetensors"))
+    with torch.no_grad():
+        prompt = tensors["values.prompt"].double()
+        cls = vit(((pixels - mean) / std).double(), lambda layer, cls: prompt.expand(8, -1, -1) if layer == 0 else None)
+        prior = tensors["values.prior"].double()
+        scores = cls @ tensors["values.head.weight"].double().T + tensors["values.head.bias"].double()
+        scores = scores + torch.log((1 - 1e-6) * prior + 1e-6 / len(prior))
+    assert (model((pixels - mean) / std).double() - scores).abs().max() < 1e-3 * scores.abs().max()
+    assert len(labels)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ({"name": "pep_fedpt", "inject": 3}, "its prompts at block 3 depend on the image"),
+        ({"name": "fedncm"}, "its scores are not linear in the CLS feature"),
+        ({"name": "pfedpt"}, "it changes the pixels of its input"),
+        ({"name": "head_only", "finetune_epochs": 1}, "fine-tune it before evaluation"),
+    ],
+)
+def test_a_method_that_plain_timm_cannot_hold_is_exported_without_a_loader(tmp_path, capsys, method, why):
+    noise(tmp_path)
+    run = done(tmp_path / "results", tmp_path, **(BASE | {"method": method}))
+    client = ["--client", "0"] if method["name"] == "pfedpt" else []
+    assert main(["export", str(run.path), "--out", str(tmp_path / "model"), *client]) == 0
+    assert why in capsys.readouterr().out
+    assert why in (tmp_path / "model" / "README.md").read_text()
+    assert not (tmp_path / "model" / "load_model.py").exists()
+    assert any(name.startswith("values.") for name in load_file(tmp_path / "model" / "model.safetensors"))
+
+
+def test_a_run_that_is_not_done_is_refused(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "model")]) == 2
+    assert "is missing, and only a run that is done can be exported" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
