@@ -77,7 +77,7 @@ def test_mistakes_in_zip_are_reported_together():
         "zip, block 3: rounds is also in zip, block 1; a key may vary in one place only",
         "zip, block 3, evaluate_every: expected a list with at least one value, found 4",
         "zip, block 4: unknown name 'round'; did you mean 'rounds'? legal: backbone, dataset, partition, method, "
-        "aggregation, seed, seeds, rounds, clients, local, evaluate_every, precision, test_data",
+        "aggregation, seed, seeds, rounds, clients, local, evaluate_every, precision, metrics, test_data",
         "zip, block 5: expected a mapping of equally long lists, found 7",
     ]
     assert mistakes(zip={"seed": [0]}) == [

@@ -69,18 +69,20 @@ def test_clients_are_evaluated_in_blocks_whose_values_fit(
     monkeypatch.setattr(evaluation, "BLOCK_BYTES", 25)
     monkeypatch.setattr(evaluation, "personal", lambda experiment, block: block.tolist())
     monkeypatch.setattr(evaluation, "accuracies", accuracies)
+    monkeypatch.setattr(evaluation, "_accuracies", lambda *a: (accuracies(*a[:-1]), 3))  # 3 right answers of the global model
     split = SimpleNamespace(test=[np.arange(k + 1) for k in range(clients)], validation=[np.arange(9)] * clients)
     experiment: Any = SimpleNamespace(
         split=split,
-        server=SimpleNamespace(row_bytes=lambda: 10, read=dict),
+        server=SimpleNamespace(row_bytes=lambda: 10, read=dict, memory=SimpleNamespace(spec={"prompt": None})),
         run=SimpleNamespace(clients=SimpleNamespace(number=clients), test_data=test_data),
         model=None,
         chunk=1,
     )
-    test, validation = evaluation._client_accuracies(experiment)
+    test, validation, right = evaluation._client_accuracies(experiment, unseen={})
     assert [len(values) for values, _ in seen[::2]] == sizes
     assert test.count.tolist() == [(k + 1) * test_data for k in range(clients)]
     assert validation.count.tolist() == [9] * clients
+    assert right == 3 * len(sizes)
     assert [values for values, _ in seen[::2]] == [values for values, _ in seen[1::2]]
 
 

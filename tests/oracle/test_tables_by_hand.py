@@ -299,22 +299,22 @@ def test_a_terminal_shows_ten_alarms_and_counts_the_others() -> None:
 
 
 # -- trials and published numbers --------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("last", "chosen"), [("done", 2), ("diverged", 1), ("failed", None), ("running", None), ("pending", None)]
-)
-def test_the_best_trial_is_chosen_once_all_have_ended(tmp_path: Path, last: str, chosen: int | None) -> None:
-    """Three trials of all rounds and a better one of half the rounds, which only led to them."""
-    write_run(tmp_path, "A", config={"local": {"lr": 9.0}})
-    trials = [(0, "done", 20, 0.5), (1, "done", 20, 0.7), (2, last, 20, 0.8), (3, "done", 10, 0.9)]
-    for number, state, rounds, accuracy in trials:
+@pytest.mark.parametrize(("state", "chosen"), [("done", 1), ("diverged", 1), ("done", None)])
+def test_the_chosen_trial_is_that_which_the_tuned_runs_name(tmp_path: Path, state: str, chosen: int | None) -> None:
+    """It need not be the best: a trial that leads on one seed alone is not taken."""
+    trials = [(0, "done", 20, 0.5), (1, "done", 20, 0.7), (2, state, 20, 0.8), (3, "done", 10, 0.9)]
+    folders = []
+    for number, state_, rounds, accuracy in trials:
         tuning = {"trial_of": "A", "number": number, "values": {"local.lr": number}}
         config = {"local": {"lr": float(number)}, "rounds": rounds}
-        run_state: dict[str, Any] = {"state": state, "rounds": rounds, "config": config, "tuning": tuning}
-        write_run(tmp_path, f"trial {number}", method="ma", **run_state, val_mean_accuracy=accuracy)
+        run_state: dict[str, Any] = {"state": state_, "rounds": rounds, "config": config, "tuning": tuning}
+        folders.append(write_run(tmp_path, f"trial {number}", method="ma", **run_state, val_mean_accuracy=accuracy))
+    named = {} if chosen is None else {"tuning": {"trial": folders[chosen].path.name}}
+    write_run(tmp_path, "A", config={"local": {"lr": 9.0}}, **named)
     gathered = gather([], tmp_path).trials.set_index("number").sort_index()
     assert list(gathered.index) == [0, 1, 2, 3]
-    assert [number for number, row in gathered.iterrows() if row["chosen"]] == [number for number in [chosen] if number]
-    values = [accuracy if state == "done" else NAN for _, state, _, accuracy in trials]
+    assert gathered["chosen"].tolist() == [number == chosen for number in range(4)]
+    values = [accuracy if state_ == "done" else NAN for _, state_, _, accuracy in trials]
     np.testing.assert_array_equal(gathered["validation"], values)
     assert gathered["values"].tolist() == [f'{{"local.lr": {number}}}' for number in range(4)]
     assert set(gathered["label"]) == {"A"}
