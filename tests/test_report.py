@@ -283,9 +283,8 @@ def test_a_damaged_file_is_named_and_the_report_continues(
     assert ("50.0" in printed) == (file == "clients.parquet")  # without its clients the run still counts
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
+def test_odd_small_files_do_not_stop_the_report(tmp_path: Path) -> None:
+    odd = [
         ("progress.json", "null"),
         ("progress.json", "[3]"),
         ("failed.json", '{"kind": ["a"], "reason": {"b": 1}}'),
@@ -293,13 +292,13 @@ def test_a_damaged_file_is_named_and_the_report_continues(
         ("checkpoint.safetensors", "cut"),
         ("notes.jsonl", "3\n"),
         ("claim.1~", ""),
-    ],
-)
-def test_odd_small_files_do_not_stop_the_report(tmp_path: Path, name: str, content: str) -> None:
+    ]
     write_run(tmp_path / "r", "whole")
-    for state in ("done", "running", "failed"):
-        hurt = write_run(tmp_path / "r", state, state=state, accuracies={10: 0.5} if state != "done" else None)
-        (hurt.path / name).write_text(content)
+    for seed, (name, content) in enumerate(odd):
+        for state in ("done", "running", "failed"):
+            accuracies = {10: 0.5} if state != "done" else None
+            hurt = write_run(tmp_path / "r", state, seed, accuracies, state=state)
+            (hurt.path / name).write_text(content)
     assert figures.main(["--results", str(tmp_path / "r"), "--out", str(tmp_path / "out")]) == 0
 
 
@@ -309,16 +308,15 @@ def test_a_folder_of_nothing_but_damage_is_one_message(tmp_path: Path, capsys: p
     assert "run.yaml cannot be read as a run's config" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("label", ["=1+1", "+1", "-1", "@sum", "\ttab"])
-def test_cells_that_a_spreadsheet_would_compute_are_quoted(tmp_path: Path, label: str) -> None:
+def test_cells_that_a_spreadsheet_would_compute_are_quoted(tmp_path: Path) -> None:
     for seed in range(2):
-        write_run(tmp_path / "r", label, seed, {20: 0.5}, method="odd")
+        for i, label in enumerate(("=1+1", "+1", "-1", "@sum", "\ttab")):
+            write_run(tmp_path / "r", label, seed, {20: 0.5}, method=f"odd{i}")
         write_run(tmp_path / "r", "B", seed, {20: 0.6 + 0.01 * seed})
     writer.write(gather([], tmp_path / "r"), tmp_path / "out")
-    written = " ".join(label.split())
     for name in ("table.csv", "runs.csv", "comparisons.csv"):
         cells = [cell for row in csv.reader(io.StringIO((tmp_path / "out" / name).read_text())) for cell in row]
-        assert ("tab" if written == "tab" else f"'{written}") in cells, name
+        assert {"'=1+1", "'+1", "'-1", "'@sum", "tab"} <= set(cells), name
         assert not [cell for cell in cells if cell[:1] in "=+@" and cell]
         assert all(cell[0] != "-" or float(cell) < 0 for cell in cells if cell)  # numbers stay numbers
 

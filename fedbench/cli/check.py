@@ -6,7 +6,7 @@ import argparse
 import ast
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedbench.base.broken_pipe import exits_when_pipe_closes
 from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, metrics, rounds, samples, violation
 from fedbench.contract.world import CPU, Case, variants
+from fedbench.method import Aggregation
 from fedbench.plan.device import choose_device
 from fedbench.plan.plugins import ALL_KINDS, Kind, PluginError, load, plugins
 from fedbench.plan.yaml_reader import YamlError, parse_yaml
@@ -25,8 +26,8 @@ from fedbench.plan.yaml_reader import YamlError, parse_yaml
 FINE, BROKEN, MISTAKE = 0, 1, 2
 
 EPILOG = """\
-A method is checked with its defaults, with every other value of each choice or switch, and with every aggregation. An
-aggregation is checked with fedvpt, with shared and with local prompts and head.
+A method is checked with its defaults, with every other value of each choice or switch, and with one aggregation for each
+set of hooks. An aggregation is checked with fedvpt, with shared and with local prompts and head.
 Exit code: 0 if the plug-in keeps the contract, 1 if not, 2 if the file holds no plug-in or cannot be run.
 
 examples:
@@ -171,8 +172,8 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
     if kind == "method":
         yield from ((name, Case(method)) for name, method in made.items())
         name, method = next(iter(made.items()))
-        others = {other: cls() for other, cls in classes["aggregation"].items() if other != "fedavg"}
-        yield from ((f"{name} + {other}", Case(method, aggregation)) for other, aggregation in others.items())
+        for other, cls in _of_each_structure(classes["aggregation"]).items():
+            yield f"{name} + {other}", Case(method, cls())
         return
     fedvpt = classes["method"]["fedvpt"]
     for name, aggregation in made.items():
@@ -181,6 +182,19 @@ def _cases(kind: Kind, made: dict[str, Any]) -> Iterator[tuple[str, Case]]:
             yield f"{name} + fedvpt{fields}", Case(fedvpt(**options), aggregation)
         if aggregation.absorb is not None:
             yield f"{name} + fedncm", Case(classes["method"]["fedncm"](), aggregation)
+
+
+def _of_each_structure(aggregations: Mapping[str, type[Any]]) -> dict[str, type[Any]]:
+    """One aggregation for each set of hooks that meet a method's own; FedAvg, which has none, is left out."""
+    meeting = ("extra_loss", "params", "absorb", "encode", "decode", "merge")
+    by_hooks: dict[tuple[str, ...], str] = {}
+    for name in sorted(aggregations, key=lambda name: (_overrides(aggregations[name], "check"), name)):
+        by_hooks.setdefault(tuple(hook for hook in meeting if _overrides(aggregations[name], hook)), name)
+    return {name: aggregations[name] for hooks, name in by_hooks.items() if hooks}
+
+
+def _overrides(cls: type[Any], hook: str) -> bool:
+    return getattr(cls, hook) is not getattr(Aggregation, hook)
 
 
 def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
