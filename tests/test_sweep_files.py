@@ -134,7 +134,7 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
         shrink["tune"] = "{trials: 1, rounds: 1}"
     if name == "pep_ablation":
         shrink["grid.method"] = "[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 1}]"  # nano has six blocks
-    if name in ("main_table", "sgpt"):
+    if name in ("main_table", "sgpt", "protocols/sgpt"):  # nano has six blocks
         shrink["exclude"] = "[{method: {name: sgpt, shared_blocks: 5}}]"
     settings = [f"{key}={value}" for key, value in shrink.items()]
     flags = [word for setting in settings for word in ("--set", setting)]
