@@ -431,7 +431,10 @@ def test_the_command_line(tmp_path, capsys):
     [
         (None, "cannot be read (No such file"),
         ("def broken(:", "not Python: invalid syntax"),
-        ("class Methods: pass", "expected one class called Method, Aggregation, Dataset, Partitioner, Metric; found Methods"),
+        (
+            "class Methods: pass",
+            "expected one class called Method, Aggregation, Dataset, Partitioner, Metric; found Methods",
+        ),
         ("class Method: pass", "expected a class 'Method', a frozen dataclass derived from Method"),
         ("import nothing_of_this_name\nclass Method: pass", "ModuleNotFoundError: No module named"),
         (f"{HEAD}\n@dataclass\nclass Method(method.Method): pass", "cannot inherit non-frozen dataclass from a frozen"),

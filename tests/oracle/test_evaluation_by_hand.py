@@ -69,7 +69,9 @@ def test_clients_are_evaluated_in_blocks_whose_values_fit(
     monkeypatch.setattr(evaluation, "BLOCK_BYTES", 25)
     monkeypatch.setattr(evaluation, "personal", lambda experiment, block: block.tolist())
     monkeypatch.setattr(evaluation, "accuracies", accuracies)
-    monkeypatch.setattr(evaluation, "_accuracies", lambda *a: (accuracies(*a[:-1]), 3))  # 3 right answers of the global model
+    monkeypatch.setattr(
+        evaluation, "_accuracies", lambda *a: (accuracies(*a[:-1]), 3)
+    )  # 3 right answers of the global model
     split = SimpleNamespace(test=[np.arange(k + 1) for k in range(clients)], validation=[np.arange(9)] * clients)
     experiment: Any = SimpleNamespace(
         split=split,
