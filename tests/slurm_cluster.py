@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,6 +90,29 @@ class Cluster:
 
 
 @contextmanager
+def restarted_if_it_crashes(conf: Path) -> Iterator[None]:
+    """Start slurmctld, and again if it is gone for two seconds, as systemd does on a real cluster: that of Slurm 22.05 may
+    crash while it answers a question about a job. Jobs go on meanwhile."""
+    pid_file, over = conf.with_name("slurmctld.pid"), threading.Event()
+    run("slurmctld", "-f", str(conf))
+
+    def watch() -> None:
+        gone = 0
+        while not over.wait(1):
+            gone = 0 if is_alive(pid_file) else gone + 1
+            if gone > 1:
+                subprocess.run(["slurmctld", "-f", str(conf)], capture_output=True, check=False, timeout=60)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+@contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A running cluster of two nodes of one core each, without accounting; SLURM_CONF names it meanwhile."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None]
@@ -116,13 +140,14 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         }
         places = [f"--{option}={folder / name}" for option, name in options.items()]
         run("munged", "--force", f"--seed-file={folder / 'munged.seed'}", *places)
-        for command in (["slurmctld"], ["slurmd", "-N", "n1"], ["slurmd", "-N", "n2"]):
-            run(*command, "-f", str(conf))
-        end = time.monotonic() + 60
-        while (states := set(sinfo())) != {"idle"}:
-            assert time.monotonic() < end, f"nodes are {states}; see {folder}/*.log"
-            time.sleep(0.5)
-        yield Cluster(folder)
+        with restarted_if_it_crashes(conf):
+            for node in ("n1", "n2"):
+                run("slurmd", "-N", node, "-f", str(conf))
+            end = time.monotonic() + 60
+            while (states := set(sinfo())) != {"idle"}:
+                assert time.monotonic() < end, f"nodes are {states}; see {folder}/*.log"
+                time.sleep(0.5)
+            yield Cluster(folder)
     finally:
         subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], check=False, timeout=30)
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munged.pid"):
@@ -136,6 +161,15 @@ def sinfo() -> list[str]:
         ["sinfo", "-h", "-N", "-p", "main", "-o", "%T"], capture_output=True, text=True, check=False, timeout=30
     )
     return done.stdout.split()
+
+
+def is_alive(pid_file: Path) -> bool:
+    """Whether the daemon that wrote `pid_file` runs."""
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def end_process(pid_file: Path) -> None:
