@@ -416,6 +416,7 @@ def test_a_broken_accelerator_ends_a_sweep_in_its_own_process_with_a_word(
 
 
 # -- leaving ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_signal_stops_a_run_at_a_round_with_a_checkpoint(place: Workplace) -> None:
     place.write(
         methods=["slow"],

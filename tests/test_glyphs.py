@@ -100,6 +100,7 @@ def test_no_two_classes_look_the_same(glyphs: ModuleType) -> None:
         assert alike.max() < 0.95, (style.name, np.unravel_index(alike.argmax(), alike.shape))
 
 
+@pytest.mark.slow
 def test_pretraining_shares_no_character_font_or_look_with_the_benchmark(glyphs: ModuleType, chars: list[str]) -> None:
     assert not {s.font for s in glyph_classes.STYLES} & {s.font for s in glyphs.STYLES}
     assert not {s.name for s in glyph_classes.STYLES} & {s.name for s in glyphs.STYLES}

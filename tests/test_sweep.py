@@ -53,6 +53,7 @@ def test_a_sweep_ends_and_the_second_time_does_nothing(place: Workplace, capsys:
     }
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_is_listed_with_its_log(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
