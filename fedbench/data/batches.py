@@ -63,3 +63,11 @@ def batches(
         index[int(steps[row]) :, row] = own_samples[0]
     active = tuple(int((steps > s).sum()) for s in range(total))
     return Batches(clients, index, weight, flip, shift, active, passes)
+
+
+def padded(parts: Sequence[Ints]) -> Ints:
+    """The parts as rows [K, longest]; sample 0 pads the shorter ones."""
+    rows = np.zeros((len(parts), max(map(len, parts))), dtype=np.int64)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part)] = part
+    return rows

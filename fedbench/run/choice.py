@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedbench.data import Ints
+from fedbench.data.batches import padded
 from fedbench.method import HookError
 from fedbench.method.hooks import describe
 from fedbench.run.local import Trainer, masked_sum
@@ -53,9 +54,7 @@ def chosen(trainer: Trainer, received: Stacked, read: Stacked, parts: Sequence[I
 def _mean_loss(model: StackedModel, p: Stacked, parts: Sequence[Ints], width: int) -> Tensor:
     """The mean cross entropy [K] of the clients on their samples `parts`, `width` samples of each client at a time."""
     sizes = np.array([len(part) for part in parts])
-    index = np.zeros((len(parts), int(sizes.max())), dtype=np.int64)
-    for row, part in zip(index, parts, strict=True):
-        row[: len(part)] = part
+    index = padded(parts)
     device, dtype = model.labels.device, model.images.dtype
     weight = sent_to(device, np.arange(index.shape[1]) < sizes[:, None]).to(dtype)
     total = torch.zeros(len(parts), device=device, dtype=dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedbench.base.record_schema import INFERENCE, TestMetrics, ValidationMetrics
 from fedbench.data import Ints
+from fedbench.data.batches import padded
 from fedbench.run.choice import chosen
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked, rows
@@ -59,10 +60,10 @@ def _accuracies(
     """
     prior = model.method.adds_prior_in_evaluation
     count = np.array([len(part) for part in parts])
-    blocks = _blocks(parts, chunk, one_client=model.method.backbone_weights is not None)
+    blocks = blocks_of(parts, chunk, one_client=model.method.backbone_weights is not None)
     if not blocks:
         return Accuracies(np.zeros(len(parts), dtype=np.int64), count), 0
-    rectangles = [_rectangle([piece for _, piece in block]) for block in blocks]
+    rectangles = [padded([piece for _, piece in block]) for block in blocks]
     flat = model.sample_index(np.concatenate([rectangle.ravel() for rectangle in rectangles]))
     indices = flat.split([rectangle.size for rectangle in rectangles])
     clients = np.array([k for block in blocks for k, _ in block])
@@ -87,7 +88,7 @@ def _accuracies(
     return Accuracies(right, count), int(hits_of_pieces[1:].sum())
 
 
-def _blocks(parts: Sequence[Ints], chunk: int, one_client: bool) -> list[list[tuple[int, Ints]]]:
+def blocks_of(parts: Sequence[Ints], chunk: int, one_client: bool) -> list[list[tuple[int, Ints]]]:
     """The pieces of all clients in blocks of about `chunk` samples, largest pieces first; each piece with its client.
 
     With `one_client`, a block holds pieces of one client only, so that the client's backbone weights are not copied.
@@ -123,14 +124,6 @@ def _pieces(parts: Sequence[Ints]) -> list[tuple[int, Ints]]:
         if len(part)
         for piece in np.array_split(part, math.ceil(len(part) / PIECE))
     ]
-
-
-def _rectangle(pieces: Sequence[Ints]) -> Ints:
-    """The pieces as rows, of which the first is the longest; sample 0 pads the others."""
-    block = np.zeros((len(pieces), len(pieces[0])), dtype=np.int64)
-    for row, piece in zip(block, pieces, strict=True):
-        row[: len(piece)] = piece
-    return block
 
 
 def summary(test: Accuracies, held_out: NDArray[np.bool_], global_accuracy: float | None) -> TestMetrics:

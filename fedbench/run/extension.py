@@ -35,8 +35,8 @@ def continue_shorter_run(experiment: Experiment, planned: PlannedRun, folder: Ru
 
     Writes the records and the checkpoint to `folder`, which must hold no records. Logs why a run is not continued.
     """
-    for shorter in sorted(_shorter_runs(planned, folder), key=lambda other: -_rounds(other)):
-        problem, saved, records = _usable(experiment, shorter)
+    for shorter, identity in sorted(_shorter_runs(planned, folder), key=lambda other: -int(other[1]["rounds"])):
+        problem, saved, records = _usable(experiment, shorter, identity)
         if saved is None:
             log.info("%s is not continued: %s", shorter.path.name, problem)
             continue
@@ -52,8 +52,8 @@ def continue_shorter_run(experiment: Experiment, planned: PlannedRun, folder: Ru
     return None
 
 
-def _shorter_runs(planned: PlannedRun, folder: RunFolder) -> Iterator[RunFolder]:
-    """The finished runs beside `folder` that are the same run with fewer rounds."""
+def _shorter_runs(planned: PlannedRun, folder: RunFolder) -> Iterator[tuple[RunFolder, Mapping[str, Any]]]:
+    """The finished runs beside `folder` that are the same run with fewer rounds, and their identities."""
     expected = _without_rounds(planned.identity)
     for path in folder.path.parent.glob(planned.name.removesuffix(planned.key) + "*"):
         other = RunFolder(path)
@@ -64,7 +64,7 @@ def _shorter_runs(planned: PlannedRun, folder: RunFolder) -> Iterator[RunFolder]
         except (RecordsError, OSError):
             continue
         if _without_rounds(identity) == expected and int(identity["rounds"]) < planned.run.rounds:
-            yield other
+            yield other, identity
 
 
 def _without_rounds(identity: Mapping[str, Any]) -> Any:
@@ -73,14 +73,11 @@ def _without_rounds(identity: Mapping[str, Any]) -> Any:
     )
 
 
-def _rounds(folder: RunFolder) -> int:
-    return int(folder.config()["identity"]["rounds"])
-
-
-def _usable(experiment: Experiment, shorter: RunFolder) -> tuple[str, Checkpoint | None, list[dict[str, Any]]]:
+def _usable(
+    experiment: Experiment, shorter: RunFolder, identity: Mapping[str, Any]
+) -> tuple[str, Checkpoint | None, list[dict[str, Any]]]:
     """(why `shorter` cannot be continued, None, []), or ("", its last checkpoint, the records that are due)."""
-    run, identity = experiment.run, shorter.config()["identity"]
-    rounds = int(identity["rounds"])
+    run, rounds = experiment.run, int(identity["rounds"])
     if depends_on_rounds(run.local):
         return f"its learning rates depend on the number of rounds (schedule {run.local.schedule})", None, []
     if names := _that_depend_on_rounds(experiment, rounds):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedbench.data import Ints
+from fedbench.data.batches import padded
 from fedbench.method import HookError, Predictions
 from fedbench.method.hooks import describe
-from fedbench.run.evaluation import personal
+from fedbench.run.evaluation import blocks_of, personal
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import call_hook, rows
 
@@ -42,9 +43,9 @@ def predictions(experiment: Experiment) -> Predictions:
     order: list[Ints] = []
     for block in np.array_split(clients, -(-len(clients) // 64)):  # the values of 64 clients at a time
         values, read = personal(experiment, block), experiment.server.read()
-        for group in _groups([split.test[int(k)] for k in block], experiment.chunk):
-            width = len(group[0][1])
-            index = np.stack([np.resize(part, width) for _, part in group])  # padded by repetition
+        parts = [split.test[int(k)] for k in block]
+        for group in blocks_of(parts, experiment.chunk, model.method.backbone_weights is not None):
+            index = padded([part for _, part in group])
             at = torch.tensor([row for row, _ in group], device=model.labels.device)
             p = rows(values, at) | read
             prior = model.method.adds_prior_in_evaluation
@@ -55,19 +56,6 @@ def predictions(experiment: Experiment) -> Predictions:
     domain = None if samples.domain is None else torch.from_numpy(np.asarray(samples.domain)[sample].astype(np.int64))
     labels = torch.from_numpy(np.asarray(samples.labels)[sample].astype(np.int64))
     return Predictions(torch.cat(scores), labels, torch.from_numpy(of_client), domain)
-
-
-def _groups(parts: Sequence[Ints], chunk: int) -> list[list[tuple[int, Ints]]]:
-    """(client's position, samples) in groups of at most `chunk` samples with padding, the longest part of a group first."""
-    pieces = [
-        (row, piece) for row, part in enumerate(parts) for piece in np.array_split(part, -(-len(part) // max(1, chunk)))
-    ]
-    groups: list[list[tuple[int, Ints]]] = []
-    for piece in sorted(pieces, key=lambda piece: -len(piece[1])):
-        if not groups or (len(groups[-1]) + 1) * len(groups[-1][0][1]) > chunk:
-            groups.append([])
-        groups[-1].append(piece)
-    return groups
 
 
 def _without_padding(logits: Tensor, group: Sequence[tuple[int, Ints]]) -> list[Tensor]:

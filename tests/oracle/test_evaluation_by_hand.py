@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedbench.data.batches import padded
 from fedbench.run import evaluation
 from fedbench.run.evaluation import Accuracies
 
@@ -36,12 +37,12 @@ def test_samples_are_cut_into_nearly_equal_pieces_of_at_most_32() -> None:
     ],
 )
 def test_a_block_holds_as_many_of_the_largest_pieces_as_fit(chunk: int, one_client: bool, blocks: Any) -> None:
-    assert shape(evaluation._blocks(PARTS, chunk, one_client)) == blocks
-    assert evaluation._blocks([PARTS[1]], chunk, one_client) == []
+    assert shape(evaluation.blocks_of(PARTS, chunk, one_client)) == blocks
+    assert evaluation.blocks_of([PARTS[1]], chunk, one_client) == []
 
 
 def test_a_rectangle_is_padded_with_sample_0() -> None:
-    made = evaluation._rectangle([np.array([5, 6, 7]), np.array([8])])
+    made = padded([np.array([5, 6, 7]), np.array([8])])
     assert made.tolist() == [[5, 6, 7], [8, 0, 0]]
 
 
