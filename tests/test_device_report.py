@@ -93,9 +93,8 @@ def test_a_part_that_fails_costs_no_other_part(tmp_path, monkeypatch):
         return {"status": "failed", "why": "CUDA error"} if part.name == "second" else {"status": "done"}
 
     monkeypatch.setattr(device_report, "run_part", run)
-    monkeypatch.setattr(
-        device_report, "parts", lambda small: [Part(name, (), 0.5) for name in ("first", "second", "third")]
-    )
+    first, second, third = (Part(name, (), 0.5) for name in ("first", "second", "third"))
+    monkeypatch.setattr(device_report, "stages", lambda small: [[first, second], [third]])
     said = []
     options = ReportOptions(tmp_path / "new" / "report", "cpu", deadline=3600)
     assert device_report.write_report(options, said.append) == 1
@@ -126,7 +125,7 @@ def test_every_goal_is_answered_from_the_reports_with_the_fastest_way(tmp_path, 
     (tmp_path / "speed_vit_base_224.json").write_text(json.dumps({"measured": measured, "compiled": compiled}))
     (tmp_path / "speed_nano_32.json").write_text(json.dumps({"measured": measured}))
     (tmp_path / "speed_vit_tiny_96.json").write_text("{")  # the process was killed
-    monkeypatch.setattr(device_report, "parts", lambda small: [])
+    monkeypatch.setattr(device_report, "stages", lambda small: [])
     said = []
     assert device_report.write_report(ReportOptions(tmp_path, "cuda"), said.append) == 0
     found = json.loads((tmp_path / "report.json").read_text())["goals"]
@@ -144,7 +143,7 @@ def test_no_part_is_started_that_has_no_time_left(tmp_path, monkeypatch):
     said = []
     assert device_report.write_report(ReportOptions(tmp_path, "cpu", deadline=1.0), said.append) == 0
     assert all("skipped" in line for line in said)
-    assert len(said) == len(device_report.parts(small=False))
+    assert len(said) == sum(map(len, device_report.stages(small=False)))
 
 
 def test_a_part_writes_after_each_item_so_a_killed_one_leaves_what_it_has(tmp_path, monkeypatch):
