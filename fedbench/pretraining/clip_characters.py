@@ -2,8 +2,8 @@
 
 clip_nano is tested on names of characters that it never saw, so their words must occur in other names: GREEK SMALL LETTER
 ALPHA WITH TONOS tells it something about GREEK SMALL LETTER ALPHA. It therefore sees other characters of the
-benchmark's scripts, unlike nano. Left out are the benchmark's characters, their compatibility equivalents (such as a
-mathematical bold alpha), and every character that looks like one of them in any font.
+benchmark's scripts, unlike nano. Left out are the benchmark's characters in both cases, their compatibility equivalents
+(such as a mathematical bold alpha), and every character that looks like one of them in any font.
 """
 
 from __future__ import annotations
@@ -17,20 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbench.pretraining.glyph_classes import MAX_CORRELATION, blurred
 from fedbench.sources.glyph_renderer import Floats, clean_masks, has_glyph, load_font
 from fedbench.text.nano_tokenizer import words_of
 
-BENCHMARK_FONTS = (
-    "DejaVuSerif.ttf",
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSansMono.ttf",
-    "DejaVuSerif-Italic.ttf",
-    "DejaVuSansMono-Bold.ttf",
-    "DejaVuSerif-BoldItalic.ttf",
-)
 CODES = (0x21, 0x1F100)
-DULL = ("BRAILLE", "HEXAGRAM", "TETRAGRAM", "DOMINO")  # names of numbers and dots
+UNUSED = ("BRAILLE", "HEXAGRAM", "TETRAGRAM", "DOMINO", "SMALL CAPITAL")  # counts of dots, and doubles of capitals
+MAX_CORRELATION = 0.9  # of two masks in the same face; from there on they look alike
 RARE = 3  # a word of fewer names is spelled
 
 
@@ -58,6 +50,11 @@ FACES = (
 )
 
 
+def named(name: str) -> str:
+    """The character of a Unicode name in any case."""
+    return unicodedata.lookup(name.upper())
+
+
 @dataclass(frozen=True)
 class Alphabet:
     """The characters of the pretraining and their clean masks.
@@ -75,6 +72,17 @@ class Alphabet:
         """The Unicode name of each character in lower case."""
         return [unicodedata.name(char).lower() for char in self.chars]
 
+    @property
+    def scripts(self) -> list[str]:
+        """The first word of each name, which is the script of a letter."""
+        return [name.split()[0] for name in self.names]
+
+    def only(self, kept: NDArray[np.bool_]) -> Alphabet:
+        """The characters where `kept` [C] holds."""
+        rows, number = kept[self.char], np.cumsum(kept) - 1
+        chars = tuple(char for char, keep in zip(self.chars, kept, strict=True) if keep)
+        return Alphabet(chars, self.masks[rows], number[self.char[rows]], self.face[rows])
+
     def save(self, path: Path) -> None:
         """Write the file that `load` reads."""
         np.savez_compressed(path, chars=np.array(self.chars), masks=self.masks, char=self.char, face=self.face)
@@ -87,34 +95,35 @@ class Alphabet:
 
 
 def candidates(benchmark: str) -> list[str]:
-    """The named letters, numbers, punctuation and symbols that are not equivalent to a character of `benchmark`."""
+    """The named letters, numbers, punctuation and symbols of which no equivalent is in `benchmark`, in either case."""
     chars = [chr(code) for code in range(*CODES)]
     named = [c for c in chars if unicodedata.category(c)[0] in "LNPS" and unicodedata.name(c, "")]
-    return [
-        char
-        for char in named
-        if unicodedata.normalize("NFKC", char) not in benchmark and not any(w in unicodedata.name(char) for w in DULL)
-    ]
+    useful = [c for c in named if not any(word in unicodedata.name(c) for word in UNUSED)]
+    avoided = {form for char in benchmark for form in (char, char.upper(), char.lower())}
+    return [c for c in useful if not avoided & {unicodedata.normalize("NFKC", c), c.upper(), c.lower()}]
 
 
-def face_masks(index: int, chars: list[str], avoided: Floats) -> tuple[list[int], Floats, NDArray[np.bool_]]:
-    """The positions in `chars` of those that a face has, their masks, and which look like an avoided character.
+def shapes(masks: Floats) -> Floats:
+    """One centred unit vector for each mask [C, ATLAS squared]; their products are correlations."""
+    flat = masks.reshape(len(masks), -1)
+    centred = flat - flat.mean(1, keepdims=True)
+    return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True), dtype=np.float32)
 
-    `avoided` [A, COARSE squared]: blurred unit vectors of the characters to keep away from.
-    """
+
+def face_masks(index: int, chars: list[str], benchmark: str) -> tuple[list[int], Floats, NDArray[np.bool_]]:
+    """The positions in `chars` of those that a face has, their masks, and which look like one of `benchmark` in it."""
     face = FACES[index]
     font = load_font(face.font)
     there = [position for position, char in enumerate(chars) if has_glyph(font, char)]
     masks = clean_masks([chars[position] for position in there], face.font, face.stroke)
-    return there, masks, (blurred(masks) @ avoided.T).max(1) >= MAX_CORRELATION
+    avoided = clean_masks([char for char in benchmark if has_glyph(font, char)], face.font, face.stroke)
+    return there, masks, (shapes(masks) @ shapes(avoided).T).max(1) >= MAX_CORRELATION
 
 
 def draw_alphabet(benchmark: str, pool: Executor) -> Alphabet:
     """All characters that a face has, without those that look like one of `benchmark` in any face; one face per task."""
-    fonts = [*BENCHMARK_FONTS, FACES[0].font]
-    avoided = np.concatenate([blurred(clean_masks(list(benchmark), font)) for font in fonts])
     chars = candidates(benchmark)
-    tasks = [pool.submit(face_masks, index, chars, avoided) for index in range(len(FACES))]
+    tasks = [pool.submit(face_masks, index, chars, benchmark) for index in range(len(FACES))]
     drawn = [task.result() for task in tasks]
     seen = {position for there, _, _ in drawn for position in there}
     lookalikes = {there[i] for there, _, like in drawn for i in np.flatnonzero(like)}

@@ -72,11 +72,11 @@ def coarse_masks(masks: Floats) -> Floats:
     return np.asarray(masks.reshape(-1, COARSE, factor, COARSE, factor).mean((2, 4)), dtype=np.float32)
 
 
-def blurred(masks: Floats) -> Floats:
-    """One blurred unit vector per clean mask [C, COARSE squared]; their products are correlations."""
-    padded = np.pad(coarse_masks(masks), ((0, 0), (1, 1), (1, 1)))
+def blurred_vectors(chars: list[str]) -> Floats:
+    """One blurred unit vector per character [C, COARSE squared]; their products are correlations."""
+    padded = np.pad(coarse_masks(clean_masks(chars, STYLES[0].font)), ((0, 0), (1, 1), (1, 1)))
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    flat = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]).reshape(len(masks), -1)
+    flat = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]).reshape(len(chars), -1)
     return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True), dtype=np.float32)
 
 
@@ -90,8 +90,7 @@ def characters() -> list[str]:
         return [char for char in known if all(has_glyph(font, char) for font in fonts)]
 
     avoided, candidates = drawable(BENCHMARK_BLOCKS), drawable(BLOCKS)
-    vectors = blurred(clean_masks(avoided + candidates, STYLES[0].font))
-    similar = vectors[len(avoided) :] @ vectors.T
+    similar = blurred_vectors(candidates) @ blurred_vectors(avoided + candidates).T
     kept: list[int] = []
     for index in range(len(candidates)):
         others = [*range(len(avoided)), *(len(avoided) + other for other in kept)]
