@@ -58,6 +58,7 @@ def test_a_draw_depends_on_its_seed_alone(tmp_path):
         != drawn(tmp_path, ["scale.py"], 4, 2)
     )
     assert drawn(tmp_path, ["scale.py"], 0, 1) == list(mutants("scale.py", SOURCE))
+    assert [x.line for x in drawn(tmp_path, ["scale.py:5", "scale.py:11"], 0, 1)] == [5, 11]
 
 
 @pytest.mark.parametrize(

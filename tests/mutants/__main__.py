@@ -2,6 +2,7 @@
 
     make mutants                                             # files that differ from main
     make mutants FILES="fedbench/run methods" COUNT=100 SEED=7 TESTS="tests/oracle tests/test_simulation.py"
+    make mutants FILES=fedbench/run/choice.py:50 COUNT=0     # every mutant of one line
 
 The tree is copied, so nothing here changes. Once, the tests run with coverage, which says how long each takes and which
 functions it runs. This is kept in .mutants/ for each test file until it changes; delete the folder to measure all again.
@@ -54,7 +55,7 @@ def copied_tree(place: Path) -> Path:
 
 
 def files_to_change(names: Sequence[str]) -> list[str]:
-    """The files that `names` (files or folders) stand for; without names, those that differ from main."""
+    """The files, or lines of files, that `names` stand for; without names, the files that differ from main."""
     if not names:
         diff = ["git", "diff", "--name-only", "main"]
         listed = subprocess.run(diff, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -114,7 +115,7 @@ def main() -> int:
     """The command line; 1 if a mutant survives or is uncovered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--files", nargs="*", default=[], help="files or folders to change; default: what differs from main"
+        "--files", nargs="*", default=[], help="files, folders or FILE:LINE to change; default: what differs from main"
     )
     parser.add_argument("--tests", nargs="*", default=[], help="test files or folders; default: all fast tests")
     parser.add_argument("--count", type=int, default=30, help="mutants to draw; 0: all (default: 30)")

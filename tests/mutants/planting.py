@@ -134,8 +134,13 @@ def changed_calls(node: ast.Call) -> Iterator[ast.AST]:
 
 
 def drawn(root: Path, files: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """`count` mutants of the files (paths relative to `root`), in order; 0: all mutants."""
-    every = [mutant for file in files for mutant in mutants(file, (root / file).read_bytes())]
+    """`count` mutants of the files (paths relative to `root`, or PATH:LINE for one line), in order; 0: all mutants."""
+    every = [
+        mutant
+        for file, _, line in (name.partition(":") for name in files)
+        for mutant in mutants(file, (root / file).read_bytes())
+        if not line or mutant.line == int(line)
+    ]
     if not count or count >= len(every):
         return every
     chosen = random.Random(seed).sample(range(len(every)), count)
