@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from fedbench.plan.plugins import plugins
-from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_prompts, clip_training
+from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_training
 from fedbench.pretraining.clip_captions import Captions, CaptionWriter
 from fedbench.pretraining.pretrain_clip_nano import benchmark_characters
-from fedbench.text import nano_tokenizer
 from fedbench.text.nano_tokenizer import END, PADDING, START, WORDS, encode
 
 
@@ -43,7 +42,8 @@ def test_no_benchmark_character_font_or_equivalent_is_a_candidate() -> None:
     assert not {unicodedata.normalize("NFKC", char).lower() for char in chars} & set(benchmark.lower())
     assert {"ά", "Ӂ", "ა"} & set(chars) == {"ά", "Ӂ"}  # alpha with tonos, zhe with breve; not the class an
     fonts = {Path(style.font).name for style in _glyph_styles()}
-    assert len(fonts) == 6 and not fonts & {face.font for face in clip_characters.FACES}
+    assert len(fonts) == 6
+    assert not fonts & {face.font for face in clip_characters.FACES}
 
 
 def _glyph_styles() -> tuple[clip_images.Style, ...]:

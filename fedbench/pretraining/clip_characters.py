@@ -50,7 +50,7 @@ FACES = (
 )
 
 
-def named(name: str) -> str:
+def character_named(name: str) -> str:
     """The character of a Unicode name in any case."""
     return unicodedata.lookup(name.upper())
 
@@ -97,7 +97,7 @@ class Alphabet:
 def candidates(benchmark: str) -> list[str]:
     """The named letters, numbers, punctuation and symbols of which no equivalent is in `benchmark`, in either case."""
     chars = [chr(code) for code in range(*CODES)]
-    named = [c for c in chars if unicodedata.category(c)[0] in "LNPS" and unicodedata.name(c, "")]
+    named = [c for c in chars if unicodedata.category(c)[0] in "LNPS" and unicodedata.name(c, "") != ""]
     useful = [c for c in named if not any(word in unicodedata.name(c) for word in UNUSED)]
     avoided = {form for char in benchmark for form in (char, char.upper(), char.lower())}
     return [c for c in useful if not avoided & {unicodedata.normalize("NFKC", c), c.upper(), c.lower()}]
@@ -125,9 +125,9 @@ def draw_alphabet(benchmark: str, pool: Executor) -> Alphabet:
     chars = candidates(benchmark)
     tasks = [pool.submit(face_masks, index, chars, benchmark) for index in range(len(FACES))]
     drawn = [task.result() for task in tasks]
-    seen = {position for there, _, _ in drawn for position in there}
+    drawable = {position for there, _, _ in drawn for position in there}
     lookalikes = {there[i] for there, _, like in drawn for i in np.flatnonzero(like)}
-    kept = sorted(seen - lookalikes)
+    kept = sorted(drawable - lookalikes)
     number = {position: index for index, position in enumerate(kept)}
     masks, char, face = [], [], []
     for index, (there, clean, _) in enumerate(drawn):

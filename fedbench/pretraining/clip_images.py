@@ -74,7 +74,7 @@ class Drawings:
 
 def draw_look(look: int, masks: NDArray[np.uint8], each: int, seed: int) -> NDArray[np.uint8]:
     """`each` images of every mask [M, ATLAS, ATLAS] in one look: [M * each, SIZE, SIZE, 3]."""
-    clean: Floats = masks.astype(np.float32) / 255
+    clean: Floats = masks.astype(np.float32) / np.float32(255)
     labels = np.repeat(np.arange(len(masks)), each)
     return render(clean, LOOKS[look].style(), labels, stream("clip_nano", seed, look))
 

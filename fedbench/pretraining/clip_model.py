@@ -20,7 +20,7 @@ from fedbench.text.tower import TextTower
 from fedbench.vit import nano
 
 INITIAL_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01
-SIZES = {"context_length": 40, "width": 128, "heads": 4, "layers": 3, "embed_dim": 128}
+SIZES: dict[str, Any] = {"context_length": 40, "width": 128, "heads": 4, "layers": 3, "embed_dim": 128}
 FOLDER = nano_tokenizer.VOCABULARY.parent
 WEIGHTS, RECIPE = "clip_nano.fp16.safetensors", "clip_nano.json"
 

@@ -101,8 +101,9 @@ class ClipTraining:
         self.parameters = [*model.parameters(), *self.redraw.parameters()]
         decayed = [p for p in self.parameters if p.ndim > 1]
         others = [p for p in self.parameters if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            groups,
             betas=BETAS,
             weight_decay=recipe.weight_decay,
             fused=device != "cpu",

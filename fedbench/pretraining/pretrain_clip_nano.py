@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 
 from fedbench.plan.plugins import plugins
 from fedbench.pretraining import clip_captions, clip_characters, clip_images, clip_model, clip_prompts
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 def benchmark_characters() -> str:
     """The characters of the glyphs dataset."""
     extent = plugins().make("dataset", {"name": "glyphs"}).extent(Path())
-    return "".join(clip_characters.named(name) for name in extent.samples.class_names)
+    return "".join(clip_characters.character_named(name) for name in extent.samples.class_names)
 
 
 def drawn_alphabet(folder: Path, workers: int) -> Alphabet:
@@ -57,7 +58,8 @@ def drawn_images(alphabet: Alphabet, folder: Path, each: int, seed: int, workers
     if not paths[-1].exists():
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
             drawings = clip_images.draw_all(alphabet, each, seed, pool)
-        for path, part in zip(paths, (drawings.images, drawings.char, drawings.look), strict=True):
+        columns: tuple[NDArray[Any], ...] = (drawings.images, drawings.char, drawings.look)
+        for path, part in zip(paths, columns, strict=True):
             np.save(path, part)
     return Drawings(*(np.load(path) for path in paths))
 
