@@ -214,7 +214,7 @@ def _kernels(world: World, name: str, device: torch.device, precision: str) -> i
         training.train()
         torch.cuda.synchronize(device)
     events: Any = profiler.events()  # also of the host's calls that start kernels
-    on_device = [event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event.name for event in events if event.device_type.name == "CUDA"]
     return sum(not name.startswith(("Memcpy", "Memset")) for name in on_device)
 
 
