@@ -17,7 +17,7 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
-from fedbench.method.fitting import check_blocks, check_parameters, check_private
+from fedbench.method.fitting import check_blocks, check_parameters, check_private, check_text
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -118,11 +118,20 @@ class _TaskChecks:
             name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
             if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
                 continue
+            if kind == "method" and not self._passes(kind, name, check_text, plugin, self._has_text(run)):
+                continue
             if kind == "method" and self._passes(kind, name, check_blocks, plugin, vit.depth):
                 parts = [fields[part] for part in ("method", "aggregation", "backbone")]
                 aggregation = self.plugins.make("aggregation", parts[1]) if "aggregation" in kinds else None
-                fit = partial(self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent))
+                fit = partial(
+                    self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent, plugin)
+                )
                 self._once(["parameters", parts, task.num_clients, task.num_classes], fit)
+
+    def _has_text(self, run: RunConfig) -> bool:
+        from fedbench.vit import two_towers
+
+        return two_towers.is_two_towers(run.backbone.name)
 
     def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
         """Call `check` and return whether it raised nothing. Any exception becomes a mistake of the plug-in."""
@@ -156,10 +165,10 @@ def _planned_task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Plann
     return PlannedTask(run.clients.number, _held_out(run), *sizes, *counts)
 
 
-def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
+def _task(run: RunConfig, vit: Backbone, extent: Extent | None, method: Method) -> Task:
     """A task with the run's sizes, and with two classes while the dataset is not prepared."""
     classes = 2 if extent is None else extent.classes
-    return Task(
+    task = Task(
         num_classes=classes,
         num_clients=run.clients.number,
         width=vit.width,
@@ -173,3 +182,8 @@ def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
         rounds=run.rounds,
         local=run.local.model_dump(),
     )
+    if not method.reads_text:
+        return task
+    from fedbench.text.text_cost import planned_text
+
+    return planned_text(task, run.backbone.name, run.backbone.weights, ("class",) * classes)[0]
