@@ -8,38 +8,25 @@ features are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-from torch import Tensor
-
-from fedbench.method import Fidelity, Param, Task, Values, cosine_logits, option
-from fedbench.method import Method as Base
+from fedbench.method import ContextPrompt as Base
+from fedbench.method import Fidelity, Param, Task, option
 
 
 @dataclass(frozen=True)
 class Method(Base):
-    """Context vectors of CLIP's text tower, averaged over clients; class scores are cosines."""
+    """Context vectors of CLIP's text tower, averaged over clients."""
 
     citation: ClassVar[str] = "Guo et al. 2023, arXiv 2208.11625"
     fidelity: ClassVar[Fidelity] = "exact port"
-    reads_text: ClassVar[bool] = True
-    search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.0001, 1.0)}}
 
-    context_length: Annotated[int, Field(ge=1)] = option(16, "P: context vectors before a class name")
     per_class: bool = option(False, "every class has context vectors of its own (CoOp's class-specific contexts)")
 
     def params(self, task: Task) -> dict[str, Param]:
-        """``context`` [P, D_text] or [C, P, D_text] ~ N(0, 0.02^2)."""
-        shape = ((task.num_classes,) if self.per_class else ()) + (self.context_length, task.text_width)
-        return {"context": Param(task.normal("context", *shape, std=0.02))}
-
-    def contexts(self, p: Values) -> dict[str, Tensor]:
-        """The one slot ``context``."""
-        return {"context": p["context"]}
-
-    def logits(self, p: Values, out: Values) -> Tensor:
-        """Scaled cosines of images and class texts."""
-        return cosine_logits(p, out, p["text.context"])
+        """``context`` [P, D_text], or [C, P, D_text] with `per_class`."""
+        if not self.per_class:
+            return self.context_param(task)
+        start = task.normal("context", task.num_classes, self.context_length, task.text_width, std=0.02)
+        return {"context": Param(start)}

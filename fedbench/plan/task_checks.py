@@ -86,8 +86,12 @@ class _TaskChecks:
         return value
 
     def _architecture(self, run: RunConfig) -> Backbone | None:
-        from fedbench.vit import backbone  # imports timm, which takes seconds
+        from fedbench.vit import backbone, two_towers  # imports timm, which takes seconds
 
+        name = run.backbone.name
+        if run.backbone.template is not None and not two_towers.is_two_towers(name):
+            message = f"{name} has no text tower; leave it out, or use clip_nano or another vision-language model"
+            self.mistakes.add("backbone.template", message)
         try:
             return backbone.architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
         except backbone.BackboneError as error:

@@ -16,6 +16,7 @@ from fedbench.text.tower import TextTower
 from fedbench.vit import two_towers
 from fedbench.vit.weights import WeightsError
 
+BYTES_END = 257
 Encode = Callable[[Sequence[str], int], Tensor]  # (texts, context length) -> tokens [n, L]
 PASS_BYTES = 4 << 20  # the widest activation of a pass should stay in a shared cache of this size
 KEPT_BYTES = 2 << 30  # what passes may keep for the backward pass; beyond it, the backward pass computes them again
@@ -56,7 +57,12 @@ def text_side(
 
 
 def tokenizer(name: str) -> tuple[Encode, int]:
-    """The tokenizer ``nano`` or that of an open_clip model, and the number of its end-of-text token. Raises WeightsError."""
+    """The tokenizer called `name`, and the number of its end-of-text token. Raises WeightsError.
+
+    ``bytes``: the bytes of a text in UTF-8 between 256 and 257; ``nano``: that of clip_nano; or that of an open_clip model.
+    """
+    if name == "bytes":
+        return byte_tokens, BYTES_END
     if name == "nano":
         from fedbench.text import nano_tokenizer
 
@@ -69,6 +75,17 @@ def tokenizer(name: str) -> tuple[Encode, int]:
     return lambda texts, length: encode(list(texts), context_length=length), encode.eot_token_id
 
 
+def byte_tokens(texts: Sequence[str], length: int) -> Tensor:
+    """The bytes of each text between the start and the end token, padded: [n, length]. Raises ValueError if it is too long."""
+    rows = torch.zeros(len(texts), length, dtype=torch.long)
+    for row, text in zip(rows, texts, strict=True):
+        tokens = [BYTES_END - 1, *text.encode(), BYTES_END]
+        if len(tokens) > length:
+            raise ValueError(f"the text {text!r} has {len(tokens)} tokens, more than {length}")
+        row[: len(tokens)] = torch.tensor(tokens)
+    return rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassTexts:
     """The C class names of a task, ready for context vectors. All features have length 1."""
@@ -78,6 +95,7 @@ class ClassTexts:
     start: Tensor  # [D] the embedding of the start token
     words: Tensor  # [C, R, D] the embeddings of "name." and the end token, cut behind the last end
     ends: tuple[int, ...]  # the position of the end token among the words of each class
+    at: Tensor  # [C] the same on the device
     template: Tensor  # [C, E] features of the texts that the template makes of the names
 
     @classmethod
@@ -93,6 +111,7 @@ class ClassTexts:
             start=embedded[0, 0],
             words=embedded[:, 1:],
             ends=tuple(end - 1 for end in ends),
+            at=torch.tensor(ends, device=embedded.device) - 1,
             template=embedded.new_empty(0),
         )
         texts, text_ends = encoded(side, [side.template.format(_plain(name)) for name in names])
@@ -156,7 +175,7 @@ class ClassTexts:
         words = self.words[classes, : max(ends) + 1].expand(count, -1, -1, -1)
         start = self.start.expand(count, len(ends), 1, width)
         x = torch.cat([start, contexts[:, classes], words], 2).flatten(0, 1)
-        eot = torch.tensor(ends, device=x.device).add(1 + vectors).repeat(count)
+        eot = self.at[classes].add(1 + vectors).repeat(count)
         return F.normalize(self.side.tower(x, eot), dim=-1).view(count, len(ends), -1)
 
 

@@ -30,7 +30,8 @@ class Sizes:
     """The architecture of a vision-language model.
 
     ``vision`` and ``text`` are the arguments of timm's `VisionTransformer` and of `fedbench.text.tower.TextTower`.
-    ``activation``: of both towers, ``gelu`` or ``quick_gelu``. ``tokenizer``: ``nano`` or the name of an open_clip model.
+    ``activation``: of both towers, ``gelu`` or ``quick_gelu``. ``tokenizer``: ``bytes``, ``nano`` or the name of an open_clip
+    model.
     ``template`` makes a text from a class name.
     """
 
@@ -39,7 +40,7 @@ class Sizes:
     mean: tuple[float, ...] = nano.MEAN
     std: tuple[float, ...] = nano.STD
     activation: str = "gelu"
-    tokenizer: str = "nano"
+    tokenizer: str = "bytes"
     template: str = "{}"
 
 
@@ -51,10 +52,13 @@ def is_two_towers(name: str) -> bool:
 def sizes(name: str, weights: Path | None = None) -> Sizes:
     """The sizes of the model `name`. Raises WeightsError if there is no such model, file or package."""
     if name == EMBEDDED:
-        config = json.loads((FOLDER / f"{EMBEDDED}.json").read_text(encoding="utf-8"))
+        try:
+            config = json.loads((FOLDER / f"{EMBEDDED}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{EMBEDDED} is not installed completely: {error}") from error
         names = ("vocab_size", "context_length", "width", "heads", "layers", "embed_dim")
         text = {key: config[key] for key in names}
-        return Sizes(nano.ARCHITECTURE, text, template=config.get("template", "{}"))
+        return Sizes(nano.ARCHITECTURE, text, tokenizer="nano", template=config.get("template", "{}"))
     if name == LOCAL:
         return _local_sizes(weights)
     return _open_clip_sizes(*_open_clip_names(name))
@@ -62,9 +66,12 @@ def sizes(name: str, weights: Path | None = None) -> Sizes:
 
 def image_tower(vision: Mapping[str, Any], activation: str = "gelu") -> VisionTransformer:
     """The image tower with random weights, on the current default device."""
-    act = QuickGELU if activation == "quick_gelu" else None
-    options = {"norm_layer": nn.LayerNorm} if vision.get("pre_norm") else {}
-    return VisionTransformer(**vision, **options, act_layer=act)
+    options: dict[str, Any] = dict(vision)
+    if vision.get("pre_norm"):  # CLIP's own form, with torch's epsilon
+        options["norm_layer"] = nn.LayerNorm
+    if activation == "quick_gelu":
+        options["act_layer"] = QuickGELU
+    return VisionTransformer(**options)
 
 
 def tensors(name: str, weights: Path | None = None) -> dict[str, Tensor]:
