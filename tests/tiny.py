@@ -12,7 +12,7 @@ import torch
 from fedbench.contract.world import CLASSES, CLIENTS, SIZES, MiniRun, backbone, mini_run, variants
 from fedbench.method import Aggregation, Method
 from fedbench.plan.plugins import Kind, plugins
-from fedbench.text.class_texts import BYTES_END
+from fedbench.text.tokenizers import BYTES_END
 from fedbench.text.tower import TextTower
 from fedbench.vit import two_towers
 

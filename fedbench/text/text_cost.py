@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbench.method import Task
+from fedbench.text.tokenizers import tokenizer
 from fedbench.vit import two_towers
 
 
@@ -38,8 +39,6 @@ class TextCost:
 
 def planned_text(task: Task, name: str, weights: Path | None, names: Sequence[str]) -> tuple[Task, TextCost]:
     """The `task` with the sizes of the model's text tower, and the cost of the class `names`. Raises WeightsError."""
-    from fedbench.text.class_texts import tokenizer
-
     text = two_towers.sizes(name, weights)
     encode, end = tokenizer(text.tokenizer)
     tokens = encode([f"{word}." for word in names], text.text["context_length"])
