@@ -209,7 +209,10 @@ def test_the_table_of_counts_holds_every_method_and_no_other():
     assert {name for name, _, _ in table()} == {name for name, cls in CLASSES["method"].items() if not cls.reads_text}
 
 
-@pytest.mark.parametrize("name", [name for name, cls in CLASSES["method"].items() if cls.reads_text])
+TEXT = [name for name, cls in CLASSES["method"].items() if cls.reads_text]
+
+
+@pytest.mark.parametrize("name", [n if n == "promptfl" else pytest.param(n, marks=pytest.mark.slow) for n in TEXT])
 def test_a_method_with_text_has_the_cpus_numbers_and_waits_in_no_step(name, world):
     content = {"method": name, "backbone": tiny.write_two_towers(world.root / "two_towers.safetensors")}
     actual, _, waits_in_steps = counted(world, "float32", **content)
