@@ -14,6 +14,7 @@ from fedbench.plan.plugins import plugins
 from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_training
 from fedbench.pretraining.clip_captions import Captions, CaptionWriter
 from fedbench.pretraining.pretrain_clip_nano import benchmark_characters
+from fedbench.sources.glyph_renderer import clean_masks
 from fedbench.text.nano_tokenizer import END, PADDING, START, WORDS, encode
 
 
@@ -95,3 +96,20 @@ def test_the_loss_is_the_cross_entropy_both_ways_with_shared_targets() -> None:
     texts = -(np.log(columns[0, 0]) + np.log(columns[1, 1]) + np.log(columns[0, 2])) / 3
     loss = clip_training.contrastive_loss(torch.tensor(logits), torch.tensor(true).bool())
     assert float(loss) == pytest.approx((images + texts) / 2, rel=1e-9)
+
+
+def test_a_few_steps_of_pretraining_lower_the_contrastive_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    chars = "AEHKWX+="
+    masks = np.rint(clean_masks(chars, clip_characters.FACES[0].font) * 255).astype(np.uint8)
+    alphabet = clip_characters.Alphabet(tuple(chars), masks, np.arange(8), np.zeros(8, dtype=np.int64))
+    with ThreadPoolExecutor(1) as pool:
+        drawings = clip_images.draw_all(alphabet, 1, 0, pool)
+    assert len(drawings.images) == 8 * len(clip_images.PALETTES)  # only looks of the first face can draw them
+    recipe = clip_training.ClipRecipe(steps=8, batch_size=24, lr=1e-3)
+    training = clip_training.ClipTraining(recipe, clip_training.new_model(recipe), alphabet, drawings, "cpu")
+    losses = []
+    loss_of = training.loss
+    monkeypatch.setattr(training, "loss", lambda: losses.append(loss_of()) or losses[-1])
+    assert training.run()["steps"] == 8
+    first, last = (float(sum(contrast.detach() for _, contrast in part)) / 2 for part in (losses[:2], losses[-2:]))
+    assert last < first - 0.2

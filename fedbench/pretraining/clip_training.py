@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from fedbench.vit.nano import MEAN, STD
 logger = logging.getLogger(__name__)
 
 SCRIPTS = ("greek", "cyrillic", "armenian", "georgian")
-CLOCK_STEPS = 20  # how often the clock is read
+CLOCK_STEPS, LOG_STEPS = 20, 250  # how often the clock is read, and the loss is noted
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,25 @@ class ClipTraining:
         redrawn = F.mse_loss(self.redraw(cls_token), self.pictures[char])
         return contrast + self.recipe.redraw_weight * redrawn, contrast
 
-    def run(self) -> dict[str, Any]:
-        """Train with a warm-up and a cosine, by the clock or by steps. Return what happened, with a log of losses."""
-        recipe, log, step, progress = self.recipe, [], 0, 0.0
-        self.model.train()
-        started = time.monotonic()
-        while progress < 1:
+    def progress(self) -> Iterator[float]:
+        """The share of the training that is over before each step: of the steps or of the seconds, whichever is larger."""
+        started, clock = time.monotonic(), 0.0
+        for step in range(self.recipe.steps):
             if step % CLOCK_STEPS == 0:
-                clock = (time.monotonic() - started) / recipe.seconds
-            progress = max(step / recipe.steps, clock)
-            warm = min(1.0, (progress + 1 / recipe.steps) / recipe.warm_up)
+                clock = (time.monotonic() - started) / self.recipe.seconds
+            if clock >= 1:
+                return
+            yield max(step / self.recipe.steps, clock)
+
+    def run(self) -> dict[str, Any]:
+        """Train with a warm-up and a cosine. Return the number of steps and seconds, and a log of losses."""
+        log: list[dict[str, float]] = []
+        step, started = 0, time.monotonic()
+        self.model.train()
+        for step, progress in enumerate(self.progress(), 1):
+            warm = min(1.0, (progress + 1 / self.recipe.steps) / self.recipe.warm_up)
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+                group["lr"] = self.recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
             loss, contrast = self.loss()
             self.optimizer.zero_grad()
             loss.backward()
@@ -145,14 +153,9 @@ class ClipTraining:
             self.optimizer.step()
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
-            step += 1
-            if step % 100 == 0 or step == 1:
-                entry = {
-                    "step": step,
-                    "seconds": round(time.monotonic() - started, 1),
-                    "loss": round(contrast.item(), 4),
-                }
-                log.append(entry)
-                logger.info("%s", entry)
+            if step % LOG_STEPS == 0 or step == 1:
+                seconds = round(time.monotonic() - started, 1)
+                log.append({"step": step, "seconds": seconds, "loss": round(contrast.item(), 4)})
+                logger.info("%s", log[-1])
         self.model.eval()
         return {"steps": step, "seconds": round(time.monotonic() - started), "log": log}
