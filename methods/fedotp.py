@@ -32,7 +32,7 @@ class Method(Base):
     reads_patches: ClassVar[bool] = True
 
     transport: Literal["unbalanced", "sinkhorn"] = option(
-        "unbalanced", "unbalanced: patches may stay unused; sinkhorn: all patches are matched"
+        "unbalanced", "unbalanced: patches may stay unused if `mass` is below 1; sinkhorn: all are matched"
     )
     mass: Annotated[float, Field(gt=0, le=1)] = option(
         1.0,

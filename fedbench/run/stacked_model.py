@@ -286,7 +286,15 @@ class StackedModel:
                     raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape)}, expected {expected}")
             row = {name: value if dims[name] is None else value[client] for name, value in p.items()}
             prompts_at = self._prompts_at(row, None if query is None else query[client], 1, len(images))
-            inputs = (images, self.layers, prompts_at, self.taps, self.method.reads_slots, None, self.method.reads_patches)
+            inputs = (
+                images,
+                self.layers,
+                prompts_at,
+                self.taps,
+                self.method.reads_slots,
+                None,
+                self.method.reads_patches,
+            )
             parts.append(functional_call(self.backbone, tensors, inputs))
         read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
         return read, tapped

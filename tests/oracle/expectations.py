@@ -123,7 +123,7 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "loops"): [Change(1, AFTER)],
     ("pfpt", "choice"): [Change("batch", TRAINED)],
     ("pfpt", "bernoulli"): [Change("code", AFTER)],
-    ("fedotp", "transport"): [Change("sinkhorn", SEEN)],
+    ("fedotp", "transport"): [Change("sinkhorn", SEEN, {"iterations": 1})],  # of mass 1, many iterations agree
     ("fedotp", "mass"): [
         Change(0.4, SEEN),
         Change(0.4, refused="it needs `transport: unbalanced`", block={"transport": "sinkhorn"}),
