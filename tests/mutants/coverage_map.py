@@ -60,7 +60,8 @@ class TestMap:
 
         def cost(test_file: str) -> tuple[float, str]:
             seconds = sum(self.measured[test_file]["seconds"].get(test, 0.0) for test in direct[test_file])
-            return (0.5 + seconds) / (1 + KILLS_COUNT * self.kills[test_file, folder]), test_file
+            kills = self.kills[test_file, folder] + (Path(mutant.file).stem in test_file)  # named alike: made for it
+            return (0.5 + seconds) / (1 + KILLS_COUNT * kills), test_file
 
         files = sorted(direct, key=cost)
         others = [test for name in files for test in self.measured[name]["seconds"] if test not in direct[name]]
