@@ -89,7 +89,7 @@ def one_pass(
         tokens.append(t)
         read = t  # tokens that the next block reads; after the last block those that the head reads
         if layer == vit.depth - 1 and vit.trims_last_block:
-            read = 1 + (slots if method.reads_slots else 0)
+            read = t if method.reads_patches else 1 + (slots if method.reads_slots else 0)
         linear = 2 * t * width**2 + read * (2 * width**2 + 2 * width * hidden)
         attention = 2 * t * read * width
         forward += linear + attention

@@ -228,6 +228,8 @@ class StackedModel:
         out = dict(read)  # `extra_loss` adds entries
         if self.text is not None:
             out["image"] = self.text.image(read["cls"])
+            if "patches" in out:
+                out["patches"] = self.text.image(out["patches"])
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
         _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:
@@ -265,6 +267,7 @@ class StackedModel:
             self.taps,
             slots_read=self.method.reads_slots,
             run=self.compiled,
+            patches_read=self.method.reads_patches,
         )
 
     def _pass_per_client(
@@ -283,7 +286,15 @@ class StackedModel:
                     raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape)}, expected {expected}")
             row = {name: value if dims[name] is None else value[client] for name, value in p.items()}
             prompts_at = self._prompts_at(row, None if query is None else query[client], 1, len(images))
-            inputs = (images, self.layers, prompts_at, self.taps, self.method.reads_slots)
+            inputs = (
+                images,
+                self.layers,
+                prompts_at,
+                self.taps,
+                self.method.reads_slots,
+                None,
+                self.method.reads_patches,
+            )
             parts.append(functional_call(self.backbone, tensors, inputs))
         read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
         return read, tapped

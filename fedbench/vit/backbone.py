@@ -75,20 +75,25 @@ class Backbone(nn.Module):
         taps: tuple[int, ...] = (),
         slots_read: bool = True,
         run: Run | None = None,
+        patches_read: bool = False,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Run `images` [N, 3, H, W], or the rest of a pass that `prefix` began. Return what a head may read, and the taps.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``. A known slot is replaced
         (deep prompts), a new slot is inserted after the others. All slots are between CLS and the patches, without
-        position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else.
+        position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else. With
+        `patches_read`, the patch tokens ``"patches"`` [N, T, D] are returned as well.
         `run`, if not None, runs each block.
         Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: CLS token [N, D] entering it})``, the first mapping after the
         last norm.
         """
         last = self.depth - 1
         entered = _entered(self.prefix(images, last, layers, prompts_at, taps, run), layers, prompts_at, taps)
-        lengths = entered.lengths if slots_read else {}
+        lengths = dict(entered.lengths) if slots_read or patches_read else {}
         count = 1 + sum(lengths.values())
+        if patches_read:
+            lengths["patches"] = entered.tokens.shape[1] - count
+            count = entered.tokens.shape[1]
         part = leading if self.trims_last_block else whole
         block = self.vit.blocks[last]
         x = part(block, entered.tokens, count) if run is None else run(part, block, entered.tokens, count)
