@@ -198,6 +198,8 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change(4, {"split"} | COHORT, whole={"clients": {"number": 5, "per_round": 1, "held_out": 1}})
     ],
     ("clients", "validation"): [Change(0.5, DRAWN)],
+    ("clients", "shots"): [Change(1, DRAWN)],
+    ("clients", "novel"): [Change(0.5, refused="clients.novel needs a method that reads text")],
     ("clients", "dropout"): [Change(0.9, {"steps", "costs"} | AFTER)],
     ("clients", "stragglers"): [
         Change(1.0, {"steps", "costs"} | AFTER, whole={"local": {"epochs": 3, "batch_size": 4, "lr": 0.1}})
