@@ -24,7 +24,8 @@ def texts_of(
     """The class `names` in the text tower, for evaluation and for training, which does not see novel classes.
 
     None if the method does not read text. `key` is that of the backbone in this process's cache. Raises ValueError if the
-    method needs a text tower that the backbone lacks, or has no answer for novel classes, and DataError if classes have no names.
+    backbone lacks the text tower that the method needs, or if the method has no answer for novel classes, and DataError if
+    classes have no names.
     """
     check_text(method, two_towers.is_two_towers(run.backbone.name))
     check_novel(method, run.clients.novel)

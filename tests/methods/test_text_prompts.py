@@ -182,6 +182,22 @@ def test_fedotp_equals_the_transport_of_its_authors_in_plain_pytorch(mass):
     assert_agrees(small, loss, tokens)
 
 
+@pytest.mark.parametrize("vectors", [0, 3])
+def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vectors):
+    plain = PlainCLIP()
+    small = tiny.mini_run(METHOD["fedvpt_text"](prompt_length=2, context_length=vectors), clip=None)
+    vit = small.model.backbone.vit
+
+    def loss(p, received, images, y):
+        x = vit._pos_embed(vit.patch_embed(images))
+        x = torch.cat([x[:, :1], p["prompt"].expand(len(x), -1, -1), x[:, 1:]], 1)
+        cls = vit.norm(vit.blocks(x))[:, 0]
+        text = plain.features(p["context"]) if vectors else plain.template()
+        return F.cross_entropy(cosines(plain, cls, text), y)
+
+    assert_agrees(small, loss, encode=lambda images: images)
+
+
 def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["clip_zero_shot"]())
     index = torch.tensor([[3, 4, 9], [40, 1, 0]])
