@@ -160,3 +160,10 @@ def test_clients_leave_out_rows_of_zeros_if_that_saves_bytes() -> None:
     assert bytes_of_sums(torch.zeros(5)) == 20  # one number for each client
     assert bytes_of_sums(torch.zeros(5, 0, 2)) == 0
     assert bytes_of_sums(torch.eye(3).long()) == 3 * (8 + 4)
+
+
+@pytest.mark.parametrize("change", [{}, {"choice": "sample"}, {"bernoulli": "likelihood"}, {"prompt_lr_scale": 2.0}])
+def test_pfpt_says_in_its_label_that_it_is_not_the_official_form(change):
+    official = {"name": "pfpt", "choice": "batch", "bernoulli": "code", "prompt_lr_scale": 1.0}
+    note = tiny.plugins().make("method", official | change).label_note
+    assert note == ("not the official form" if change else "")
