@@ -46,7 +46,10 @@ TOLERANCE = 1e-6
 
 
 # PFPT's matching repeats itself; two loops show what a loop does.
-METHODS: dict[str, Any] = {name: {"name": name} for name in CLASSES["method"]} | {"pfpt": {"name": "pfpt", "loops": 2}}
+METHODS: dict[str, Any] = {name: {"name": name} for name in CLASSES["method"]} | {
+    "pfpt": {"name": "pfpt", "loops": 2},
+    "fedperfix": {"name": "fedperfix", "bottleneck": 8},
+}
 
 
 @pytest.fixture(scope="module")

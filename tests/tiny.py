@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+SMALL = {"fedperfix": {"bottleneck": 8}}  # fields of methods whose defaults are large for the miniature backbone
+
+
 def every(kind: Kind) -> dict[str, Any]:
     """Every plug-in with its defaults, and once with each other value of each field that is a choice or a bool.
 
@@ -34,7 +37,7 @@ def every(kind: Kind) -> dict[str, Any]:
     return {
         key: plugin
         for name, cls in plugins().classes[kind].items()
-        for key, plugin in variants(name, cls).items()
+        for key, plugin in variants(name, cls, **SMALL.get(name, {})).items()
         if name in ("fedvpt", "pep_fedpt", "fedncm", "fedavg") or not key.removeprefix(name).startswith(common)
     }
 
