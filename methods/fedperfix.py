@@ -64,7 +64,7 @@ class Method(Base):
         return tuple(range(depth))
 
     def params(self, task: Task) -> dict[str, Param]:
-        """What is shared, and, of each client, down [L, M, D] and up [L, 2D, M] with biases or pairs [L, 2, P, D], and the head."""
+        """What is shared; each client's down [L, M, D] and up [L, 2D, M] with biases, or pairs [L, 2, P, D]; its head."""
         shared = self.prompt_param(task) if self.share == "prompts" else {}
         if self.share == "backbone":
             local = tuple(f"vit.blocks.{i}." for i in range(task.depth - self.local_blocks, task.depth))

@@ -42,7 +42,9 @@ class Method:
     fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
-    reads_patches: ClassVar[bool] = False  # whether `logits`, `extra_loss` or `observe` read "patches", the final patch tokens
+    reads_patches: ClassVar[bool] = (
+        False  # whether `logits`, `extra_loss` or `observe` read "patches", the final patch tokens
+    )
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
@@ -193,7 +195,7 @@ class Method:
 
     @optional_hook
     def prefixes(self, layer: int, p: Values, tokens: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """What joins the keys and values of block `layer`: ``keys`` and ``values`` [B, P, D], P pairs that every token attends to.
+        """What joins the keys and values of block `layer`: ``keys`` and ``values`` [B, P, D], P pairs beside those of tokens.
 
         Or ``added_keys`` and ``added_values`` [B, T, D], which are added to the keys and values of the block's own T tokens
         before any norm of keys. `tokens` [B, T, D] is what enters attention: CLS, the slots and the patches after the
@@ -204,7 +206,8 @@ class Method:
     def logits(self, p: Values, out: Values) -> Tensor:
         """Class scores [B, C] from ``out["cls"]`` [B, D], and from ``out[slot]`` [B, P, D] with `reads_slots`.
 
-        With `reads_patches`, also from the patch tokens ``out["patches"]`` [B, N, D]. All are after the last norm. Called at the end of every forward pass.
+        With `reads_patches`, also from the patch tokens ``out["patches"]`` [B, N, D]. All are after the last norm.
+        Called at the end of every forward pass.
         """
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])
 

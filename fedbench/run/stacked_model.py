@@ -23,7 +23,6 @@ from fedbench.vit.images import Augment, Images, sent_to
 from fedbench.vit.thread_map import Item, Result, thread_map
 from fedbench.vit.token_cache import CachedTokens
 
-
 # The pairs of values that `prefixes` may return, and their second axis (None: P tokens, of any number).
 PREFIXES: dict[tuple[str, str], str | None] = {("keys", "values"): None, ("added_keys", "added_values"): "T"}
 RESERVED = ("cls", "patches", "logits", "loss", "y")  # names that `out` or `taps` hold beside the slots
@@ -148,7 +147,10 @@ class StackedModel:
         begun: PartialPass | Tensor
         begun, passes = _begun(self._changed_pixels(common, entering), first_block), []
         with self._autocast():
-            prompts_at, prefixes_at = self._prompts_at(common, query, *index.shape), self._prefixes_at(common, *index.shape)
+            prompts_at, prefixes_at = (
+                self._prompts_at(common, query, *index.shape),
+                self._prefixes_at(common, *index.shape),
+            )
             begun = self.backbone.partial_pass(
                 begun, self.shared_blocks, self.layers, prompts_at, self.taps, self.compiled, prefixes_at
             )
@@ -280,7 +282,9 @@ class StackedModel:
             )
             for name, value in slots.items():
                 if name in RESERVED:
-                    raise HookError(f"{describe(hook)}: {name!r} cannot name a slot; `out` holds something else under it")
+                    raise HookError(
+                        f"{describe(hook)}: {name!r} cannot name a slot; `out` holds something else under it"
+                    )
                 _expect(hook, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 

@@ -51,8 +51,8 @@ class Backbone(nn.Module):
 
     ``trims_last_block``: the last block computes only the tokens that are read. ``uses_fast_blocks``: frozen blocks use a
     hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only and may be set to False.
-    ``takes_prefixes``: whether keys and values of its blocks may have prefixes. ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those
-    that the checkpoint was trained with.
+    ``takes_prefixes``: whether keys and values of its blocks may have prefixes. ``width`` D, ``depth`` L, ``tokens`` 1 + T,
+    ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those that the checkpoint was trained with.
     """
 
     def __init__(
@@ -178,7 +178,9 @@ def _prefixes(layer: int, layers: tuple[int, ...], prefixes_at: PrefixesAt | Non
     return None if prefixes_at is None or layer not in layers else partial(prefixes_at, layer)
 
 
-def _entered(state: PartialPass, layers: tuple[int, ...], prompts_at: PromptsAt | None, taps: tuple[int, ...]) -> PartialPass:
+def _entered(
+    state: PartialPass, layers: tuple[int, ...], prompts_at: PromptsAt | None, taps: tuple[int, ...]
+) -> PartialPass:
     """`state` with the prompts of its block among the tokens, and with the block's tap."""
     x, layer = state.tokens, state.layer
     tapped = state.tapped | {layer: x[:, 0]} if layer in taps else state.tapped

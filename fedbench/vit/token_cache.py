@@ -42,7 +42,8 @@ class CachedTokens:
 def first_block(method: Method, depth: int) -> int:
     """The first block that a prompt or prefix enters or a tap reads, in any phase or view.
 
-    The last block if there is none and the method reads patches; 0 if it does not, or if the method changes pixels or backbone weights: then no block can be cached.
+    If there is none: the last block for a method that reads patches, else 0. 0 also if the method changes pixels or backbone
+    weights: then no block can be cached.
     """
     if method.pixels is not None or method.backbone_weights is not None:
         return 0

@@ -87,7 +87,9 @@ def test_a_client_takes_the_step_of_the_twin_and_keeps_its_prefixes_and_head(for
     local = {name for name, home in homes.items() if home == "local"}
     prefixes = {"pairs"} if form == "tokens" else {f"{n}.{kind}" for n in ("down", "up") for kind in ("weight", "bias")}
     assert {name for name in local if not name.startswith("vit.")} == prefixes | {"head.weight", "head.bias"}
-    assert {name.split(".")[2] for name in local if name.startswith("vit.")} == ({"3"} if form == "local block" else set())
+    assert {name.split(".")[2] for name in local if name.startswith("vit.")} == (
+        {"3"} if form == "local block" else set()
+    )
     shared = sum(param.init.numel() for name, param in small.server.spec.items() if name not in local)
     assert small.server.bytes_per_client() == (4 * shared, 4 * shared)
     if "share" not in FORMS[form]:
@@ -174,7 +176,9 @@ class Patchwise(InputPrompt):
     def extra_loss(self, p: object, received: object, out: dict[str, Tensor], query: object) -> Tensor:
         return 0.1 * (out["patches"] - out["cls"][:, None]).square().mean((1, 2))
 
-    def observe(self, p: object, taps: dict[str, Tensor], query: object, y: object, weight: Tensor) -> dict[str, Tensor]:
+    def observe(
+        self, p: object, taps: dict[str, Tensor], query: object, y: object, weight: Tensor
+    ) -> dict[str, Tensor]:
         return {"patch": torch.einsum("b,bnd->d", weight, taps["patches"])}
 
 
