@@ -53,7 +53,7 @@ coverage: env
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" --cov --cov-report term-missing:skip-covered
 
 mutants: env
-	$(BIN)/python tests/mutants.py --files $(FILES) --tests $(TESTS) --count $(or $(COUNT),30) --seed $(or $(SEED),0)
+	$(BIN)/python tests/mutants --files $(FILES) --tests $(TESTS) --count $(or $(COUNT),30) --seed $(or $(SEED),0) --seconds $(or $(SECONDS),60)
 
 audit: env
 	$(BIN)/python -m uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock

@@ -73,8 +73,12 @@ class Method(Base):
         return {"prompt": (move - move @ u.mT @ u) / norm}
 
     def merge(self, server: Values, updates: ClientUpdates) -> dict[str, Tensor]:
-        """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P."""
+        """The leading right singular vectors of the averaged prompts: the leading eigenvectors of P^T P.
+
+        An eigenvector's sign is arbitrary and does not affect `steer`. Here its largest component is positive, on every device.
+        """
         updated = updates.updated["prompt"]  # [K, L, P, D]
         mean = torch.tensordot(updates.share.double(), updated.double(), dims=1)
         directions = torch.linalg.svd(mean, full_matrices=False).Vh  # [L, min(P, D), D]
-        return {"leading": directions[:, : server["leading"].shape[1]].to(updated)}
+        largest = directions.gather(-1, directions.abs().argmax(-1, keepdim=True))  # [L, min(P, D), 1]
+        return {"leading": (directions * largest.sign())[:, : server["leading"].shape[1]].to(updated)}

@@ -53,9 +53,7 @@ def test_the_small_report_on_a_cpu_holds_every_part_and_the_sweep_goes_on_from_i
     agreement = read("agreement")["methods"]
     assert set(agreement) == set(device_parts.SMALL_ROSTER)
     for precisions in agreement.values():
-        assert {name: found["difference"] for name, found in precisions.items()} == dict.fromkeys(
-            device_parts.TOLERANCES, 0
-        )
+        assert {name: found["difference"] for name, found in precisions.items()} == dict.fromkeys(device_parts.WAYS, 0)
     assert read("contract")["methods"] == {"fedvpt": {}}
     speed = read("speed_smoke_16")
     assert speed["operators_of_a_step"]["head_only"] < speed["operators_of_a_step"]["fedvpt"]
@@ -93,9 +91,8 @@ def test_a_part_that_fails_costs_no_other_part(tmp_path, monkeypatch):
         return {"status": "failed", "why": "CUDA error"} if part.name == "second" else {"status": "done"}
 
     monkeypatch.setattr(device_report, "run_part", run)
-    monkeypatch.setattr(
-        device_report, "parts", lambda small: [Part(name, (), 0.5) for name in ("first", "second", "third")]
-    )
+    first, second, third = (Part(name, (), 0.5) for name in ("first", "second", "third"))
+    monkeypatch.setattr(device_report, "stages", lambda small: [[first, second], [third]])
     said = []
     options = ReportOptions(tmp_path / "new" / "report", "cpu", deadline=3600)
     assert device_report.write_report(options, said.append) == 1
@@ -126,7 +123,7 @@ def test_every_goal_is_answered_from_the_reports_with_the_fastest_way(tmp_path, 
     (tmp_path / "speed_vit_base_224.json").write_text(json.dumps({"measured": measured, "compiled": compiled}))
     (tmp_path / "speed_nano_32.json").write_text(json.dumps({"measured": measured}))
     (tmp_path / "speed_vit_tiny_96.json").write_text("{")  # the process was killed
-    monkeypatch.setattr(device_report, "parts", lambda small: [])
+    monkeypatch.setattr(device_report, "stages", lambda small: [])
     said = []
     assert device_report.write_report(ReportOptions(tmp_path, "cuda"), said.append) == 0
     found = json.loads((tmp_path / "report.json").read_text())["goals"]
@@ -144,7 +141,7 @@ def test_no_part_is_started_that_has_no_time_left(tmp_path, monkeypatch):
     said = []
     assert device_report.write_report(ReportOptions(tmp_path, "cpu", deadline=1.0), said.append) == 0
     assert all("skipped" in line for line in said)
-    assert len(said) == len(device_report.parts(small=False))
+    assert len(said) == sum(map(len, device_report.stages(small=False)))
 
 
 def test_a_part_writes_after_each_item_so_a_killed_one_leaves_what_it_has(tmp_path, monkeypatch):
@@ -164,7 +161,7 @@ def test_a_part_writes_after_each_item_so_a_killed_one_leaves_what_it_has(tmp_pa
 def test_another_result_on_the_device_does_not_agree(monkeypatch):
     """0.02 of 2 is a hundredth: within bfloat16's tolerance, and beyond the others'."""
 
-    def two_rounds(world, name, device, precision):
+    def two_rounds(world, name, device, precision, machine=None):
         return {"server.prompt": torch.tensor([1.0, -2.0 if device == "cpu" else -2.02])}, [0.5, 0.25]
 
     monkeypatch.setattr(device_parts, "_two_rounds", two_rounds)
@@ -174,13 +171,14 @@ def test_another_result_on_the_device_does_not_agree(monkeypatch):
         "float64": False,
         "float32": False,
         "bfloat16": True,
+        "float32 with graphs": False,
     }
     assert found["float64"]["difference"] == pytest.approx(0.01)
     assert device_parts.relative_difference(torch.ones(2), torch.ones(3)) == float("inf")
 
 
 def test_a_method_that_fails_on_the_device_does_not_end_the_part(monkeypatch):
-    def two_rounds(world, name, device, precision):
+    def two_rounds(world, name, device, precision, machine=None):
         raise RuntimeError(f"no {precision}")
 
     monkeypatch.setattr(device_parts, "_two_rounds", two_rounds)

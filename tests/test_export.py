@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from test_extension import done
 
 from fedbench.cli.main import main
+from fedbench.run import export
 
 BASE: dict[str, Any] = {"rounds": 2, "aggregation": "fedavg", "local": {"lr": 0.05}}
 LOADER_IMPORTS = {"json", "pathlib", "timm", "torch", "safetensors"}
@@ -129,6 +130,95 @@ def test_a_method_that_plain_timm_cannot_hold_is_exported_without_a_loader(tmp_p
     assert why in (tmp_path / "model" / "README.md").read_text()
     assert not (tmp_path / "model" / "load_model.py").exists()
     assert any(name.startswith("values.") for name in load_file(tmp_path / "model" / "model.safetensors"))
+
+
+class Layered:
+    """Prompts of block 0, of which block 2 replaces the first set and adds a third; the scores are linear."""
+
+    pixels = backbone_weights = None
+    reads_slots, adds_prior_in_evaluation = False, True
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (0, depth - 1)
+
+    def prompts(self, layer: int, p: Any, cls: torch.Tensor, query: Any) -> dict[str, torch.Tensor]:
+        lengths = {"a": 2, "b": 3} if layer == 0 else {"a": 1, "c": 4, "b": 2}
+        return {name: torch.full((len(cls), n, 8), n + layer) for name, n in lengths.items()}
+
+    def logits(self, p: Any, out: Any) -> torch.Tensor:
+        return out["cls"] @ p["weight"].T + p["bias"]
+
+
+def layered(method: Any) -> Any:
+    model = SimpleNamespace(
+        method=method,
+        backbone=SimpleNamespace(depth=3, width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), image_size=32),
+        images=SimpleNamespace(dtype=torch.float64),
+    )
+    facts = SimpleNamespace(label="fedvpt", dataset="glyphs", rounds=7, run="fedvpt-glyphs-0123")
+    return SimpleNamespace(model=model, facts=facts)
+
+
+def test_each_prompt_lies_behind_cls_and_the_earlier_ones_or_replaces_its_own():
+    """Block 0: CLS a a b b b. Block 2: a takes one place, then c is new at the end, then b takes two of its three places."""
+    prompts = export._prompts(layered(Layered()), {})
+    assert [(layer, name, at, dropped) for layer, name, _, at, dropped in prompts] == [
+        (0, "prompts.0.a", 1, 0),
+        (0, "prompts.0.b", 3, 0),
+        (2, "prompts.2.a", 1, 2),
+        (2, "prompts.2.c", 5, 0),
+        (2, "prompts.2.b", 2, 3),
+    ]
+    assert [tuple(value.shape) for _, _, value, *_ in prompts] == [(2, 8), (3, 8), (1, 8), (4, 8), (2, 8)]
+
+
+@pytest.mark.parametrize("row", [1, 2])
+def test_prompts_that_differ_for_any_image_have_no_loader(row):
+    method = Layered()
+    method.prompts = lambda layer, p, cls, query: {"a": (torch.arange(len(cls)) == row).float()[:, None, None]}
+    with pytest.raises(export._NotPlain, match="its prompts at block 0 depend on the image"):
+        export._prompts(layered(method), {})
+
+
+def test_linear_scores_become_weights_and_a_bias_with_the_log_prior():
+    draw = torch.Generator().manual_seed(0)
+    p = {"weight": torch.randn(3, 8, generator=draw).double(), "bias": torch.tensor([1.0, -2.0, 0.5]).double()}
+    p["prior"] = torch.tensor([0.5, 0.25, 0.25]).double()
+    method = Layered()
+    head = export._head(layered(method), p)
+    assert torch.allclose(head["head.weight"], p["weight"])
+    assert torch.allclose(head["head.bias"], p["bias"] + torch.log((1 - 1e-6) * p["prior"] + 1e-6 / 3))
+    method.adds_prior_in_evaluation = False
+    assert torch.allclose(export._head(layered(method), p)["head.bias"], p["bias"])
+    method.reads_slots = True
+    with pytest.raises(export._NotPlain, match="read prompt tokens"):
+        export._head(layered(method), p)
+
+
+def test_timm_makes_the_backbone_that_the_run_named():
+    name = "vit_base_patch16_224.augreg_in21k"
+    plain = {"model_name": name, "pretrained": True, "num_classes": 0}
+    assert export._timm_model(name, True, None) == plain
+    assert export._timm_model(name, False, 384) == {**plain, "pretrained": False, "img_size": 384}
+    small = export._timm_model("nano", True, 32)
+    assert (small["model_name"], small["pretrained"], small["num_classes"]) == ("vit_tiny_patch16_224", False, 0)
+
+
+@pytest.mark.parametrize(("client", "accuracy"), [(None, 0.5), (3, 0.25), (3, None)])
+def test_the_readme_of_an_exported_model_says_whose_it_is_and_how_images_enter(client, accuracy):
+    text = export._readme(layered(Layered()), export.Model({}, {}), client, accuracy)
+    assert text.startswith(
+        "# fedvpt on glyphs\n\nThis is " + ("the server's model" if client is None else "the model of client 3")
+    )
+    assert "after 7 rounds of the run `fedvpt-glyphs-0123`" in text
+    whose = "the global" if client is None else "its own"
+    assert (f"Its accuracy on {whose} test set: {accuracy or 0:.4f}\n" in text) == (accuracy is not None)
+    assert "`load_model.py`: `load()` returns the model" in text
+    assert "Images enter with 32 x 32 pixels" in text
+    assert "mean (0.5, 0.5, 0.5) and std (0.25, 0.25, 0.25)" in text
+    other = export._readme(layered(Layered()), export.Model({}, {}, "it draws"), client, accuracy)
+    assert other.endswith("\n\nThere is no loader for plain timm: it draws.\n")
+    assert "`head.`" not in other
 
 
 def test_a_run_that_is_not_done_is_refused(tmp_path, capsys):

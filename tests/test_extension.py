@@ -12,7 +12,8 @@ from test_schedule import AGGREGATION, sweep
 
 from fedbench.base.record_schema import EXECUTION
 from fedbench.base.records import RunFolder
-from fedbench.run import simulation
+from fedbench.method import Param
+from fedbench.run import extension, simulation
 from fedbench.run.simulation import run_rounds
 
 BASE: dict[str, Any] = {
@@ -43,7 +44,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_more_rounds_continue_a_finished_run_with_the_numbers_of_one_run(tmp_path, trained):
     whole = done(tmp_path / "whole", tmp_path, rounds=5)
-    done(tmp_path / "parts", tmp_path, rounds=3)
+    for rounds in (3, 1):  # the longest is continued
+        done(tmp_path / "parts", tmp_path, rounds=rounds)
     trained.clear()
     longer = done(tmp_path / "parts", tmp_path, rounds=5)
     assert trained == [4, 5]
@@ -56,6 +58,23 @@ def test_more_rounds_continue_a_finished_run_with_the_numbers_of_one_run(tmp_pat
     first, second = (load_file(folder.path / "checkpoint.safetensors") for folder in (whole, longer))
     assert all(torch.equal(first[name], second[name]) for name in first if name != "total.seconds")
     assert not longer.damage()
+
+
+def test_parameters_are_equal_if_they_start_every_client_alike():
+    start, other = torch.arange(3.0), torch.tensor([0.0, 1, 3])
+
+    def of(init: torch.Tensor = start, changed: int = -1, rows: bool = True) -> Param:
+        return Param(init, "local", rows=(lambda k: (k == changed).float()[:, None] + init) if rows else None)
+
+    assert extension._equal(of(rows=False), of(start.clone(), rows=False), 300)
+    assert extension._equal(of(changed=7), of(changed=7), 300)
+    assert not extension._equal(of(rows=False), of(other, rows=False), 300)
+    assert not extension._equal(of(rows=False), of(start[:, None], rows=False), 300)
+    assert not extension._equal(of(), of(rows=False), 300)
+    assert not extension._equal(of(rows=False), of(), 300)
+    for changed in (0, 255, 256, 299):
+        assert not extension._equal(of(), of(changed=changed), 300)
+    assert extension._equal(of(), of(changed=300), 300)  # there is no such client
 
 
 @pytest.mark.parametrize(

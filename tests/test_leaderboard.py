@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from fedbench.base.home import HOME
 from fedbench.base.records import config_hash
 from fedbench.cli import leaderboard as command
 from fedbench.report import leaderboard, published_runs
+from fedbench.report.answer import Answer, Control, Lead
+from fedbench.report.leaderboard import boards
 from fedbench.report.published_rows import PUBLISHED
 from fedbench.report.published_runs import PublishedRun
 from fedbench.report.selection import ReportError
@@ -124,6 +128,73 @@ def test_markdown_tables_have_the_numbers_of_the_page(page: str) -> None:
                 line for line in text.splitlines() if line.startswith(f"| {escaped(row[0])} |") and row[1] in line
             )
             assert [cell.strip(" *≈") for cell in line.split("|")[2:9]] == [cell.rstrip("≈") for cell in row[1:8]]
+
+
+def test_an_accuracy_is_in_percent_with_its_spread_its_seeds_and_its_mark() -> None:
+    row = {"mean": 0.4567, "std": 0.0123, "n": 3, "of": 3, "mark": "best"}
+    assert boards._accuracy(row) == boards.BoardCell("45.7 ± 1.2", 0.4567, "best")
+    one_seed = {**row, "std": math.nan, "n": 1, "mark": ""}
+    assert boards._accuracy(one_seed) == boards.BoardCell("45.7 (1/3)", 0.4567, "")
+    assert boards._accuracy({**row, "mean": math.nan}) == boards.BoardCell("–", None, "")
+    assert boards._cost(1_234_567, "B") == boards.BoardCell("1.23 MB", 1_234_567)
+    assert boards._cost(330, "") == boards.BoardCell("330", 330)
+    assert boards._cost(math.nan, "B") == boards.BoardCell("–")
+
+
+def test_titles_leave_out_how_often_a_split_may_be_drawn_again_unless_that_tells_settings_apart() -> None:
+    joint = boards.JOINT
+    shards, wide, again = (
+        f"glyphs{joint}shards(min_train=1, redraws={redraws}, each={each})"
+        for redraws, each in ((20, 2), (23, 5), (23, 2))
+    )
+    assert boards._titles({shards, wide}) == {shards: "glyphs, shards 2", wide: "glyphs, shards 5"}
+    assert boards._titles({shards, again}) == {shards: "glyphs, shards 20", again: "glyphs, shards 23"}
+    assert boards._commas(shards) == shards.replace(joint, ", ")
+
+
+def test_a_table_in_markdown_is_this_text() -> None:
+    cells = [boards.BoardCell("50.0 ± 1.0", 0.5, "best"), boards.BoardCell("49.0", 0.49, "tied")]
+    cells += [boards.BoardCell(text) for text in ("–", "48.0", "330", "1.23 MB", "2 M", "3 M")]
+    row = boards.BoardRow("A_1", reference=True, cells=tuple(cells), seeds=3, tuned=True, source="x")
+    plain = dataclasses.replace(row, label="B", reference=False, tuned=False, cells=tuple(cells[2:] + cells[:2]))
+    lead, over = Lead("B", "+1.5", "clear: +0.5 to +2.5"), Lead("R", "-2.0", "may be luck: -5.0 to +1.0")
+    answer = Answer("x", "A_1", "50.0 ± 1.0", lead, ("C", "D"), over)
+    board = boards.Board(
+        "glyphs", "g", "9 rounds", 3, answer, [Control("B", "B + prior", (("g", 10.0, 20.04),))], [row, plain], []
+    )
+    assert leaderboard._markdown(board).splitlines() == [
+        "### glyphs: 9 rounds; 3 seeds",
+        "A\\_1 has the largest mean accuracy, 50.0 ± 1.0 %; +1.5 points over B (clear: +0.5 to +2.5); "
+        "-2.0 points over the best reference, R (may be luck: -5.0 to +1.0). Not distinguishable from it: C, D.",
+        "",
+        "- The log class prior alone takes B from 10.0 to 20.0 %.",
+        "",
+        "| Method | Mean | Worst | Bottom 10 % | New, mean | Trained | Sent | MACs | MACs/image | Seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| A\\_1 † (tuned) | **50.0 ± 1.0** | 49.0 ≈ | – | 48.0 | 330 | 1.23 MB | 2 M | 3 M | 3 |",
+        "| B | – | 48.0 | 330 | 1.23 MB | 2 M | 3 M | **50.0 ± 1.0** | 49.0 ≈ | 3 |",
+    ]
+    assert leaderboard._answer(dataclasses.replace(board, answer=None)) == "No contestant is done with all seeds.\n"
+    alone = dataclasses.replace(answer, next=None, reference=None, tied=())
+    text = leaderboard._answer(dataclasses.replace(board, answer=alone))
+    assert text == "A\\_1 has the largest mean accuracy, 50.0 ± 1.0 %.\n"
+
+
+def test_a_run_of_two_files_is_shown_once_and_named_after_the_first(tmp_path: Path) -> None:
+    runs = published_runs.read(DEMO)[:3]  # fedncm with seed 0, and the same with the log prior with seeds 0 and 1
+    first, second = _file(tmp_path / "first.parquet", runs[:2]), _file(tmp_path / "second.parquet", runs)
+    (board,), sources = boards.read_boards([first, second])
+    assert [(source.name, source.runs) for source in sources] == [("first.parquet", 2), ("second.parquet", 3)]
+    assert sources[0].checksum == hashlib.sha256(first.read_bytes()).hexdigest()[:16]
+    assert {row.label: (row.source, row.seeds) for row in board.rows} == {
+        "fedncm": ("first", 1),
+        "fedncm + log-prior": ("first, second", 2),
+    }
+    assert board.seeds == 2
+    assert "rounds of 5 of 20 clients, 1 local epoch, batches of" in board.details
+    twice = [_changed(run, identity={**run.identity, "local": {**run.identity["local"], "epochs": 2}}) for run in runs]
+    (other,), _ = boards.read_boards([_file(tmp_path / "twice.parquet", twice)])
+    assert " clients, 2 local epochs, batches of" in other.details
 
 
 def _changed(run: PublishedRun, **changes: object) -> PublishedRun:

@@ -69,6 +69,28 @@ def test_the_shipped_metrics_are_those_of_scikit_learn_and_numpy(seed):
     assert METRIC["group_gap"](groups="domain").measure(Predictions(p.scores, p.labels, p.clients)) is None
 
 
+def test_a_last_class_and_client_without_a_right_answer_count_as_zero():
+    """Class 0: 2 of 2 right. Class 1: 1 of 2. Class 3, of the last client: 0 of 1. Class 2 has no sample but a guess."""
+    labels, predicted = torch.tensor([0, 0, 1, 1, 3]), torch.tensor([0, 0, 1, 2, 1])
+    p = Predictions(
+        torch.eye(4)[predicted].double(), labels, torch.tensor([0, 0, 0, 2, 3]), torch.tensor([1, 1, 1, 1, 2])
+    )
+    assert METRIC["worst_class"]().measure(p) == 0
+    assert METRIC["macro_f1"]().measure(p) == pytest.approx((1 + 2 / 4 + 0) / 3)
+    assert METRIC["group_gap"]().measure(p) == 1
+    assert METRIC["group_gap"](groups="domain").measure(p) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(("score", "bins", "error"), [(0.0, 1, 0.25), (0.0, 2, 0.25), (1000.0, 4, 0.5)])
+def test_the_calibration_error_of_equal_and_of_certain_scores(score, bins, error):
+    """Two classes: confidence 1/2 with 3 of 4 right, which lies in the lower of two bins; certainty with half right."""
+    right = 3 if score == 0 else 2
+    labels = torch.tensor([0] * right + [1] * (4 - right))
+    scores = torch.tensor([[score, 0.0]] * 4, dtype=torch.float64)
+    p = Predictions(scores, labels, torch.zeros(4, dtype=torch.int64))
+    assert METRIC["calibration_error"](bins=bins).measure(p) == pytest.approx(error)
+
+
 def run(folder: Path, metrics: list[Any], plugin_folder: Path | None = None, **change: Any) -> RunFolder:
     common = {"method": {"name": "fedvpt", "prompt": "local", "prompt_length": 2}, "rounds": 2, "evaluate_every": 1}
     common["clients"] = {"number": 5, "per_round": 2, "held_out": 1, "validation": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_schedule import sweep
 from fedbench.base.records import RunFolder
 from fedbench.plan.config import ConfigError
 from fedbench.run import simulation
+from fedbench.run.participation import Participation
 from fedbench.run.simulation import RunState, begin, one_round, receive, send
 
 
@@ -85,6 +87,45 @@ def test_a_straggler_does_what_a_client_with_fewer_epochs_does(tmp_path):
     assert costs.multiply_adds == experiment.image_cost.training * sum(sizes[k] * e for k, e in epochs.items())
 
 
+def rules_of(sizes: list[int], epochs: int = 3, **clients: Any) -> Participation:
+    """The rules of clients of these sizes, of which the last one is held out."""
+    planned = SimpleNamespace(
+        clients=SimpleNamespace(**({"number": len(sizes), "draw": "uniform", "candidates": None} | clients)),
+        local=SimpleNamespace(epochs=epochs),
+        stream=lambda name: 7,
+    )
+    return Participation(planned, np.arange(len(sizes) - 1), np.array(sizes))
+
+
+def test_stragglers_are_drawn_at_their_rate_with_each_smaller_number_of_epochs_alike():
+    rules = rules_of([1] * 10, epochs=4, stragglers=0.3)
+    epochs = np.concatenate([rules.epochs(round_, np.array([0, 4, 9])) for round_ in range(1, 2001)])
+    shares = np.bincount(epochs, minlength=6) / len(epochs)
+    assert shares == pytest.approx([0, 0.1, 0.1, 0.1, 0.7, 0], abs=0.02)
+
+
+def test_candidates_are_drawn_in_proportion_to_their_training_samples():
+    """One of four clients with 1 to 4 samples: client k is drawn with probability (k + 1) / 10; the held-out one never."""
+    rules = rules_of([1, 2, 3, 4, 90], draw="loss", per_round=1, candidates=1)
+    drawn = np.concatenate([rules.candidates(round_) for round_ in range(1, 2001)])
+    assert np.bincount(drawn, minlength=5) / len(drawn) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0], abs=0.03)
+
+
+@pytest.mark.parametrize(("candidates", "count"), [(None, 4), (3, 3), (40, 7)])
+def test_without_a_number_twice_the_cohort_are_candidates(candidates, count):
+    rules = rules_of([5] * 8, draw="loss", per_round=2, candidates=candidates)
+    drawn = rules.candidates(3).tolist()
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == count
+
+
+def test_a_uniform_cohort_takes_each_client_equally_often():
+    rules = rules_of([1, 100, 1, 1, 1], per_round=2)
+    drawn = np.concatenate([rules.cohort(round_) for round_ in range(1, 2001)])
+    assert len(drawn) == 4000
+    assert np.bincount(drawn, minlength=5) / 2000 == pytest.approx([0.5, 0.5, 0.5, 0.5, 0], abs=0.05)
+
+
 def test_cohorts_come_from_the_clients_that_the_file_names_and_its_rounds_repeat(tmp_path):
     file = tmp_path / "who.csv"
     file.write_text("round,client\n1,0\n1,1\n1,2\n1,5\n2,3\n")
@@ -141,6 +182,9 @@ def test_a_run_whose_cohorts_are_drawn_by_loss_resumes_with_the_same_numbers(tmp
         ({"available": "who.csv"}, "round;client\n", "expected the columns round, client, found round;client"),
         ({"available": "who.csv"}, "round,client\n1,x\n", "line 2: expected a round and a client, found '1,x'"),
         ({"available": "who.csv"}, "round,client\n1,6\n", "line 2: expected a round from 1 on and a client of 0..5"),
+        ({"available": "who.csv"}, "round,client\n1,0\n\n1,-1\n", "line 4: expected a round from 1 on and a client"),
+        ({"available": "who.csv"}, "round,client\n0,0\n", "line 2: expected a round .* found 0 and 0"),
+        ({"available": "who.csv"}, "round,client\n1,1\n3,1\n", "no client is available in round 2"),
         ({"available": "who.csv"}, "round,client\n2,1\n", "no client is available in round 1"),
         ({"available": "who.csv"}, "round,client\n", "no round has an available client"),
     ],

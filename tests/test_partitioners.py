@@ -22,7 +22,7 @@ from fedbench import data
 from fedbench.base import rng
 from fedbench.contract import form
 from fedbench.contract.samples import CHECKS
-from fedbench.data import DataError, Parts, Samples, Split, batches, dirichlet_shares, split
+from fedbench.data import DataError, Parts, Samples, Split, batches, dirichlet_shares, partition, split
 from fedbench.plan.plugins import plugins
 
 PARTITIONERS: dict[str, Any] = plugins().classes["partition"]
@@ -560,3 +560,52 @@ def test_a_last_class_without_training_samples_is_no_mistake(name: str) -> None:
     made = split(dataset, PARTITIONERS[name](alpha=0.5), 6)
     assert made.train.sizes.sum() == 300
     assert np.bincount(dataset.labels[made.train.indices], minlength=6).tolist() == [60] * 5 + [0]
+
+
+@pytest.mark.parametrize(
+    ("share", "taken"),
+    [(0.3, [0, 0, 1, 1, 3]), (0.9, [0, 0, 1, 2, 9]), (0.05, [0, 0, 1, 1, 1]), (1.0, [0, 0, 1, 2, 9])],
+)
+def test_a_cut_takes_its_share_but_at_least_one_sample_and_never_all(share: float, taken: list[int]) -> None:
+    assert partition.cut(np.array([0, 1, 2, 3, 10]), share).tolist() == taken
+
+
+def test_chosen_samples_are_so_many_of_each_client_and_each_sample_is_chosen_equally_often() -> None:
+    owner, among = np.array([2, 0, 0, 2, 1, 0, 2, 2, -1]), np.array([1, 1, 1, 1, 1, 1, 0, 1, 0], dtype=bool)
+    times = np.zeros(9)
+    for seed in range(1000):
+        mask = partition.chosen(owner, among, np.array([2, 0, 1]), np.random.default_rng(seed))
+        assert [int(mask[owner == k].sum()) for k in (0, 1, 2)] == [2, 0, 1]
+        times += mask
+    third, whole = 1000 / 3, 2000 / 3
+    assert np.allclose(times, [third, whole, whole, third, 0, whole, 0, third, 0], atol=60)
+
+
+def test_clients_without_enough_samples_are_counted_and_the_first_is_described() -> None:
+    owner = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, -1])
+    is_test = np.array([0, 0, 1, 0, 1, 0, 0, 0, 1, 1], dtype=bool)
+    assert partition.too_few(owner, is_test, 4, 2) == (
+        3,
+        "3 of 4 clients are left short, for example client 1 with 1 training and 1 test samples (at least 2 and 1 are needed)",
+    )
+    assert partition.too_few(owner, is_test, 4, 1)[0] == 2  # client 2 has no test sample, client 3 no training sample
+    assert partition.too_few(owner[:3], is_test[:3], 1, 2)[0] == 0
+
+
+@pytest.mark.parametrize(("balanced", "clients"), [(True, 3), (False, 3), (True, 1)])
+def test_dirichlet_shares_of_each_class_sum_to_1_and_full_clients_get_none(balanced: bool, clients: int) -> None:
+    counts, zeros = np.array([50, 30, 0, 20, 100]), 0
+    for seed in range(50):
+        stream = np.random.default_rng(seed)
+        shares = partition.dirichlet_shares(counts, clients, 0.2, stream, balanced)
+        assert np.allclose(shares.sum(1), 1)
+        again, held = np.random.default_rng(seed), np.zeros(clients)
+        for c in again.permutation(5):  # classes in this order, each over the clients that still want samples
+            wants = held < 200 / clients if balanced else held < np.inf
+            wants = wants if wants.any() else np.ones(clients, dtype=bool)
+            expected = np.zeros(clients)
+            expected[wants] = again.dirichlet([0.2] * int(wants.sum()))
+            assert np.array_equal(shares[c], expected)
+            held += counts[c] * expected
+            zeros += int((~wants).sum())
+    assert (zeros > 0) == (balanced and clients > 1)

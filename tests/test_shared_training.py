@@ -11,7 +11,7 @@ from test_pack import write_images
 from fedbench.base.records import MEASURED, RunFolder
 from fedbench.cli.sweep import plan
 from fedbench.jobs import job
-from fedbench.jobs.grouping import training_groups
+from fedbench.jobs.grouping import neighbours_in_a_slot, training_groups
 from fedbench.jobs.stop_request import stop_request
 from fedbench.jobs.supervisor import assign_slots
 from fedbench.plan.config import Sweep
@@ -171,3 +171,15 @@ def test_one_worker_gets_all_runs_of_a_training(data):
     assert first.names == (names[0], names[2], "a run of another sweep")
     assert second.names == (names[1], names[3])
     assert first.spare == (names[3], names[1])
+
+
+def test_a_worker_gets_neighbouring_runs_of_a_pack(data):
+    """Two methods with three rates each, the rate varying slowest: each of two workers gets one method's pack."""
+    methods = [{"name": name, "with": {"local.lr": rate}} for rate in (0.1, 0.2, 0.3) for name in ("fedvpt", "fedrep")]
+    planned_sweep = sweep(data, methods, pack=True)
+    names = [run.name for run in planned_sweep.runs]
+    groups = training_groups(planned_sweep, names)
+    assert [group[0] for group in groups] == [*names[0::2], *names[1::2]]
+    slots = assign_slots(neighbours_in_a_slot(groups, 2), 2, None)
+    assert [slot.names for slot in slots] == [tuple(names[0::2]), tuple(names[1::2])]
+    assert neighbours_in_a_slot([("a",), ("b",), ("c",)], 2) == [("a",), ("c",), ("b",)]

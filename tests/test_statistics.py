@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,12 +14,15 @@ from fedbench.report.power import blocks_needed, power
 from fedbench.report.statistics import (
     NO_DIFFERENCE,
     NOT_TESTED,
+    ClientPairs,
+    Comparison,
     average_rank,
     blocked_error,
     client_pairs,
     compare_all,
     compare_over_settings,
     critical,
+    p_text,
     rank,
     residual_variance,
     student_quantile,
@@ -141,6 +145,42 @@ def test_a_difference_over_settings_must_outlive_settings_and_seeds() -> None:
     for values in (one_setting, one_seed):
         assert values[0].mean() > values[1].mean() + 0.04
         assert {pair.verdict for pair in compare_over_settings(["A", "B", "C"], values)} == {NO_DIFFERENCE}
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "p < 0.001"), (0.00099, "p < 0.001"), (0.001, "p = 0.001"), (0.0456, "p = 0.046"), (0.0996, "p = 0.100"),
+     (0.1, "p = 0.10"), (0.456, "p = 0.46"), (1.0, "p = 1.00")],
+)  # fmt: skip
+def test_a_p_value_has_three_decimals_below_a_tenth_and_two_above(p: float, text: str) -> None:
+    assert p_text(p) == text
+
+
+def test_a_comparison_in_words_and_reversed() -> None:
+    clients = ClientPairs(pairs=1200, ahead=700, equal=100, behind=400, effect=0.256)
+    clear = Comparison("A", "B", 3, 0.0234, 0.0056, 0.0412, 0.0123, 4, 1e-4, clients)
+    assert clear.sentence() == (
+        "A is better than B (+2.3 points [+0.6, +4.1], p = 0.012, 3 seeds; of 1,200 clients 700 gain, 100 tie, 400 lose, "
+        "effect +0.26)."
+    )
+    back = clear.reversed
+    assert back.sentence("settings") == (
+        "B is worse than A (-2.3 points [-4.1, -0.6], p = 0.012, 3 settings; of 1,200 clients 400 gain, 100 tie, 700 lose, "
+        "effect -0.26)."
+    )
+    assert back.reversed == clear
+    assert dataclasses.replace(clear, low=2e-12).significant
+    assert dataclasses.replace(clear, low=0.5e-12).undecided
+    assert dataclasses.replace(back, high=-2e-12).significant
+    assert dataclasses.replace(back, high=-0.5e-12).undecided
+    unknown = dataclasses.replace(clear, p=math.nan)
+    assert (unknown.significant, unknown.undecided, unknown.verdict) == (False, False, NOT_TESTED)
+
+
+def test_without_variance_any_difference_is_certain() -> None:
+    assert power(0.01, 0.0, 3, 2) == 1.0
+    assert power(0.0, 0.0, 3, 2) == 0.0
+    assert blocks_needed(0.01, 0.0, 3) == 2
 
 
 # -- clients, ranks, power ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fedbench.base.home import HOME
 PACKAGE = HOME / "fedbench"
 # A file may import from its own folder and from the folders before it in this list.
 FOLDERS = (
-    *("base", "method", "data", "sources", "vit", "plan", "run", "jobs", "report"),
+    *("base", "method", "data", "sources", "vit", "text", "plan", "run", "jobs", "report"),
     *("contract", "bench", "pretraining", "cli"),
 )
 PLUGIN_TOOLKITS = {"methods": {"fedbench.method"}, "datasets": {"fedbench.data", "fedbench.sources"}}

@@ -1,7 +1,7 @@
 """A report on one device, in parts: each is a process of its own, with a time limit, and writes its own JSON as it goes.
 
-So a part that fails, hangs or leaves the device unusable costs no other part's results. The last part is a sweep in worker
-processes, which resumes from its results folder and is stopped at the deadline.
+So a part that fails, hangs or leaves the device unusable costs no other part's results. Parts that measure no speed run side by
+side. The last part is a sweep in worker processes, which resumes from its results folder and is stopped at the deadline.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from fedbench.bench import goals
 DEADLINE = 540.0  # seconds
 STOPPING = 30.0  # seconds before the deadline in which workers reach the end of their round
 WORTHWHILE = 5.0  # seconds; a part with less time is not started
+Work = tuple[
+    str, float, Callable[[float], dict[str, Any]]
+]  # a part's name, share of the time, and what does it in seconds
 STDERR = 2000  # characters of a failed part's last words that are kept
 
 
@@ -33,16 +37,17 @@ class Part:
     share: float
 
 
-def parts(small: bool) -> list[Part]:
-    """The parts before the sweep. ``small``: the smallest case and few methods, to try the command on a CPU."""
+def stages(small: bool) -> list[list[Part]]:
+    """The stages before the sweep: the parts of a stage run side by side, so a stage of speeds has one part.
+
+    ``small``: the smallest case and few methods, to try the command on a CPU.
+    """
     cases = ("smoke@16",) if small else ("vit_base@224", "vit_tiny@96", "nano@32")
-    speed = [Part(f"speed_{case.replace('@', '_')}", ("speed", case), 0.4) for case in cases]
     size = ("small",) if small else ()
     return [
-        Part("device", ("device", *size), 0.3),
-        Part("agreement", ("agreement", *size), 0.3),
-        Part("contract", ("contract", *size), 0.3),
-        *speed,
+        [Part("device", ("device", *size), 0.3)],
+        [Part(name, (name, *size), 0.4) for name in ("agreement", "contract")],
+        *([Part(f"speed_{case.replace('@', '_')}", ("speed", case), 0.4)] for case in cases),
     ]
 
 
@@ -68,29 +73,37 @@ def write_report(options: ReportOptions, say: Callable[[str], None]) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.deadline
     summary: dict[str, Any] = {"device": options.device, "deadline_seconds": options.deadline, "parts": {}}
-    todo: list[tuple[str, float, Callable[[float], dict[str, Any]]]] = [
-        (part.name, part.share, lambda seconds, part=part: run_part(part, options, seconds))  # type: ignore[misc]
-        for part in parts(options.small)
-    ]
+    todo: list[list[Work]] = [[_work(part, options) for part in stage] for stage in stages(options.small)]
     if options.sweep is not None:
-        todo.append(("sweep", 1.0, lambda seconds: run_sweep(options, seconds)))
-    for name, share, run in todo:
+        todo.append([("sweep", 1.0, lambda seconds: run_sweep(options, seconds))])
+    for stage in todo:
         left = end - time.monotonic()
-        if left * share < WORTHWHILE:
-            outcome: dict[str, Any] = {"status": "skipped", "why": f"{left:.0f} s were left"}
-        else:
-            start = time.monotonic()
-            outcome = run(left * share)
-            outcome["seconds"] = round(time.monotonic() - start, 1)
-        summary["parts"][name] = outcome
-        _write(options.folder / "report.json", summary)  # after each part, in case this process is ended
-        say(f"{name}: {outcome['status']}" + (f" ({outcome['why'].splitlines()[-1]})" if outcome.get("why") else ""))
+        with ThreadPoolExecutor(len(stage)) as threads:
+            outcomes = list(threads.map(lambda work, left=left: _timed(work[2], left * work[1], left), stage))
+        for (name, _, _), outcome in zip(stage, outcomes, strict=True):
+            summary["parts"][name] = outcome
+            say(
+                f"{name}: {outcome['status']}" + (f" ({outcome['why'].splitlines()[-1]})" if outcome.get("why") else "")
+            )
+        _write(options.folder / "report.json", summary)  # after each stage, in case this process is ended
     summary["goals"] = goals.answers(options.folder)
     _write(options.folder / "report.json", summary)
     for goal in summary["goals"]:
         if goal["measured"] is not None:
             say(f"goal: {goal['goal']}: {goals.in_words(goal)}")
     return int(any(part["status"] in ("failed", "timed out") for part in summary["parts"].values()))
+
+
+def _work(part: Part, options: ReportOptions) -> Work:
+    return part.name, part.share, lambda seconds: run_part(part, options, seconds)
+
+
+def _timed(run: Callable[[float], dict[str, Any]], seconds: float, left: float) -> dict[str, Any]:
+    """How a part ended that had `seconds` of the time `left`, and the seconds it took."""
+    if seconds < WORTHWHILE:
+        return {"status": "skipped", "why": f"{left:.0f} s were left"}
+    start = time.monotonic()
+    return run(seconds) | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def run_part(part: Part, options: ReportOptions, seconds: float) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def split(
     owner, train = dealt.owner, (dealt.owner >= 0) & ~dealt.is_test
     validating = dealt.validation
     if validating is None:
-        take = cut(np.bincount(owner[train], minlength=clients), validation) if validation else np.zeros(clients, int)
+        take = cut(np.bincount(owner[train]), validation) if validation else np.zeros(clients, int)
         validating = chosen(owner, train, take, rng.numpy_stream(seed, "validation"))
     count = int(held_out) if held_out >= 1 else round(held_out * clients)
     if count >= clients:

@@ -20,7 +20,7 @@ from fedbench.base.home import ROOT
 from fedbench.base.processes import Owner
 from fedbench.base.records import RunFolder
 from fedbench.base.storage import write_atomically
-from fedbench.jobs.grouping import training_groups
+from fedbench.jobs.grouping import neighbours_in_a_slot, training_groups
 from fedbench.plan.config import Sweep
 
 FOLDER = ".submitit"  # in the results folder: what was submitted, and the logs of jobs
@@ -164,6 +164,8 @@ def local(sweep: Sweep, results: Path, names: Sequence[str], folder: Path) -> in
     count, gpus, threads = slots(sweep)
     groups = training_groups(sweep, names)
     count, threads = min(count, len(groups)), min(threads, sweep.cluster.cpus)
+    if sweep.machine.pack:
+        groups = neighbours_in_a_slot(groups, count)
     few = str(threads)
     env = {"OMP_NUM_THREADS": few, "MKL_NUM_THREADS": few, "OPENBLAS_NUM_THREADS": few, "PYTHONPATH": python_path()}
     host = processes.host().replace("/", "_")

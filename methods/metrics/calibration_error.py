@@ -25,6 +25,6 @@ class Metric(method.Metric):
     def measure(self, predictions: Predictions) -> float | None:
         """sum over bins of |sum of confidences - right answers|, over the number of samples."""
         confidence = predictions.scores.softmax(1).amax(1)
-        at = (confidence * self.bins).ceil().long().clamp(1, self.bins) - 1
+        at = (confidence * self.bins).ceil().long() - 1
         gaps = torch.zeros(self.bins, dtype=torch.float64).index_add(0, at, confidence - predictions.correct.double())
         return gaps.abs().sum().item() / len(confidence)

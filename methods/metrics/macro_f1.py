@@ -22,4 +22,4 @@ class Metric(method.Metric):
         hits = torch.bincount(labels[predictions.correct], minlength=classes)
         samples, guesses = (torch.bincount(values, minlength=classes) for values in (labels, predicted))
         occurs = samples > 0
-        return (2 * hits / (samples + guesses).clamp(min=1))[occurs].double().mean().item()
+        return (2 * hits[occurs] / (samples + guesses)[occurs]).double().mean().item()

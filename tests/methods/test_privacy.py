@@ -108,6 +108,10 @@ def test_reports_are_clipped_summed_and_noised_before_the_method_sees_them():
         totals.append(server.values["total"].numpy())
         assert server.values["reported"].item() == 1
     assert np.allclose(totals[0], 2 * (factor + 1e-3), rtol=1e-9)
+    nothing = server_of(DP(noise=0.5))
+    nothing.begin(1)
+    nothing.absorb({name: 0 * value for name, value in stats.items()})  # the same noise
+    assert np.allclose(totals[1] - nothing.values["total"].numpy(), totals[0], rtol=1e-9)
     added = totals[1] - totals[0]  # noise of the sum, and of the count, which a whole row shares
     within = added - added.mean(1, keepdims=True)
     assert within.std() == pytest.approx(0.5, abs=0.03)

@@ -61,6 +61,14 @@ def test_the_trimmed_mean_is_that_of_scipy(count):
     assert np.allclose(merged(server_of(made("trimmed_mean")), rows), stats.trim_mean(rows, 0.2), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("count", "trim", "cut"), [(6, 0.2, 2), (11, 0.1, 2), (4, 0.4, 1), (2, 0.4, 0), (1, 0.4, 0)])
+def test_the_trimmed_mean_leaves_out_a_share_rounded_up_but_keeps_a_client(count, trim, cut):
+    """The last three cohorts are smaller than the one that was checked, since clients were not available."""
+    rows = np.random.default_rng(count).normal(size=(count, 13))
+    kept = np.sort(rows, axis=0)[cut : count - cut]
+    assert np.allclose(merged(server_of(AGGREGATION["trimmed_mean"](trim=trim)), rows), kept.mean(0), rtol=1e-12)
+
+
 def krum(rows: np.ndarray, byzantine: int, selected: int) -> np.ndarray:
     """Multi-Krum, one client and one distance at a time."""
     count, scores = len(rows), []
@@ -76,6 +84,14 @@ def test_krum_is_that_of_a_loop_over_clients(byzantine, selected):
     rows = np.random.default_rng(3).normal(size=(8, 13))
     server = server_of(AGGREGATION["krum"](byzantine=byzantine, selected=selected))
     assert np.allclose(merged(server, rows), krum(rows, byzantine, selected), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "byzantine"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 3)])
+def test_krum_of_few_available_clients_takes_the_one_with_the_nearest_neighbour(count, byzantine):
+    rows = np.random.default_rng(count).normal(size=(count, 13))
+    apart = np.linalg.norm(rows[:, None] - rows[None], axis=2) + np.where(np.eye(count), np.inf, 0)
+    first = int(apart.min(1).argmin()) if count > 1 else 0
+    assert np.array_equal(merged(server_of(AGGREGATION["krum"](byzantine=byzantine)), rows), rows[first])
 
 
 @pytest.mark.parametrize("name", [*ROBUST, "fedavg"])
