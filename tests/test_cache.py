@@ -7,6 +7,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +20,10 @@ import numpy as np
 import pytest
 
 from fedbench.base import checksums, lease, lock, processes
-from fedbench.data import DataError
+from fedbench.data import DataError, Samples
 from fedbench.sources import cache
 from fedbench.sources.cache import cached_arrays
+from fedbench.vit.features import data_hash
 
 
 def left(folder: Path) -> list[str]:
@@ -279,3 +281,24 @@ def test_threads_see_whole_caches(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("count", [3000, 100_000, 102_400])
+def test_the_hash_of_data_sees_labels_split_and_every_image_or_4096_evenly_spaced_ones(count: int) -> None:
+    images = np.zeros((count, 1, 1, 3), dtype=np.uint8)
+    labels, is_test = np.arange(count) % 7, np.arange(count) % 2 == 0
+
+    def hash_of(**change: Any) -> str:
+        return data_hash(Samples(**({"images": images, "labels": labels, "is_test": is_test} | change)))
+
+    first = hash_of()
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert hash_of(labels=(np.arange(count) + 1) % 7) != first
+    assert hash_of(is_test=~is_test) != first
+    assert hash_of(images=np.zeros((count, 1, 2, 3), dtype=np.uint8)) != first
+    step = 25 if count > 100_000 else 1
+    for at in (0, 1023 * step, 1024 * step, count - step, count - 1):
+        images[at] = 1
+        assert (hash_of() != first) == (at % step == 0)
+        images[at] = 0
+    assert hash_of() == first

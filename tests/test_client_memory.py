@@ -38,6 +38,9 @@ def test_only_clients_that_were_written_have_a_row():
     written = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     memory.write(torch.tensor([9, 2]), "same", written)
     written += 100  # the memory copies what it stores
+    memory.write(torch.tensor([9]), "own", torch.ones(1, 2, requires_grad=True))  # and keeps no graph
+    assert not any(row.requires_grad for row in memory.state().values())
+    memory.restore({name: row for name, row in memory.state().items() if "own" not in name})
     assert set(memory.state()) == {"client.same.9", "client.same.2"}
     after = memory.read(torch.tensor([2, 4, 9]))["same"]
     assert after.tolist() == [[4, 5, 6], [0, 1, 2], [1, 2, 3]]

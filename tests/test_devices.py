@@ -135,6 +135,16 @@ def test_sgpt_counts_the_groups_that_it_uses_in_bfloat16(monkeypatch):
 META = torch.device("meta")
 
 
+def moved_text(text):
+    """Class texts on the meta device."""
+    if text is None:
+        return None
+    tower, projection = copy.deepcopy(text.side.tower).to(META), text.side.projection.to(META)
+    side = replace(text.side, tower=tower, projection=projection, scale=text.side.scale.to(META))
+    tensors = {name: getattr(text, name).to(META) for name in ("start", "words", "at", "template")}
+    return replace(text, side=side, **tensors)
+
+
 @pytest.fixture
 def on_meta(monkeypatch):
     """{name: MiniRun} -> its stacked model on the meta device, whose tensors have no values: any host read raises there."""
@@ -148,7 +158,8 @@ def on_meta(monkeypatch):
         source = model.images.source
         images = Images(source, size, backbone.mean, backbone.std, META, model.images.dtype)
         features = None if model.features is None else model.features.to(META)
-        return replace(model, backbone=backbone, images=images, labels=model.labels.to(META), features=features)
+        labels, text = model.labels.to(META), moved_text(model.text)
+        return replace(model, backbone=backbone, images=images, labels=labels, features=features, text=text)
 
     return moved
 

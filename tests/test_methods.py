@@ -11,7 +11,7 @@ from fedbench.contract.rounds import COHORT
 from fedbench.contract.world import Case
 from fedbench.method import Aggregation, Method
 from fedbench.run import local as local_module
-from fedbench.run.server import bytes_of_sums
+from fedbench.run.server import bytes_of_sums, nbytes
 
 CASES = {name: (method, Aggregation()) for name, method in tiny.METHODS.items()} | tiny.PAIRS
 CHECKS = [*rounds.CHECKS, *isolation.CHECKS]
@@ -28,10 +28,13 @@ def test_plug_ins_are_found():
     assert len(CHECKS) >= 15
 
 
+QUICK_WITH_TEXT = ("promptfl", "promptfolio", "clip_zero_shot")  # shared, local and no contexts
+
+
 def is_quick(name: str) -> bool:
     """Whether a case is a method with its defaults, or FedVPT with an aggregation of another structure."""
     if name not in tiny.PAIRS:
-        return "-" not in name
+        return "-" not in name and (not tiny.METHODS[name].reads_text or name in QUICK_WITH_TEXT)
     method, _, aggregation = name.partition("+")
     return method == "fedvpt" and not aggregation.startswith(tiny.ALIKE)
 
@@ -138,3 +141,23 @@ def test_the_unbroken_core_passes():
     rounds.together_equals_alone.run(broken())
     rounds.padding_has_no_effect.run(broken())
     assert COHORT == (4, 0, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float64, 4), (torch.float32, 4), (torch.bfloat16, 2), (torch.int64, 8), (torch.int8, 1), (torch.bool, 1)],
+)
+def test_a_number_on_the_wire_has_at_most_single_precision(dtype: torch.dtype, size: int) -> None:
+    assert nbytes(torch.zeros(2, 3, dtype=dtype)) == 6 * size
+
+
+def test_clients_leave_out_rows_of_zeros_if_that_saves_bytes() -> None:
+    """Rows of four numbers take 16 bytes, and 4 more for their number; all three rows take 48 bytes without numbers."""
+    sums = torch.zeros(4, 3, 2, 2)
+    sums[0, 1, 0, 1] = -1.0  # one row
+    sums[1, :2] = 1.0  # two rows
+    sums[2] = 1.0  # all rows
+    assert bytes_of_sums(sums) == 20 + 40 + 48 + 0
+    assert bytes_of_sums(torch.zeros(5)) == 20  # one number for each client
+    assert bytes_of_sums(torch.zeros(5, 0, 2)) == 0
+    assert bytes_of_sums(torch.eye(3).long()) == 3 * (8 + 4)

@@ -16,7 +16,7 @@ from fedbench.cli.sweep import plan
 from fedbench.jobs import job
 from fedbench.jobs.stop_request import stop_request
 from fedbench.plan.config import Sweep
-from fedbench.plan.identity import pack_key
+from fedbench.plan.identity import pack_key, training_key
 from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run import pack
@@ -286,3 +286,37 @@ def test_relatives_stand_side_by_side_in_a_plan(data, tmp_path):
     like = [pack_key(RunFolder(tmp_path / "results" / name).config()["identity"]) for name in names]
     assert len(set(like)) == 2
     assert sum(a != b for a, b in pairwise(like)) == 1
+
+
+RUN = {
+    "method": {"name": "fedvpt", "prompt_length": 8, "finetune_epochs": 0, "logit_prior": None},
+    "aggregation": {"name": "fedadam", "lr": 0.1},
+    "local": {
+        "lr": 0.1, "lr_decay": 1.0, "clip": None, "momentum": 0.9, "epochs": 1,
+        "schedule": "exponential", "warmup_rounds": 5,
+    },
+    **{"seed": 0, "seeds": {}, "partition": {"name": "iid"}, "clients": {"number": 5}, "rounds": 9},
+    **{"evaluate_every": 1, "test_data": True, "metrics": [], "dataset": {"name": "glyphs"}, "precision": "float32"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value", "same_training", "same_pack"),
+    [
+        (None, "evaluate_every", 3, True, True), (None, "test_data", False, True, True), (None, "metrics", ["x"], True, True),
+        ("method", "finetune_epochs", 2, True, True), ("method", "logit_prior", "eval", True, True),
+        ("method", "logit_prior", "train", False, False), ("method", "logit_prior", "both", False, False),
+        ("method", "prompt_length", 9, False, False), (None, "dataset", {"name": "digits"}, False, False),
+        (None, "precision", "float64", False, False), ("local", "momentum", 0.5, False, False),
+        ("local", "epochs", 2, False, False), ("aggregation", "name", "fedavg", False, False),
+        ("aggregation", "lr", 0.2, False, True), ("local", "lr", 0.2, False, True), ("local", "lr_decay", 0.9, False, True),
+        ("local", "clip", 1.0, False, True), ("local", "schedule", "cosine", False, True),
+        ("local", "warmup_rounds", 2, False, True), (None, "seed", 1, False, True), (None, "seeds", {"cohort": 1}, False, True),
+        (None, "partition", {"name": "shards"}, False, True), (None, "clients", {"number": 6}, False, True),
+        (None, "rounds", 8, False, True),
+    ],
+)  # fmt: skip
+def test_runs_share_a_training_or_a_pack_by_what_differs(block, key, value, same_training, same_pack):
+    other = {**RUN, key: value} if block is None else {**RUN, block: {**RUN[block], key: value}}
+    assert (training_key(other) == training_key(RUN)) is same_training
+    assert (pack_key(other) == pack_key(RUN)) is same_pack

@@ -193,8 +193,9 @@ def too_many(name: str, precision: str, counts: dict[str, int]) -> list[str]:
 QUICK_IN_BFLOAT16 = ("fedvpt", "pep_fedpt", "lora")
 ROSTER = [
     pytest.param(name, p, marks=pytest.mark.slow if p == "bfloat16" and name not in QUICK_IN_BFLOAT16 else ())
-    for name in CLASSES["method"]
+    for name, cls in CLASSES["method"].items()
     for p in PRECISIONS
+    if not cls.reads_text
 ]
 
 
@@ -208,7 +209,18 @@ def test_a_method_has_the_cpus_numbers_and_waits_in_no_step_and_starts_no_more_k
 
 
 def test_the_table_of_counts_holds_every_method_and_no_other():
-    assert {name for name, _, _ in table()} == set(CLASSES["method"])
+    assert {name for name, _, _ in table()} == {name for name, cls in CLASSES["method"].items() if not cls.reads_text}
+
+
+TEXT = [name for name, cls in CLASSES["method"].items() if cls.reads_text]
+
+
+@pytest.mark.parametrize("name", [n if n == "promptfl" else pytest.param(n, marks=pytest.mark.slow) for n in TEXT])
+def test_a_method_with_text_has_the_cpus_numbers_and_waits_in_no_step(name, world):
+    content = {"method": name, "backbone": tiny.write_two_towers(world.root / "two_towers.safetensors")}
+    actual, _, waits_in_steps = counted(world, "float32", **content)
+    assert not waits_in_steps
+    assert_equal(actual, outcome(experiment(world, "cpu", precision="float32", **content)))
 
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -489,7 +501,7 @@ def rewrite() -> None:
     with tempfile.TemporaryDirectory() as root:
         here = World.make(CASE, Path(root))
         rows = []
-        for name in sorted(CLASSES["method"]):
+        for name in sorted(name for name, cls in CLASSES["method"].items() if not cls.reads_text):
             by_precision = {p: counted(here, p, method=METHODS[name])[1] for p in PRECISIONS}
             rows += [
                 {"method": name, "count": what, **{p: by_precision[p][what] for p in PRECISIONS}}

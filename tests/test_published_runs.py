@@ -19,7 +19,7 @@ from pyarrow import parquet
 from fedbench.base.home import HOME
 from fedbench.base.records import RunFolder, run_folders
 from fedbench.cli import figures, publish, sweep, unpack, verify
-from fedbench.plan.planning import check_sweep
+from fedbench.plan.planning import check_sweep, read_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.plan.rerun import planned_from_identity
 from fedbench.report import published_rows, published_runs
@@ -136,6 +136,13 @@ def test_without_finished_runs_nothing_is_written(world, tmp_path, capsys):
     (message,) = capsys.readouterr().err.splitlines()
     assert "none of the 4 runs of tiny is done" in message
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "reference_nano_untuned"])
+def test_published_runs_are_runs_of_todays_sweep(name):
+    """A key added to identities would make earlier runs unknown to their own sweep file."""
+    planned = {run.name for run in read_sweep(HOME / "sweeps" / f"{name}.yaml", [], [], None).runs}
+    assert {run.name for run in published_runs.read(published_rows.PUBLISHED / f"{name}.parquet")} <= planned
 
 
 def test_published_files_are_tracked_and_run_folders_are_not():

@@ -42,7 +42,9 @@ BASE: dict[str, Any] = {
 }
 # The fields of aggregations whose defaults do not fit cohorts of four in three rounds.
 FIELDS: dict[str, dict[str, Any]] = {"krum": {"byzantine": 0}, "dp_fedavg": {"noise": 0.002}}
-CASES = {name: {"method": name} for name in plugins().classes["method"]} | {
+# Methods with text need another backbone; tests/methods/test_text_prompts.py compares them with plain PyTorch.
+VISUAL = [name for name, cls in plugins().classes["method"].items() if not cls.reads_text]
+CASES = {name: {"method": name} for name in VISUAL} | {
     f"fedvpt+{name}": {"method": "fedvpt", "aggregation": {"name": name, **FIELDS.get(name, {})}}
     for name in plugins().classes["aggregation"]
     if name != "fedavg"

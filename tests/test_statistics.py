@@ -304,3 +304,76 @@ def test_against_the_best_the_nearest_comes_first() -> None:
     against = contests.against_best(pairs, {"C": 0.3, "A": 0.9, "B": 0.6})
     assert [(pair.first, pair.second) for pair in against] == [("A", "B"), ("A", "C")]
     assert contests.against_best(pairs, {"B": 0.6, "C": 0.3})[-1].first == "B"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "hashes", "shared"),
+    [
+        ([0, 1, 0, 1], ["a", "a", "a", "a"], True),
+        ([0, 1, 0, 1], ["a", "b", "a", "b"], False),
+        ([0, 0], ["a", "a"], False),  # one seed
+        ([0, 1], ["a", None], False),  # the split of the second seed is not known
+        ([0, 1, 2], ["a", None, "a"], True),
+    ],
+)
+def test_seeds_share_a_split_if_two_are_known_to_have_the_same(
+    seeds: list[int], hashes: list[str | None], shared: bool
+) -> None:
+    runs = pd.DataFrame({"seed": seeds, "partition_hash": hashes, "setting": "s"})
+    assert contests.shares_split(runs) is shared
+    assert not contests.shares_split(runs.drop(columns="partition_hash"))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_client_counts_once_where_seeds_share_a_split_and_held_out_clients_never(shared: bool) -> None:
+    runs = pd.DataFrame({"setting": "s", "seed": [0, 1], "partition_hash": ["a", "a" if shared else "b"]})
+    rows = [
+        ("s", "A", 0, 0, False, 0.2), ("s", "A", 0, 1, False, 0.4), ("s", "A", 1, 0, False, 0.6),
+        ("s", "A", 1, 1, True, 0.9), ("s", "A", 0, 0, False, 0.7), ("other", "A", 0, 0, False, 1.0),
+        ("s", "B", 1, 0, False, 0.1),
+    ]  # fmt: skip
+    clients = pd.DataFrame(rows, columns=["setting", "label", "seed", "client", "held_out", "accuracy"])
+    by_client = {label: values.to_dict() for label, values in contests._by_client(runs, clients).items()}
+    if shared:
+        assert by_client == {"A": {0: pytest.approx(0.4), 1: 0.4}, "B": {0: 0.1}}
+    else:
+        assert by_client == {"A": {(0, 0): 0.2, (0, 1): 0.4, (1, 0): 0.6}, "B": {(1, 0): 0.1}}
+    assert contests._by_client(runs, clients.iloc[:0]) == {}
+
+
+def test_settings_are_compared_over_the_seeds_that_all_of_them_have() -> None:
+    """Settings x and y share seeds 1 and 2; C is not done in y; R is a reference."""
+    rows = [
+        (setting, label, seed, 0.5 + 0.1 * (label == "A") + 0.01 * seed + 0.2 * (setting == "y"), label == "R")
+        for setting, seeds in (("x", (0, 1, 2)), ("y", (1, 2, 3)))
+        for label in ("A", "B", "C", "R")
+        for seed in seeds
+        if not (label == "C" and setting == "y" and seed == 2)
+    ]
+    runs = pd.DataFrame(rows, columns=["setting", "label", "seed", "mean_accuracy", "reference"])
+    made = contests.overall(runs)
+    (pair,) = made.pairs
+    assert (pair.first, pair.second, pair.blocks, made.blocks) == ("A", "B", 2, "2 settings and 2 seeds")
+    assert pair.difference == pytest.approx(0.1)
+    assert made.ranking is not None
+    assert (made.ranking.names, made.ranking.ranks, made.ranking.blocks) == (("A", "B"), (1.0, 2.0), 2)
+    wide = runs[runs["label"].isin(["A", "B"])].pivot(
+        index="label", columns=["setting", "seed"], values="mean_accuracy"
+    )
+    assert np.allclose(contests._by_setting_and_seed(wide, ["y", "x"])[1], [[0.71, 0.72], [0.51, 0.52]])
+    apart = runs[~((runs["setting"] == "y") & (runs["seed"] == 1))]  # one common seed
+    wide = apart[apart["label"].isin(["A", "B"])].pivot(
+        index="label", columns=["setting", "seed"], values="mean_accuracy"
+    )
+    assert np.allclose(contests._by_setting_and_seed(wide, ["x", "y"])[:, :, 0], [[0.61, 0.825], [0.51, 0.725]])
+    assert contests.overall(runs[runs["setting"] == "x"]) == contests.Overall(None, [], "")
+
+
+def test_a_comparison_of_published_columns_has_one_row_for_each_pair() -> None:
+    clients = ClientPairs(pairs=12, ahead=7, equal=1, behind=4, effect=0.25)
+    pair = Comparison("A", "B", 3, 0.02, 0.01, 0.03, 0.012, 4, 1e-4, clients)
+    frame = contests.as_frame({"s": [pair, dataclasses.replace(pair.reversed, clients=None)]})
+    assert frame.iloc[0].tolist() == ["s", "A", "B", 3, 0.02, 0.01, 0.03, 0.012, "better", 4, 12, 7, 1, 4, 0.25]
+    assert frame.iloc[1].tolist()[:10] == ["s", "B", "A", 3, -0.02, -0.03, -0.01, 0.012, "worse", 4]
+    assert frame.iloc[1, 10:].isna().all()
+    assert frame.columns.tolist() == list(contests.COLUMNS)

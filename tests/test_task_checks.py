@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -81,7 +82,7 @@ def test_every_aggregation_fits_every_method_and_a_private_one_those_without_a_m
     aggregation: str,
 ) -> None:
     classes = plugins().classes
-    methods = sorted(set(classes["method"]) - {"central_vpt"})
+    methods = sorted(name for name, cls in classes["method"].items() if name != "central_vpt" and not cls.reads_text)
     refused = [name for name in methods if classes["method"][name]().merge is not None]
     if not classes["aggregation"][aggregation].private:
         refused = []
@@ -90,8 +91,24 @@ def test_every_aggregation_fits_every_method_and_a_private_one_those_without_a_m
 
 
 @pytest.mark.parametrize("method", sorted(plugins().classes["method"]))
-def test_every_method_fits_the_embedded_default(method: str) -> None:
-    assert mistakes({"method": method}) == []
+def test_every_method_fits_the_embedded_default_or_is_told_which_backbone_it_needs(method: str) -> None:
+    needs = f"method {method}: it needs a backbone with a text tower: clip_nano, two_towers with `weights:`, or an open_clip "
+    reads_text = plugins().classes["method"][method].reads_text
+    assert [line[: len(needs)] for line in mistakes({"method": method})] == [needs] * reads_text
+
+
+def test_a_template_needs_a_text_tower_and_one_place_for_the_name() -> None:
+    assert mistakes({"backbone": {"name": "nano", "template": "a {}"}}) == [
+        "backbone.template: nano has no text tower; leave it out, or use clip_nano or another vision-language model"
+    ]
+    (line,) = mistakes({"backbone": {"name": "nano", "template": "a glyph"}})
+    assert line.startswith("backbone.template: expected a text with one {} in place of the class name")
+
+
+def test_every_method_fits_a_vision_language_model(tmp_path: Path) -> None:
+    backbone = tiny.write_two_towers(tmp_path / "two_towers.safetensors")
+    methods = sorted(plugins().classes["method"])
+    assert mistakes({"backbone": backbone}, grid={"method": methods}) == []
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from fedbench.contract.world import CLASSES, CLIENTS, SIZES, MiniRun, backbone, mini_run, variants
 from fedbench.method import Aggregation, Method
 from fedbench.plan.plugins import Kind, plugins
+from fedbench.text.tokenizers import BYTES_END
+from fedbench.text.tower import TextTower
+from fedbench.vit import two_towers
 
 __all__ = [
     "AGGREGATIONS",
@@ -21,10 +27,27 @@ __all__ = [
     "backbone",
     "mini_run",
     "plugins",
+    "write_two_towers",
 ]
 
 
 SMALL = {"fedperfix": {"bottleneck": 8}}  # fields of methods whose defaults are large for the miniature backbone
+
+
+def write_two_towers(path: Path, image_size: int = 32) -> dict[str, str]:
+    """Random weights of a small vision-language model in the file `path`; returns the block `backbone` that reads it."""
+    torch.manual_seed(6)
+    vision = {"img_size": image_size, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
+    text = {"vocab_size": BYTES_END + 1, "context_length": 40, "width": 16, "heads": 2, "layers": 2}
+    sizes = two_towers.Sizes(vision, text | {"embed_dim": 24}, template="a {}")
+    parts = {"visual.": two_towers.image_tower(vision), "text.": TextTower(**sizes.text)}
+    state = {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+    state = {
+        name: torch.randn(value.shape) * 0.15 + ("norm" in name and "weight" in name) for name, value in state.items()
+    }
+    state |= {"visual_projection": torch.randn(32, 24), "logit_scale": torch.tensor(1.5)}
+    two_towers.write(path, sizes, state)
+    return {"name": two_towers.LOCAL, "weights": str(path)}
 
 
 def every(kind: Kind) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def _run(args: argparse.Namespace) -> int:
     device_name, precision = args.device or suite.device, args.precision or suite.precision
     loaded = plugins(args.plugins)
     known = loaded.classes["method"]
-    methods = list(known) if list(args.methods) == ["all"] else list(dict.fromkeys(args.methods))
+    on_plain_vits = [name for name, cls in known.items() if not cls.reads_text]  # type: ignore[attr-defined]
+    methods = on_plain_vits if list(args.methods) == ["all"] else list(dict.fromkeys(args.methods))
     _check_names("case", cases, CASES)
     _check_names("method", methods, known)
     if args.repeat < 1 or (args.threads or 1) < 1:

@@ -15,7 +15,7 @@ from fedbench.cli.options import add_plugins, add_settings
 from fedbench.cli.output import say
 from fedbench.plan.config import BackboneConfig, ConfigError
 from fedbench.plan.planning import read_sweep
-from fedbench.vit import backbone, nano
+from fedbench.vit import backbone, nano, two_towers
 
 READY, FAILED, MISTAKE = 0, 1, 2
 FILES = ("model.safetensors", "pytorch_model.bin")  # the names of weights on the Hugging Face hub, in timm's order
@@ -69,7 +69,7 @@ def fetch(config: BackboneConfig) -> str:
 
     Raises BackboneError, or what the download raises.
     """
-    if config.name in nano.NAMES:
+    if config.name in (*nano.NAMES, two_towers.EMBEDDED):
         return "embedded in fedbench, nothing to fetch"
     if config.weights is not None:
         return f"read from {config.weights}, nothing to fetch"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from fedbench.run.server import Server, parameters
 from fedbench.run.stacked_model import StackedModel
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.images import Images
+
+if TYPE_CHECKING:
+    from fedbench.text.class_texts import ClassTexts
 
 CPU = torch.device("cpu")
 CLASSES, CLIENTS, SIZES = 5, 6, (7, 3, 12, 5, 9, 1)  # SIZES: training samples of each client
@@ -99,11 +104,46 @@ def _samples() -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     return train, draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), draw.integers(0, CLASSES, count)
 
 
+@cache
+def class_texts(dtype: torch.dtype = torch.float64, device: torch.device = CPU) -> ClassTexts:
+    """The five class names in a text tower with D = 16, two blocks and random weights."""
+    from fedbench.text.class_texts import ClassTexts, TextSide
+    from fedbench.text.tower import TextTower
+
+    start, end = 38, 39
+
+    def encode(texts: Sequence[str], length: int) -> torch.Tensor:
+        rows = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [start, *(ord(letter) % 37 for letter in text), end]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return rows
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        tower = TextTower(vocab_size=40, context_length=32, width=16, heads=2, layers=2, embed_dim=12)
+        for value in tower.parameters():
+            torch.nn.init.normal_(value, std=0.3)
+        projection = torch.randn(32, 12, dtype=dtype).to(device)
+    side = TextSide(
+        tower=tower.requires_grad_(False).to(device, dtype),
+        projection=projection,
+        scale=torch.tensor(8.0, dtype=dtype, device=device),
+        encode=encode,
+        end=end,
+        template="a {}",
+    )
+    return ClassTexts.of(side, ("cat", "dog", "horse", "fox", "blackbird"))
+
+
 def task(vit: Backbone | None = None, local: LocalConfig | None = None) -> Task:
-    """The `Task` of the miniature run, which `Method.params` receives."""
+    """The `Task` of the miniature run, which `Method.params` receives; with the sizes of `class_texts`."""
     train, _, labels = _samples()
     counts = np.stack([np.bincount(labels[part], minlength=CLASSES) for part in train])
-    return task_of(vit or backbone(), CLASSES, torch.from_numpy(counts).float(), seed=0, rounds=ROUNDS, local=local)
+    histograms = torch.from_numpy(counts).float()
+    made = task_of(vit or backbone(), CLASSES, histograms, seed=0, rounds=ROUNDS, local=local)
+    texts = class_texts()
+    return dataclasses.replace(made, text_width=16, class_text=texts.template.float())
 
 
 def mini_run(
@@ -132,6 +172,7 @@ def mini_run(
         images=images,
         labels=torch.from_numpy(labels).to(device),
         features=features,
+        text=class_texts(dtype, device) if method.reads_text else None,
     )
     trainer = Trainer(model, aggregation, recipe, chunk=CLIENTS)
     return MiniRun(trainer, Server(method, aggregation, spec, CLIENTS, device, dtype), train, labels)

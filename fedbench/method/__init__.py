@@ -4,7 +4,8 @@ from fedbench.base import rng
 from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.aggregation import Aggregation
-from fedbench.method.building_blocks import class_sums, linear_head, log_prior, tokens
+from fedbench.method.building_blocks import class_sums, cosine_logits, linear_head, log_prior, tokens
+from fedbench.method.context_prompt import ContextPrompt
 from fedbench.method.hooks import HookError, only_if
 from fedbench.method.input_prompt import InputPrompt
 from fedbench.method.method import Method
@@ -20,6 +21,7 @@ __all__ = [
     "Aggregation",
     "ClientUpdates",
     "CompressedUploads",
+    "ContextPrompt",
     "Fidelity",
     "Home",
     "HookError",
@@ -35,6 +37,7 @@ __all__ = [
     "Task",
     "Values",
     "class_sums",
+    "cosine_logits",
     "linear_head",
     "log_prior",
     "only_if",

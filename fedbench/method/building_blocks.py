@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbench.method.param import Home, Param
+from fedbench.method.param import Home, Param, Values
 from fedbench.method.task import Task
 
 
@@ -16,6 +16,12 @@ def linear_head(task: Task, home: Home = "shared", trained: bool = True) -> dict
         "head.weight": Param(task.normal("head.weight", task.num_classes, task.width, std=0.02), home, trained),
         "head.bias": Param(torch.zeros(task.num_classes), home, trained),
     }
+
+
+def cosine_logits(p: Values, out: Values, text: Tensor) -> Tensor:
+    """CLIP's class scores [B, C]: cosines of the image features ``out["image"]`` [B, E] and `text` [C, E], scaled."""
+    scores: Tensor = p["logit_scale"] * out["image"] @ text.mT
+    return scores
 
 
 def tokens(prompt: Tensor, cls: Tensor) -> Tensor:

@@ -40,6 +40,15 @@ def check_prefixes(method: Method, takes_prefixes: bool) -> None:
         )
 
 
+def check_text(method: Method, has_text: bool) -> None:
+    """Raise ValueError if the method reads text and the backbone has no text tower."""
+    if method.reads_text and not has_text:
+        raise ValueError(
+            "it needs a backbone with a text tower: clip_nano, two_towers with `weights:`, or an open_clip model such as "
+            "open_clip/ViT-B-16.openai"
+        )
+
+
 def check_private(method: Method, aggregation: Aggregation) -> None:
     """Raise ValueError if the aggregation is private and the method reads the clients' updates past it."""
     if not aggregation.private:

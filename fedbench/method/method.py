@@ -48,6 +48,8 @@ class Method:
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
+    # Whether hooks read text: class names in the frozen text tower of a vision-language model. See `contexts`.
+    reads_text: ClassVar[bool] = False
     centralized: ClassVar[bool] = False  # True: no clients; each round draws the same number of samples from all data
     # The names trained in each local phase, one inner tuple for each phase; None: one phase that trains everything. Each
     # phase takes `local.epochs` epochs.
@@ -223,6 +225,16 @@ class Method:
         """{name: tensor} that replace the backbone's tensors `frozen`. Slow: each client has its own backbone pass.
 
         Called at the start of every forward pass.
+        """
+
+    @optional_hook
+    def contexts(self, p: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{slot: context vectors [P, D_text] before every class name, or [C, P, D_text] before each} for the text tower.
+
+        The other hooks of the step find the resulting text features, of length 1, as ``p["text.<slot>"]`` [C, E]. All methods
+        with `reads_text` find ``p["class_text"]`` [C, E], the features of the backbone's template, ``p["logit_scale"]`` [],
+        and ``out["image"]`` [B, E], the image features, of length 1.
+        Called in every training step, before the forward passes, and before an evaluation.
         """
 
     # -- a client's training ---------------------------------------------------------------------------------------

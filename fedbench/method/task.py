@@ -35,6 +35,8 @@ class Task:
     held_out: int = 0  # clients that never train
     rounds: int = 1  # of the whole run
     local: Mapping[str, Any] = field(default_factory=dict)  # the run's block `local` with all defaults
+    text_width: int = 0  # D_text of the text tower; 0: the method does not read text
+    class_text: Tensor | None = None  # [C, E] features of the template's texts, of length 1, if the method reads text
 
     def normal(self, name: str, *shape: int, std: float) -> Tensor:
         """N(0, std^2) draws of the given shape, from the stream of the parameter `name`."""

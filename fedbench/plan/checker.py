@@ -205,17 +205,15 @@ class Checker:
             self.drafts.append(Draft(run, wrong))
             return None
         try:
-            weights = by_content(run.backbone.model_dump())
-            clients = by_content(identity_of(run)["clients"], data=self.data)
+            identity = identity_of(run)
+            backbone, clients = by_content(identity["backbone"]), by_content(identity["clients"], data=self.data)
         except (OSError, ValueError) as error:
             self.mistakes.add("", _reason(error))
             return None
-        identities: dict[str, Any] = {kind: checked[kind].identity for kind in PLUGIN_KINDS}
+        identity |= {kind: checked[kind].identity for kind in PLUGIN_KINDS} | {"backbone": backbone, "clients": clients}
         if metrics:
-            identities["metrics"] = [metric.identity for metric in metrics]
-        return PlannedRun(
-            run, label or self._label(run), {**identity_of(run), **identities, "backbone": weights, "clients": clients}
-        )
+            identity["metrics"] = [metric.identity for metric in metrics]
+        return PlannedRun(run, label or self._label(run), identity)
 
     def _scalars(self, content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """The checked keys of a run that are not blocks, and whether all are right."""

@@ -35,11 +35,26 @@ class Block(BaseModel):
 class BackboneConfig(Block):
     """The frozen Vision Transformer that all clients share."""
 
-    name: str = Field("nano", description="`nano` or its control `nano_plain` (embedded), or any timm ViT")
+    name: str = Field(
+        "nano",
+        description="`nano` or its control `nano_plain` (embedded), any timm ViT, or a vision-language model: `clip_nano` "
+        "(embedded), `open_clip/MODEL.TAG`, or `two_towers` with `weights:`",
+    )
     weights: Path | None = Field(
         None, description="local weights (.safetensors, .pth or .bin) instead of timm's download"
     )
     image_size: int | None = Field(None, ge=8, description="input size in pixels; default: the checkpoint's own size")
+    template: str | None = Field(
+        None,
+        description="text of a class in a vision-language model, with `{}` in place of its name; default: the model's own",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _one_place(cls, value: str | None) -> str | None:
+        if value is not None and value.count("{}") != 1:
+            raise ValueError("expected a text with one {} in place of the class name")
+        return value
 
 
 class ClientsConfig(Block):

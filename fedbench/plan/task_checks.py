@@ -17,7 +17,7 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
-from fedbench.method.fitting import check_blocks, check_parameters, check_prefixes, check_private
+from fedbench.method.fitting import check_blocks, check_parameters, check_prefixes, check_private, check_text
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -86,8 +86,12 @@ class _TaskChecks:
         return value
 
     def _architecture(self, run: RunConfig) -> Backbone | None:
-        from fedbench.vit import backbone  # imports timm, which takes seconds
+        from fedbench.vit import backbone, two_towers  # imports timm, which takes seconds
 
+        name = run.backbone.name
+        if run.backbone.template is not None and not two_towers.is_two_towers(name):
+            message = f"{name} has no text tower; leave it out, or use clip_nano or another vision-language model"
+            self.mistakes.add("backbone.template", message)
         try:
             return backbone.architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
         except backbone.BackboneError as error:
@@ -118,12 +122,21 @@ class _TaskChecks:
             name, plugin = fields[kind]["name"], self.plugins.make(kind, fields[kind])
             if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
                 continue
+            if kind == "method" and not self._passes(kind, name, check_text, plugin, self._has_text(run)):
+                continue
             if kind == "method" and self._passes(kind, name, check_blocks, plugin, vit.depth):
                 parts = [fields[part] for part in ("method", "aggregation", "backbone")]
                 self._passes(kind, name, check_prefixes, plugin, vit.takes_prefixes)
                 aggregation = self.plugins.make("aggregation", parts[1]) if "aggregation" in kinds else None
-                fit = partial(self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent))
+                fit = partial(
+                    self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent, plugin)
+                )
                 self._once(["parameters", parts, task.num_clients, task.num_classes], fit)
+
+    def _has_text(self, run: RunConfig) -> bool:
+        from fedbench.vit import two_towers
+
+        return two_towers.is_two_towers(run.backbone.name)
 
     def _passes(self, kind: Kind, name: str, check: Callable[..., None], *arguments: Any) -> bool:
         """Call `check` and return whether it raised nothing. Any exception becomes a mistake of the plug-in."""
@@ -157,10 +170,10 @@ def _planned_task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Plann
     return PlannedTask(run.clients.number, _held_out(run), *sizes, *counts)
 
 
-def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
+def _task(run: RunConfig, vit: Backbone, extent: Extent | None, method: Method) -> Task:
     """A task with the run's sizes, and with two classes while the dataset is not prepared."""
     classes = 2 if extent is None else extent.classes
-    return Task(
+    task = Task(
         num_classes=classes,
         num_clients=run.clients.number,
         width=vit.width,
@@ -174,3 +187,8 @@ def _task(run: RunConfig, vit: Backbone, extent: Extent | None) -> Task:
         rounds=run.rounds,
         local=run.local.model_dump(),
     )
+    if not method.reads_text:
+        return task
+    from fedbench.text.text_cost import planned_text
+
+    return planned_text(task, run.backbone.name, run.backbone.weights, ("class",) * classes)[0]

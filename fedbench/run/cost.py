@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from fedbench.method.phases import trained_in
 from fedbench.plan.config import LocalConfig, Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
 from fedbench.run.server import parameters
-from fedbench.vit import backbone
+from fedbench.vit import backbone, two_towers
 from fedbench.vit.images import Augment
+
+if TYPE_CHECKING:
+    from fedbench.text.text_cost import TextCost
 
 CPU_CACHE_BYTES = 4 << 20  # the widest activation of a chunk should stay in a shared cache of this size
 GPU_CHUNK_TOKENS = 200_000  # tokens in a pass that fill a GPU
@@ -190,7 +194,8 @@ def _for_weights(name: str, value: Tensor, tokens: int, read: int) -> int:
 class ImageCost:
     """Multiply-adds of one image in the backbone.
 
-    ``training``: for each epoch, all phases and views together. ``features``: once for each client's image, whose
+    ``training``: for each epoch, all phases and views together. ``text``: once in each step of a client, for the texts of all
+    classes. ``features``: once for each client's image, whose
     prompt-free feature the client keeps, or 0 if training reads none. ``inference``: to classify one new image, where no
     feature is cached. ``choosing``: once for each of a client's images in a round, to compare the method's candidates.
     """
@@ -199,9 +204,26 @@ class ImageCost:
     features: int
     inference: int
     choosing: int = 0
+    text: int = 0
 
 
-def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, augment: Augment) -> ImageCost:
+def _text(method: Method, spec: Mapping[str, Param], sizes: TextCost | None) -> int:
+    """Multiply-adds of the text tower in one step of a client."""
+    if sizes is None or method.contexts is None:
+        return 0
+    p = {n: param.init.detach().to("meta").requires_grad_(param.trains) for n, param in spec.items()}
+    p["class_text"] = torch.empty(len(sizes.tokens), sizes.embed_dim, device="meta")
+    p["logit_scale"] = torch.empty((), device="meta")
+    return sizes.step(method.contexts(p))
+
+
+def image_cost(
+    method: Method,
+    spec: Mapping[str, Param],
+    vit: backbone.Backbone,
+    augment: Augment,
+    text: TextCost | None = None,
+) -> ImageCost:
     """Count what one image costs a client. Augmented images have no cached features."""
     touches, plain = method.touches(vit.depth), prompt_free(vit, method.query_after)
     reads_cache = not touches and augment == "none"
@@ -212,6 +234,7 @@ def image_cost(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone
         features=plain if reads else 0,
         inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
         choosing=sum(one_pass(method.at(view=name), spec, vit).forward for name in method.candidates),
+        text=_text(method, spec, text) * bool(trains),
     )
 
 
@@ -281,16 +304,22 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     run = planned.run
     extent = _extent(repr(sorted(run.dataset.items())), planned, plugins, machine)
     train, classes = extent.train, extent.classes
-    vit = _architecture(run.backbone.name, run.backbone.image_size)
+    vit = _architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
-    spec = parameters(method, aggregation, task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local))
+    task, text = task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local), None
+    if method.reads_text and two_towers.is_two_towers(run.backbone.name):
+        from fedbench.text.text_cost import planned_text
+
+        names = extent.samples.class_names if extent.samples is not None else ()
+        task, text = planned_text(task, run.backbone.name, run.backbone.weights, names or ("class",) * classes)
+    spec = parameters(method, aggregation, task)
     cost = one_pass(method, spec, vit)
     of_client = train / run.clients.number * (1 - run.clients.validation)  # samples
     taking_part = run.clients.per_round * (1 - run.clients.dropout)
     passes = of_client * taking_part * run.local.epochs * (1 - run.clients.stragglers / 2) * run.rounds
     first = of_client * min(run.clients.number, run.clients.per_round * run.rounds)
-    each = image_cost(method, spec, vit, run.local.augment)
+    each = image_cost(method, spec, vit, run.local.augment, text)
     chunk = machine.chunk_images or chunk_images(cost, torch.device("cpu"))
     # A block keeps about 8 D + 2 H numbers a token for its backward pass; a client three copies of its values and memory.
     activations = 4 * chunk * sum(cost.tokens) * (8 * cost.width + 2 * cost.hidden)
@@ -299,7 +328,9 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     frozen = 4 * sum(value.numel() for value in vit.parameters())
     memory = PROCESS_BYTES + activations + values + pixels + frozen
     looks = of_client * taking_part * run.rounds
-    return Estimate(int(passes * each.training + first * each.features + looks * each.choosing), memory)
+    steps = passes / run.local.batch_size
+    arithmetic = passes * each.training + first * each.features + looks * each.choosing + steps * each.text
+    return Estimate(int(arithmetic), memory)
 
 
 _extents: dict[str, data.Extent] = {}
@@ -312,5 +343,6 @@ def _extent(key: str, planned: PlannedRun, plugins: Plugins, machine: Machine) -
 
 
 @lru_cache(maxsize=4)
-def _architecture(name: str, image_size: int | None) -> backbone.Backbone:
-    return backbone.make(name, image_size=image_size, pretrained=False)
+def _architecture(name: str, image_size: int | None, weights: Path | None) -> backbone.Backbone:
+    sizes_in_file = weights if two_towers.is_two_towers(name) else None
+    return backbone.make(name, sizes_in_file, image_size=image_size, pretrained=False)

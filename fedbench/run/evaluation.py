@@ -63,6 +63,8 @@ def _accuracies(
     blocks = blocks_of(parts, chunk, one_client=model.method.backbone_weights is not None)
     if not blocks:
         return Accuracies(np.zeros(len(parts), dtype=np.int64), count), 0
+    unseen_values = None if unseen is None else model.prepared(unseen, read)[0]
+    values, read = model.prepared(values, read)
     rectangles = [padded([piece for _, piece in block]) for block in blocks]
     flat = model.sample_index(np.concatenate([rectangle.ravel() for rectangle in rectangles]))
     indices = flat.split([rectangle.size for rectangle in rectangles])
@@ -75,8 +77,8 @@ def _accuracies(
         index = indices[number].view(rectangles[number].shape)
         rows_, lengths_ = at[number]
         versions = [_rows_of(values, blocks[number], rows_) | read]
-        if unseen is not None:
-            versions.append(_repeated(unseen, 0, len(index)) | read)
+        if unseen_values is not None:
+            versions.append(_repeated(unseen_values, 0, len(index)) | read)
         passes = model.forward_versions(versions, index, prior)
         labels = model.labels[model.on_device(index)]
         real = torch.arange(index.shape[1], device=labels.device) < lengths_[:, None]  # the rest is padding
@@ -202,9 +204,12 @@ def _client_accuracies(experiment: Experiment, unseen: Stacked | None) -> tuple[
     validation: list[Accuracies] = []
     # Without local values, all clients have the values of `unseen`, and so its answers.
     equal = unseen is not None and not server.memory.spec
-    total, blocks = 0, -(-len(everyone) * server.row_bytes() // BLOCK_BYTES)
+    row_bytes = server.row_bytes() + (0 if model.text is None else model.text.template.nbytes)
+    total, blocks = 0, -(-len(everyone) * row_bytes // BLOCK_BYTES)
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
         values, read = personal(experiment, block), server.read()
+        with torch.inference_mode():
+            values, read = model.prepared(values, read)
         test_parts = [split.test[k] if run.test_data else split.test[k][:0] for k in block]
         result, right = _accuracies(model, values, read, test_parts, experiment.chunk, None if equal else unseen)
         test.append(result)

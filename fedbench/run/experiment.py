@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from fedbench import data
 from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
-from fedbench.data import Batches, Ints, Samples, Split
+from fedbench.data import Batches, DataError, Ints, Samples, Split
 from fedbench.method import Aggregation, ClientUpdates, Method, Metric, Param, Task
-from fedbench.method.fitting import check_blocks, check_parameters, check_private
+from fedbench.method.fitting import check_blocks, check_parameters, check_private, check_text
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -31,12 +32,15 @@ from fedbench.run.server import Server, parameters
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
 from fedbench.run.step_graphs import StepGraphs
-from fedbench.vit import backbone
+from fedbench.vit import backbone, two_towers
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.features import data_hash, features
 from fedbench.vit.images import Images, sent_to
 from fedbench.vit.token_cache import CachedTokens, cached_tokens, first_block
+
+if TYPE_CHECKING:
+    from fedbench.text.class_texts import ClassTexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +170,11 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     frozen = load_frozen(planned, machine, plugins, device, dtype)
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
-    task = _task(run, frozen, split)
+    text = _class_texts(run, frozen, method, device, dtype)
+    task = _task(run, frozen, split, text)
     spec = _parameters(task, frozen.vit.depth, method, aggregation)
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
-    model = _model(run, machine, frozen, method, spec, chunk)
+    model = replace(_model(run, machine, frozen, method, spec, chunk), text=text)
     clients, piece = _chunk_of_clients(chunk, run.local.batch_size)
     takes_part = participation(run, split.held_out, split.train.sizes)
     server = Server(method, aggregation, spec, run.clients.number, device, dtype, machine.clients)
@@ -189,7 +194,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
             graphs=StepGraphs() if machine.graphs and device.type == "cuda" else None,
         ),
         server=server,
-        image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment),
+        image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment, None if text is None else text.cost()),
         chunk=chunk,
         task=task,
         participation=takes_part,
@@ -228,16 +233,42 @@ def load_frozen(
 
 
 def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
-    return backbone.make(**block.model_dump(), shortcuts=machine.shortcuts)
+    return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts)
 
 
-def _task(run: RunConfig, frozen: Frozen, split: Split) -> Task:
+def _class_texts(
+    run: RunConfig, frozen: Frozen, method: Method, device: torch.device, dtype: torch.dtype
+) -> ClassTexts | None:
+    """The class names in the text tower, if the method reads text.
+
+    Raises ValueError if the backbone has no text tower, and DataError if a class has no name.
+    """
+    check_text(method, two_towers.is_two_towers(run.backbone.name))
+    if not method.reads_text:
+        return None
+    names, block = frozen.samples.class_names, run.backbone
+    if not names:
+        raise DataError(f"dataset {run.dataset['name']} has no class names, which {run.method['name']} reads")
+    from fedbench.text import class_texts
+
+    key = frozen.key
+    side = process_cache.cached(
+        "text", key, lambda: class_texts.text_side(block.name, block.weights, block.template, device, dtype)
+    )
+    made: ClassTexts = process_cache.cached("class texts", (key, names), lambda: class_texts.ClassTexts.of(side, names))
+    return made
+
+
+def _task(run: RunConfig, frozen: Frozen, split: Split, text: ClassTexts | None) -> Task:
     """The `Task` that the plug-ins receive."""
     samples = frozen.samples
     counts = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes)).float()
     held_out = int(split.held_out.sum())
     seed = run.stream("init")
-    return cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
+    task = cost.task_of(frozen.vit, samples.num_classes, counts, seed, held_out, run.rounds, run.local)
+    if text is None:
+        return task
+    return replace(task, text_width=text.words.shape[-1], class_text=text.template.float().cpu())
 
 
 def _parameters(task: Task, depth: int, method: Method, aggregation: Aggregation) -> dict[str, Param]:

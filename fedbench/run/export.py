@@ -20,7 +20,7 @@ from fedbench.base.storage import write_atomically
 from fedbench.method import log_prior
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked
-from fedbench.vit import nano
+from fedbench.vit import nano, two_towers
 
 TENSORS, ABOUT, LOADER, README = "model.safetensors", "model.json", "load_model.py", "README.md"
 TOLERANCE = 1e-4  # relative, of scores that are to be linear
@@ -112,6 +112,10 @@ class _NotPlain(Exception):
 def _backbone_weights(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
     """The backbone's tensors that timm does not have: replaced ones, and all of an embedded or local checkpoint."""
     method, run, vit = experiment.model.method, experiment.run, experiment.model.backbone.vit
+    if experiment.model.text is not None:
+        raise _NotPlain("its scores read texts of the class names")
+    if two_towers.is_two_towers(run.backbone.name):
+        raise _NotPlain("its backbone is the image tower of a vision-language model")
     if method.pixels is not None:
         raise _NotPlain("it changes the pixels of its input")
     weights = {}

@@ -153,13 +153,14 @@ class _ChunkTraining:
         received = rows(self.received, working)
         if epoch is not None:
             live |= self._batch_values(phase.model, live, pieces, epoch)
-        total: list[Tensor | None] = [None] * len(leaves)
+        text, live = _text_leaves(phase.model.with_text(live))
+        total: list[Tensor | None] = [None] * (len(leaves) + len(text))
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)
-            new = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
+            inputs = [*leaves.values(), *(live[name] for name in text)]
+            total = _sums(total, torch.autograd.grad(losses.sum(), inputs, allow_unused=True))
             self.loss[working] += losses.detach() * n
-        return total
+        return _sums(total[: len(leaves)], _through_text(leaves, text, total[len(leaves) :]))
 
     @torch.no_grad()
     def _batch_values(
@@ -244,6 +245,30 @@ class _ChunkTraining:
             return changed
 
         return steer
+
+
+def _text_leaves(live: Stacked) -> tuple[Stacked, Stacked]:
+    """The text features that need a gradient, and `live` with leaves in their place.
+
+    A step thus runs the text tower once, forwards and backwards, however many pieces its batch has.
+    """
+    text = {name: value for name, value in live.items() if name.startswith("text.") and not value.is_leaf}
+    return text, live | {name: value.detach().requires_grad_() for name, value in text.items()}
+
+
+def _through_text(leaves: Stacked, text: Stacked, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The gradients of the leaves by way of the text features, whose own `gradients` are known."""
+    known = [
+        (value, gradient) for value, gradient in zip(text.values(), gradients, strict=True) if gradient is not None
+    ]
+    if not known:
+        return [None] * len(leaves)
+    outputs, backward = zip(*known, strict=True)
+    return torch.autograd.grad(outputs, list(leaves.values()), backward, allow_unused=True)
+
+
+def _sums(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)]
 
 
 def _check_all_trained(phase: Phase, gradients: Sequence[Tensor | None]) -> None:

@@ -178,7 +178,7 @@ def _similar(training: Training) -> Any:
     model, aggregation = training.trainer.model, training.trainer.aggregation
     if not training.batches:  # there is nothing to share
         return id(training)
-    images = (id(model.backbone), id(model.images), id(model.features), id(model.cached_tokens))
+    images = (id(model.backbone), id(model.images), id(model.features), id(model.cached_tokens), id(model.text))
     shapes = {name: value.shape[1:] for name, value in training.received.items()}
     shapes |= {name: value.shape for name, value in training.read.items()}
     local = training.trainer.local.model_copy(update=dict.fromkeys(CLIENT_RECIPE))

@@ -42,7 +42,7 @@ def predictions(experiment: Experiment) -> Predictions:
     scores: list[Tensor] = []
     order: list[Ints] = []
     for block in np.array_split(clients, -(-len(clients) // 64)):  # the values of 64 clients at a time
-        values, read = personal(experiment, block), experiment.server.read()
+        values, read = model.prepared(personal(experiment, block), experiment.server.read())
         parts = [split.test[int(k)] for k in block]
         for group in blocks_of(parts, experiment.chunk, model.method.backbone_weights is not None):
             index = padded([part for _, part in group])

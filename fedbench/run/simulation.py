@@ -240,6 +240,7 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
         bytes_down=down * receivers,
         multiply_adds=samples * cost.training
         + first_passes * cost.features
+        + (int(updates.steps.sum()) * cost.text if cost.text else 0)
         + sum(sent.training.samples) * cost.choosing,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,9 +23,13 @@ from fedbench.vit.images import Augment, Images, sent_to
 from fedbench.vit.thread_map import Item, Result, thread_map
 from fedbench.vit.token_cache import CachedTokens
 
+if TYPE_CHECKING:
+    from fedbench.text.class_texts import ClassTexts
+
+FROZEN_TEXT = ("class_text", "logit_scale")  # what all clients read of the text tower
 # The pairs of values that `prefixes` may return, and their second axis (None: P tokens, of any number).
 PREFIXES: dict[tuple[str, str], str | None] = {("keys", "values"): None, ("added_keys", "added_values"): "T"}
-RESERVED = ("cls", "patches", "logits", "loss", "y")  # names that `out` or `taps` hold beside the slots
+RESERVED = ("cls", "patches", "image", "logits", "loss", "y")  # names that `out` or `taps` hold beside the slots
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class StackedModel:
     per_client_server: bool = (
         False  # clients of several runs: the values that they read of their servers have a row for each client
     )
+    text: ClassTexts | None = None  # the class names in the text tower, if the method reads text
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -88,11 +93,36 @@ class StackedModel:
     def dims(self, p: Mapping[str, Tensor]) -> dict[str, int | None]:
         """The client axis of each value; None for what all clients read of their common server."""
         common = set() if self.per_client_server else {n for n, param in self.spec.items() if param.home == "server"}
-        return {name: None if name in common else 0 for name in p}
+        return {name: None if name in common or name in FROZEN_TEXT else 0 for name in p}
 
     def read_rows(self, read: Stacked, clients: slice) -> Stacked:
         """The server's values that the given clients read."""
         return rows(read, clients) if self.per_client_server else read
+
+    def with_text(self, p: Stacked) -> Stacked:
+        """`p` with the text features ``text.<slot>`` [K, C, E] of the clients' contexts, if the method reads text.
+
+        Raises HookError if `contexts` fails or returns another shape than it should.
+        """
+        if self.text is None or FROZEN_TEXT[0] in p:
+            return p
+        p = p | dict(zip(FROZEN_TEXT, (self.text.template, self.text.side.scale), strict=True))
+        hook, texts = self.method.contexts, self.text
+        slots = {} if hook is None else self.each(hook, (p,), (self.dims(p),))
+        features = {}
+        for slot, value in slots.items():
+            shape = (None, *[len(texts.names)] * (value.dim() == 4), None, texts.words.shape[-1])
+            _expect(hook, value, shape, "[P, D_text] or [C, P, D_text]", f", slot {slot!r}")
+            features[f"text.{slot}"] = call_hook(hook, lambda value=value: texts.features(value))  # type: ignore[misc]
+        return p | features
+
+    def prepared(self, values: Stacked, read: Stacked) -> tuple[Stacked, Stacked]:
+        """`values` {name: [K, ...]} and `read` for several forward passes, with the text features computed once."""
+        if self.text is None:
+            return values, read
+        p = self.with_text(values | read)
+        dims = self.dims(p)
+        return {n: v for n, v in p.items() if dims[n] == 0}, {n: v for n, v in p.items() if dims[n] is None}
 
     def each(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], call: Any = None) -> Any:
         """`hook`, or `call` in its place, for every client. Hooks run outside autocast. Raises HookError if it fails."""
@@ -124,7 +154,7 @@ class StackedModel:
         `flip` [K, B] and `shift` [K, B, 2] are the draws of the augmentation.
         Raises HookError if a hook fails or returns another shape than it should.
         """
-        query = self._query(index)
+        p, query = self.with_text(p), self._query(index)
         if self._is_known(query, augment):
             return self._finished(p, {"cls": query}, {}, query, add_prior)
         read, taps = self._through_backbone(p, *self._entering(index, augment, flip, shift), query)
@@ -139,7 +169,9 @@ class StackedModel:
         query = self._query(index)
         if self._is_known(query) or len(versions) == 1 or not self.shared_blocks:
             return [self.forward(p, index, add_prior) for p in versions]
-        common = {name: value for name, value in versions[0].items() if self.spec[name].home != "local"}
+        versions = [self.with_text(p) for p in versions]
+        spec = self.spec
+        common = {n: value for n, value in versions[0].items() if n in spec and spec[n].home != "local"}
         entering, first_block = self._entering(index, "none", None, None)
         if self.shared_blocks == self.backbone.depth:
             read, taps = self._through_backbone(common, entering, first_block, query)
@@ -203,6 +235,8 @@ class StackedModel:
         """The pass with the logits of the tokens `read` [K, B, ...]."""
         k, b = read["cls"].shape[:2]
         out = dict(read)  # `extra_loss` adds entries
+        if self.text is not None:
+            out["image"] = self.text.image(read["cls"])
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
         _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:

@@ -85,7 +85,7 @@ def clean_masks(chars: Sequence[str], font: str, stroke: int = 0, hollow: bool =
         pen.text((2 * EM, 2 * EM), char, font=face, anchor="mm", fill=255, stroke_width=stroke)
         if hollow:
             pen.text((2 * EM, 2 * EM), char, font=face, anchor="mm", fill=0)
-        left, top, right, bottom = canvas.getbbox() or (0, 0, 1, 1)
+        left, top, right, bottom = canvas.getbbox()  # type: ignore[misc]  # a glyph has ink
         factor = GLYPH / max(right - left, bottom - top)
         width, height = (max(1, round(factor * side)) for side in (right - left, bottom - top))
         small = canvas.crop((left, top, right, bottom)).resize((width, height), Image.Resampling.BOX)

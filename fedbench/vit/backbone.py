@@ -17,7 +17,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedbench.vit import fast_block, nano
+from fedbench.vit import fast_block, nano, two_towers
 from fedbench.vit.block_forward import Prefixes, has_plain_attention, leading, whole
 from fedbench.vit.weights import WeightsError, fitting_state, load_weights, refuse_broken
 
@@ -203,9 +203,9 @@ def make(
     pretrained: bool = True,
     shortcuts: bool = True,
 ) -> Backbone:
-    """The backbone called `name`: an embedded one (``nano``, ``nano_plain``) or a timm ViT.
+    """The backbone called `name`: an embedded one (``nano``, ``nano_plain``), a timm ViT, or an image tower.
 
-    A timm ViT is downloaded, or read from the local file `weights`.
+    A timm ViT is downloaded, or read from the local file `weights`. `fedbench.vit.two_towers` names the image towers.
 
     Position embeddings are resampled to `image_size` pixels. ``pretrained=False`` gives random weights;
     ``shortcuts=False`` computes the backbone without shortcuts. Raises BackboneError.
@@ -213,6 +213,8 @@ def make(
     _check_name(name, weights, image_size)
     if name in nano.NAMES:
         return Backbone(nano.build(name), nano.MEAN, nano.STD, shortcuts)
+    if two_towers.is_two_towers(name):
+        return _image_tower(name, weights, image_size, pretrained, shortcuts)
     options = _options(image_size)
     with torch.device("meta"):  # refuse unusable models before anything is downloaded
         _refuse_others(name, _created(name, False, options))
@@ -235,6 +237,8 @@ def architecture(name: str, image_size: int | None = None, weights: Path | None 
     """
     _check_name(name, weights, image_size)
     with torch.device("meta"):
+        if two_towers.is_two_towers(name):
+            return _image_tower(name, weights, image_size, pretrained=False)
         if name in nano.NAMES:
             return Backbone(VisionTransformer(**nano.ARCHITECTURE), nano.MEAN, nano.STD)
         vit = _created(name, False, _options(image_size))
@@ -248,6 +252,23 @@ def architecture(name: str, image_size: int | None = None, weights: Path | None 
     return Backbone(vit, tuple(config["mean"]), tuple(config["std"]))
 
 
+def _image_tower(
+    name: str, weights: Path | None, image_size: int | None, pretrained: bool, shortcuts: bool = True
+) -> Backbone:
+    """The image tower of a vision-language model. Raises BackboneError."""
+    try:
+        sizes = two_towers.sizes(name, weights)
+        if image_size not in (None, sizes.vision["img_size"]):
+            raise BackboneError(f"{name} takes {sizes.vision['img_size']} px images only")
+        vit = two_towers.image_tower(sizes.vision, sizes.activation)
+        if pretrained:
+            state = two_towers.tensors(name, weights)
+            two_towers.load(vit, two_towers.part(state, "visual."), str(weights or name))
+    except WeightsError as error:
+        raise BackboneError(str(error)) from error
+    return Backbone(vit, sizes.mean, sizes.std, shortcuts)
+
+
 def _check_name(name: str, weights: Path | None, image_size: int | None) -> None:
     """Raise BackboneError for a name that timm does not know, and for options that the embedded backbone does not have."""
     if name in nano.NAMES:
@@ -255,13 +276,12 @@ def _check_name(name: str, weights: Path | None, image_size: int | None) -> None
             raise BackboneError(
                 f"{name} comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only"
             )
-    elif not timm.is_model(name.split(".")[0]):
+    elif not two_towers.is_two_towers(name) and not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
             timm.list_models("vit_*")[:8]
         )
-        raise BackboneError(
-            f"no timm model is called {name!r}; near: {near}; or an embedded one: {', '.join(nano.NAMES)}"
-        )
+        embedded = ", ".join([*nano.NAMES, two_towers.EMBEDDED])
+        raise BackboneError(f"no timm model is called {name!r}; near: {near}; or an embedded one: {embedded}")
 
 
 def _options(image_size: int | None) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from test_personalised import COHORT, HEAD, LR, MODEL, feature, gradient, loss, of_client, one_step, same
 
+from fedbench.method import HookError
 from fedbench.run.choice import chosen
 
 SETS = 3
@@ -52,6 +54,26 @@ def test_ifca_sends_all_sets_down_and_one_up_with_its_number() -> None:
     head, prompt = 4 * 33 * tiny.CLASSES, 4 * 3 * 32
     assert small.server.bytes_per_client() == (head + prompt, head + SETS * prompt)
     assert list(small.round(COHORT).sums) == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda sets: {"prompt": sets[0, :2]}, r"'prompt' of shape \[2, 32\], expected \[3, 32\]"),
+        (lambda sets: {"sets": sets[:1]}, r"'sets' of shape \[1, 3, 32\], expected no value of a client"),
+    ],
+)
+def test_a_choice_must_be_a_value_of_the_client_in_its_shape(made: Any, message: str) -> None:
+    small = one_step("ifca", models=SETS, prompt_length=3)
+
+    class Wrong(type(small.model.method)):  # type: ignore[misc]
+        def choose_by_loss(self, p: Any, losses: Any) -> Any:
+            return made(p["sets"])
+
+    wrong = Wrong(**dataclasses.asdict(small.model.method))
+    trainer = dataclasses.replace(small.trainer, model=dataclasses.replace(small.model, method=wrong))
+    with pytest.raises(HookError, match=message):
+        chosen(trainer, small.server.send(torch.arange(2)), small.server.read(), small.train[:2])
 
 
 def test_ifca_clients_choose_by_their_training_data_before_an_evaluation() -> None:

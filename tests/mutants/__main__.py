@@ -29,6 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+KINDS = (
+    "killed",
+    "survived",
+    "uncovered",
+    "undecided",
+)  # a trial that broke off, or a test that fails anyway, decides nothing
 CODE = ("fedbench/", "methods/", "datasets/", "reports/")
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]  # the copy is imported, not this tree
 sys.path.insert(0, str(ROOT / "tests"))

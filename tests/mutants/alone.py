@@ -15,7 +15,7 @@ from .trial import OPTIONS, Runner, forked
 from .warm import planted
 
 
-@dataclass
+@dataclass(eq=False)
 class LoneSession:
     """A plug-in of pytest that runs tests in a certain order until one fails."""
 
@@ -50,7 +50,7 @@ def lone_fate(tree: Path, mutant: Mutant, known: TestMap, budget: float) -> str:
         sys.path[:0] = [str(tree), str(tree / "tests")]
         session = LoneSession(Runner(known, budget), order)
         pytest.main([*OPTIONS, "-m", FAST, *files], plugins=[session])
-        return session.fate or "killed by a session without tests"
+        return session.fate or "undecided: no test was run"
 
     with planted(path, mutant.applied(old)):
         return forked(work)

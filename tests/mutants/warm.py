@@ -33,7 +33,7 @@ def planted(path: Path, new: bytes) -> Iterator[None]:
         path.write_bytes(old)
 
 
-@dataclass
+@dataclass(eq=False)
 class Calls:
     """Which code of the tree runs while tests are loaded: swapping it later would be too late."""
 
@@ -47,7 +47,7 @@ class Calls:
             self.codes.add((code.co_filename, code.co_qualname, code.co_firstlineno))
 
 
-@dataclass
+@dataclass(eq=False)
 class WarmSession:
     """A plug-in of pytest that tries mutants instead of running tests."""
 

@@ -28,7 +28,7 @@ class Change:
     refused: str = ""
 
 
-TRAINING_FREE = ("fed3r", "fedcof", "fedncm")
+TRAINING_FREE = ("fed3r", "fedcof", "fedncm", "clip_zero_shot")
 FINE_TUNED = ("fedbabu", "fedrep")  # their answers are trained, too
 SMALL = {
     "pfpt": {"pool_size": 6, "prompt_length": 2, "loops": 2},
@@ -57,6 +57,7 @@ def common(name: str) -> dict[str, list[Change]]:
         "finetune_epochs": [finetuned],
         "prompt_length": [Change(3, length)],
         "prompt_lr_scale": [Change(2.5, scale)],
+        "context_length": [Change(3, SHAPED | {"costs"})],
     }
 
 
@@ -134,6 +135,14 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "loops"): [Change(1, AFTER)],
     ("pfpt", "choice"): [Change("batch", TRAINED)],
     ("pfpt", "bernoulli"): [Change("code", AFTER)],
+    ("fedpgp_text", "rank"): [Change(2, SHAPED)],  # the factors stay with the client, which sends no more bytes
+    ("fedpgp_text", "mu"): [Change(0.2, TRAINED)],
+    ("fedpgp_text", "temperature"): [Change(0.7, TRAINED)],
+    ("kgcoop", "pull"): [Change(0.7, TRAINED)],
+    ("prograd", "pull"): [Change(0.7, TRAINED)],
+    ("prograd", "temperature"): [Change(0.7, TRAINED)],
+    ("promptfolio", "theta"): [Change(0.6, SEEN)],
+    ("promptfl", "per_class"): [Change(True, SHAPED | {"costs"})],
     ("sgpt", "group_length"): [Change(2, SHAPED | {"costs"})],
     ("sgpt", "groups"): [Change(3, SHAPED | {"costs"})],
     ("sgpt", "shared_blocks"): [Change(1, SHAPED | {"costs"})],
@@ -175,6 +184,8 @@ OF_AGGREGATIONS = {"weighting": [Change("uniform", AFTER)]}
 RUN: dict[tuple[str, ...], list[Change] | None] = {
     ("backbone", "name"): [Change("nano", SHAPED | {"backbone", "costs"}, {"weights": None, "image_size": None})],
     ("backbone", "weights"): [Change("b.safetensors", SEEN | {"backbone"})],
+    # Without effect on a method that reads no text, where it is refused.
+    ("backbone", "template"): None,
     ("backbone", "image_size"): [Change(48, SEEN | {"backbone", "costs"})],
     ("dataset",): [Change({"name": "npz", "path": "b.npz"}, SEEN | {"data"})],  # other images of the same labels
     ("partition",): [Change({"name": "iid"}, DRAWN)],

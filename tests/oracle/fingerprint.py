@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 import torch
 from oracle import plain_vit
 
@@ -38,13 +39,24 @@ def write_world(folder: Path) -> None:
     draw = np.random.default_rng(2)
     labels = np.arange(72) % 4
     images = draw.integers(0, 200, (72, 32, 32, 3)) + 18 * labels[:, None, None, None]
-    np.savez(folder / "a.npz", images=images.astype(np.uint8), labels=labels, is_test=np.arange(72) % 12 < 4)
-    np.savez(folder / "b.npz", images=images[::-1].astype(np.uint8), labels=labels, is_test=np.arange(72) % 12 < 4)
+    columns = {
+        "labels": labels,
+        "is_test": np.arange(72) % 12 < 4,
+        "class_names": np.array(["cat", "dog", "fox", "blackbird"]),
+    }
+    np.savez(folder / "a.npz", images=images.astype(np.uint8), **columns)
+    np.savez(folder / "b.npz", images=images[::-1].astype(np.uint8), **columns)
     (folder / "who.csv").write_text("round,client\n1,0\n1,4\n1,1\n2,0\n2,1\n2,4\n")
+    tiny.write_two_towers(folder / "two_towers.safetensors")
     state = plain_vit.write_weights(folder / "a.safetensors")
     from safetensors.torch import save_file
 
     save_file({name: value * 1.1 for name, value in state.items()}, folder / "b.safetensors")
+
+
+def text_base(folder: Path) -> dict[str, Any]:
+    """The run that options of methods with text prompts change."""
+    return base(folder) | {"backbone": {"name": "two_towers", "weights": str(folder / "two_towers.safetensors")}}
 
 
 def base(folder: Path) -> dict[str, Any]:

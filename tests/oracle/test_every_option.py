@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from oracle import laws
 from oracle.expectations import AGGREGATIONS, METHODS, OF_AGGREGATIONS, RUN, SMALL, Change, common
-from oracle.fingerprint import base, changed, fingerprint, write_world
+from oracle.fingerprint import base, changed, fingerprint, text_base, write_world
 
 from fedbench import data
 from fedbench.base.records import RunFolder
@@ -70,7 +70,8 @@ def test_a_plug_ins_option_changes_what_it_must_and_nothing_else(
 ) -> None:
     for change in expectations(kind, name, option):
         block = {"name": name} | SMALL.get(name, {}) | change.block
-        before = base(world) | change.whole | {kind: block}
+        is_text = kind == "method" and CLASSES[kind][name].reads_text
+        before = (text_base if is_text else base)(world) | change.whole | {kind: block}
         after = before | {kind: block | {option: change.value}}
         if change.refused:
             with pytest.raises(ValueError, match=change.refused):

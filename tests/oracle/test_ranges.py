@@ -52,6 +52,7 @@ def test_a_legal_range_is_taken(range_: dict[str, tuple[Any, ...]]) -> None:
 LR, SCALE, EPOCHS = {"log": (0.001, 1.0)}, {"log": (0.1, 100.0)}, {"choice": (1, 2, 5, 10)}
 PROMPTS: dict[str, Any] = {"local.lr": LR, "prompt_lr_scale": SCALE}
 # The ranges that a comparison with `tune:` searches unless it states others: part of the protocol of published numbers.
+CONTEXTS = {"local.lr": {"log": (0.0001, 1.0)}}
 SEARCHED: dict[str, dict[str, Any]] = {
     "apfl": {**PROMPTS, "alpha": {"linear": (0.1, 0.9)}},
     "central_vpt": PROMPTS,
@@ -84,6 +85,12 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "pfedpg": {**PROMPTS, "server_lr": {"log": (0.1, 10.0)}},
     "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
+    "clip_zero_shot": {},
+    "fedpgp_text": {**CONTEXTS, "mu": {"log": (0.01, 10.0)}, "rank": {"choice": (1, 2, 4, 8)}},
+    "kgcoop": {**CONTEXTS, "pull": {"log": (0.1, 100.0)}},
+    "prograd": {**CONTEXTS, "pull": {"log": (0.01, 10.0)}},
+    "promptfl": CONTEXTS,
+    "promptfolio": {**CONTEXTS, "theta": {"linear": (0.0, 1.0)}},
     "sgpt": {**PROMPTS, "groups": {"choice": (5, 10, 20, 40)}},
 }
 # What a prior adds to a method that trains nothing, whose answers no temperature changes otherwise.

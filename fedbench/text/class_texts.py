@@ -1,0 +1,164 @@
+"""The class names of a task in the frozen text tower, alone or behind the context vectors of stacked clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fedbench.text.text_cost import TextCost
+from fedbench.text.tokenizers import Encode, tokenizer
+from fedbench.text.tower import TextTower
+from fedbench.vit import two_towers
+
+PASS_BYTES = 4 << 20  # the widest activation of a pass should stay in a shared cache of this size
+KEPT_BYTES = 2 << 30  # what passes may keep for the backward pass; beyond it, the backward pass computes them again
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSide:
+    """What a vision-language model has beside its image tower.
+
+    ``scale`` [] multiplies cosines; ``end`` is the number of the end-of-text token.
+    """
+
+    tower: TextTower
+    projection: Tensor  # [D, E] of the image tower's CLS token
+    scale: Tensor
+    encode: Encode
+    end: int
+    template: str
+
+
+def text_side(
+    name: str, weights: Path | None, template: str | None, device: torch.device, dtype: torch.dtype
+) -> TextSide:
+    """The text side of the model `name`. Raises WeightsError."""
+    sizes = two_towers.sizes(name, weights)
+    state = two_towers.tensors(name, weights)
+    encode, end = tokenizer(sizes.tokenizer)
+    tower = TextTower(**sizes.text, activation=sizes.activation)
+    two_towers.load(tower, two_towers.part(state, "text."), str(weights or name))
+    return TextSide(
+        tower=tower.eval().requires_grad_(False).to(device, dtype),
+        projection=state["visual_projection"].to(device, dtype),
+        scale=state["logit_scale"].exp().to(device, dtype),
+        encode=encode,
+        end=end,
+        template=sizes.template if template is None else template,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTexts:
+    """The C class names of a task, ready for context vectors. All features have length 1."""
+
+    side: TextSide
+    names: tuple[str, ...]
+    start: Tensor  # [D] the embedding of the start token
+    words: Tensor  # [C, R, D] the embeddings of "name." and the end token, cut behind the last end
+    ends: tuple[int, ...]  # the position of the end token among the words of each class
+    at: Tensor  # [C] the same on the device
+    template: Tensor  # [C, E] features of the texts that the template makes of the names
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, side: TextSide, names: Sequence[str]) -> ClassTexts:
+        """Encode class names. Raises ValueError if a text is longer than the tower's context."""
+        tower = side.tower
+        tokens, ends = encoded(side, [f"{_plain(name)}." for name in names])
+        embedded = tower.embed(tokens[:, : max(ends) + 1])
+        made = cls(
+            side=side,
+            names=tuple(names),
+            start=embedded[0, 0],
+            words=embedded[:, 1:],
+            ends=tuple(end - 1 for end in ends),
+            at=torch.tensor(ends, device=embedded.device) - 1,
+            template=embedded.new_empty(0),
+        )
+        texts, text_ends = encoded(side, [side.template.format(_plain(name)) for name in names])
+        whole = tower.embed(texts[:, : max(text_ends) + 1])
+        eot = torch.tensor(text_ends, device=whole.device)
+        features = torch.cat(
+            [F.normalize(tower(x, e), dim=-1) for x, e in zip(whole.split(256), eot.split(256), strict=True)]
+        )
+        object.__setattr__(made, "template", features)
+        return made
+
+    def image(self, cls: Tensor) -> Tensor:
+        """The image features [..., E] of CLS tokens [..., D]."""
+        return F.normalize(cls @ self.side.projection, dim=-1)
+
+    def cost(self) -> TextCost:
+        """The sizes from which the multiply-adds of a step follow."""
+        tower = self.side.tower
+        lengths = tuple(end + 2 for end in self.ends)
+        return TextCost(tower.width, tower.embed_dim, len(tower.transformer.resblocks), lengths)
+
+    def length(self, contexts: int) -> int:
+        """The tokens of the longest text behind `contexts` vectors. Raises ValueError if the tower has fewer positions."""
+        longest = max(range(len(self.ends)), key=self.ends.__getitem__)
+        length, most = 2 + contexts + self.ends[longest], self.side.tower.context_length
+        if length > most:
+            raise ValueError(
+                f"{contexts} context vectors and the class name {self.names[longest]!r} make {length} tokens, but the text "
+                f"tower has {most} positions"
+            )
+        return length
+
+    def features(self, contexts: Tensor) -> Tensor:
+        """The text features [K, C, E] of each client's class names behind its `contexts` [K, P, D] or [K, C, P, D].
+
+        Clients and classes share the passes of the tower. Raises ValueError as `length` does.
+        """
+        count, classes, vectors = len(contexts), len(self.names), contexts.shape[-2]
+        length = self.length(vectors)
+        if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
+            return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
+        if contexts.dim() == 3:
+            contexts = contexts[:, None].expand(count, classes, -1, -1)
+        width = self.words.shape[-1]
+        at_once = max(1, PASS_BYTES // (16 * width * length * count))  # an MLP has 4 D numbers of 4 bytes for a token
+        kept = 4 * 14 * width * length * count * classes * len(self.side.tower.transformer.resblocks)
+        parts = []
+        for first in range(0, classes, at_once):
+            here = slice(first, min(first + at_once, classes))
+            if kept > KEPT_BYTES and contexts.requires_grad:
+                part: Tensor = checkpoint(self._part, contexts, here, use_reentrant=False, preserve_rng_state=False)
+            else:
+                part = self._part(contexts, here)
+            parts.append(part)
+        return torch.cat(parts, 1)
+
+    def _part(self, contexts: Tensor, classes: slice) -> Tensor:
+        """The features [K, c, E] of some of the classes; `contexts` [K, C, P, D]."""
+        count, _, vectors, width = contexts.shape
+        ends = self.ends[classes]
+        words = self.words[classes, : max(ends) + 1].expand(count, -1, -1, -1)
+        start = self.start.expand(count, len(ends), 1, width)
+        x = torch.cat([start, contexts[:, classes], words], 2).flatten(0, 1)
+        eot = self.at[classes].add(1 + vectors).repeat(count)
+        return F.normalize(self.side.tower(x, eot), dim=-1).view(count, len(ends), -1)
+
+
+def encoded(side: TextSide, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """The tokens [n, L] of texts, and the position of each text's end. Raises ValueError for a text that is too long."""
+    most = side.tower.context_length
+    tokens = side.encode(texts, most + 1).to(side.tower.token_embedding.weight.device)
+    is_end = tokens == side.end
+    ends = torch.where(is_end.any(1), is_end.int().argmax(1), most).tolist()
+    if max(ends) >= most:
+        text = texts[ends.index(max(ends))]
+        raise ValueError(f"the text {text!r} has more than the {most} tokens of the text tower")
+    return tokens, ends
+
+
+def _plain(name: str) -> str:
+    """A class name as CoOp writes it, without underscores."""
+    return name.replace("_", " ")

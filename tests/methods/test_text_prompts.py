@@ -1,0 +1,239 @@
+"""Text prompts against their authors' loops in plain PyTorch, and the shortcuts of the text tower, which change no number."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from oracle.fingerprint import experiment_of, logits, text_base, write_world
+
+from fedbench.contract.world import class_texts, task
+from fedbench.data import DataError, batches
+from fedbench.method import HookError
+from fedbench.plan.plugins import plugins
+from fedbench.run import evaluation, simulation
+from fedbench.run.cost import image_cost
+from fedbench.text import class_texts as module
+
+METHOD = plugins().classes["method"]
+COHORT = (4, 0, 5, 2)
+
+
+class PlainCLIP:
+    """The text side of CLIP as CoOp's code has it: all positions of the context, one client, one step."""
+
+    def __init__(self):
+        self.side = class_texts().side
+        names = class_texts().names
+        self.tokens = self.side.encode([f"{name}." for name in names], 32)
+        self.end = (self.tokens == self.side.end).int().argmax(1)
+        self.embedded = self.side.tower.embed(self.tokens)
+
+    def features(self, context):
+        """Normalised features [C, E] of the class names behind `context` [P, D] or [C, P, D]."""
+        vectors, classes = context.shape[-2], len(self.tokens)
+        x = torch.cat([self.embedded[:, :1], context.expand(classes, -1, -1), self.embedded[:, 1 : 32 - vectors]], 1)
+        return F.normalize(self.side.tower(x, self.end + vectors), dim=-1)
+
+    def template(self):
+        tokens = self.side.encode([f"a {name}" for name in class_texts().names], 32)
+        end = (tokens == self.side.end).int().argmax(1)
+        return F.normalize(self.side.tower(self.side.tower.embed(tokens), end), dim=-1)
+
+    def image(self, cls):
+        return F.normalize(cls @ self.side.projection, dim=-1)
+
+
+def twin_trains(small, report, step_loss):
+    """Train each client of `report` in plain PyTorch; yields (row, its values).
+
+    `step_loss` (values, received, cls [B, D], y [B]) is the loss of one step; images pass through the encoder at every step.
+    """
+    vit, recipe = small.model.backbone, small.trainer.local
+    for row, k in enumerate(report.clients.tolist()):
+        received = {n: v[row].clone() for n, v in report.received.items()}
+        values = {n: v.clone().requires_grad_(small.server.spec[n].trains) for n, v in received.items()}
+        trained = [v for v in values.values() if v.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        plan = batches(small.train, [k], recipe.batch_size, recipe.epochs, 0, 1, 0)
+        for index, weight in zip(plan.index[:, 0], plan.weight[:, 0], strict=True):
+            index = torch.from_numpy(index[weight > 0])
+            cls, y = vit.feature(small.model.images.batch(index)), small.model.labels[index]
+            optimizer.zero_grad()
+            step_loss(values, received, cls, y).backward()
+            optimizer.step()
+        yield row, values
+
+
+def assert_agrees(small, step_loss):
+    report = small.round(COHORT)
+    for row, values in twin_trains(small, report, step_loss):
+        for name, value in values.items():
+            assert (report.updated[name][row] - value).abs().max() < 1e-10, name
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_promptfl_equals_the_loop_that_encodes_images_and_whole_contexts_at_every_step(per_class):
+    plain = PlainCLIP()
+    small = tiny.mini_run(METHOD["promptfl"](context_length=3, per_class=per_class), clip=None)
+
+    def loss(p, received, cls, y):
+        return F.cross_entropy(8.0 * plain.image(cls) @ plain.features(p["context"]).T, y)
+
+    assert_agrees(small, loss)
+
+
+def cosines(plain, cls, text):
+    return 8.0 * plain.image(cls) @ text.T
+
+
+def test_kgcoop_equals_its_loss_in_plain_pytorch():
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["kgcoop"](context_length=3, pull=2.0), clip=None)
+    template = plain.template()
+
+    def loss(p, received, cls, y):
+        text = plain.features(p["context"])
+        distance = 1 - F.cosine_similarity(text, template, dim=1).mean()
+        return F.cross_entropy(cosines(plain, cls, text), y) + 2.0 * distance
+
+    assert_agrees(small, loss)
+
+
+def test_prograd_equals_its_loss_in_plain_pytorch():
+    method = METHOD["prograd"](context_length=3, pull=0.7, temperature=3.0)
+    plain, small = PlainCLIP(), tiny.mini_run(method, clip=None)
+    template = plain.template()
+
+    def loss(p, received, cls, y):
+        scores = cosines(plain, cls, plain.features(p["context"]))
+        teacher = F.softmax(cosines(plain, cls, template) / 3.0, -1)
+        kl = -(teacher * F.log_softmax(scores / 3.0, -1)).sum(1).mean() * 9.0
+        return F.cross_entropy(scores, y) + 0.7 * kl
+
+    assert_agrees(small, loss)
+
+
+def test_promptfolio_equals_its_mixture_in_plain_pytorch():
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["promptfolio"](context_length=3, theta=0.3), clip=None)
+    small.server.merge(small.round((1, 2, 5), round_=0))  # some local contexts are no longer the initial ones
+
+    def loss(p, received, cls, y):
+        text = 0.7 * plain.features(p["context"]) + 0.3 * plain.features(p["local_context"])
+        return F.cross_entropy(cosines(plain, cls, text), y)
+
+    assert_agrees(small, loss)
+
+
+def test_fedpgp_with_text_equals_its_contrast_in_plain_pytorch():
+    method = METHOD["fedpgp_text"](context_length=3, rank=2, mu=0.6, temperature=0.4)
+    plain, small = PlainCLIP(), tiny.mini_run(method, clip=None)
+    template = plain.template()
+
+    def loss(p, received, cls, y):
+        whole, shared = plain.features(p["context"] + p["U"] @ p["V"]), plain.features(p["context"])
+        positive, negative = F.cosine_similarity(template, shared, dim=-1), F.cosine_similarity(shared, whole, dim=-1)
+        pairs = torch.stack([positive, negative], 1) / 0.4
+        contrast = F.cross_entropy(pairs, torch.zeros(len(pairs), dtype=torch.long))
+        return F.cross_entropy(cosines(plain, cls, whole), y) + 0.6 * contrast
+
+    assert_agrees(small, loss)
+
+
+def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["clip_zero_shot"]())
+    index = torch.tensor([[3, 4, 9], [40, 1, 0]])
+    logits = small.model.forward({}, index, add_prior=False).logits
+    images = small.model.backbone.feature(small.model.images.batch(index.flatten()))
+    torch.testing.assert_close(logits.flatten(0, 1), 8.0 * plain.image(images) @ plain.template().T)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 40])
+def test_passes_of_few_classes_and_texts_computed_again_change_nothing(kept, monkeypatch):
+    texts = class_texts()
+    contexts = torch.randn(2, 3, 16, dtype=torch.float64, requires_grad=True)
+    whole = texts.features(contexts)
+    weight = torch.randn_like(whole)
+    (expected,) = torch.autograd.grad((whole * weight).sum(), contexts)
+    monkeypatch.setattr(module, "PASS_BYTES", 1)
+    monkeypatch.setattr(module, "KEPT_BYTES", kept)
+    parts = texts.features(contexts)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad((parts * weight).sum(), contexts)[0], expected)
+
+
+def test_a_step_runs_the_text_tower_once_and_an_evaluation_once_for_equal_contexts(monkeypatch):
+    small = tiny.mini_run(METHOD["promptfl"](context_length=2), epochs=1)
+    seen = []
+    features = type(small.model.text)._part
+    monkeypatch.setattr(type(small.model.text), "_part", lambda *a: seen.append(a[1].shape[0]) or features(*a))
+    small.round(COHORT, piece=2)
+    assert seen == [4, 3, 2]  # clients with a step left; their batches of 4 pass in pieces of 2
+    seen.clear()
+    evaluation.accuracies(small.model, small.server.send(torch.arange(6)), small.server.read(), small.train, chunk=4)
+    assert seen == [1]
+
+
+def test_contexts_that_do_not_fit_are_reported():
+    small = tiny.mini_run(METHOD["promptfl"](context_length=25))
+    with pytest.raises(
+        HookError, match=r"contexts\(\).*25 context vectors and the class name 'blackbird' make 37 tokens"
+    ):
+        small.round(COHORT)
+
+    class Wrong(METHOD["promptfl"]):
+        def contexts(self, p):
+            return {"context": p["context"][:, :5]}
+
+    small = tiny.mini_run(dataclasses.replace(Wrong()))
+    with pytest.raises(HookError, match=r"slot 'context': expected \[P, D_text\] or \[C, P, D_text\]"):
+        small.round(COHORT)
+
+
+def test_the_cost_of_texts_is_counted_once_a_step():
+    small = tiny.mini_run(METHOD["promptfl"](context_length=3))
+    counted = image_cost(small.model.method, small.server.spec, small.model.backbone, "none", class_texts().cost())
+    lengths = [len(name) + 3 + 3 for name in class_texts().names]  # start, name, period, end, and the contexts
+    linear = sum(2 * 12 * n * 16**2 for n in lengths)
+    attention = sum(2 * 2 * n**2 * 16 for n in lengths)
+    projection = 5 * 16 * 12
+    assert counted.text == 2 * (linear + projection) + 3 * attention
+    assert counted.training == 0
+    assert task().text_width == 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    write_world(folder)
+    return folder
+
+
+def test_a_run_learns_contexts_from_cached_features_and_a_file_of_two_towers(world):
+    experiment = experiment_of(text_base(world) | {"method": {"name": "promptfl", "context_length": 2}}, world)
+    assert experiment.model.features is not None
+    costs = [simulation.one_round(experiment, round_).costs for round_ in (1, 2)]
+    assert costs[0].bytes_up == 2 * 2 * 16 * 4  # two clients' two vectors
+    assert costs[1].train_loss < costs[0].train_loss
+    assert costs[0].multiply_adds > experiment.image_cost.text > 0
+    assert 0 <= evaluation.evaluate(experiment).test.mean_accuracy <= 1
+
+
+def test_the_template_and_the_class_names_are_what_zero_shot_reads(world):
+    def scores(**backbone):
+        block = text_base(world)["backbone"] | backbone
+        return logits(experiment_of(text_base(world) | {"method": "clip_zero_shot", "backbone": block}, world))
+
+    assert torch.equal(scores(), scores(template="a {}"))  # the file's own
+    assert (scores() - scores(template="no {} at all")).abs().max() > 1e-3
+
+
+def test_class_names_are_needed(world, tmp_path):
+    with np.load(world / "a.npz") as arrays:
+        np.savez(tmp_path / "nameless.npz", **{name: value for name, value in arrays.items() if name != "class_names"})
+    content = text_base(world) | {"dataset": {"name": "npz", "path": str(tmp_path / "nameless.npz")}}
+    with pytest.raises(DataError, match="dataset npz has no class names, which promptfl reads"):
+        experiment_of(content | {"method": "promptfl"}, world)
