@@ -203,4 +203,4 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
 
 
 def test_an_estimate_is_of_the_image_size_that_the_run_names():
-    assert cost._architecture("vit_tiny_patch16_224", 96).image_size == 96
+    assert cost._architecture("vit_tiny_patch16_224", 96, None).image_size == 96

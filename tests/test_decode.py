@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from archives import DATASETS
-from PIL import Image
+from PIL import Image, ImageOps
 from test_imagefolder import image_tree
 
 from fedbench.cli.data import main
@@ -36,6 +36,34 @@ def png(values: np.ndarray[Any, Any]) -> bytes:
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "eighths"),
+    [
+        (64, 64, 4),
+        (63, 64, 8),
+        (64, 63, 8),
+        (128, 64, 4),
+        (64, 128, 4),
+        (128, 128, 2),
+        (127, 300, 4),
+        (256, 300, 1),
+        (600, 600, 1),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_size_that_leaves_twice_the_pixels(
+    width: int, height: int, eighths: int
+) -> None:
+    """Squares of 16 pixels need 32: half the size of 64 x 64, a quarter of 128 x 128, and an eighth at least."""
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG", quality=95)
+    with Image.open(file) as image:
+        image.draft("RGB", (width * eighths // 8, height * eighths // 8))
+        assert image.size == (-(-width * eighths // 8), -(-height * eighths // 8))
+        expected = ImageOps.fit(image, (16, 16), Image.Resampling.BICUBIC)
+    assert np.array_equal(decode.square(file.getvalue(), 16), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -301,6 +301,16 @@ RUN = {
 
 
 @pytest.mark.parametrize(
+    ("prior", "trained"), [("none", "none"), ("eval", "none"), ("train", "train"), ("both", "train")]
+)
+def test_training_sees_no_option_of_evaluation(prior, trained):
+    method = plugins().make("method", {"name": "fedvpt", "logit_prior": prior, "finetune_epochs": 3})
+    seen = method.in_training()
+    assert (seen.logit_prior, seen.finetune_epochs) == (trained, 0)
+    assert (method.logit_prior, method.finetune_epochs) == (prior, 3)
+
+
+@pytest.mark.parametrize(
     ("block", "key", "value", "same_training", "same_pack"),
     [
         (None, "evaluate_every", 3, True, True), (None, "test_data", False, True, True), (None, "metrics", ["x"], True, True),

@@ -87,6 +87,11 @@ def test_a_straggler_does_what_a_client_with_fewer_epochs_does(tmp_path):
     assert costs.multiply_adds == experiment.image_cost.training * sum(sizes[k] * e for k, e in epochs.items())
 
 
+def test_if_all_would_drop_out_the_first_client_stays():
+    rules = rules_of([1] * 10, dropout=1 - 1e-12)
+    assert [rules.remaining(round_, np.array([4, 2, 7])).tolist() for round_ in (1, 2)] == [[4], [4]]
+
+
 def rules_of(sizes: list[int], epochs: int = 3, **clients: Any) -> Participation:
     """The rules of clients of these sizes, of which the last one is held out."""
     planned = SimpleNamespace(

@@ -50,13 +50,18 @@ def test_the_last_rows_fill_the_gaps(done: str, kept: list[int]) -> None:
     assert pixels._close_gaps(np.array([mark == "1" for mark in done])).tolist() == kept
 
 
-def test_images_that_are_missing_or_broken_are_left_out_up_to_the_share(tmp_path: Path) -> None:
+def test_images_that_are_missing_or_broken_are_left_out_up_to_the_share(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = Shelf({"a": picture(10), "b": b"", "c": picture(30)})
     second = Shelf({"d": picture(40), "unasked": picture(99), "a": picture(50), "last": picture(60)})
     files = [(0, "b"), (0, "a"), (1, "gone"), (1, "d"), (0, "c"), (1, "a"), (0, "a"), (1, "d")]
     for folder in ("enough", "strict"):
         (tmp_path / folder).mkdir()
-    shades, kept, skipped = written([first, second], files, 0.25, tmp_path / "enough")
+    with caplog.at_level("WARNING", "fedbench"):
+        shades, kept, skipped = written([first, second], files, 0.25, tmp_path / "enough")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 of 8 images are left out (skip), for example b: ")
     assert kept == [6, 1, 7, 3, 4, 5]
     assert shades == [10, 10, 40, 40, 30, 50]
     assert len(skipped) == 2

@@ -48,6 +48,7 @@ TOLERANCE = 1e-6
 # PFPT's matching repeats itself; two loops show what a loop does.
 METHODS: dict[str, Any] = {name: {"name": name} for name in CLASSES["method"]} | {
     "pfpt": {"name": "pfpt", "loops": 2},
+    "fedotp": {"name": "fedotp", "iterations": 2},
     "fedperfix": {"name": "fedperfix", "bottleneck": 8},
 }
 
@@ -217,7 +218,7 @@ TEXT = [name for name, cls in CLASSES["method"].items() if cls.reads_text]
 
 @pytest.mark.parametrize("name", [n if n == "promptfl" else pytest.param(n, marks=pytest.mark.slow) for n in TEXT])
 def test_a_method_with_text_has_the_cpus_numbers_and_waits_in_no_step(name, world):
-    content = {"method": name, "backbone": tiny.write_two_towers(world.root / "two_towers.safetensors")}
+    content = {"method": METHODS[name], "backbone": tiny.write_two_towers(world.root / "two_towers.safetensors")}
     actual, _, waits_in_steps = counted(world, "float32", **content)
     assert not waits_in_steps
     assert_equal(actual, outcome(experiment(world, "cpu", precision="float32", **content)))

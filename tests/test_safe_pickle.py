@@ -80,6 +80,7 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "empty": lambda canary: b"",
     "not a pickle": lambda canary: b"\x1f\x8b some gzip",
     "too small for its shape": lambda canary: python2(np.zeros(100, np.uint8)).replace(b"Kd\x85", b"Ke\x85"),
+    "of negative shape": lambda canary: python2(np.zeros(100, np.uint8)).replace(b"Kd\x85", b"J\xff\xff\xff\xff\x85"),
     "huge": lambda canary: python2(np.zeros(100, np.uint8)).replace(b"Kd\x85", b"J\xff\xff\xff\x7f\x85"),
     "endless": lambda canary: b"(lp0\ng0\na.",
 }

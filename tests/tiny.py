@@ -66,6 +66,8 @@ def every(kind: Kind) -> dict[str, Any]:
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")
+# An iteration of FedOTP's plan is like any other.
+METHODS |= {n: dataclasses.replace(m, iterations=2) for n, m in METHODS.items() if n.startswith("fedotp")}
 # Without prompts, so that nothing enters the first block.
 METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(METHODS["pep_fedpt"], prompt_length=0)
 # Every method runs with FedAvg; every other aggregation with methods of each structure: all values shared, some local and

@@ -203,7 +203,7 @@ def level_owners(classes: int, clients: int, each: int, stream: np.random.Genera
             f"impossible split: {clients} clients with {each} classes each cannot own all {classes} classes; "
             f"raise classes_per_client to {-(-classes // clients)} or clients.number to {-(-classes // each)}"
         )
-    places = np.full(classes, each * clients // classes)
+    places = np.zeros(classes, dtype=np.int64)  # beyond those that all classes have alike
     places[stream.permutation(classes)[: each * clients % classes]] += 1
     owned = np.zeros((classes, clients), dtype=bool)
     for k in range(clients):

@@ -42,9 +42,9 @@ class Method:
     fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
-    reads_patches: ClassVar[bool] = (
-        False  # whether `logits`, `extra_loss` or `observe` read "patches", the final patch tokens
-    )
+    # Whether `logits`, `extra_loss` or `observe` read "patches" [B, N, D], the final patch tokens; with `reads_text` [B, N, E],
+    # as out["image"].
+    reads_patches: ClassVar[bool] = False
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
@@ -91,8 +91,8 @@ class Method:
             or self.taps(depth)
             or self.pixels is not None
             or self.backbone_weights is not None
-            or self.query_after is not None  # the cached features are not those that a head reads
             or self.reads_patches
+            or self.query_after is not None  # the cached features are not those that a head reads
         )
 
     def reads_features(self, depth: int) -> bool:

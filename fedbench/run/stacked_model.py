@@ -237,6 +237,8 @@ class StackedModel:
         out = dict(read)  # `extra_loss` adds entries
         if self.text is not None:
             out["image"] = self.text.image(read["cls"])
+            if "patches" in out:
+                out["patches"] = self.text.image(out["patches"])
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))
         _expect(self.method.logits, logits, (k, b, None), "[B, C]")
         if add_prior:

@@ -17,8 +17,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from fedbench.vit import nano
-from fedbench.vit.weights import WeightsError, refuse_broken
+from fedbench.vit.weights import WeightsError, read_tensors, refuse_broken
 
+MARK = "visual.class_embedding"  # a tensor of every image tower of open_clip
 EMBEDDED, LOCAL, OPEN_CLIP = "clip_nano", "two_towers", "open_clip/"
 FOLDER = Path(__file__).parents[1] / "text" / EMBEDDED
 PARTS = ("visual.", "visual_projection", "text.", "logit_scale")  # what the names of a model's tensors begin with
@@ -31,8 +32,7 @@ class Sizes:
 
     ``vision`` and ``text`` are the arguments of timm's `VisionTransformer` and of `fedbench.text.tower.TextTower`.
     ``activation``: of both towers, ``gelu`` or ``quick_gelu``. ``tokenizer``: ``bytes``, ``nano`` or the name of an open_clip
-    model.
-    ``template`` makes a text from a class name.
+    model. ``template`` makes a text from a class name.
     """
 
     vision: dict[str, Any]
@@ -61,7 +61,12 @@ def sizes(name: str, weights: Path | None = None) -> Sizes:
         return Sizes(nano.ARCHITECTURE, text, tokenizer="nano", template=config.get("template", "{}"))
     if name == LOCAL:
         return _local_sizes(weights)
-    return _open_clip_sizes(*_open_clip_names(name))
+    model, tag = _open_clip_names(name)
+    made = _open_clip_sizes(model, tag)
+    if weights is None and tag not in (tags := _open_clip().list_pretrained_tags_by_model(model)):
+        example = f"{OPEN_CLIP}{model}.{(*tags, 'TAG')[0]}"
+        raise WeightsError(f"{name}: add the tag of its weights, such as {example}, or `weights:`")
+    return made
 
 
 def image_tower(vision: Mapping[str, Any], activation: str = "gelu") -> VisionTransformer:
@@ -83,7 +88,7 @@ def tensors(name: str, weights: Path | None = None) -> dict[str, Tensor]:
     if name.startswith(OPEN_CLIP):
         state = _open_clip_tensors(name, weights)
     else:
-        state = _read(weights or FOLDER / f"{EMBEDDED}.fp16.safetensors")
+        state = read_tensors(weights or FOLDER / f"{EMBEDDED}.fp16.safetensors")
     state = {key: value.float() for key, value in state.items()}
     source = str(weights or name)
     if missing := [part for part in PARTS if not any(key.startswith(part) for key in state)]:
@@ -110,14 +115,6 @@ def write(path: Path, sizes: Sizes, state: Mapping[str, Tensor]) -> None:
     """Write a model to one file, for ``backbone: {name: two_towers, weights: path}``."""
     config = json.dumps(dataclasses.asdict(sizes))
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata={"two_towers": config})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _local_sizes(weights: Path | None) -> Sizes:
@@ -152,7 +149,7 @@ def _open_clip_sizes(model: str, tag: str) -> Sizes:
         names = [name for name in open_clip.list_models() if name.startswith(model[:5])] or ["ViT-B-16", "ViT-B-32"]
         raise WeightsError(f"no open_clip model is called {model!r}; near: {', '.join(names[:8])}")
     vision, text = config["vision_cfg"], config["text_cfg"]
-    if "patch_size" not in vision or vision.get("timm_model_name") or text.get("hf_model_name"):
+    if not isinstance(vision.get("layers"), int) or vision.get("timm_model_name") or text.get("hf_model_name"):
         raise WeightsError(f"open_clip's {model!r} is not a ViT with CLIP's text transformer, such as ViT-B-16")
     published = (open_clip.get_pretrained_cfg(model, tag) or {}) if tag else {}
     quick = config.get("quick_gelu", False) or published.get("quick_gelu", False)
@@ -183,14 +180,12 @@ def _open_clip_tensors(name: str, weights: Path | None) -> dict[str, Tensor]:
     model, tag = _open_clip_names(name)
     open_clip = _open_clip()
     if weights is not None:
-        state = dict(open_clip.load_state_dict(str(weights)))
-    elif tag in (tags := open_clip.list_pretrained_tags_by_model(model)):
-        state = open_clip.create_model(model, pretrained=tag).state_dict()
+        state = read_tensors(weights)
+        prefix = next((key.removesuffix(MARK) for key in state if key.endswith(MARK)), "")
+        state = part(state, prefix)  # such as "state_dict.module."
     else:
-        raise WeightsError(
-            f"{name}: add the tag of its weights, such as {OPEN_CLIP}{model}.{(*tags, 'TAG')[0]}, or `weights:`"
-        )
-    architecture = sizes(name)
+        state = open_clip.create_model(model, pretrained=tag).state_dict()
+    architecture = sizes(name, weights)
     try:
         with torch.device("meta"):
             vit = image_tower(architecture.vision, architecture.activation)

@@ -53,7 +53,7 @@ def fitting_state(path: Path, vit: VisionTransformer, device: str = "cpu") -> di
 
     On the device ``meta`` only names and shapes are read. Raises WeightsError if the checkpoint does not fit.
     """
-    state = timm_names(_backbone_part(_read(path, device), path))
+    state = timm_names(_backbone_part(read_tensors(path, device), path))
     state = {name: value.float() for name, value in state.items() if not name.startswith(NOT_BACKBONE)}
     try:
         state = checkpoint_filter_fn(state, vit)
@@ -82,7 +82,7 @@ def refuse_broken(state: Mapping[str, Tensor], source: str) -> None:
             raise WeightsError(f"{source}: the tensor {name} holds {count:,} values that are NaN or infinite")
 
 
-def _read(path: Path, device: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """All tensors of a file by name. Raises WeightsError."""
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path, device)

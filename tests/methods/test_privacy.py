@@ -18,7 +18,7 @@ from scipy.special import gammaln
 from fedbench.base.records import RunFolder
 from fedbench.contract import rounds, violation
 from fedbench.contract.world import Case
-from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param, Task
+from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Param, Task, rng
 from fedbench.method.fitting import check_private
 from fedbench.plan.config import ConfigError
 from fedbench.plan.planning import check_sweep
@@ -112,6 +112,14 @@ def test_reports_are_clipped_summed_and_noised_before_the_method_sees_them():
     nothing.begin(1)
     nothing.absorb({name: 0 * value for name, value in stats.items()})  # the same noise
     assert np.allclose(totals[1] - nothing.values["total"].numpy(), totals[0], rtol=1e-9)
+    (
+        draw,
+        again,
+    ) = (  # z S' times a normal draw of a stream that the seed, the number of the release and the name determine
+        torch.randn(shape, generator=rng.torch_stream(3, "noise", "reported", 0, name), dtype=torch.float64)
+        for name, shape in (("sum", (1, 50, 80)), ("count", (1, 50)))
+    )
+    assert np.allclose(nothing.values["total"].numpy(), 0.5 * (draw + again[..., None]).numpy()[0], rtol=1e-9)
     added = totals[1] - totals[0]  # noise of the sum, and of the count, which a whole row shares
     within = added - added.mean(1, keepdims=True)
     assert within.std() == pytest.approx(0.5, abs=0.03)

@@ -119,6 +119,37 @@ def test_a_cohort_or_optimizer_that_does_not_fit_is_refused(plugin, run, message
         plugin.check(SimpleNamespace(), run)
 
 
+@dataclasses.dataclass(frozen=True)
+class Graph(Aggregation):
+    """What it returns requires gradients."""
+
+    def merge(self, server: Any, updates: Any, mean: Any) -> dict[str, Tensor]:
+        return {name: value.clone().requires_grad_() for name, value in mean.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporting(Two):
+    """So does what it makes of reports."""
+
+    def statistics(self, p: Any, features: Any, labels: Any) -> Any:
+        return {}
+
+    def absorb(self, server: Any, stats: Any) -> dict[str, Tensor]:
+        return {"x": stats["x"].sum(0).requires_grad_()}
+
+
+def test_the_server_keeps_no_graph_of_what_hooks_return():
+    server = server_of(Graph())
+    assert merged(server, np.ones((2, 13))).tolist() == [1] * 13
+    assert not any(value.requires_grad for value in server.values.values())
+    task = Task(2, 3, 4, 1, 4, torch.ones(3, 2), seed=0)
+    spec = parameters(Reporting(), Aggregation(), task)
+    server = Server(Reporting(), Aggregation(), spec, 3, torch.device("cpu"), torch.float64)
+    server.absorb({"x": torch.ones(2, 7, dtype=torch.float64)})
+    assert server.values["x"].tolist() == [2] * 7
+    assert not server.values["x"].requires_grad
+
+
 # -- FedNova --------------------------------------------------------------------------------------------------------------
 
 

@@ -48,10 +48,11 @@ class PlainCLIP:
         return F.normalize(cls @ self.side.projection, dim=-1)
 
 
-def twin_trains(small, report, step_loss):
+def twin_trains(small, report, step_loss, encode=None):
     """Train each client of `report` in plain PyTorch; yields (row, its values).
 
     `step_loss` (values, received, cls [B, D], y [B]) is the loss of one step; images pass through the encoder at every step.
+    `encode` makes something else of images than their CLS features.
     """
     vit, recipe = small.model.backbone, small.trainer.local
     for row, k in enumerate(report.clients.tolist()):
@@ -62,16 +63,16 @@ def twin_trains(small, report, step_loss):
         plan = batches(small.train, [k], recipe.batch_size, recipe.epochs, 0, 1, 0)
         for index, weight in zip(plan.index[:, 0], plan.weight[:, 0], strict=True):
             index = torch.from_numpy(index[weight > 0])
-            cls, y = vit.feature(small.model.images.batch(index)), small.model.labels[index]
+            cls, y = (encode or vit.feature)(small.model.images.batch(index)), small.model.labels[index]
             optimizer.zero_grad()
             step_loss(values, received, cls, y).backward()
             optimizer.step()
         yield row, values
 
 
-def assert_agrees(small, step_loss):
+def assert_agrees(small, step_loss, encode=None):
     report = small.round(COHORT)
-    for row, values in twin_trains(small, report, step_loss):
+    for row, values in twin_trains(small, report, step_loss, encode):
         for name, value in values.items():
             assert (report.updated[name][row] - value).abs().max() < 1e-10, name
 
@@ -141,6 +142,42 @@ def test_fedpgp_with_text_equals_its_contrast_in_plain_pytorch():
         return F.cross_entropy(cosines(plain, cls, whole), y) + 0.6 * contrast
 
     assert_agrees(small, loss)
+
+
+def plain_plan(kernel, mass):
+    """The official code's COT for kernels [n, M, N], with matrices; with `mass` None its Sinkhorn."""
+    n, patches, texts = kernel.shape
+    a = torch.full((n, patches), 1 / patches, dtype=kernel.dtype)
+    b = torch.full((n, texts), (mass or 1) / texts, dtype=kernel.dtype)
+    u, v = torch.ones_like(a), torch.ones_like(b)
+    for _ in range(7):
+        if mass is None:
+            u = a / (kernel @ v[..., None])[..., 0]
+            v = b / (kernel.mT @ u[..., None])[..., 0]
+        else:
+            u = torch.minimum(1 / (torch.diag_embed(1 / a) @ kernel @ v[..., None])[..., 0], torch.ones_like(a))
+            v = 1 / (torch.diag_embed(1 / b) @ kernel.mT @ u[..., None])[..., 0]
+    return torch.diag_embed(u) @ kernel @ torch.diag_embed(v)
+
+
+@pytest.mark.parametrize("mass", [0.6, None])
+def test_fedotp_equals_the_transport_of_its_authors_in_plain_pytorch(mass):
+    fields = {"transport": "sinkhorn"} if mass is None else {"mass": mass}
+    plain = PlainCLIP()
+    small = tiny.mini_run(METHOD["fedotp"](context_length=3, iterations=7, eps=0.2, **fields), clip=None)
+
+    def loss(p, received, cls, y):
+        text = torch.stack([plain.features(p["context"]), plain.features(p["local_context"])])
+        sim = torch.einsum("mbd,ncd->mnbc", plain.image(cls[:, 1:]).transpose(0, 1), text)  # cls: all tokens here
+        sim = sim.reshape(sim.shape[0], 2, -1).permute(2, 0, 1)
+        with torch.no_grad():
+            plan = plain_plan(torch.exp((sim - 1) / 0.2), mass)
+        return F.cross_entropy(8.0 * (plan * sim).sum((1, 2)).view(len(y), -1), y)
+
+    def tokens(images):
+        return small.model.backbone.vit.forward_features(images)
+
+    assert_agrees(small, loss, tokens)
 
 
 def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():

@@ -135,6 +135,13 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "loops"): [Change(1, AFTER)],
     ("pfpt", "choice"): [Change("batch", TRAINED)],
     ("pfpt", "bernoulli"): [Change("code", AFTER)],
+    ("fedotp", "transport"): [Change("sinkhorn", SEEN, {"iterations": 1})],  # of mass 1, many iterations agree
+    ("fedotp", "mass"): [
+        Change(0.4, SEEN),
+        Change(0.4, refused="it needs `transport: unbalanced`", block={"transport": "sinkhorn"}),
+    ],
+    ("fedotp", "eps"): [Change(0.5, SEEN)],
+    ("fedotp", "iterations"): [Change(1, SEEN)],
     ("fedpgp_text", "rank"): [Change(2, SHAPED)],  # the factors stay with the client, which sends no more bytes
     ("fedpgp_text", "mu"): [Change(0.2, TRAINED)],
     ("fedpgp_text", "temperature"): [Change(0.7, TRAINED)],

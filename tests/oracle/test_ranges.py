@@ -86,6 +86,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
     "clip_zero_shot": {},
+    "fedotp": CONTEXTS,
     "fedpgp_text": {**CONTEXTS, "mu": {"log": (0.01, 10.0)}, "rank": {"choice": (1, 2, 4, 8)}},
     "kgcoop": {**CONTEXTS, "pull": {"log": (0.1, 100.0)}},
     "prograd": {**CONTEXTS, "pull": {"log": (0.01, 10.0)}},
