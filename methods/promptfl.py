@@ -8,11 +8,12 @@ features are computed once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fedbench.method import ContextPrompt as Base
-from fedbench.method import Fidelity, Param, Task, option
+from fedbench.method import Fidelity, Param, PlannedTask, Task, option
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Method(Base):
     fidelity: ClassVar[Fidelity] = "exact port"
 
     per_class: bool = option(False, "every class has context vectors of its own (CoOp's class-specific contexts)")
+
+    def check(self, task: PlannedTask, run: Mapping[str, Any]) -> None:
+        """Contexts of a class that nobody trains do not exist."""
+        if self.per_class and run["clients"]["novel"]:
+            raise ValueError("per_class has no context vectors for the classes of clients.novel, which nobody trains")
 
     def params(self, task: Task) -> dict[str, Param]:
         """``context`` [P, D_text], or [C, P, D_text] with `per_class`."""

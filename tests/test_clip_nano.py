@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 import torch
 
 from fedbench.plan.plugins import plugins
-from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_training
+from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_prompts, clip_training
 from fedbench.pretraining.clip_captions import Captions, CaptionWriter
 from fedbench.pretraining.pretrain_clip_nano import benchmark_characters
 from fedbench.sources.glyph_renderer import clean_masks
+from fedbench.text import nano_tokenizer
+from fedbench.text.class_texts import ClassTexts, text_side
 from fedbench.text.nano_tokenizer import END, PADDING, START, WORDS, encode
+from fedbench.vit import two_towers
 
 
 def test_a_known_word_is_one_token_and_another_is_spelled_after_a_blank() -> None:
@@ -113,3 +119,50 @@ def test_a_few_steps_of_pretraining_lower_the_contrastive_loss(monkeypatch: pyte
     assert training.run()["steps"] == 8
     first, last = (float(sum(contrast.detach() for _, contrast in part)) / 2 for part in (losses[:2], losses[-2:]))
     assert last < first - 0.2
+
+
+@pytest.fixture(scope="module")
+def model() -> clip_model.ClipNano:
+    return clip_model.load()
+
+
+@pytest.fixture(scope="module")
+def task(model: clip_model.ClipNano, tmp_path_factory: pytest.TempPathFactory) -> clip_prompts.Task:
+    """Four training images and two test images of the Greek classes of glyphs in every style."""
+    small = plugins().make("dataset", {"name": "glyphs", "train_per_class": 4, "test_per_class": 2})
+    samples = small.load(tmp_path_factory.mktemp("glyphs"))
+    greek = samples.labels < 20
+    columns = {name: getattr(samples, name)[greek] for name in ("images", "labels", "is_test", "domain")}
+    return clip_prompts.Task.of(model, replace(samples, **columns, class_names=samples.class_names[:20]))
+
+
+def test_the_weights_are_those_of_their_file_and_take_less_than_four_megabytes() -> None:
+    content = (clip_model.FOLDER / clip_model.WEIGHTS).read_bytes()
+    recipe = json.loads((clip_model.FOLDER / clip_model.RECIPE).read_text())
+    assert hashlib.sha256(content).hexdigest() == recipe["sha256"]
+    assert len(content) < 4_000_000
+    assert recipe["vocab_size"] == nano_tokenizer.VOCAB_SIZE
+
+
+def test_clip_nano_names_characters_it_never_saw_and_contexts_add_to_that(
+    model: clip_model.ClipNano, task: clip_prompts.Task
+) -> None:
+    """Among 20 classes, chance is 5 %."""
+    zero_shot = clip_prompts.zero_shot(model, task)["accuracy"]
+    assert zero_shot > 0.1
+    contexts = clip_prompts.coop(model, task, length=4, lr=0.003, steps=60, batch=64, seed=0)
+    classes = clip_prompts.text_features(model, task.texts, contexts)
+    assert task.accuracy(classes, task.test) > zero_shot + 0.1
+
+
+def test_the_suite_reads_the_towers_as_they_were_trained(model: clip_model.ClipNano, task: clip_prompts.Task) -> None:
+    side = text_side("clip_nano", None, None, torch.device("cpu"), torch.float32)
+    names = task.texts[:5]
+    torch.testing.assert_close(ClassTexts.of(side, names).template, clip_prompts.text_features(model, names))
+    state = two_towers.tensors("clip_nano")
+    image_tower = two_towers.image_tower(two_towers.sizes("clip_nano").vision)
+    two_towers.load(image_tower, two_towers.part(state, "visual."), "clip_nano")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(image_tower.eval()(images) @ side.projection, dim=1)
+    torch.testing.assert_close(features, model.encode_images(images)[1])
+    assert float(side.scale) == pytest.approx(float(model.scale()))

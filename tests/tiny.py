@@ -66,6 +66,7 @@ def every(kind: Kind) -> dict[str, Any]:
 
 
 METHODS, AGGREGATIONS = every("method"), every("aggregation")
+METHODS["fedvpt_text-context_length=2"] = dataclasses.replace(METHODS["fedvpt_text"], context_length=2)
 # An iteration of FedOTP's plan is like any other.
 METHODS |= {n: dataclasses.replace(m, iterations=2) for n, m in METHODS.items() if n.startswith("fedotp")}
 # Without prompts, so that nothing enters the first block.

@@ -97,11 +97,14 @@ def split(
     held_out: float = 0.0,
     validation: float = 0.0,
     seed: int = 0,
+    shots: int | None = None,
+    novel: int = 0,
 ) -> Split:
     """Assign `samples` to `clients` clients: a pure function of its arguments, independent of any method.
 
     `held_out` is the share of clients that never train (a number of clients if it is 1 or more), `validation` the share of
-    each client's training samples set aside for selection, at least one if the client has two or more.
+    each client's training samples set aside for selection, at least one if the client has two or more. `shots` is the most
+    training samples that a client keeps of each class. The last `novel` classes are only tested.
     Raises DataError, with the numbers, if a client would be left without training or test samples.
     """
     dealt = source.deal(samples, clients, seed, need=2 if validation else 1)
@@ -122,9 +125,27 @@ def split(
             f"clients.held_out asks for {count} clients, but the split itself holds {never_trains.sum()} out; "
             f"set clients.held_out to {never_trains.sum()}"
         )
+    if novel:
+        is_base = samples.labels < samples.num_classes - novel
+        train, validating = train & is_base, validating & is_base
+    train = train & ~validating
+    if shots is not None:
+        train = few(owner * samples.num_classes + samples.labels, train, shots, rng.numpy_stream(seed, "shots"))
+    if novel and (empty := np.flatnonzero(np.bincount(owner[train], minlength=clients) == 0)).size:
+        raise DataError(f"client {empty[0]} has no training sample of the {samples.num_classes - novel} base classes")
     return Split(
-        train=Parts.where(owner, train & ~validating, clients),
+        train=Parts.where(owner, train, clients),
         validation=Parts.where(owner, validating, clients),
         test=Parts.where(owner, (owner >= 0) & dealt.is_test, clients),
         held_out=never_trains,
     )
+
+
+def few(group: Ints, mask: Bools, most: int, draw: np.random.Generator) -> Bools:
+    """The samples in `mask` [N], but of each `group` [N] at most `most`, drawn at random."""
+    index = draw.permutation(np.flatnonzero(mask))
+    index = index[np.argsort(group[index], kind="stable")]
+    _, first, count = np.unique(group[index], return_index=True, return_counts=True)
+    kept = np.zeros(len(mask), dtype=bool)
+    kept[index[np.arange(len(index)) - np.repeat(first, count) < most]] = True
+    return kept

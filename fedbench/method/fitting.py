@@ -49,6 +49,15 @@ def check_text(method: Method, has_text: bool) -> None:
         )
 
 
+def check_novel(method: Method, novel: float) -> None:
+    """Raise ValueError if some classes are only tested and the method cannot answer with classes that nobody trained."""
+    if novel and (not method.reads_text or method.needs_prior):
+        raise ValueError(
+            "clients.novel needs a method that reads text, with logit_prior none: others have no answer for classes that "
+            "nobody trains"
+        )
+
+
 def check_private(method: Method, aggregation: Aggregation) -> None:
     """Raise ValueError if the aggregation is private and the method reads the clients' updates past it."""
     if not aggregation.private:

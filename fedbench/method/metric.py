@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedbench.method.hooks import hook
@@ -21,11 +22,20 @@ class Predictions:
     labels: Tensor
     clients: Tensor
     domains: Tensor | None = None
+    base: Tensor | None = None  # [C] which classes have training samples; None: all
 
     @property
     def predicted(self) -> Tensor:
         """[N] the classes with the largest scores."""
         return self.scores.argmax(1)
+
+    def accuracy_of(self, novel: bool) -> float | None:
+        """The share of right answers to samples of base or novel classes, scored among these alone; None without samples."""
+        base = torch.ones(self.scores.shape[1], dtype=torch.bool) if self.base is None else self.base
+        classes = ~base if novel else base
+        here = classes[self.labels]
+        scores = self.scores[here].masked_fill(~classes, -torch.inf)
+        return float((scores.argmax(1) == self.labels[here]).double().mean()) if bool(here.any()) else None
 
     @property
     def correct(self) -> Tensor:

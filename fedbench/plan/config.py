@@ -93,6 +93,17 @@ class ClientsConfig(Block):
         None, ge=1, description="clients of which `draw: loss` chooses a cohort; default: twice `per_round`"
     )
 
+    shots: int | None = Field(
+        None, ge=1, description="most training samples that a client keeps of each class (few-shot); default: all"
+    )
+    novel: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the classes, the last ones, of which clients have test samples only (base-to-novel); needs a "
+        "method with text",
+    )
+
     @field_validator("held_out")
     @classmethod
     def _whole_from_one_on(cls, value: float) -> float:

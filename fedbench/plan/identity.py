@@ -18,7 +18,7 @@ CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys 
 LATER_KEYS = {
     "backbone": ("template",),
     "local": ("schedule", "warmup_rounds"),
-    "clients": ("dropout", "stragglers", "available", "draw", "candidates"),
+    "clients": ("dropout", "stragglers", "available", "draw", "candidates", "shots", "novel"),
 }
 
 

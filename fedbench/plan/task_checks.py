@@ -17,7 +17,14 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
-from fedbench.method.fitting import check_blocks, check_parameters, check_prefixes, check_private, check_text
+from fedbench.method.fitting import (
+    check_blocks,
+    check_novel,
+    check_parameters,
+    check_prefixes,
+    check_private,
+    check_text,
+)
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -123,6 +130,8 @@ class _TaskChecks:
             if plugin.check is not None and not self._passes(kind, name, plugin.check, task, fields):
                 continue
             if kind == "method" and not self._passes(kind, name, check_text, plugin, self._has_text(run)):
+                continue
+            if kind == "method" and not self._passes(kind, name, check_novel, plugin, run.clients.novel):
                 continue
             if kind == "method" and self._passes(kind, name, check_blocks, plugin, vit.depth):
                 parts = [fields[part] for part in ("method", "aggregation", "backbone")]

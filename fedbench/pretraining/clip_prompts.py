@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_STD = 0.02  # of the initial context vectors, as in CoOp
 MOMENTUM = 0.9
+VALIDATION_SHARE = 0.25  # of the training images
 
 
 def glyphs() -> Samples:
@@ -62,35 +64,43 @@ def text_features(model: ClipNano, texts: list[str], contexts: Tensor | None = N
 
 @dataclass(frozen=True)
 class Task:
-    """Image features, labels and which images are for testing, and the texts of the classes."""
+    """Image features [N, E] with labels and domains [N], the images of three parts, and the texts of the C classes.
+
+    `train`, `validation` and `test` are indices of images; the first two are training images of the dataset.
+    """
 
     features: Tensor
     labels: Tensor
-    is_test: Tensor
     domain: Tensor
+    train: Tensor
+    validation: Tensor
+    test: Tensor
     texts: list[str]
 
     @classmethod
     def of(cls, model: ClipNano, samples: Samples, template: str = "{}") -> Task:
         """The task that a dataset poses to a model."""
+        order = np.random.default_rng(0).permutation(np.flatnonzero(~samples.is_test))
+        validation, train = np.split(order, [round(VALIDATION_SHARE * len(order))])
         return cls(
             image_features(model, samples),
             torch.from_numpy(samples.labels),
-            torch.from_numpy(samples.is_test),
             torch.from_numpy(np.zeros_like(samples.labels) if samples.domain is None else samples.domain),
+            torch.from_numpy(train),
+            torch.from_numpy(validation),
+            torch.from_numpy(np.flatnonzero(samples.is_test)),
             [template.format(name) for name in samples.class_names],
         )
 
-    def accuracy(self, classes: Tensor) -> float:
-        """The share of test images whose nearest class feature [C, E] is right."""
-        right = (self.features @ classes.T).argmax(1) == self.labels
-        return round(float(right[self.is_test].float().mean()), 4)
+    def accuracy(self, classes: Tensor, part: Tensor) -> float:
+        """The share of the images in `part` whose nearest class feature, of `classes` [C, E], is right."""
+        right = (self.features[part] @ classes.T).argmax(1) == self.labels[part]
+        return round(float(right.float().mean()), 4)
 
-    def accuracies_by_domain(self, classes: Tensor) -> list[float]:
-        """As `accuracy`, for the test images of each domain."""
-        right = ((self.features @ classes.T).argmax(1) == self.labels).float()
-        count = int(self.domain.max()) + 1
-        return [round(float(right[self.is_test & (self.domain == i)].mean()), 4) for i in range(count)]
+    def by_domain(self, classes: Tensor) -> list[float]:
+        """The accuracy on the test images of each domain."""
+        domains = range(int(self.domain.max()) + 1)
+        return [self.accuracy(classes, self.test[self.domain[self.test] == domain]) for domain in domains]
 
 
 def coop(model: ClipNano, task: Task, length: int, lr: float, steps: int, batch: int, seed: int) -> Tensor:
@@ -101,9 +111,8 @@ def coop(model: ClipNano, task: Task, length: int, lr: float, steps: int, batch:
     contexts = nn.Parameter(torch.randn(length, width, generator=draw) * CONTEXT_STD)
     optimizer = torch.optim.SGD([contexts], lr=lr, momentum=MOMENTUM)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    train = torch.nonzero(~task.is_test)[:, 0]
     for step in range(steps):
-        picked = train[torch.randint(len(train), (batch,), generator=draw)]
+        picked = task.train[torch.randint(len(task.train), (batch,), generator=draw)]
         classes = text_features(model, task.texts, contexts)
         loss = F.cross_entropy(model.scale() * task.features[picked] @ classes.T, task.labels[picked])
         optimizer.zero_grad()
@@ -115,15 +124,29 @@ def coop(model: ClipNano, task: Task, length: int, lr: float, steps: int, batch:
     return contexts.detach()
 
 
-def zero_shot(model: ClipNano) -> dict[str, Any]:
-    """The accuracy on the test images of glyphs with the class names as texts: of all, and of each domain."""
-    task = Task.of(model, glyphs())
+def zero_shot(model: ClipNano, task: Task) -> dict[str, Any]:
+    """The accuracy on the test images with the class names as texts: of all, and of each domain."""
     with torch.no_grad():
         names = text_features(model, task.texts)
-    return {
-        "glyphs_zero_shot_accuracy": task.accuracy(names),
-        "glyphs_zero_shot_accuracy_by_domain": task.accuracies_by_domain(names),
-    }
+    return {"accuracy": task.accuracy(names, task.test), "by_domain": task.by_domain(names)}
+
+
+def coop_at_best_rate(
+    model: ClipNano, task: Task, length: int, lrs: Sequence[float], steps: int, batch: int, seed: int
+) -> dict[str, Any]:
+    """Train contexts with every rate. Return the best rate by validation, and its accuracies."""
+    results: dict[float, dict[str, Any]] = {}
+    for lr in lrs:
+        contexts = coop(model, task, length, lr, steps, batch, seed)
+        with torch.no_grad():
+            classes = text_features(model, task.texts, contexts)
+        validated = task.accuracy(classes, task.validation)
+        results[lr] = {"lr": lr, "validation_accuracy": validated, "accuracy": task.accuracy(classes, task.test)}
+        results[lr]["by_domain"] = task.by_domain(classes)
+        logger.info("lr %g  validation accuracy %.3f", lr, validated)
+    return {"contexts": length, "steps": steps, "batch_size": batch} | results[
+        max(results, key=lambda lr: results[lr]["validation_accuracy"])
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,21 +154,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fedbench.pretraining.clip_prompts", description=main.__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="default: where fedbench reads the weights")
     parser.add_argument("--length", type=int, default=8, help="context vectors")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.02, 0.1])
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.003, 0.01, 0.03])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model, samples = load(options.folder), glyphs()
-    task = Task.of(model, samples)
-    with torch.no_grad():
-        names = text_features(model, task.texts)
-    measured: dict[str, object] = {"zero_shot": task.accuracy(names), "by_domain": task.accuracies_by_domain(names)}
-    for lr in options.lr:
-        contexts = coop(model, task, options.length, lr, options.steps, options.batch, options.seed)
-        with torch.no_grad():
-            measured[f"coop, lr {lr}"] = task.accuracy(text_features(model, task.texts, contexts))
+    model = load(options.folder)
+    task = Task.of(model, glyphs())
+    measured = {"zero_shot": zero_shot(model, task)}
+    sizes = options.length, options.lr, options.steps, options.batch, options.seed
+    measured["coop"] = coop_at_best_rate(model, task, *sizes)
     logger.info("%s", json.dumps(measured, indent=2))
 
 

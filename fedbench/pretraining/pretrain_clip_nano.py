@@ -111,7 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
     training = ClipTraining(recipe, new_model(recipe), alphabet, drawings, options.device)
     facts = provenance(recipe, alphabet, drawings, training.run())
     clip_model.write(training.model, facts, options.folder)
-    facts["measured"] = clip_prompts.zero_shot(clip_model.load(options.folder))
+    written = clip_model.load(options.folder)
+    task = clip_prompts.Task.of(written, clip_prompts.glyphs())
+    facts["measured"] = {"glyphs": {"zero_shot": clip_prompts.zero_shot(written, task)}}
     clip_model.write(training.model, facts, options.folder)
     logger.info("%s", json.dumps(facts["measured"], indent=2))
 

@@ -16,9 +16,9 @@ from fedbench import data
 from fedbench.base import process_cache, rng
 from fedbench.base.provenance import code_hash, commit
 from fedbench.base.record_schema import RunFacts
-from fedbench.data import Batches, DataError, Ints, Samples, Split
+from fedbench.data import Batches, Ints, Samples, Split
 from fedbench.method import Aggregation, ClientUpdates, Method, Metric, Param, Task
-from fedbench.method.fitting import check_blocks, check_parameters, check_private, check_text
+from fedbench.method.fitting import check_blocks, check_parameters, check_private
 from fedbench.plan.config import BackboneConfig, Machine, PlannedRun, RunConfig, short_name
 from fedbench.plan.device import choose_device, choose_dtype, set_tf32
 from fedbench.plan.plugins import Kind, Plugins
@@ -32,7 +32,8 @@ from fedbench.run.server import Server, parameters
 from fedbench.run.stacked import Stacked
 from fedbench.run.stacked_model import StackedModel
 from fedbench.run.step_graphs import StepGraphs
-from fedbench.vit import backbone, two_towers
+from fedbench.run.texts import texts_of
+from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.features import data_hash, features
@@ -170,8 +171,9 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
     frozen = load_frozen(planned, machine, plugins, device, dtype)
     split = split_of(run, frozen.samples, plugins.make("partition", run.partition))
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
-    text = _class_texts(run, frozen, method, device, dtype)
-    task = _task(run, frozen, split, text)
+    names = frozen.samples.class_names
+    text, trained_text = texts_of(run, names, method, frozen.key, device, dtype) or (None, None)
+    task = _task(run, frozen, split, trained_text)
     spec = _parameters(task, frozen.vit.depth, method, aggregation)
     chunk = _images_in_a_pass(method, spec, frozen.vit, run.precision, machine, device, halvings)
     model = replace(_model(run, machine, frozen, method, spec, chunk), text=text)
@@ -186,7 +188,7 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
         split=split,
         model=model,
         trainer=Trainer(
-            replace(model, method=method.in_training()),
+            replace(model, method=method.in_training(), text=trained_text),
             aggregation,
             run.local,
             clients,
@@ -194,7 +196,9 @@ def build(planned: PlannedRun, machine: Machine, plugins: Plugins, halvings: int
             graphs=StepGraphs() if machine.graphs and device.type == "cuda" else None,
         ),
         server=server,
-        image_cost=cost.image_cost(method, spec, frozen.vit, run.local.augment, None if text is None else text.cost()),
+        image_cost=cost.image_cost(
+            method, spec, frozen.vit, run.local.augment, None if trained_text is None else trained_text.cost()
+        ),
         chunk=chunk,
         task=task,
         participation=takes_part,
@@ -234,29 +238,6 @@ def load_frozen(
 
 def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
     return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts)
-
-
-def _class_texts(
-    run: RunConfig, frozen: Frozen, method: Method, device: torch.device, dtype: torch.dtype
-) -> ClassTexts | None:
-    """The class names in the text tower, if the method reads text.
-
-    Raises ValueError if the backbone has no text tower, and DataError if a class has no name.
-    """
-    check_text(method, two_towers.is_two_towers(run.backbone.name))
-    if not method.reads_text:
-        return None
-    names, block = frozen.samples.class_names, run.backbone
-    if not names:
-        raise DataError(f"dataset {run.dataset['name']} has no class names, which {run.method['name']} reads")
-    from fedbench.text import class_texts
-
-    key = frozen.key
-    side = process_cache.cached(
-        "text", key, lambda: class_texts.text_side(block.name, block.weights, block.template, device, dtype)
-    )
-    made: ClassTexts = process_cache.cached("class texts", (key, names), lambda: class_texts.ClassTexts.of(side, names))
-    return made
 
 
 def _task(run: RunConfig, frozen: Frozen, split: Split, text: ClassTexts | None) -> Task:

@@ -55,7 +55,8 @@ def predictions(experiment: Experiment) -> Predictions:
     of_client, sample = np.concatenate(order, 1)
     domain = None if samples.domain is None else torch.from_numpy(np.asarray(samples.domain)[sample].astype(np.int64))
     labels = torch.from_numpy(np.asarray(samples.labels)[sample].astype(np.int64))
-    return Predictions(torch.cat(scores), labels, torch.from_numpy(of_client), domain)
+    base = torch.from_numpy(split.class_counts(samples.labels, samples.num_classes).sum(0) > 0)
+    return Predictions(torch.cat(scores), labels, torch.from_numpy(of_client), domain, base)
 
 
 def _without_padding(logits: Tensor, group: Sequence[tuple[int, Ints]]) -> list[Tensor]:

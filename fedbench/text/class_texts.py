@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -90,6 +90,17 @@ class ClassTexts:
         )
         object.__setattr__(made, "template", features)
         return made
+
+    def first(self, count: int) -> ClassTexts:
+        """The texts of the first `count` classes."""
+        return replace(
+            self,
+            names=self.names[:count],
+            words=self.words[:count],
+            ends=self.ends[:count],
+            at=self.at[:count],
+            template=self.template[:count],
+        )
 
     def image(self, cls: Tensor) -> Tensor:
         """The image features [..., E] of CLS tokens [..., D]."""

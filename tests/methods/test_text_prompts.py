@@ -9,13 +9,15 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from oracle.fingerprint import experiment_of, logits, text_base, write_world
+from oracle.fingerprint import base, experiment_of, logits, text_base, write_world
 
 from fedbench.contract.world import class_texts, task
 from fedbench.data import DataError, batches
 from fedbench.method import HookError
+from fedbench.plan.config import ConfigError
+from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
-from fedbench.run import evaluation, simulation
+from fedbench.run import evaluation, scoring, simulation
 from fedbench.run.cost import image_cost
 from fedbench.text import class_texts as module
 
@@ -180,6 +182,22 @@ def test_fedotp_equals_the_transport_of_its_authors_in_plain_pytorch(mass):
     assert_agrees(small, loss, tokens)
 
 
+@pytest.mark.parametrize("vectors", [0, 3])
+def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vectors):
+    plain = PlainCLIP()
+    small = tiny.mini_run(METHOD["fedvpt_text"](prompt_length=2, context_length=vectors), clip=None)
+    vit = small.model.backbone.vit
+
+    def loss(p, received, images, y):
+        x = vit._pos_embed(vit.patch_embed(images))
+        x = torch.cat([x[:, :1], p["prompt"].expand(len(x), -1, -1), x[:, 1:]], 1)
+        cls = vit.norm(vit.blocks(x))[:, 0]
+        text = plain.features(p["context"]) if vectors else plain.template()
+        return F.cross_entropy(cosines(plain, cls, text), y)
+
+    assert_agrees(small, loss, encode=lambda images: images)
+
+
 def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["clip_zero_shot"]())
     index = torch.tensor([[3, 4, 9], [40, 1, 0]])
@@ -274,3 +292,46 @@ def test_class_names_are_needed(world, tmp_path):
     content = text_base(world) | {"dataset": {"name": "npz", "path": str(tmp_path / "nameless.npz")}}
     with pytest.raises(DataError, match="dataset npz has no class names, which promptfl reads"):
         experiment_of(content | {"method": "promptfl"}, world)
+
+
+def test_novel_classes_are_in_no_training_sample_and_no_training_text_and_are_scored_among_themselves(world):
+    clients = {"number": 4, "per_round": 2, "validation": 0.2, "novel": 0.5}
+    metrics = ["base_accuracy", "novel_accuracy", "base_novel_mean"]
+    content = text_base(world) | {"method": "promptfl", "clients": clients, "metrics": metrics, "partition": "iid"}
+    experiment = experiment_of(content, world)
+    split, labels = experiment.split, experiment.samples.labels
+    assert set(labels[split.train.indices]) == set(labels[split.validation.indices]) == {0, 1}
+    assert set(labels[split.test.indices]) == {0, 1, 2, 3}
+    assert experiment.trainer.model.text.names == ("cat", "dog")
+    assert experiment.model.text.names == ("cat", "dog", "fox", "blackbird")
+    simulation.one_round(experiment, 1)
+    scored, values = scoring.predictions(experiment), scoring.measured(experiment)
+    right = {True: [], False: []}
+    for scores, label in zip(scored.scores.tolist(), scored.labels.tolist(), strict=True):
+        first = label // 2 * 2
+        right[label >= 2].append(scores[label] == max(scores[first : first + 2]))
+    base, novel = np.mean(right[False]), np.mean(right[True])
+    assert values["metric.base_accuracy"] == pytest.approx(base)
+    assert values["metric.novel_accuracy"] == pytest.approx(novel)
+    assert values["metric.base_novel_mean"] == pytest.approx(2 * base * novel / (base + novel))
+
+
+def test_per_class_contexts_cannot_answer_with_novel_classes(world):
+    content = text_base(world) | {"clients": {"number": 4, "per_round": 2, "novel": 0.5}, "partition": "iid"}
+    content |= {"method": {"name": "promptfl", "per_class": True}}
+    with pytest.raises(
+        ConfigError, match=r"promptfl: per_class has no context vectors for the classes of clients\.novel"
+    ):
+        check_sweep({"base": content, "machine": {"data": str(world)}}, plugins(), where="here")
+
+
+def test_a_few_shot_client_keeps_at_most_so_many_samples_of_a_class(world):
+    whole, few = (
+        experiment_of(base(world) | {"clients": {"number": 3, "per_round": 2} | more}, world)
+        for more in ({}, {"shots": 2})
+    )
+    counts = (whole.split.class_counts(whole.samples.labels, 4), few.split.class_counts(few.samples.labels, 4))
+    assert counts[0].max() > 2
+    assert (counts[1] == counts[0].clip(max=2)).all()
+    assert set(few.split.train.indices) < set(whole.split.train.indices)
+    assert (few.split.test.indices == whole.split.test.indices).all()

@@ -135,6 +135,7 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "loops"): [Change(1, AFTER)],
     ("pfpt", "choice"): [Change("batch", TRAINED)],
     ("pfpt", "bernoulli"): [Change("code", AFTER)],
+    ("fedvpt_text", "context_length"): [Change(3, SHAPED | {"costs"})],
     ("fedotp", "transport"): [Change("sinkhorn", SEEN, {"iterations": 1})],  # of mass 1, many iterations agree
     ("fedotp", "mass"): [
         Change(0.4, SEEN),
@@ -210,6 +211,8 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change(4, {"split"} | COHORT, whole={"clients": {"number": 5, "per_round": 1, "held_out": 1}})
     ],
     ("clients", "validation"): [Change(0.5, DRAWN)],
+    ("clients", "shots"): [Change(1, DRAWN)],
+    ("clients", "novel"): [Change(0.5, refused="clients.novel needs a method that reads text")],
     ("clients", "dropout"): [Change(0.9, {"steps", "costs"} | AFTER)],
     ("clients", "stragglers"): [
         Change(1.0, {"steps", "costs"} | AFTER, whole={"local": {"epochs": 3, "batch_size": 4, "lr": 0.1}})
