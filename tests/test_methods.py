@@ -74,12 +74,13 @@ def test_every_hook_of_a_method_that_sees_samples_is_probed(name, monkeypatch):
         if any(getattr(form_, hook) for form_ in forms)
     }
     expected |= {"logits"} | {"prompts" for form_ in forms if form_.layers(depth)}
+    expected |= {"prefixes" for form_ in forms if form_.prefixes}
     assert probed == expected
 
 
 def test_hooks_that_see_samples_are_those_that_are_probed():
     """A new hook with samples among its arguments must be added to the isolation checks."""
-    samples = {"cls", "query", "images", "out", "taps", "y"}
+    samples = {"cls", "query", "images", "out", "taps", "y", "tokens"}
     hooks = {name for name, arguments in form.HOOKS[Method].items() if samples & set(arguments)}
     assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, *isolation.BATCH_ARGUMENTS}
 
