@@ -65,8 +65,9 @@ def first_wrong(path: Path) -> tuple[str, str]:
     """The name of the first check that a file breaks, with its defaults, and the message."""
     kind, cls = check.find(path)
     for contract_check, subjects in check.plan(kind, {path.stem: cls()}, path.parent):
-        if wrong := check.first_wrong(contract_check, subjects):
-            return contract_check.name, wrong
+        wrong, where = check.first_wrong(contract_check, subjects)
+        if wrong:
+            return contract_check.name, wrong + where
     return "", ""
 
 
@@ -292,6 +293,11 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "hooks_are_complete",
         r"^extra_loss\(\): expected a hook extra_loss\(.*\), the only hook that reads the views; found none",
     ),
+    "a choice without candidates": (
+        {"choose_by_loss": "def choose_by_loss(self, losses, chosen): return {}"},
+        "hooks_are_complete",
+        r"^candidates: expected the names of the models whose losses choose_by_loss\(\) compares; found none",
+    ),
     "a value kept on a frozen object": (
         {"logits": "def logits(self, p, out): self.last = out; return super().logits(p, out)"},
         "samples_do_not_see_each_other",
@@ -355,6 +361,22 @@ OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
         {"merge": "def merge(self, server, updates): return {}"},
         r"^merge\(\): expected merge\(server, updates, mean\); found merge\(server, updates\)",
     ),
+    "a private aggregation that leaves reports without noise": (
+        "aggregation",
+        {"private": "private = True"},
+        r"^absorb\(\): expected a hook absorb\(.*\), since what clients report once .* without noise; found none",
+    ),
+    "an extent of other counts": (
+        "dataset",
+        {
+            "load": """
+                def load(self, root):
+                    return data.Samples(np.arange(48).astype(np.uint8).reshape(4, 2, 2, 3), np.arange(4) % 2, np.arange(4) < 2)
+            """,
+            "extent": "def extent(self, root): return data.Extent(3, 2, 2)",
+        },
+        r"^extent\(\): expected Extent\(train=2, test=2, classes=2\); found Extent\(train=3, test=2, classes=2\)$",
+    ),
     "a dataset that loads nothing": ("dataset", {}, r"^load\(\): expected a hook load\(root\), .*; found none"),
     "a dataset of floats": (
         "dataset",
@@ -381,7 +403,7 @@ OTHERS: dict[str, tuple[str, dict[str, str], str]] = {
     "shares of a wrong shape": (
         "partition",
         {"shares": SHARES + "np.full((5, 2), 0.5)"},
-        r"shares\(\) must give at least \[5, 6\] shares, rows summing to 1, not \[5, 2\]",
+        r"shares\(\) must give \[groups, clients\] = \[5, 6\] or more rows, at least 0 and each row summing to 1, not \[5, 2\]",
     ),
     "a partitioner with a stream of its own": (
         "partition",
@@ -418,6 +440,16 @@ def test_the_command_line(tmp_path, capsys):
     assert "warn  Each public name" in printed
     assert f"note  a sweep looks for it in {ALL_KINDS['method'][0]}/ below" in printed
     assert printed.endswith("\n")
+
+    raises = write(tmp_path, logits="def logits(self, p, out): return out['cls'].sum().item()")
+    assert check.main([str(raises)]) == check.BROKEN
+    printed = capsys.readouterr().out
+    assert printed.count("in line") == 1  # the exception is printed once, not for each check that it ends
+    assert re.search(r"FAIL  \d+ further checks end with the same message as one above", printed)
+
+    (taken := folder / "iid.py").write_text(fine.read_text())
+    assert check.main([str(taken)]) == check.FINE
+    assert "note  fedbench has a partition called iid" in capsys.readouterr().out
 
     warned = write(
         folder, "partition", shares=SHARES + "np.full((5, clients), 1 / clients)", group="def group(self): 1"

@@ -244,7 +244,9 @@ def test_shares_are_checked(shares: Any) -> None:
         def shares(self, samples: Samples, clients: int, stream: np.random.Generator) -> Any:
             return shares
 
-    with pytest.raises(DataError, match=r"at least \[3, 4\] shares, rows summing to 1"):
+    with pytest.raises(
+        DataError, match=r"\[groups, clients\] = \[3, 4\] or more rows, at least 0 and each row summing to 1"
+    ):
         split(samples([20] * 3, [20] * 3), Wrong(), 4)
 
 

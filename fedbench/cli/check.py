@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbench import data
 from fedbench.base.broken_pipe import exits_when_pipe_closes
+from fedbench.base.home import HOME
 from fedbench.cli.output import say
 from fedbench.contract import Check, form, isolation, metrics, rounds, samples, violation
 from fedbench.contract.world import CPU, Case, variants
@@ -94,16 +95,26 @@ def check_file(file: Path, fields: Iterable[str], root: Path, device: torch.devi
     values = _values(file, cls, fields)
     made: dict[str, Any] = variants(file.stem, cls, **values)
     say(f"{file}: {kind} {file.stem}" + (f", {len(made)} variants" if len(made) > 1 else ""))
-    failed = 0
+    if file.stem in plugins().classes[kind] and HOME not in file.resolve().parents:
+        say(f"  note  fedbench has a {kind} called {file.stem}: a sweep refuses a second one, so rename the file")
+    failed, said, repeated = 0, set(), 0
     for check, subjects in plan(kind, made, root, device):
         if not subjects:
             continue  # the plug-in trains nothing
-        wrong = first_wrong(check, subjects)
+        wrong, where = first_wrong(check, subjects)
         mark = "ok" if wrong is None else "warn" if check.warns else "FAIL"
-        say(f"  {mark:<5} {check.sentence}" + ("" if wrong is None else f"\n        {wrong}"))
         failed += mark == "FAIL"
+        if wrong in said:  # one mistake in a hook ends many checks
+            repeated += 1
+        else:
+            say(f"  {mark:<5} {check.sentence}" + ("" if wrong is None else f"\n        {wrong}{where}"))
+        said |= set() if wrong is None else {wrong}
         if failed and check in (form.CHECKS[-1], rounds.params_are_declared):
             break  # the later checks would only repeat these failures
+    if repeated:
+        say(
+            f"  FAIL  {repeated} further check{'s end' if repeated > 1 else ' ends'} with the same message as one above"
+        )
     folder = ALL_KINDS[kind][0]
     if not Path(file.resolve().parent).as_posix().endswith("/" + folder):
         say(f"  note  a sweep looks for it in {folder}/ below the folders of --plugins")
@@ -197,9 +208,9 @@ def _overrides(cls: type[Any], hook: str) -> bool:
     return getattr(cls, hook) is not getattr(Aggregation, hook)
 
 
-def first_wrong(check: Check, subjects: dict[str, Any]) -> str | None:
-    """The violation of the first subject that breaks the check; None if all keep it."""
+def first_wrong(check: Check, subjects: dict[str, Any]) -> tuple[str | None, str]:
+    """The violation of the first subject that breaks the check, and which subject if there are several; None if all keep it."""
     for name, subject in subjects.items():
         if says := violation(check, subject):
-            return says + (f" [{name}]" if len(subjects) > 1 else "")
-    return None
+            return says, f" [{name}]" if len(subjects) > 1 else ""
+    return None, ""

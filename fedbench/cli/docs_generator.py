@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from fedbench.base.home import ROOT
 from fedbench.base.record_schema import columns
 from fedbench.cli.hook_tables import hook_tables
+from fedbench.cli.name_table import name_table
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
@@ -48,7 +49,7 @@ def pages() -> dict[str, Callable[[Plugins], str]]:
     """{page: function that generates the text between its markers}."""
     made: dict[str, Callable[[Plugins], str]] = {
         "docs/index.md": overview,
-        "docs/hooks.md": hook_tables,
+        "docs/hooks.md": lambda plugins: f"{hook_tables(plugins)}\n{name_table()}",
         "docs/sweep_file.md": lambda _: "\n".join(_sweep_file()),
         "docs/metrics.md": lambda _: _metrics(),
         "docs/verdicts.md": lambda _: calibration.as_markdown(),

@@ -100,8 +100,15 @@ def hooks_are_complete(plugin: Any) -> None:
             need("observe", "the only hook that reads the taps")
         if plugin.candidates and not defines("choose_by_loss"):
             need("choose_by_loss", "the only hook that reads the losses of the candidates")
+        if defines("choose_by_loss") and not plugin.candidates:
+            raise ContractError("candidates", "the names of the models whose losses choose_by_loss() compares", "none")
         if plugin.views and not defines("extra_loss"):
             need("extra_loss", "the only hook that reads the views")
+    elif isinstance(plugin, Aggregation) and plugin.private and not defines("absorb"):
+        need(
+            "absorb",
+            "since what clients report once (statistics) would reach the server of a private run without noise",
+        )
     elif isinstance(plugin, Dataset) and not defines("load"):
         need("load", "that reads the samples")
     elif isinstance(plugin, Partitioner) and not (defines("shares") or defines("assign") or defines("deal")):

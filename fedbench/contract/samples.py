@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,9 +66,16 @@ def loading_again_gives_the_same(case: OnDisk) -> None:
 def the_extent_equals_the_loaded_samples(case: OnDisk) -> None:
     """extent(), if the dataset defines it, counts what load() returns."""
     if type(case.dataset).extent is not Dataset.extent:
-        loaded = Extent.of(case.samples)
-        if (extent := case.dataset.extent(case.root)) != loaded:
-            raise ContractError("extent()", repr(loaded), repr(extent))
+        loaded, extent = Extent.of(case.samples), case.dataset.extent(case.root)
+        if extent != loaded:
+            raise ContractError("extent()", _counts(loaded), _counts(extent))
+
+
+def _counts(extent: Any) -> str:
+    """An extent in a line, without the labels that it may hold."""
+    if not isinstance(extent, Extent):
+        return repr(extent)
+    return f"Extent(train={extent.train}, test={extent.test}, classes={extent.classes})"
 
 
 def example_samples() -> Samples:

@@ -92,9 +92,11 @@ class Partitioner(SplitSource):
         least = int(groups.max()) + 1
         sums = shares.sum(1) if shares.ndim == 2 else shares
         if shares.shape[1:] != (clients,) or len(shares) < least or (shares < 0).any() or not np.allclose(sums, 1):
+            name = type(self).__module__.removeprefix("fedbench_plugin_partitioners_")
             raise DataError(
-                f"{type(self).__module__}: shares() must give at least [{least}, {clients}] shares, rows summing to 1, "
-                f"not {list(shares.shape)} with sums {sums.min():g}..{sums.max():g}"
+                f"{name}: shares() must give [groups, clients] = [{least}, {clients}] or more rows, at least 0 and each row "
+                f"summing to 1, not {list(shares.shape)} with sums {sums.min():g}..{sums.max():g}. Groups are classes unless "
+                "groups() defines others"
             )
         owner = np.full(len(samples.labels), -1, dtype=np.int64)
         parts = [np.flatnonzero(samples.is_test == part) for part in (False, True)]

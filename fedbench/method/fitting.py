@@ -65,7 +65,12 @@ def check_private(method: Method, aggregation: Aggregation) -> None:
     if any(moment.merge is not None for moment in moments(method)):
         raise ValueError(
             "its own merge() reads the clients' updates, which the aggregation's noise does not cover; private aggregations "
-            "need a method without merge()"
+            "need a method without merge(). Leave the pair out with `exclude:`"
+        )
+    if aggregation.absorb is None and any(moment.statistics is not None for moment in moments(method)):
+        raise ValueError(
+            "what clients report once (its statistics()) would reach the server without noise, since the private aggregation "
+            "has no absorb(). Leave the pair out with `exclude:`"
         )
     if method.centralized:
         raise ValueError("a method without clients cannot be private for clients")

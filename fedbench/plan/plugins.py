@@ -74,6 +74,11 @@ def plugins(folders: Sequence[Path | str] = ()) -> Plugins:
     for path in paths:
         if not path.is_dir():
             raise PluginError(f"plug-in folder {path} does not exist")
+        subfolders = [subfolder for subfolder, _, _ in ALL_KINDS.values()]
+        if not any((path / subfolder).is_dir() for subfolder in subfolders):
+            raise PluginError(
+                f"{path}: no plug-in folder; expected plug-ins in one of {', '.join(subfolders)} below it"
+            )
     return Plugins(paths)
 
 

@@ -18,6 +18,7 @@ round (Mironov et al. 2019, arXiv 1908.10530), and neighbours add or remove one 
 """
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -122,6 +123,7 @@ def epsilon(noise: float, cohort: int, clients: int, rounds: int, reported: bool
     import dp_accounting as dp
     from dp_accounting.rdp import RdpAccountant
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of each order for which a series does not converge
     relation = dp.NeighboringRelation.REPLACE_ONE if replace else dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     step = dp.GaussianDpEvent(noise / 2 if replace else noise)
     sampled = step

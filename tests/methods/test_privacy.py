@@ -214,6 +214,19 @@ def test_a_method_that_goes_past_the_noise_is_refused(name):
     check_private(tiny.METHODS["pep_fedpt"], DP())
 
 
+def test_reports_that_no_noise_covers_are_refused():
+    """An aggregation that calls itself private and has no absorb() gave fedncm's class sums to the server as they are."""
+
+    @dataclasses.dataclass(frozen=True)
+    class WithoutAbsorb(Aggregation):
+        private = True
+
+    with pytest.raises(ValueError, match=r"statistics\(\).* without noise.*exclude"):
+        check_private(tiny.METHODS["fedncm"], WithoutAbsorb())
+    check_private(tiny.METHODS["fedncm"], DP())
+    check_private(tiny.METHODS["fedvpt"], WithoutAbsorb())
+
+
 def sweep(folder: Path, method: Any, noise: float = 1.0) -> Any:
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
