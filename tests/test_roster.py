@@ -1,6 +1,6 @@
-"""The whole roster on nano_plain, the embedded control: every method learns, and its numbers are those of tests/pinned.csv.
+"""The whole roster on embedded backbones: every method learns, and its numbers are those of tests/pinned.csv.
 
-A three-round run of every method with FedAvg, and of FedVPT with every aggregation (fields: `FIELDS`). `make pin` writes
+Methods with text run on clip_nano, all others on nano_plain, the control. A three-round run of every method with FedAvg, and of FedVPT with every aggregation (fields: `FIELDS`). `make pin` writes
 the table anew after a change that is meant; its diff shows whose numbers moved. float32 sums differ a little between
 processors, hence the tolerances; what they let pass is far less than a change of method makes.
 """
@@ -42,9 +42,24 @@ BASE: dict[str, Any] = {
 }
 # The fields of aggregations whose defaults do not fit cohorts of four in three rounds.
 FIELDS: dict[str, dict[str, Any]] = {"krum": {"byzantine": 0}, "dp_fedavg": {"noise": 0.002}}
-# Methods with text need another backbone; tests/methods/test_text_prompts.py compares them with plain PyTorch.
-VISUAL = [name for name, cls in plugins().classes["method"].items() if not cls.reads_text]
-CASES = {name: {"method": name} for name in VISUAL} | {
+# Methods with text need another backbone. Texts cost much more than cached features, hence the fewer clients and images.
+WITH_TEXT: dict[str, Any] = {
+    "backbone": {"name": "clip_nano"},
+    "dataset": {"name": "glyphs", "train_per_class": 2, "test_per_class": 2},
+    "clients": {"number": 4, "per_round": 2, "held_out": 1, "validation": 0.1},
+    "local": {"epochs": 1, "batch_size": 32, "lr": 0.003, "momentum": 0.9},
+}
+TEXT_FIELDS: dict[str, dict[str, Any]] = {"clip_zero_shot": {}, "fedotp": {"context_length": 4, "iterations": 20}}
+
+
+def case_of(name: str, cls: Any) -> dict[str, Any]:
+    """The keys of a method's run."""
+    if not cls.reads_text:
+        return {"method": name}
+    return WITH_TEXT | {"method": {"name": name} | TEXT_FIELDS.get(name, {"context_length": 4})}
+
+
+CASES = {name: case_of(name, cls) for name, cls in plugins().classes["method"].items()} | {
     f"fedvpt+{name}": {"method": "fedvpt", "aggregation": {"name": name, **FIELDS.get(name, {})}}
     for name in plugins().classes["aggregation"]
     if name != "fedavg"
