@@ -65,7 +65,8 @@ class Method(Base):
             return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
 
         def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(0, 1)  # [heads, tokens, D / heads]
+            heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+            return heads  # [heads, tokens, D / heads]
 
         text = norm(p["class_text"], "text_norm")
         q, k, v = split(linear(norm(p["query"], "query_norm"), "q")), split(linear(text, "k")), split(linear(text, "v"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,8 @@ class TextTower(nn.Module):
         positions = self.positional_embedding[: shared + length].to(rest.dtype)
         a, b = prefix + positions[:shared], (rest + positions[shared:]).flatten(0, 1)
         for block in self.transformer.resblocks:
-            a, b = block.continued(a, b)
+            continued: Any = block.continued
+            a, b = continued(a, b)
         last = b.take_along_dim(eot.repeat(count)[:, None, None], dim=1)[:, 0]
         features: Tensor = self.ln_final(last) @ self.text_projection
         return features.view(count, texts, -1)
@@ -160,7 +162,7 @@ class CausalAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         texts, (shared, length) = len(rest) // len(prefix), (prefix.shape[1], rest.shape[1])
         queries, keys, values = self._heads(rest)
-        keys, values = (torch.cat([seen.repeat_interleave(texts, 0), new], 2) for seen, new in ((k, keys), (v, values)))
+        keys, values = (torch.cat([old.repeat_interleave(texts, 0), new], 2) for old, new in ((k, keys), (v, values)))
         mask = torch.ones(length, shared + length, dtype=torch.bool, device=rest.device).tril(shared)
         continued = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self._projected(mixed), self._projected(continued)
