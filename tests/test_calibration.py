@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -30,6 +31,14 @@ def test_equal_methods_are_rarely_called_different(world: calibration.World, met
 @pytest.mark.parametrize("luck", [0.0, 0.5, 1.0])
 def test_equal_methods_are_rarely_called_different_over_settings(luck: float, settings: int, seeds: int) -> None:
     assert calibration.error_over_settings(8, settings, seeds, luck) <= MOST
+
+
+def test_equal_values_without_spread_are_not_called_different() -> None:
+    assert not calibration.claims(np.zeros((2, 3, 4))).any()
+    assert calibration.claims(np.zeros((1, 2, 4)) + np.array([0.0, 1e-9])[:, None])[0].tolist() == [
+        [False, True],
+        [True, False],
+    ]
 
 
 def test_a_difference_is_found_when_seeds_suffice() -> None:

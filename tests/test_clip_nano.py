@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from fedbench.data import Samples
 from fedbench.plan.plugins import plugins
-from fedbench.pretraining import clip_characters, clip_images, clip_model, clip_prompts, clip_training
+from fedbench.pretraining import (
+    clip_characters,
+    clip_images,
+    clip_model,
+    clip_prompts,
+    clip_training,
+    pretrain_clip_nano,
+)
 from fedbench.pretraining.clip_captions import Captions, CaptionWriter
 from fedbench.pretraining.pretrain_clip_nano import benchmark_characters
 from fedbench.sources.glyph_renderer import clean_masks
@@ -104,10 +112,14 @@ def test_the_loss_is_the_cross_entropy_both_ways_with_shared_targets() -> None:
     assert float(loss) == pytest.approx((images + texts) / 2, rel=1e-9)
 
 
-def test_a_few_steps_of_pretraining_lower_the_contrastive_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def eight_characters() -> clip_characters.Alphabet:
     chars = "AEHKWX+="
     masks = np.rint(clean_masks(chars, clip_characters.FACES[0].font) * 255).astype(np.uint8)
-    alphabet = clip_characters.Alphabet(tuple(chars), masks, np.arange(8), np.zeros(8, dtype=np.int64))
+    return clip_characters.Alphabet(tuple(chars), masks, np.arange(8), np.zeros(8, dtype=np.int64))
+
+
+def test_a_few_steps_of_pretraining_lower_the_contrastive_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    alphabet = eight_characters()
     with ThreadPoolExecutor(1) as pool:
         drawings = clip_images.draw_all(alphabet, 1, 0, pool)
     assert len(drawings.images) == 8 * len(clip_images.PALETTES)  # only looks of the first face can draw them
@@ -127,13 +139,35 @@ def model() -> clip_model.ClipNano:
 
 
 @pytest.fixture(scope="module")
-def task(model: clip_model.ClipNano, tmp_path_factory: pytest.TempPathFactory) -> clip_prompts.Task:
+def greek(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     """Four training images and two test images of the Greek classes of glyphs in every style."""
     small = plugins().make("dataset", {"name": "glyphs", "train_per_class": 4, "test_per_class": 2})
     samples = small.load(tmp_path_factory.mktemp("glyphs"))
-    greek = samples.labels < 20
-    columns = {name: getattr(samples, name)[greek] for name in ("images", "labels", "is_test", "domain")}
-    return clip_prompts.Task.of(model, replace(samples, **columns, class_names=samples.class_names[:20]))
+    kept = samples.labels < 20
+    columns = {name: getattr(samples, name)[kept] for name in ("images", "labels", "is_test", "domain")}
+    return replace(samples, **columns, class_names=samples.class_names[:20])
+
+
+@pytest.fixture(scope="module")
+def task(model: clip_model.ClipNano, greek: Samples) -> clip_prompts.Task:
+    return clip_prompts.Task.of(model, greek)
+
+
+def test_the_command_writes_weights_and_the_file_that_describes_them(
+    greek: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain_clip_nano, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(clip_prompts, "glyphs", lambda: greek)
+    (tmp_path / "drawn").mkdir()
+    eight_characters().save(tmp_path / "drawn" / "alphabet.npz")
+    folders = ["--drawn", str(tmp_path / "drawn"), "--folder", str(tmp_path / "made")]
+    pretrain_clip_nano.main([*folders, "--each", "1", "--workers", "1", "--steps", "2", "--batch-size", "8"])
+    recipe = json.loads((tmp_path / "made" / clip_model.RECIPE).read_text())
+    assert recipe["pretraining"]["steps"] == 2
+    assert recipe["pretraining"]["images"] == 8 * len(clip_images.PALETTES)
+    written = clip_model.load(tmp_path / "made")
+    measured = clip_prompts.zero_shot(written, clip_prompts.Task.of(written, greek))
+    assert recipe["measured"]["glyphs"]["zero_shot"] == measured
 
 
 def test_the_weights_are_those_of_their_file_and_take_less_than_four_megabytes() -> None:

@@ -78,31 +78,36 @@ def test_parameters_are_equal_if_they_start_every_client_alike():
 
 
 @pytest.mark.parametrize(
-    "run",
+    ("run", "why"),
     [
-        {"local": {"schedule": "cosine"}},
-        {"aggregation": "clock"},  # whose value is the number of rounds
-        {"evaluate_every": 1},  # the shorter run has not evaluated round 1
+        ({"local": {"schedule": "cosine"}}, "its learning rates depend on the number of rounds (schedule cosine)"),
+        ({"aggregation": "clock"}, "total depend on the number of rounds"),  # whose value is the number of rounds
+        ({"evaluate_every": 1}, "it has not evaluated round 1"),
     ],
     ids=["schedule", "Task.rounds", "evaluate_every"],
 )
-def test_a_run_that_depends_on_its_rounds_or_lacks_a_record_is_not_continued(tmp_path, trained, run):
+def test_a_run_that_depends_on_its_rounds_or_lacks_a_record_is_not_continued(tmp_path, trained, caplog, run, why):
     plugin_folder = tmp_path / "mine"
     (plugin_folder / "methods" / "aggregation").mkdir(parents=True)
     (plugin_folder / "methods" / "aggregation" / "clock.py").write_text(AGGREGATION)
     common = {"method": "head_only", "aggregation": "fedavg"}
-    done(tmp_path / "results", tmp_path, plugin_folder, **(common | run | {"rounds": 2, "evaluate_every": 2}))
+    shorter = done(tmp_path / "results", tmp_path, plugin_folder, **(common | run | {"rounds": 2, "evaluate_every": 2}))
     trained.clear()
-    done(tmp_path / "results", tmp_path, plugin_folder, **(common | run | {"rounds": 3}))
+    with caplog.at_level("INFO", "fedbench"):
+        done(tmp_path / "results", tmp_path, plugin_folder, **(common | run | {"rounds": 3}))
     assert trained == [1, 2, 3]
+    assert [m for m in caplog.messages if "continue" in m] == [f"{shorter.path.name} is not continued: {why}"]
 
 
-def test_a_damaged_or_other_run_is_not_continued(tmp_path, trained):
+def test_a_damaged_or_other_run_is_not_continued(tmp_path, trained, caplog):
     common = {"method": "head_only", "aggregation": "fedavg"}
     shorter = done(tmp_path / "results", tmp_path, rounds=2, **common)
     for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
         (shorter.path / name).unlink(missing_ok=True)
     done(tmp_path / "results", tmp_path, rounds=2, seed=1, **common)
     trained.clear()
-    done(tmp_path / "results", tmp_path, rounds=3, **common)
+    with caplog.at_level("INFO", "fedbench"):
+        done(tmp_path / "results", tmp_path, rounds=3, **common)
     assert trained == [1, 2, 3]
+    why = "its last checkpoint is missing or damaged"
+    assert [m for m in caplog.messages if "continue" in m] == [f"{shorter.path.name} is not continued: {why}"]

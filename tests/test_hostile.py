@@ -5,6 +5,7 @@ Pickles of data sets, archives, npz files, caches and the page have tests of the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -31,6 +32,7 @@ from fedbench.report.paper_numbers import COLUMNS, ReferencesError, read
 from fedbench.report.selection import ReportError
 from fedbench.run import checkpoint
 from fedbench.vit import backbone
+from fedbench.vit import features as features_module
 from fedbench.vit.features import features
 from fedbench.vit.images import Images
 
@@ -150,6 +152,24 @@ def test_cached_features_that_are_objects_are_made_again(canary, tmp_path):
     with (tmp_path / "features" / "x" / "features.npy").open("wb") as file:
         np.save(file, np.array([Payload(canary)], object), allow_pickle=True)
     assert (features(vit, images, "x", tmp_path) == expected).all()
+
+
+@pytest.mark.parametrize("how", ["no folder", "no space"])
+def test_features_that_cannot_be_kept_are_computed_once_with_a_word(how, tmp_path, caplog, monkeypatch):
+    vit = backbone.make("nano")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    images = Images(pixels, vit.image_size, vit.mean, vit.std, torch.device("cpu"), torch.float32)
+    expected = features(vit, images, "x", tmp_path / "good")
+    made, compute = [], features_module._compute
+    monkeypatch.setattr(features_module, "_compute", lambda *args: made.append(compute(*args)) or made[-1])
+    if how == "no folder":
+        (tmp_path / "bad").write_text("a file")
+    else:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(full))
+    assert torch.equal(features(vit, images, "x", tmp_path / "bad"), expected)
+    assert len(made) == 1
+    assert "features are not cached: " in caplog.text
 
 
 def test_flipped_bytes_in_cached_features_are_computed_again_with_a_word(tmp_path, caplog):

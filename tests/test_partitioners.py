@@ -221,6 +221,14 @@ def test_too_few_samples_are_reported_with_the_numbers(partitioner: Any) -> None
     assert "40" in str(error.value) or "owners" in str(error.value)
 
 
+@pytest.mark.parametrize(("clients", "draws"), [(60, 3), (20, 7)])
+def test_drawing_ends_after_three_draws_if_more_than_twenty_clients_are_left_short(clients: int, draws: int) -> None:
+    """10 x 14 training samples are never 50 for any of many clients."""
+    make, small = PARTITIONERS["dirichlet"], samples([14] * 10, [36] * 10)
+    with pytest.raises(DataError, match=f"in the best of {draws} draws of"):
+        split(small, make(alpha=1.0, min_train=150, redraws=7), clients)
+
+
 def test_a_split_needs_both_parts() -> None:
     with pytest.raises(DataError, match="found 6 and 0"):
         split(samples([2] * 3, [0] * 3), PARTITIONERS["iid"](), 2)

@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_float32_matmul_precision("high")
+    if options.device != "cpu":
+        torch.set_float32_matmul_precision("high")
     options.drawn.mkdir(parents=True, exist_ok=True)
     alphabet = drawn_alphabet(options.drawn, options.workers)
     if options.only == "vocabulary":
