@@ -173,3 +173,14 @@ def test_budgets_count_bytes_both_ways_and_arithmetic(tmp_path: Path) -> None:
     assert sorted(rows) == sorted(
         [(sent, "A", 4000.0, 0.5), (sent, "B", 4000.0, -1.0), (computed, "A", 60.0, -1.0), (computed, "B", 60.0, 0.5)]
     )
+
+
+def test_a_control_differs_from_its_method_in_the_prior_and_in_tuned_values_alone(tmp_path: Path) -> None:
+    """FedAvg with the prior is no control of FedAdam without it; another chosen rate makes no other method."""
+    rows = [("avg", "none", "fedavg", 0.1), ("adam", "none", "fedadam", 0.1), ("avg + prior", "eval", "fedavg", 0.3)]
+    for label, prior, aggregation, rate in rows:
+        block = {"method": {"name": "plain", "logit_prior": prior}, "aggregation": {"name": aggregation}}
+        config = block | {"local": {"lr": rate, "epochs": 1}}
+        runs_of(tmp_path, label, (0.3, 0.32), method="plain", config=config, tuning={"values": {"local.lr": rate}})
+    (control,) = content(tmp_path).controls
+    assert (control.method, control.control) == ("avg", "avg + prior")

@@ -315,6 +315,14 @@ def test_prompts_of_a_run_are_found_in_its_checkpoint(tmp_path: Path) -> None:
     written = writer.write(gather([], tmp_path / "r"), tmp_path / "out")
     assert "prompts.svg" in {path.name for path in written.figures}
     assert run_artifacts.state(tmp_path, inside.TENSORS) == {}
+    numbers = {"server.x": np.ones(2, np.float32), "server.n": np.array([7], np.int64), "client.x.1": np.ones(2)}
+    (tmp_path / "other").mkdir()
+    save_file(numbers, tmp_path / "other" / "checkpoint.safetensors")
+    values = run_artifacts.server_state(tmp_path / "other")
+    assert {name: (value.tolist(), value.dtype.name) for name, value in values.items()} == {
+        "server.x": ([1, 1], "float64"),
+        "server.n": ([7], "int64"),
+    }
     (folder.path / "checkpoint.safetensors").write_bytes(b"cut")
     assert run_artifacts.state(folder.path, inside.TENSORS) == {}
 

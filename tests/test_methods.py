@@ -74,12 +74,13 @@ def test_every_hook_of_a_method_that_sees_samples_is_probed(name, monkeypatch):
         if any(getattr(form_, hook) for form_ in forms)
     }
     expected |= {"logits"} | {"prompts" for form_ in forms if form_.layers(depth)}
+    expected |= {"prefixes" for form_ in forms if form_.prefixes}
     assert probed == expected
 
 
 def test_hooks_that_see_samples_are_those_that_are_probed():
     """A new hook with samples among its arguments must be added to the isolation checks."""
-    samples = {"cls", "query", "images", "out", "taps", "y"}
+    samples = {"cls", "query", "images", "out", "taps", "y", "tokens"}
     hooks = {name for name, arguments in form.HOOKS[Method].items() if samples & set(arguments)}
     assert hooks - {"statistics"} == {*isolation.SAMPLE_ARGUMENTS, *isolation.BATCH_ARGUMENTS}
 
@@ -160,3 +161,10 @@ def test_clients_leave_out_rows_of_zeros_if_that_saves_bytes() -> None:
     assert bytes_of_sums(torch.zeros(5)) == 20  # one number for each client
     assert bytes_of_sums(torch.zeros(5, 0, 2)) == 0
     assert bytes_of_sums(torch.eye(3).long()) == 3 * (8 + 4)
+
+
+@pytest.mark.parametrize("change", [{}, {"choice": "sample"}, {"bernoulli": "likelihood"}, {"prompt_lr_scale": 2.0}])
+def test_pfpt_says_in_its_label_that_it_is_not_the_official_form(change):
+    official = {"name": "pfpt", "choice": "batch", "bernoulli": "code", "prompt_lr_scale": 1.0}
+    note = tiny.plugins().make("method", official | change).label_note
+    assert note == ("not the official form" if change else "")

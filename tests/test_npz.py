@@ -136,6 +136,13 @@ def test_messages_for_files_of_keras_and_medmnist_say_how_to_convert_them(
         DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
 
 
+def test_a_message_for_a_file_of_no_known_form_names_its_arrays_and_no_converter(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", pictures=np.zeros(3))
+    with pytest.raises(DataError, match="found pictures") as raised:
+        DATASETS["npz"](path=tmp_path / "mine.npz").load(tmp_path)
+    assert "MedMNIST" not in str(raised.value)
+
+
 def whole_npz(compressed: bool = False) -> bytes:
     file = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(file, **arrays())

@@ -46,8 +46,11 @@ TOLERANCE = 1e-6
 
 
 # PFPT's matching repeats itself; two loops show what a loop does.
-METHODS: dict[str, Any] = {name: {"name": name} for name in CLASSES["method"]}
-METHODS |= {"pfpt": {"name": "pfpt", "loops": 2}, "fedotp": {"name": "fedotp", "iterations": 2}}
+METHODS: dict[str, Any] = {name: {"name": name} for name in CLASSES["method"]} | {
+    "pfpt": {"name": "pfpt", "loops": 2},
+    "fedotp": {"name": "fedotp", "iterations": 2},
+    "fedperfix": {"name": "fedperfix", "bottleneck": 8},
+}
 
 
 @pytest.fixture(scope="module")

@@ -367,6 +367,7 @@ def test_settings_are_compared_over_the_seeds_that_all_of_them_have() -> None:
     )
     assert np.allclose(contests._by_setting_and_seed(wide, ["x", "y"])[:, :, 0], [[0.61, 0.825], [0.51, 0.725]])
     assert contests.overall(runs[runs["setting"] == "x"]) == contests.Overall(None, [], "")
+    assert contests.overall(runs[runs["label"] == "A"]) == contests.Overall(None, [], "")
 
 
 def test_a_comparison_of_published_columns_has_one_row_for_each_pair() -> None:

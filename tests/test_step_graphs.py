@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pep_fedpt": {"method": {"name": "pep_fedpt", "query": "inject"}},  # sums over batches
     "fedrep": {"method": "fedrep"},  # two phases, values of a client's own
     "fedpgp": {"method": "fedpgp"},  # further passes, a loss that reads the received values
+    "fedperfix": {"method": "fedperfix"},  # prefixes made from the tokens of a block
     "scaffold": {"method": "fedvpt", "aggregation": "scaffold", "local": {"optimizer": "adam", "clip": 0.1}},
     "uneven": {"method": "fedvpt", "local": {"batch_size": 5, "epochs": 2, "augment": "crop_flip"}},
     "fine-tuning": {"method": {"name": "fedvpt", "finetune_epochs": 2}},

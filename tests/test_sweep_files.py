@@ -26,7 +26,6 @@ WANTED = {
         "nano_plain",
         "pep_ablation_nano",
         "reference_nano",
-        "reference_nano_untuned",
         "reference_cifar100",
     ),
     *("protocols/sgpt", "protocols/pfedpg", "protocols/pfpt", "protocols/fedperfix"),
@@ -147,11 +146,9 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
     assert writer.write(evidence, tmp_path / "out").page.is_file()
 
 
-def test_the_reference_sweeps_have_all_methods_and_the_same_rows() -> None:
-    tuned, untuned = read("reference_nano"), read("reference_nano_untuned")
+def test_the_reference_sweep_has_all_methods_and_is_tuned() -> None:
+    tuned = read("reference_nano")
     assert len({run.run.method["name"] for run in tuned.runs}) >= 21
-    rates = {run.label for run in untuned.runs if ", rate " in run.label}
-    assert {run.key for run in tuned.runs} == {run.key for run in untuned.runs if run.label not in rates}
     assert tuned.tune is not None
     assert {run.run.rounds for run in tuned.runs} == {40}
     assert {run.run.seed for run in tuned.runs} == {0, 1, 2, 3, 4}

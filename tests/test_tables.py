@@ -222,6 +222,7 @@ def test_average_ranks(tmp_path: Path) -> None:
     assert last.groups[-1] == (("Average rank", "2 settings"), ("Mean",))
     shown_ranks = {row.label: row.cells[-1].number for row in last.rows}
     assert shown_ranks == {"A": "2.0", "B": "1.8", "C": "2.2", "D": "", "ref": ""}
+    assert [row.cells[-1].value for row in last.rows] == [2.0, 1.75, 2.25, None, None]  # by which the page sorts
 
 
 def test_the_transposed_table_holds_the_same_cells(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+SMALL = {"fedperfix": {"bottleneck": 8}}  # fields of methods whose defaults are large for the miniature backbone
+
+
 def write_two_towers(path: Path, image_size: int = 32) -> dict[str, str]:
     """Random weights of a small vision-language model in the file `path`; returns the block `backbone` that reads it."""
     torch.manual_seed(6)
@@ -57,7 +60,7 @@ def every(kind: Kind) -> dict[str, Any]:
     return {
         key: plugin
         for name, cls in plugins().classes[kind].items()
-        for key, plugin in variants(name, cls).items()
+        for key, plugin in variants(name, cls, **SMALL.get(name, {})).items()
         if name in ("fedvpt", "pep_fedpt", "fedncm", "fedavg") or not key.removeprefix(name).startswith(common)
     }
 

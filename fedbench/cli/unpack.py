@@ -18,7 +18,7 @@ EPILOG = """\
 A sweep then takes these runs and trials as done and does the missing ones. Folders that exist are left alone.
 
 examples:
-  %(prog)s results/published/reference_nano_untuned.parquet
+  %(prog)s results/published/reference_nano.parquet
   %(prog)s results/published/quickstart.parquet --results /scratch/me/results
 """
 

@@ -85,10 +85,12 @@ def hooks_are_complete(plugin: Any) -> None:
         raise ContractError(f"{hook}()", f"a hook {hook}({', '.join(HOOKS[base][hook])}), {why}", "none")
 
     if isinstance(plugin, Method):
-        if not defines("prompts") and any(method.layers(DEPTH) for method in _phases_and_views(plugin)):
+        entering = [name for name in ("prompts", "prefixes") if defines(name)]
+        has_layers = any(method.layers(DEPTH) for method in _phases_and_views(plugin))
+        if has_layers and not entering:
             need("prompts", f"since layers({DEPTH}) names blocks that prompts enter")
-        if defines("prompts") and not any(method.layers(DEPTH) for method in _phases_and_views(plugin)):
-            need("layers", "that names the blocks where prompts() is called")
+        if entering and not has_layers:
+            need("layers", f"that names the blocks where {entering[0]}() is called")
         if defines("statistics") and not defines("absorb"):
             need("absorb", "by which the server uses what statistics() returns")
         # With only_if, an object may lack statistics although its class defines it.

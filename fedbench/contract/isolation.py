@@ -22,7 +22,7 @@ from fedbench.run.stacked import rows
 from fedbench.run.stacked_model import StackedModel
 
 # The positions of each hook's arguments that hold samples.
-SAMPLE_ARGUMENTS = {"prompts": (1, 2), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}
+SAMPLE_ARGUMENTS = {"prompts": (1, 2), "prefixes": (1,), "logits": (1,), "pixels": (1,), "extra_loss": (2, 3)}
 # Hooks that see a whole batch: the positions of the arguments that hold samples, and of the samples' weights.
 BATCH_ARGUMENTS = {"observe": ((1, 2, 3), 4), "batch_values": ((1,), 2)}
 

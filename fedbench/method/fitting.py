@@ -31,6 +31,15 @@ def check_blocks(method: Method, depth: int) -> None:
         raise ValueError(f"query_after is {method.query_after}, but the backbone has the blocks 0..{depth - 1}")
 
 
+def check_prefixes(method: Method, takes_prefixes: bool) -> None:
+    """Raise ValueError if the method has prefixes and the blocks of the backbone take none."""
+    if not takes_prefixes and any(moment.prefixes is not None for moment in moments(method)):
+        raise ValueError(
+            "its prefixes join the keys and values of timm's plain attention, as in vit_base_patch16_224; the blocks of this "
+            "backbone have another one"
+        )
+
+
 def check_text(method: Method, has_text: bool) -> None:
     """Raise ValueError if the method reads text and the backbone has no text tower."""
     if method.reads_text and not has_text:

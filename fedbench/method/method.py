@@ -42,7 +42,8 @@ class Method:
     fidelity: ClassVar[Fidelity] = "our reading"  # how close it is to its source; listings print it
     reference: ClassVar[bool] = False  # True: an upper or lower reference, marked so in the tables
     reads_slots: ClassVar[bool] = False  # whether `logits` or `extra_loss` read out[slot], not only out["cls"]
-    # Whether they read out["patches"] [B, T, D], the patch tokens; with `reads_text` [B, T, E], as out["image"].
+    # Whether `logits`, `extra_loss` or `observe` read "patches" [B, N, D], the final patch tokens; with `reads_text` [B, N, E],
+    # as out["image"].
     reads_patches: ClassVar[bool] = False
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
@@ -168,7 +169,7 @@ class Method:
 
     @hook
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The blocks, of a backbone with `depth` blocks, at which `prompts` is called.
+        """The blocks, of a backbone with `depth` blocks, at which `prompts` and `prefixes` are called.
 
         Called before a run starts, and for each local phase.
         """
@@ -190,12 +191,24 @@ class Method:
         `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
         Called in every forward pass, once for each block of `layers`.
         """
-        raise TypeError(f"{type(self).__module__}: a method with layers() must define prompts()")
+        if self.prefixes is None:
+            raise TypeError(f"{type(self).__module__}: a method with layers() must define prompts() or prefixes()")
+        return {}
+
+    @optional_hook
+    def prefixes(self, layer: int, p: Values, tokens: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """What joins the keys and values of block `layer`: ``keys`` and ``values`` [B, P, D], P pairs beside those of tokens.
+
+        Or ``added_keys`` and ``added_values`` [B, T, D], which are added to the keys and values of the block's own T tokens
+        before any norm of keys. `tokens` [B, T, D] is what enters attention: CLS, the slots and the patches after the
+        block's first norm. Called in every forward pass, once for each block of `layers`, after `prompts`.
+        """
 
     @hook
     def logits(self, p: Values, out: Values) -> Tensor:
-        """Class scores [B, C] from ``out["cls"]`` [B, D] and ``out[slot]`` [B, P, D], all after the last norm.
+        """Class scores [B, C] from ``out["cls"]`` [B, D], and from ``out[slot]`` [B, P, D] with `reads_slots`.
 
+        With `reads_patches`, also from the patch tokens ``out["patches"]`` [B, N, D]. All are after the last norm.
         Called at the end of every forward pass.
         """
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])

@@ -17,7 +17,14 @@ import torch
 from fedbench.base.planned_task import PlannedTask
 from fedbench.data import DataError, Extent
 from fedbench.method import Aggregation, Method, Task
-from fedbench.method.fitting import check_blocks, check_novel, check_parameters, check_private, check_text
+from fedbench.method.fitting import (
+    check_blocks,
+    check_novel,
+    check_parameters,
+    check_prefixes,
+    check_private,
+    check_text,
+)
 from fedbench.plan.checker import Checker
 from fedbench.plan.config import Machine, RunConfig
 from fedbench.plan.device import choose_device
@@ -128,6 +135,7 @@ class _TaskChecks:
                 continue
             if kind == "method" and self._passes(kind, name, check_blocks, plugin, vit.depth):
                 parts = [fields[part] for part in ("method", "aggregation", "backbone")]
+                self._passes(kind, name, check_prefixes, plugin, vit.takes_prefixes)
                 aggregation = self.plugins.make("aggregation", parts[1]) if "aggregation" in kinds else None
                 fit = partial(
                     self._passes, kind, name, _parameters_fit, plugin, aggregation, _task(run, vit, extent, plugin)

@@ -37,7 +37,7 @@ from fedbench.pretraining.glyph_classes import (
 )
 from fedbench.pretraining.training import DEPTH, LABEL_SMOOTHING, WIDTH, Recipe, initial_weights, minimise
 from fedbench.sources.glyph_renderer import Floats, stream
-from fedbench.vit.backbone import leading
+from fedbench.vit.block_forward import leading
 
 SHARES = {"character": 0.5, "block": 0.1, "style": 0.1, "colour": 0.1}  # of the images; the rest has no question
 NO_QUESTION = len(SHARES)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -187,20 +188,39 @@ def _leads(leads: Sequence[Lead]) -> str:
 
 
 def controls(runs: pd.DataFrame, table: pd.DataFrame) -> list[Control]:
-    """Methods and the same methods with the client's log class prior added (`logit_prior`), if a setting has both."""
+    """Methods and the same methods with the client's log class prior added (`logit_prior`), if a setting has both.
+
+    Both are trained alike, with the same aggregation and local recipe, apart from values that a tuning chose for either.
+    """
     means = table[table["metric"] == "mean_accuracy"].set_index(["setting", "label"])["mean"]
-    blocks = {str(label): json.loads(text)["method"] for label, text in zip(runs["label"], runs["config"], strict=True)}
+    columns = zip(runs["label"], runs["config"], runs["tuned"], strict=True)
+    rows = {str(label): (json.loads(config), set(json.loads(tuned))) for label, config, tuned in columns}
     comparisons = []
-    for label, block in blocks.items():
-        if not isinstance(block, dict) or block.get("logit_prior") in CONTROLLING:
+    for label, (config, tuned) in rows.items():
+        if _has_control(config):
             continue
-        plain = {**block, "logit_prior": None}
-        for other, twin in blocks.items():
-            if isinstance(twin, dict) and twin.get("logit_prior") in CONTROLLING:
-                values = tuple(_beside(means, label, other)) if {**twin, "logit_prior": None} == plain else ()
-                if values:
-                    comparisons.append(Control(label, other, values))
+        for other, (twin, tuned_too) in rows.items():
+            chosen = tuned | tuned_too
+            alike = _has_control(twin) and _recipe(config, chosen) == _recipe(twin, chosen)
+            if alike and (values := tuple(_beside(means, label, other))):
+                comparisons.append(Control(label, other, values))
     return comparisons
+
+
+def _has_control(config: Mapping[str, Any]) -> bool:
+    method = config["method"]
+    return isinstance(method, dict) and method.get("logit_prior") in CONTROLLING
+
+
+def _recipe(config: Mapping[str, Any], tuned: set[str]) -> dict[str, Any]:
+    """How a run trains, by dotted keys, without the control and the keys in `tuned`."""
+    blocks = {name: config.get(name) for name in ("method", "aggregation", "local")}
+    flat = {
+        f"{name}.{key}": value
+        for name, block in blocks.items()
+        for key, value in (block if isinstance(block, dict) else {"": block}).items()
+    }
+    return {key: value for key, value in flat.items() if key not in tuned and key != "method.logit_prior"}
 
 
 def _beside(means: pd.Series[float], label: str, other: str) -> Iterator[tuple[str, float, float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench import data
 from fedbench.method import Method, Param, Task, Values
@@ -64,7 +65,8 @@ def one_pass(
 ) -> PassCost:
     """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, and the patch embedding.
 
-    In the last block only the tokens that are read have queries, a projection and an MLP. Backward: the activations from the
+    P prefixes of keys and values add 2 T P D, and what the hook itself multiplies. In the last block only the tokens that are
+    read have queries, a projection and an MLP. Backward: the activations from the
     lowest block that a value of `trained` enters (default: all trained values), and the backbone's tensors if the method
     trains them. Slot lengths, and which values depend on trained ones, come from calling the hooks with one sample on the
     meta device, where tensors have shapes but no values; the backbone does not run.
@@ -88,13 +90,17 @@ def one_pass(
         t = int(vit.vit.num_prefix_tokens) + patches + slots
         tokens.append(t)
         read = t  # tokens that the next block reads; after the last block those that the head reads
-        if layer == vit.depth - 1 and vit.trims_last_block:
-            read = t if method.reads_patches else 1 + (slots if method.reads_slots else 0)
+        if layer == vit.depth - 1 and vit.trims_last_block and not method.reads_patches:
+            read = 1 + (slots if method.reads_slots else 0)
+        prefixes = _prefixes(method, p, vit, layer, t, input_trains=entered <= layer or lowest < layer)
+        keys = t + prefixes.count
         linear = 2 * t * width**2 + read * (2 * width**2 + 2 * width * hidden)
-        attention = 2 * t * read * width
-        forward += linear + attention
+        attention = 2 * keys * read * width
+        forward += linear + attention + prefixes.forward
+        if prefixes.trained and layer < lowest:  # neither queries nor the block's input need a gradient
+            lowest, backward = layer, backward - 3 * t * width**2 - keys * read * width
         if layer >= lowest:
-            backward += linear + 2 * attention
+            backward += linear + 2 * attention + prefixes.backward
         at = f"blocks.{layer}."
         backward += sum(_for_weights(n, v, t, read) for n, v in tensors.items() if at in n and v.dim() == 2)
         if (
@@ -126,6 +132,33 @@ def _slots(method: Method, p: Values, vit: backbone.Backbone) -> list[tuple[int,
         lengths |= {name: value.shape[1] for name, value in new.items()}
         blocks.append((sum(lengths.values()), any(value.requires_grad for value in new.values())))
     return blocks
+
+
+@dataclass(frozen=True)
+class _Prefixes:
+    """The prefixes of a block: their number P, whether they need a gradient, and multiply-adds of the hook itself."""
+
+    count: int = 0
+    trained: bool = False
+    forward: int = 0
+    backward: int = 0
+
+
+def _prefixes(method: Method, p: Values, vit: backbone.Backbone, layer: int, t: int, input_trains: bool) -> _Prefixes:
+    """What `Method.prefixes` makes at a block with `t` tokens, whose input needs a gradient if `input_trains`."""
+    if method.prefixes is None or layer not in method.layers(vit.depth):
+        return _Prefixes()
+    x = torch.zeros(1, t, vit.width, device="meta", requires_grad=input_trains)
+    with FlopCounterMode(display=False) as forward:
+        made = method.prefixes(layer, p, x)
+    trained = [value for value in made.values() if value.requires_grad]
+    with FlopCounterMode(display=False) as backward:
+        if trained:
+            leaves = [value for value in (x, *p.values()) if value.requires_grad]
+            torch.autograd.grad(trained, leaves, [torch.zeros_like(value) for value in trained], allow_unused=True)
+    count = made["keys"].shape[1] if "keys" in made else 0
+    # torch counts two operations for a multiply-add
+    return _Prefixes(count, bool(trained), forward.get_total_flops() // 2, backward.get_total_flops() // 2)
 
 
 def _trains_pixels(method: Method, p: Values, vit: backbone.Backbone) -> bool:

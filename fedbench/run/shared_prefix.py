@@ -84,6 +84,8 @@ def shared_blocks(method: Method, spec: Mapping[str, Param], vit: Backbone, diff
         return 0
     for layer in sorted(method.layers(vit.depth)):
         method.prompts(layer, p, zero, query)
+        if method.prefixes is not None:
+            method.prefixes(layer, p, zero[:, None])
         if p.was_read:  # the pass of one client with its own weights is not divided
             return 0 if method.backbone_weights is not None else layer
     return vit.depth

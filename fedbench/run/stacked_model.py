@@ -17,7 +17,7 @@ from fedbench.method import HookError, Method, Param, log_prior
 from fedbench.method.hooks import describe
 from fedbench.run.shared_prefix import shared_blocks
 from fedbench.run.stacked import ClientMode, Stacked, call_hook, each_client, pick, rows
-from fedbench.vit.backbone import Backbone, Prefix, PromptsAt
+from fedbench.vit.backbone import Backbone, PartialPass, PrefixesAt, PromptsAt
 from fedbench.vit.compiled import CompiledBlocks
 from fedbench.vit.images import Augment, Images, sent_to
 from fedbench.vit.thread_map import Item, Result, thread_map
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fedbench.text.class_texts import ClassTexts
 
 FROZEN_TEXT = ("class_text", "logit_scale")  # what all clients read of the text tower
+# The pairs of values that `prefixes` may return, and their second axis (None: P tokens, of any number).
+PREFIXES: dict[tuple[str, str], str | None] = {("keys", "values"): None, ("added_keys", "added_values"): "T"}
+RESERVED = ("cls", "patches", "image", "logits", "loss", "y")  # names that `out` or `taps` hold beside the slots
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,19 @@ class StackedModel:
         if self.shared_blocks == self.backbone.depth:
             read, taps = self._through_backbone(common, entering, first_block, query)
             return [self._finished(p, read, taps, query, add_prior) for p in versions]
+        begun: PartialPass | Tensor
         begun, passes = _begun(self._changed_pixels(common, entering), first_block), []
         with self._autocast():
-            prompts_at = self._prompts_at(common, query, *index.shape)
-            prefix = self.backbone.prefix(begun, self.shared_blocks, self.layers, prompts_at, self.taps, self.compiled)
+            prompts_at, prefixes_at = (
+                self._prompts_at(common, query, *index.shape),
+                self._prefixes_at(common, *index.shape),
+            )
+            begun = self.backbone.partial_pass(
+                begun, self.shared_blocks, self.layers, prompts_at, self.taps, self.compiled, prefixes_at
+            )
         for p in versions:
             with self._autocast():
-                out, tapped = self._shared_pass(p, prefix, query, *index.shape)
+                out, tapped = self._shared_pass(p, begun, query, *index.shape)
             passes.append(self._finished(p, *self._per_client(out, tapped, *index.shape), query, add_prior))
         return passes
 
@@ -257,7 +266,7 @@ class StackedModel:
         return _expect(hook, changed, tuple(images.shape), "[B, 3, S, S]")
 
     def _shared_pass(
-        self, p: Stacked, images: Tensor | Prefix, query: Tensor | None, k: int, b: int
+        self, p: Stacked, images: Tensor | PartialPass, query: Tensor | None, k: int, b: int
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """One pass of the frozen backbone for all clients; `images` [K*B, ...], or what is computed of the pass."""
         return self.backbone(  # type: ignore[no-any-return]
@@ -267,6 +276,7 @@ class StackedModel:
             self.taps,
             slots_read=self.method.reads_slots,
             run=self.compiled,
+            prefixes_at=self._prefixes_at(p, k, b),
             patches_read=self.method.reads_patches,
         )
 
@@ -286,16 +296,12 @@ class StackedModel:
                     raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape)}, expected {expected}")
             row = {name: value if dims[name] is None else value[client] for name, value in p.items()}
             prompts_at = self._prompts_at(row, None if query is None else query[client], 1, len(images))
-            inputs = (
-                images,
-                self.layers,
-                prompts_at,
-                self.taps,
-                self.method.reads_slots,
-                None,
-                self.method.reads_patches,
-            )
-            parts.append(functional_call(self.backbone, tensors, inputs))
+            inputs = (images, self.layers, prompts_at, self.taps, self.method.reads_slots)
+            more = {
+                "prefixes_at": self._prefixes_at(row, 1, len(images)),
+                "patches_read": self.method.reads_patches,
+            }
+            parts.append(functional_call(self.backbone, tensors, inputs, more))
         read, tapped = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]} for i in (0, 1))
         return read, tapped
 
@@ -311,15 +317,41 @@ class StackedModel:
                 call=lambda p_, cls_, query_: hook(layer, p_, cls_, query_),
             )
             for name, value in slots.items():
+                if name in RESERVED:
+                    raise HookError(
+                        f"{describe(hook)}: {name!r} cannot name a slot; `out` holds something else under it"
+                    )
                 _expect(hook, value, (k, b, None, self.backbone.width), "[B, P, D]", f", slot {name!r}")
             return {name: value.flatten(0, 1).to(cls.dtype) for name, value in slots.items()}
 
         return prompts_at
 
+    def _prefixes_at(self, p: Stacked, k: int, b: int) -> PrefixesAt | None:
+        """The `prefixes_at` of a backbone pass on `b` samples of each of `k` clients; None without the hook."""
+        dims, hook, width = self.dims(p), self.method.prefixes, self.backbone.width
+        if hook is None:
+            return None
 
-def _begun(entering: Tensor, block: int) -> Tensor | Prefix:
+        def prefixes_at(layer: int, tokens: Tensor) -> dict[str, Tensor]:
+            stacked = tokens.to(self.images.dtype).view(k, b, *tokens.shape[1:])
+            made = self.each(hook, (p, stacked), (dims, 0), call=lambda p_, tokens_: hook(layer, p_, tokens_))
+            for pair, length in PREFIXES.items():
+                if len(names := made.keys() & set(pair)) == 1:
+                    raise HookError(f"{describe(hook)}: expected both of {', '.join(pair)}; found {names.pop()} alone")
+                for name in names:
+                    count = made[pair[0]].shape[-2] if length is None else tokens.shape[1]
+                    _expect(hook, made[name], (k, b, count, width), f"[B, {length or 'P'}, D]", f", {name!r}")
+            if unknown := made.keys() - {name for pair in PREFIXES for name in pair}:
+                known = ", ".join(name for pair in PREFIXES for name in pair)
+                raise HookError(f"{describe(hook)}: expected values of {known}; found {unknown.pop()!r}")
+            return {name: value.flatten(0, 1) for name, value in made.items()}
+
+        return prefixes_at
+
+
+def _begun(entering: Tensor, block: int) -> Tensor | PartialPass:
     """The input of the backbone: pixels [K, B, 3, S, S], or tokens [K, B, 1+T, D] that enter a later `block`."""
-    return Prefix(block, entering.flatten(0, 1)) if block else entering.flatten(0, 1)
+    return PartialPass(block, entering.flatten(0, 1)) if block else entering.flatten(0, 1)
 
 
 def _expect(hook: Any, value: Any, shape: tuple[int | None, ...], words: str, more: str = "") -> Tensor:

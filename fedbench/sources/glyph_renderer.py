@@ -1,7 +1,7 @@
 """Draws characters as small colour images in a given style, for a dataset and a backbone that need no download.
 
-The fonts are those that Matplotlib ships. The same arguments give the same bits under the same versions of NumPy,
-Pillow and Matplotlib. No function uses a global random state.
+The fonts are those that Matplotlib ships. `clean_masks` gives the same bits under the same versions of Pillow and
+Matplotlib, and `render` under the same version of NumPy. No function uses a global random state.
 """
 
 from __future__ import annotations

@@ -7,21 +7,22 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedbench.vit import fast_block, nano, two_towers
+from fedbench.vit.block_forward import Prefixes, has_plain_attention, leading, whole
 from fedbench.vit.weights import WeightsError, fitting_state, load_weights, refuse_broken
 
 PromptsAt = Callable[[int, Tensor], Mapping[str, Tensor]]
+PrefixesAt = Callable[[int, Tensor], Mapping[str, Tensor]]
 Run = Callable[..., Tensor]  # (part, block, x, ...): part(block, x, ...), see `fedbench.vit.compiled`
 
 
@@ -30,7 +31,7 @@ class BackboneError(ValueError):
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PartialPass:
     """A pass up to block `layer`: the tokens [N, T, D] that enter it, before any prompt of this block.
 
     ``lengths``: the slots among the tokens. ``tapped``: the CLS tokens [N, D] observed in earlier blocks.
@@ -50,8 +51,8 @@ class Backbone(nn.Module):
 
     ``trims_last_block``: the last block computes only the tokens that are read. ``uses_fast_blocks``: frozen blocks use a
     hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only and may be set to False.
-    ``width`` D, ``depth`` L, ``tokens`` 1 + T, ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those
-    that the checkpoint was trained with.
+    ``takes_prefixes``: whether keys and values of its blocks may have prefixes. ``width`` D, ``depth`` L, ``tokens`` 1 + T,
+    ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those that the checkpoint was trained with.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
-        plain_attention = type(vit.blocks[-1]) is Block and type(getattr(vit.blocks[-1], "attn", None)) is Attention
-        self.trims_last_block = shortcuts and plain_attention
+        self.takes_prefixes = all(has_plain_attention(block) for block in vit.blocks)
+        self.trims_last_block = shortcuts and has_plain_attention(vit.blocks[-1])
         self.uses_fast_blocks = shortcuts and all(fast_block.is_supported(block) for block in vit.blocks)
         self.mean, self.std = mean, std
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
@@ -69,52 +70,64 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        images: Tensor | Prefix,
+        images: Tensor | PartialPass,
         layers: tuple[int, ...] = (),
         prompts_at: PromptsAt | None = None,
         taps: tuple[int, ...] = (),
         slots_read: bool = True,
         run: Run | None = None,
+        prefixes_at: PrefixesAt | None = None,
         patches_read: bool = False,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """Run `images` [N, 3, H, W], or the rest of a pass that `prefix` began. Return what a head may read, and the taps.
+        """Run `images` [N, 3, H, W], or the rest of a `partial_pass`. Return what a head may read, and the taps.
 
         Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}``. A known slot is replaced
         (deep prompts), a new slot is inserted after the others. All slots are between CLS and the patches, without
-        position embedding. Without `slots_read`, only CLS is returned, and the last block computes nothing else. With
-        `patches_read`, the patch tokens ``"patches"`` [N, T, D] are returned as well.
-        `run`, if not None, runs each block.
-        Returns ``({"cls": [N, D], slot: [N, P, D]}, {layer: CLS token [N, D] entering it})``, the first mapping after the
-        last norm.
+        position embedding. In the same blocks, ``prefixes_at(layer, tokens)`` gives the prefixes of keys and values (see
+        `fedbench.vit.block_forward`), from the block's normalised tokens [N, T, D]. `run`, if not None, runs each other block.
+        Only CLS is returned, with the slots if `slots_read`, and with the N' patch tokens if `patches_read`. The last block
+        computes nothing else.
+        Returns ``({"cls": [N, D], slot: [N, P, D], "patches": [N, N', D]}, {layer: CLS token [N, D] entering it})``, the
+        first mapping after the last norm.
         """
         last = self.depth - 1
-        entered = _entered(self.prefix(images, last, layers, prompts_at, taps, run), layers, prompts_at, taps)
-        lengths = dict(entered.lengths) if slots_read or patches_read else {}
-        count = 1 + sum(lengths.values())
+        state = self.partial_pass(images, last, layers, prompts_at, taps, run, prefixes_at)
+        entered = _entered(state, layers, prompts_at, taps)
+        lengths = entered.lengths if slots_read or patches_read else {}
+        count = None if patches_read else 1 + sum(lengths.values())
+        x = self.vit.norm(self._last_block(entered.tokens, count, run, _prefixes(last, layers, prefixes_at)))
+        cls, *slots, rest = x.split([1, *lengths.values(), x.shape[1] - 1 - sum(lengths.values())], dim=1)
+        read = {"cls": cls[:, 0]} | (dict(zip(lengths, slots, strict=True)) if slots_read else {})
         if patches_read:
-            lengths["patches"] = entered.tokens.shape[1] - count
-            count = entered.tokens.shape[1]
-        part = leading if self.trims_last_block else whole
-        block = self.vit.blocks[last]
-        x = part(block, entered.tokens, count) if run is None else run(part, block, entered.tokens, count)
-        cls, *slots = self.vit.norm(x).split([1, *lengths.values()], dim=1)
-        return {"cls": cls[:, 0], **dict(zip(lengths, slots, strict=True))}, entered.tapped
+            read["patches"] = rest[:, int(self.vit.num_prefix_tokens) - 1 :]  # without registers
+        return read, entered.tapped
 
-    def prefix(
+    def _last_block(self, x: Tensor, count: int | None, run: Run | None, prefixes: Prefixes | None) -> Tensor:
+        """The first `count` tokens (None: all) that the last block makes of x [N, T, D]."""
+        block = self.vit.blocks[self.depth - 1]
+        if prefixes is not None:
+            return leading(block, x, count if self.trims_last_block else None, prefixes)[:, :count]
+        part = leading if self.trims_last_block and count is not None else whole
+        return part(block, x, count) if run is None else run(part, block, x, count)
+
+    def partial_pass(
         self,
-        images: Tensor | Prefix,
+        images: Tensor | PartialPass,
         stop: int,
         layers: tuple[int, ...] = (),
         prompts_at: PromptsAt | None = None,
         taps: tuple[int, ...] = (),
         run: Run | None = None,
-    ) -> Prefix:
+        prefixes_at: PrefixesAt | None = None,
+    ) -> PartialPass:
         """The blocks below `stop` of a pass, with the arguments of `forward`. Several passes may go on from here."""
-        state = images if isinstance(images, Prefix) else Prefix(0, self.entering(images, 0))
+        state = images if isinstance(images, PartialPass) else PartialPass(0, self.entering(images, 0))
         for layer in range(state.layer, stop):
             block, entered = self.vit.blocks[layer], _entered(state, layers, prompts_at, taps)
-            x = entered.tokens
-            if run is not None:
+            x, prefixes = entered.tokens, _prefixes(layer, layers, prefixes_at)
+            if prefixes is not None:
+                x = leading(block, x, None, prefixes)
+            elif run is not None:
                 x = run(whole, block, x)
             elif self.uses_fast_blocks and fast_block.is_applicable(block, x):
                 # If no earlier block needs a gradient, only the slots need one.
@@ -122,7 +135,7 @@ class Backbone(nn.Module):
                 x = fast_block.run_block(block, x if slots is None else x.detach(), slots)
             else:
                 x = block(x)
-            state = Prefix(layer + 1, x, entered.lengths, entered.tapped)
+            state = PartialPass(layer + 1, x, entered.lengths, entered.tapped)
         return state
 
     def entering(self, images: Tensor, layer: int) -> Tensor:
@@ -160,40 +173,20 @@ class Backbone(nn.Module):
         return digest.hexdigest()[:16]
 
 
-def _entered(state: Prefix, layers: tuple[int, ...], prompts_at: PromptsAt | None, taps: tuple[int, ...]) -> Prefix:
+def _prefixes(layer: int, layers: tuple[int, ...], prefixes_at: PrefixesAt | None) -> Prefixes | None:
+    """The prefixes of block `layer`, if it has any."""
+    return None if prefixes_at is None or layer not in layers else partial(prefixes_at, layer)
+
+
+def _entered(
+    state: PartialPass, layers: tuple[int, ...], prompts_at: PromptsAt | None, taps: tuple[int, ...]
+) -> PartialPass:
     """`state` with the prompts of its block among the tokens, and with the block's tap."""
     x, layer = state.tokens, state.layer
     tapped = state.tapped | {layer: x[:, 0]} if layer in taps else state.tapped
     if layer not in layers or prompts_at is None:
-        return Prefix(layer, x, state.lengths, tapped)
-    return Prefix(layer, *insert(x, state.lengths, prompts_at(layer, x[:, 0])), tapped)
-
-
-def whole(block: Any, x: Tensor, count: int | None = None) -> Tensor:
-    """``block(x)``, or its first `count` tokens."""
-    result: Tensor = block(x)
-    return result[:, :count]
-
-
-def leading(block: Any, x: Tensor, count: int) -> Tensor:
-    """The first `count` tokens of ``block(x)`` for a timm `Block`: x [N, T, D] -> [N, count, D].
-
-    Keys and values are computed for all tokens; queries, projection and MLP for the first `count` only.
-    """
-    attn = block.attn
-    y, heads = block.norm1(x), attn.num_heads
-    width, bias = attn.attn_dim, attn.qkv.bias
-    n = len(y)
-    q = F.linear(y[:, :count], attn.qkv.weight[:width], None if bias is None else bias[:width])
-    k, v = F.linear(y, attn.qkv.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    q, k, v = (z.view(n, -1, heads, attn.head_dim).transpose(1, 2) for z in (q, k, v))  # [N, heads, T, D/heads]
-    z = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(n, count, width)
-    z = attn.norm(z)
-    if attn.gate is not None:
-        z = z * attn.gate(y[:, :count]).sigmoid()
-    x = x[:, :count] + block.ls1(attn.proj(z))
-    result: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
-    return result
+        return PartialPass(layer, x, state.lengths, tapped)
+    return PartialPass(layer, *insert(x, state.lengths, prompts_at(layer, x[:, 0])), tapped)
 
 
 def insert(x: Tensor, lengths: Mapping[str, int], new: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]]:

@@ -40,15 +40,17 @@ class CachedTokens:
 
 
 def first_block(method: Method, depth: int) -> int:
-    """The first block that a prompt enters or a tap reads, in any phase or view.
+    """The first block that a prompt or prefix enters or a tap reads, in any phase or view.
 
-    0 if there is none, or if the method changes pixels or backbone weights: then no block can be cached.
+    If there is none: the last block for a method that reads patches, else 0. 0 also if the method changes pixels or backbone
+    weights: then no block can be cached.
     """
     if method.pixels is not None or method.backbone_weights is not None:
         return 0
     phases = (None, *range(len(method.phases or ())))
     forms = [method.at(phase, view) for phase in phases for view in (None, *method.views, *method.candidates)]
-    return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=0)
+    default = depth - 1 if method.reads_patches else 0
+    return min((layer for form in forms for layer in (*form.layers(depth), *form.taps(depth))), default=default)
 
 
 def cached_tokens(

@@ -19,6 +19,7 @@ from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run import evaluation, scoring, simulation
 from fedbench.run.cost import image_cost
+from fedbench.run.local import _text_leaves
 from fedbench.text import class_texts as module
 
 METHOD = plugins().classes["method"]
@@ -360,3 +361,16 @@ def test_a_few_shot_client_keeps_at_most_so_many_samples_of_a_class(world):
     assert (counts[1] == counts[0].clip(max=2)).all()
     assert set(few.split.train.indices) < set(whole.split.train.indices)
     assert (few.split.test.indices == whole.split.test.indices).all()
+
+
+def test_only_text_features_that_need_a_gradient_become_leaves():
+    start = torch.ones(2, requires_grad=True)
+    live = {"text.made": start * 2, "text.frozen": torch.ones(2), "other": start * 3}
+    text, leaves = _text_leaves(live)
+    assert list(text) == ["text.made"]
+    assert text["text.made"] is live["text.made"]
+    assert leaves["text.made"].is_leaf
+    assert leaves["text.made"].requires_grad
+    assert leaves["text.made"].tolist() == [2, 2]
+    assert leaves["text.frozen"] is live["text.frozen"]
+    assert leaves["other"] is live["other"]

@@ -83,6 +83,18 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedpgp", "temperature"): [Change(0.7, TRAINED)],
     ("fedpgp", "head"): [Change("local", AFTER | {"shapes", "costs"})],  # the first round starts alike
     ("fedpr", "drop"): [Change(0.05, AFTER | {"shapes", "start", "costs"})],  # from the second round on
+    ("fedperfix", "prefix"): [Change("tokens", SHAPED | {"costs"})],
+    ("fedperfix", "prefix_length"): [
+        Change(3, refused="it needs `prefix: tokens`"),
+        Change(3, SHAPED | {"costs"}, {"prefix": "tokens"}),
+    ],
+    ("fedperfix", "bottleneck"): [Change(5, SHAPED | {"costs"})],
+    ("fedperfix", "scale"): [Change(0.5, SEEN)],
+    ("fedperfix", "share"): [Change("backbone", SHAPED | {"costs"})],
+    ("fedperfix", "local_blocks"): [
+        Change(1, refused="it needs `share: backbone`"),
+        Change(1, AFTER | {"shapes", "costs"}, {"share": "backbone"}),
+    ],
     ("fedproto", "pull"): [Change(5.0, AFTER)],  # from the second round on, when there are prototypes
     ("fedproto", "finetune_epochs"): [Change(2, {"answers"})],  # without prototypes, all scores are alike
     ("fedproto", "prompt_length"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],

@@ -61,6 +61,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "fedbabu": {**PROMPTS, "finetune_epochs": EPOCHS},
     "fedcof": {},
     "fedncm": {},
+    "fedperfix": {**PROMPTS, "scale": {"log": (0.1, 10.0)}},
     "fedpgp": {
         **PROMPTS,
         "factor_lr_scale": SCALE,
