@@ -496,3 +496,11 @@ def test_a_later_option_is_part_of_the_identity_only_if_it_is_not_at_its_default
     assert plain.identity == default.identity
     assert other.identity["aggregation"] == {"name": "fedavg", "weighting": "uniform"}
     assert default.run.aggregation["weighting"] == "samples"
+
+
+def test_a_column_of_clients_is_unpacked_as_runs_write_it():
+    shares = published_runs._array("val_accuracy", [0.5, None])
+    assert (shares.type, shares.null_count) == (pa.float64(), 0)
+    np.testing.assert_array_equal(shares.to_numpy(), [0.5, np.nan])
+    counts = published_runs._array("train_samples", [3, 4])
+    assert (str(counts.type), counts.to_pylist()) == ("int64", [3, 4])

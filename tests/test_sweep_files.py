@@ -22,6 +22,7 @@ WANTED = {
     *("main_table", "participation", "clients", "prompt_length", "pep_ablation", "controls", "held_out", "roster"),
     *(
         "quickstart",
+        "clip_quickstart",
         "nano_plain",
         "pep_ablation_nano",
         "reference_nano",
@@ -133,6 +134,8 @@ def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
         shrink["tune"] = "{trials: 1, rounds: 1}"
     if name == "pep_ablation":
         shrink["grid.method"] = "[{name: pep_fedpt, inject: 3}, {name: pep_fedpt, inject: 1}]"  # nano has six blocks
+    if name == "clip_quickstart":
+        shrink["backbone"] = "{name: clip_nano}"
     if name in ("main_table", "sgpt", "protocols/sgpt"):  # nano has six blocks
         shrink["exclude"] = "[{method: {name: sgpt, shared_blocks: 5}}]"
     settings = [f"{key}={value}" for key, value in shrink.items()]

@@ -92,3 +92,17 @@ def test_the_text_layer_is_imported_only_by_runs_that_use_it():
         assert not any(name.startswith(("fedbench.text", "open_clip")) for name in early), (
             f"{path}: import it in a function"
         )
+
+
+def test_texts_that_begin_alike_share_their_beginning_forwards_and_backwards():
+    ours = tower()
+    torch.manual_seed(2)
+    prefix = torch.randn(2, 4, 32, dtype=torch.float64, requires_grad=True)
+    rest, eot = torch.randn(2, 3, 5, 32, dtype=torch.float64), torch.tensor([1, 4, 2])
+    joined = torch.cat([prefix[:, None].expand(2, 3, 4, 32), rest], 2).flatten(0, 1)
+    expected = ours(joined, eot.repeat(2) + 4).view(2, 3, -1)
+    features = ours.continued(prefix, rest, eot)
+    torch.testing.assert_close(features, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((value * weight).sum(), prefix)[0] for value in (features, expected)]
+    torch.testing.assert_close(*gradients)

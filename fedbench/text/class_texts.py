@@ -132,8 +132,6 @@ class ClassTexts:
         length = self.length(vectors)
         if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
             return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
-        if contexts.dim() == 3:
-            contexts = contexts[:, None].expand(count, classes, -1, -1)
         width = self.words.shape[-1]
         at_once = max(1, PASS_BYTES // (16 * width * length * count))  # an MLP has 4 D numbers of 4 bytes for a token
         kept = 4 * 14 * width * length * count * classes * len(self.side.tower.transformer.resblocks)
@@ -148,11 +146,13 @@ class ClassTexts:
         return torch.cat(parts, 1)
 
     def _part(self, contexts: Tensor, classes: slice) -> Tensor:
-        """The features [K, c, E] of some of the classes; `contexts` [K, C, P, D]."""
-        count, _, vectors, width = contexts.shape
-        ends = self.ends[classes]
+        """The features [K, c, E] of some of the classes; `contexts` [K, P, D] or [K, C, P, D]."""
+        count, vectors, ends = len(contexts), contexts.shape[-2], self.ends[classes]
         words = self.words[classes, : max(ends) + 1].expand(count, -1, -1, -1)
-        start = self.start.expand(count, len(ends), 1, width)
+        if contexts.dim() == 3:  # all classes begin with the same tokens
+            prefix = torch.cat([self.start.expand(count, 1, -1), contexts], 1)
+            return F.normalize(self.side.tower.continued(prefix, words, self.at[classes]), dim=-1)
+        start = self.start.expand(count, len(ends), 1, -1)
         x = torch.cat([start, contexts[:, classes], words], 2).flatten(0, 1)
         eot = self.at[classes].add(1 + vectors).repeat(count)
         return F.normalize(self.side.tower(x, eot), dim=-1).view(count, len(ends), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,23 @@ class TextTower(nn.Module):
         features: Tensor = self.ln_final(last) @ self.text_projection
         return features
 
+    def continued(self, prefix: Tensor, rest: Tensor, eot: Tensor) -> Tensor:
+        """The features [K, n, E] of n texts that begin alike: with `prefix` [K, Q, D], and go on with `rest` [K, n, R, D].
+
+        `eot` [n] are end-of-text positions among the rest. Attention is causal, so the tokens of a prefix are the same in all n
+        texts and are computed once. Equals `forward` on the joined tokens.
+        """
+        count, texts, length, _ = rest.shape
+        shared = prefix.shape[1]
+        positions = self.positional_embedding[: shared + length].to(rest.dtype)
+        a, b = prefix + positions[:shared], (rest + positions[shared:]).flatten(0, 1)
+        for block in self.transformer.resblocks:
+            continued: Any = block.continued
+            a, b = continued(a, b)
+        last = b.take_along_dim(eot.repeat(count)[:, None, None], dim=1)[:, 0]
+        features: Tensor = self.ln_final(last) @ self.text_projection
+        return features.view(count, texts, -1)
+
 
 class TextTransformer(nn.Module):
     """A stack of causal blocks."""
@@ -116,6 +134,12 @@ class TextBlock(nn.Module):
         result: Tensor = x + self.mlp(self.ln_2(x))
         return result
 
+    def continued(self, prefix: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of K shared beginnings [K, Q, D], and of the n texts of each that go on from them [K * n, R, D]."""
+        attended = self.attn.continued(self.ln_1(prefix), self.ln_1(rest))
+        prefix, rest = (x + mixed for x, mixed in zip((prefix, rest), attended, strict=True))
+        return prefix + self.mlp(self.ln_2(prefix)), rest + self.mlp(self.ln_2(rest))
+
 
 class CausalAttention(nn.Module):
     """Multi-head attention in which each token sees itself and the tokens before it; torch's parameter names."""
@@ -130,9 +154,27 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixed tokens [n, L, D]."""
+        return self._projected(F.scaled_dot_product_attention(*self._heads(x), is_causal=True))
+
+    def continued(self, prefix: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixed tokens of shared beginnings [K, Q, D], and of their n texts each [K * n, R, D], which see them."""
+        q, k, v = self._heads(prefix)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        texts, (shared, length) = len(rest) // len(prefix), (prefix.shape[1], rest.shape[1])
+        queries, keys, values = self._heads(rest)
+        keys, values = (torch.cat([old.repeat_interleave(texts, 0), new], 2) for old, new in ((k, keys), (v, values)))
+        mask = torch.ones(length, shared + length, dtype=torch.bool, device=rest.device).tril(shared)
+        continued = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return self._projected(mixed), self._projected(continued)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [n, heads, L, D/heads]."""
         n, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(n, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [n, heads, L, D/heads]
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        result: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(n, length, width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _projected(self, mixed: Tensor) -> Tensor:
+        n, _, length, _ = mixed.shape
+        result: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(n, length, -1))
         return result

@@ -183,6 +183,31 @@ def test_fedotp_equals_the_transport_of_its_authors_in_plain_pytorch(mass):
     assert_agrees(small, loss, tokens)
 
 
+def test_fedtpg_equals_torchs_attention_and_layers():
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["fedtpg"](context_length=3, heads=2), clip=None)
+    template = plain.template()
+
+    def network(p):
+        def norm(x, name):
+            return torch.nn.functional.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
+
+        bias = torch.cat([p["q.bias"], torch.zeros(16, dtype=torch.float64), p["v.bias"]])
+        text = norm(template, "text_norm")[:, None]
+        x, _ = F.multi_head_attention_forward(
+            norm(p["query"], "query_norm")[:, None], text, text, 16, 2, None, bias, None, None, False, 0.0,
+            p["out.weight"], p["out.bias"], use_separate_proj_weight=True, q_proj_weight=p["q.weight"],
+            k_proj_weight=p["k.weight"], v_proj_weight=p["v.weight"],
+        )  # fmt: skip
+        x = x[:, 0]
+        hidden = norm(x, "ff_norm") @ p["ff_in.weight"].T + p["ff_in.bias"]
+        return x + (hidden[:, :64] * F.gelu(hidden[:, 64:])) @ p["ff_out.weight"].T + p["ff_out.bias"]
+
+    def loss(p, received, cls, y):
+        return F.cross_entropy(cosines(plain, cls, plain.features(network(p))), y)
+
+    assert_agrees(small, loss)
+
+
 @pytest.mark.parametrize("vectors", [0, 3])
 def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vectors):
     plain = PlainCLIP()

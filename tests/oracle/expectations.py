@@ -135,6 +135,7 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("pfpt", "loops"): [Change(1, AFTER)],
     ("pfpt", "choice"): [Change("batch", TRAINED)],
     ("pfpt", "bernoulli"): [Change("code", AFTER)],
+    ("fedtpg", "heads"): [Change(2, SEEN), Change(3, refused="heads 3 do not divide the text tower's width 16")],
     ("fedvpt_text", "context_length"): [Change(3, SHAPED | {"costs"})],
     ("fedotp", "transport"): [Change("sinkhorn", SEEN, {"iterations": 1})],  # of mass 1, many iterations agree
     ("fedotp", "mass"): [

@@ -87,6 +87,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
     "clip_zero_shot": {},
     "fedotp": CONTEXTS,
+    "fedtpg": CONTEXTS,
     "fedvpt_text": PROMPTS,
     "fedpgp_text": {**CONTEXTS, "mu": {"log": (0.01, 10.0)}, "rank": {"choice": (1, 2, 4, 8)}},
     "kgcoop": {**CONTEXTS, "pull": {"log": (0.1, 100.0)}},
