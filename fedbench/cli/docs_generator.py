@@ -14,7 +14,6 @@ from pydantic.fields import FieldInfo
 from fedbench.base.home import ROOT
 from fedbench.base.record_schema import columns
 from fedbench.cli.hook_tables import hook_tables
-from fedbench.cli.name_table import name_table
 from fedbench.cli.list_methods import (
     REQUIRED,
     Entry,
@@ -27,6 +26,7 @@ from fedbench.cli.list_methods import (
     listing,
 )
 from fedbench.cli.markdown import code, linked, paragraphs, prose, table
+from fedbench.cli.name_table import name_table
 from fedbench.data import Archive, Dataset, Facts, Partitioner
 from fedbench.method import Aggregation, Method
 from fedbench.plan.config import Block, RunConfig
