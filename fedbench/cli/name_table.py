@@ -11,7 +11,7 @@ from typing import Any
 
 from fedbench import method
 from fedbench.cli.markdown import prose, table
-from fedbench.method import Task
+from fedbench.method import Param, Task
 
 ATTRIBUTES = {"Task": "task"}  # classes whose fields and methods plug-ins read, and the name of their objects
 
@@ -34,17 +34,15 @@ def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _arguments(value: Any) -> str:
     """The arguments with their defaults, without types; "" for names that are not called."""
-    by_user = inspect.isfunction(value) or (dataclasses.is_dataclass(value) and value.__name__ == "Param")
-    if not by_user:
+    if not (inspect.isfunction(value) or value is Param):
         return ""
-    parts = []
-    for parameter in inspect.signature(value).parameters.values():
-        if parameter.name != "self":
-            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-            default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-            keyword = parameter.kind is parameter.KEYWORD_ONLY and "*" not in "".join(parts)
-            parts += ["*"] * keyword + [f"{star}{parameter.name}{default}"]
-    return f"({', '.join(parts)})"
+    signature = inspect.signature(value)
+    bare = [
+        parameter.replace(annotation=parameter.empty)
+        for parameter in signature.parameters.values()
+        if parameter.name != "self"
+    ]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
 
 
 def _meaning(value: Any) -> str:
@@ -52,5 +50,5 @@ def _meaning(value: Any) -> str:
     if not (inspect.isclass(value) or inspect.isfunction(value) or isinstance(value, types.ModuleType)):
         return "a type for annotations"
     text = re.split(r"\n\s*\n", inspect.getdoc(value) or "")
-    whole = text if getattr(value, "__name__", "") in ("Param", "Task") else text[:1]
+    whole = text if value in (Param, Task) else text[:1]
     return prose(" ".join(" ".join(whole).split()))
