@@ -96,10 +96,11 @@ class Backbone(nn.Module):
         lengths = entered.lengths if slots_read or patches_read else {}
         count = None if patches_read else 1 + sum(lengths.values())
         x = self.vit.norm(self._last_block(entered.tokens, count, run, _prefixes(last, layers, prefixes_at)))
-        cls, *slots, rest = x.split([1, *lengths.values(), x.shape[1] - 1 - sum(lengths.values())], dim=1)
-        read = {"cls": cls[:, 0]} | (dict(zip(lengths, slots, strict=True)) if slots_read else {})
+        patches = [x.shape[1] - 1 - sum(lengths.values())] if patches_read else []  # a part of no tokens costs a kernel
+        cls, *parts = x.split([1, *lengths.values(), *patches], dim=1)
+        read = {"cls": cls[:, 0]} | (dict(zip(lengths, parts, strict=False)) if slots_read else {})
         if patches_read:
-            read["patches"] = rest[:, int(self.vit.num_prefix_tokens) - 1 :]  # without registers
+            read["patches"] = parts[-1][:, int(self.vit.num_prefix_tokens) - 1 :]  # without registers
         return read, entered.tapped
 
     def _last_block(self, x: Tensor, count: int | None, run: Run | None, prefixes: Prefixes | None) -> Tensor:

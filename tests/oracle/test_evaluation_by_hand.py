@@ -78,7 +78,7 @@ def test_clients_are_evaluated_in_blocks_whose_values_fit(
         split=split,
         server=SimpleNamespace(row_bytes=lambda: 10, read=dict, memory=SimpleNamespace(spec={"prompt": None})),
         run=SimpleNamespace(clients=SimpleNamespace(number=clients), test_data=test_data),
-        model=None,
+        model=SimpleNamespace(text=None, prepared=lambda values, read: (values, read)),
         chunk=1,
     )
     test, validation, right = evaluation._client_accuracies(experiment, unseen={})
