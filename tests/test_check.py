@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -450,6 +451,8 @@ def test_the_command_line(tmp_path, capsys):
     (taken := folder / "iid.py").write_text(fine.read_text())
     assert check.main([str(taken)]) == check.FINE
     assert "note  fedbench has a partition called iid" in capsys.readouterr().out
+    shipped = plugins().classes["partition"]["iid"]
+    assert "citation" in typing.get_type_hints(shipped)  # its module is still its own
 
     warned = write(
         folder, "partition", shares=SHARES + "np.full((5, clients), 1 / clients)", group="def group(self): 1"

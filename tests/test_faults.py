@@ -272,6 +272,7 @@ def test_every_kind_has_a_rule_and_is_counted_for_itself(tmp_path: Path) -> None
     assert kinds <= failures.MORE_ATTEMPTS.keys()
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_tried_again_with_half_the_images(
     place: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_rendering_depends_on_the_stream_alone(glyphs: ModuleType) -> None:
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nano.NAMES)
 def test_the_recipe_is_that_of_the_weights(name: str, chars: list[str]) -> None:
     recipe = json.loads(nano.recipe_path(name).read_text(encoding="utf-8"))
@@ -203,6 +204,7 @@ def test_damaged_weights_are_refused(name: str, tmp_path: Path) -> None:
         nano.build(name, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("nano", 0.1), ("nano_plain", 0.25)])
 def test_nano_tells_unseen_characters_apart(name: str, least: float, samples: Samples) -> None:
     """Nearest class mean over all six styles, 24 images per class: at least 10 and 25 times better than chance (1 %)."""

@@ -217,6 +217,7 @@ def packed(data: Path) -> Sweep:
     return sweep(data, {"method": "fedvpt"})
 
 
+@pytest.mark.slow
 def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
     sweep_ = packed(data)
     job.run_job(tmp_path / "results", planned(sweep_, tmp_path / "results"))
@@ -230,6 +231,7 @@ def test_a_job_does_what_can_be_done_together(data, tmp_path, quiet):
         assert not folder.notes()
 
 
+@pytest.mark.slow
 def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeypatch):
     sweep_, before = packed(data), pack.receive
     failing = sweep_.runs[2]
@@ -247,6 +249,7 @@ def test_one_that_fails_leaves_and_is_tried_alone(data, tmp_path, quiet, monkeyp
         assert ("leaving the pack after round 1: planted" in log) == (run is failing)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet, monkeypatch, caplog):
     def broken(*_: Any) -> None:
         raise MemoryError("planted")
@@ -258,6 +261,7 @@ def test_a_training_that_fails_for_all_is_done_one_by_one(data, tmp_path, quiet,
     same(done(sweep_, tmp_path / "results"), quiet)
 
 
+@pytest.mark.slow
 def test_all_runs_of_a_pack_stop_after_the_round_if_asked_to_leave_and_resume_later(data, tmp_path, quiet, monkeypatch):
     sweep_, before = packed(data), pack.train_together
     monkeypatch.setattr(stop_request, "received", False)

@@ -259,6 +259,7 @@ def at_once(root: Path, begin: Any) -> None:
 SLOW = [pytest.param(without, marks=pytest.mark.slow) for without in ("", "locks")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [*SLOW, "locks and claims"])
 def test_fifty_jobs_decode_once(without: str, tiny: Path, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_lock(*_: Any) -> None:

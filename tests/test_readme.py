@@ -27,6 +27,7 @@ def test_it_is_short():
     assert len([line for line in code.splitlines() if line.strip()]) == 13  # as its heading says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in README.commands if command not in README.on_slurm])
 def test_command(command, tmp_path):
     if command.startswith("make "):

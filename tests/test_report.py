@@ -365,6 +365,7 @@ def test_a_sweep_file_says_which_runs_and_which_are_missing(tmp_path: Path) -> N
     assert set(evidence.runs["setting"]) == {"my_data · dirichlet 0.2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweeps", [[], [str(ROOT / "sweeps" / "quickstart.yaml")]], ids=["folder", "sweep file"])
 def test_reports_import_no_torch(sweeps: list[str], tmp_path: Path) -> None:
     """Not even where a sweep file is read, which needs the plug-ins: a process of its own reads it."""

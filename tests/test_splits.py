@@ -205,6 +205,7 @@ def hashes() -> list[str]:
     return [split(MANY, partitioner, 6, 0.2, 0.1, seed=3).hash for partitioner in made]
 
 
+@pytest.mark.slow
 def test_hashes_are_the_same_in_every_process() -> None:
     env = {**os.environ, "PYTHONHASHSEED": "77"}
     other = subprocess.run(

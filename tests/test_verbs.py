@@ -116,6 +116,7 @@ def test_the_installed_command_is_the_same():
     assert scripts == {"fedbench": "fedbench.cli.main:main"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["methods"], ["data", "list"]])
 def test_a_reader_who_leaves_early_hears_nothing(words):
     """As `fedbench ... | true`."""

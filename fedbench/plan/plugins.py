@@ -7,6 +7,7 @@ package of that name, and plug-ins cannot import each other.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,10 @@ def load(path: Path, class_name: str, base: type) -> type:
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
-    module = execute(path, f"fedbench_plugin_{path.parent.name}_{path.stem}")
+    name = f"fedbench_plugin_{path.parent.name}_{path.stem}"
+    if name in sys.modules:  # another file of this name, whose classes look up their annotations in that module
+        name += f"_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module = execute(path, name)
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         raise PluginError(f"{path}: expected a class {class_name!r}, a frozen dataclass derived from {base.__name__}")
