@@ -16,7 +16,7 @@ from fedbench.cli import check
 from fedbench.contract import form
 from fedbench.method import Method, only_if
 from fedbench.method.hooks import hooks_of, is_optional
-from fedbench.plan.plugins import ALL_KINDS, HOME, PluginError
+from fedbench.plan.plugins import ALL_KINDS, HOME, PluginError, plugins
 
 HEAD = '''
 """A plug-in of the tests."""
