@@ -26,7 +26,12 @@ from fedbench.vit.backbone import Backbone
 
 CLASSES = plugins().classes
 LOCAL = {"name": "fedvpt", "prompt": "local"}
-CASES = {name: {"method": name} for name in CLASSES["method"]}
+CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in CLASSES["method"]}
+CASES |= {
+    name: case | {"backbone": {"name": "clip_nano"}}
+    for name, case in CASES.items()
+    if CLASSES["method"][name].reads_text
+}
 CASES |= {f"fedvpt+{name}": {"method": "fedvpt", "aggregation": name} for name in CLASSES["aggregation"]}
 CASES |= {f"local+{name}": {"method": LOCAL, "aggregation": name} for name in CLASSES["aggregation"]}
 # Each of another structure: shared values, a client's own in phases, read of the server, made by it, sums, gradients.
@@ -42,7 +47,8 @@ def write_images(path: Path) -> Path:
     """64 images of 4 classes, a quarter of them test images."""
     labels = np.arange(64) % 4
     images = np.random.default_rng(0).integers(0, 90, (64, 32, 32, 3)) + 40 * labels[:, None, None, None]
-    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(64) % 16 < 4)
+    names = np.array(["greek small letter alpha", "latin small letter o", "digit four", "georgian letter man"])
+    np.savez(path, images=images.astype(np.uint8), labels=labels, is_test=np.arange(64) % 16 < 4, class_names=names)
     return path
 
 

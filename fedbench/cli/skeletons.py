@@ -128,7 +128,7 @@ class Partitioner(data.Partitioner):
         weight = stream.uniform(0.5, 1.5, (samples.num_classes, clients))
         return np.asarray(weight / weight.sum(1, keepdims=True))
 
-    # Other hooks; docs/add_a_partitioner.md says when to write which: groups, assign
+    # Other hooks; docs/add_a_partitioner.md says when to write which: groups, assign, deal
 '''
 METRIC = '''\
 """NAME: say in one sentence what it measures.
