@@ -85,7 +85,11 @@ def test_the_wheel_holds_all_of_the_package_and_no_other_top_folder(wheel):
     assert {name.split("/")[0] for name in names} == {"fedbench"}
     package = {path.relative_to(HOME).as_posix() for path in (HOME / "fedbench").rglob("*.*")}
     home = {path for folder in ("methods", "datasets") for path in (HOME / folder).rglob("*.py")}
-    home |= {*(HOME / "sweeps").rglob("*.yaml"), *(HOME / "reports" / "reference").glob("*.csv")}
+    home |= {
+        *(HOME / "datasets").glob("*.npz"),
+        *(HOME / "sweeps").rglob("*.yaml"),
+        *(HOME / "reports" / "reference").glob("*.csv"),
+    }
     expected = {name for name in package if not name.endswith(".pyc")}
     expected |= {f"fedbench/_home/{path.relative_to(HOME).as_posix()}" for path in home}
     assert names == expected
