@@ -104,6 +104,7 @@ def break_line_2(path: Path) -> None:
 
 
 # -- records and checkpoints -------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [Path.unlink, empty, break_line_2, cut], ids=["deleted", "emptied", "line 2", "cut"])
 def test_a_run_killed_at_round_5_whose_records_are_then_damaged_makes_all_ten_rounds(
     place: Workplace, killed: RunFolder, undisturbed: Any, damage: Change

@@ -87,6 +87,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fedvpt", "fedrep", "full_finetune")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pep_fedpt", *SLOW])
 def test_variants_in_evaluation_share_one_training_and_keep_their_own_numbers(name, data, tmp_path, trainings):
     planned_sweep = sweep(data, [{"name": name, "finetune_epochs": 0, **variant} for variant in VARIANTS])

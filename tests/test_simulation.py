@@ -206,6 +206,7 @@ def test_a_diverged_run_has_no_number(data, tmp_path):
     assert all(np.isfinite(record["train_loss"]) for record in numbers(RunFolder(tmp_path / plan.runs[0].name)))
 
 
+@pytest.mark.slow
 def test_statistics_are_reported_once(data, tmp_path):
     """PEP-FedPT's prototypes of the prompt-free feature: 128 sums, a count and twice the class's number (4 bytes each) for
     each class that a client has, when it first takes part; all 4 rows without numbers where that is less."""
