@@ -179,6 +179,7 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
     ("feddyn", "alpha"): [Change(0.5, TRAINED)],
     ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("sign", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
     ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
