@@ -66,7 +66,9 @@ def test_a_sweep_on_an_open_clip_model_without_the_extra_is_one_message_and_writ
     monkeypatch.chdir(tmp_path)
     base = {"backbone": {"name": "open_clip/ViT-B-16.openai"}, "dataset": {"name": "glyphs"}, "partition": "iid"}
     base |= {"rounds": 1, "clients": {"number": 4, "per_round": 2}}
-    (tmp_path / "x.yaml").write_text(json.dumps({"name": "x", "base": base, "grid": {"method": ["promptfl", "fedvpt"]}}))
+    (tmp_path / "x.yaml").write_text(
+        json.dumps({"name": "x", "base": base, "grid": {"method": ["promptfl", "fedvpt"]}})
+    )
     for options in ([], ["--dry-run"]):
         assert sweep.main(["x.yaml", *options]) == 2
         message = capsys.readouterr().err

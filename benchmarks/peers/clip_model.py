@@ -1,7 +1,7 @@
 """PromptFL on a frozen open_clip model in plain PyTorch, computed as the authors' code and FLiP compute it.
 
-Both train CoOp's `CustomCLIP`: each step runs the image encoder on its images, and the text encoder on all positions of all classes.
-The modules are open_clip's own. Neither code is copied here.
+Both train CoOp's `CustomCLIP`: each step runs the image encoder on its images, and the text encoder on all positions of all
+classes. The modules are open_clip's own. Neither code is copied here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "peers-clip"  # of the model in open_clip's list
 
 
 def register(sizes: Mapping[str, Any], folder: Path) -> None:
-    """Add a model of these `sizes` to open_clip's list. Its configuration is written to `folder`, from which open_clip reads it."""
+    """Add a model of these `sizes` to open_clip's list, with a configuration file in `folder`."""
     (folder / f"{NAME}.json").write_text(json.dumps(dict(sizes)))
     open_clip.add_model_config(folder / f"{NAME}.json")
 
@@ -47,7 +47,8 @@ class PromptedClip(nn.Module):
         self.model = model.requires_grad_(False)
         self.context = nn.Parameter(torch.from_numpy(context.copy()))  # [P, D]
         words = " ".join(["X"] * len(context))  # placeholders, whose embeddings the contexts replace
-        tokens = open_clip.get_tokenizer(NAME)([f"{words} {name}." for name in names])  # [C, 77]
+        texts = [f"{words} {name.replace('_', ' ')}." for name in names]
+        tokens = open_clip.get_tokenizer(NAME)(texts)  # [C, 77]
         embedding = model.token_embedding(tokens)
         self.eot: Tensor = tokens.argmax(-1)
         self.register_buffer("prefix", embedding[:, :1])

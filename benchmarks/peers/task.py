@@ -1,6 +1,6 @@
 """The inputs and outputs of every system. Imports nothing of fedbench, so that it runs in the peers' environment.
 
-A task is a folder: `case.json` (method, architecture and numbers), `data.npz` (images, labels, is_test, user and class_names, as
+A task is a folder: `case.json` (method, architecture and numbers), `data.npz` (images, labels, is_test, user, class_names as
 fedbench's `npz` dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `weights.safetensors`.
 """
 
