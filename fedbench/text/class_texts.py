@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -52,6 +53,20 @@ def text_side(
         end=end,
         template=sizes.template if template is None else template,
     )
+
+
+@dataclass(frozen=True)
+class Names:
+    """The tokens of class names behind the contexts, in the order in which they pass the tower."""
+
+    words: Tensor  # [C, R, D] embeddings of "name." and the end token
+    ends: tuple[int, ...]  # the position of the end token among the words of each class
+    at: Tensor  # [C] the same on the device
+
+    def part(self, classes: slice) -> Names:
+        """Some of the classes, cut behind their last end."""
+        ends = self.ends[classes]
+        return Names(self.words[classes, : max(ends) + 1], ends, self.at[classes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,29 +148,58 @@ class ClassTexts:
         if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
             return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
         width = self.words.shape[-1]
-        at_once = max(1, PASS_BYTES // (16 * width * length * count))  # an MLP has 4 D numbers of 4 bytes for a token
         kept = 4 * 14 * width * length * count * classes * len(self.side.tower.transformer.resblocks)
+        names = Names(self.words, self.ends, self.at)
+        passes = [slice(0, classes)]
+        if several := classes * self._bytes(length, count) > PASS_BYTES:
+            names, order, place = self._by_length
+            passes = list(self._passes(names.ends, vectors, count))
+            contexts = contexts if contexts.dim() == 3 else contexts[:, order]
         parts = []
-        for first in range(0, classes, at_once):
-            here = slice(first, min(first + at_once, classes))
+        for here in passes:
+            inputs = (contexts if contexts.dim() == 3 else contexts[:, here], names.part(here))
             if kept > KEPT_BYTES and contexts.requires_grad:
-                part: Tensor = checkpoint(self._part, contexts, here, use_reentrant=False, preserve_rng_state=False)
+                part: Tensor = checkpoint(self._part, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                part = self._part(contexts, here)
+                part = self._part(*inputs)
             parts.append(part)
-        return torch.cat(parts, 1)
+        features = torch.cat(parts, 1)
+        return features[:, place] if several else features
 
-    def _part(self, contexts: Tensor, classes: slice) -> Tensor:
-        """The features [K, c, E] of some of the classes; `contexts` [K, P, D] or [K, C, P, D]."""
-        count, vectors, ends = len(contexts), contexts.shape[-2], self.ends[classes]
-        words = self.words[classes, : max(ends) + 1].expand(count, -1, -1, -1)
+    @cached_property
+    def _by_length(self) -> tuple[Names, Tensor, Tensor]:
+        """The classes from short to long names, so that a pass has little padding, their order [C], and its inverse [C]."""
+        classes = sorted(range(len(self.ends)), key=self.ends.__getitem__)
+        order = torch.tensor(classes, device=self.at.device)
+        names = Names(self.words[order], tuple(self.ends[k] for k in classes), self.at[order])
+        return names, order, order.argsort()
+
+    def _bytes(self, length: int, count: int) -> int:
+        """The widest activation of a text of `length` tokens for `count` clients: an MLP has 4 D numbers of 4 bytes a token."""
+        return 16 * self.words.shape[-1] * length * count
+
+    def _passes(self, ends: Sequence[int], vectors: int, count: int) -> Iterator[slice]:
+        """Classes that pass together. Their `ends` rise, so the last text of a pass is its longest."""
+        first = 0
+        for next_ in range(1, len(ends) + 1):
+            if (
+                next_ == len(ends)
+                or (next_ + 1 - first) * self._bytes(2 + vectors + ends[next_], count) > PASS_BYTES
+            ):
+                yield slice(first, next_)
+                first = next_
+
+    def _part(self, contexts: Tensor, names: Names) -> Tensor:
+        """The features [K, c, E] of some classes; `contexts` [K, P, D] or [K, c, P, D]."""
+        count, vectors, classes = len(contexts), contexts.shape[-2], len(names.ends)
+        words = names.words.expand(count, -1, -1, -1)
         if contexts.dim() == 3:  # all classes begin with the same tokens
             prefix = torch.cat([self.start.expand(count, 1, -1), contexts], 1)
-            return F.normalize(self.side.tower.continued(prefix, words, self.at[classes]), dim=-1)
-        start = self.start.expand(count, len(ends), 1, -1)
-        x = torch.cat([start, contexts[:, classes], words], 2).flatten(0, 1)
-        eot = self.at[classes].add(1 + vectors).repeat(count)
-        return F.normalize(self.side.tower(x, eot), dim=-1).view(count, len(ends), -1)
+            return F.normalize(self.side.tower.continued(prefix, words, names.at), dim=-1)
+        start = self.start.expand(count, classes, 1, -1)
+        x = torch.cat([start, contexts, words], 2).flatten(0, 1)
+        eot = names.at.add(1 + vectors).repeat(count)
+        return F.normalize(self.side.tower(x, eot), dim=-1).view(count, classes, -1)
 
 
 def encoded(side: TextSide, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
