@@ -144,7 +144,7 @@ def test_texts_that_begin_alike_share_their_beginning_forwards_and_backwards():
     rest, eot = torch.randn(2, 3, 5, 32, dtype=torch.float64), torch.tensor([1, 4, 2])
     joined = torch.cat([prefix[:, None].expand(2, 3, 4, 32), rest], 2).flatten(0, 1)
     expected = ours(joined, eot.repeat(2) + 4).view(2, 3, -1)
-    features = ours.continued(prefix, rest, eot)
+    features = ours.continued(ours.beginning(prefix), rest, eot)
     torch.testing.assert_close(features, expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((value * weight).sum(), prefix)[0] for value in (features, expected)]

@@ -1,7 +1,7 @@
 """System: PromptFL one client after another, as published codes train it; each step runs both encoders in full.
 
 The loop is that of `federated_main.py` of PEILab-Federated-Learning/PromptFL and of FLiP's `ClientFedAvg`: a client starts from
-the server's contexts, and every batch runs the image encoder without gradient and the text encoder with gradient. Three things are
+the server's contexts, and every batch runs the image encoder without and the text encoder with gradient. Three things are
 cheaper here than in these codes: images are tensors in memory instead of files that a loader transforms, only contexts are
 copied between server and clients instead of whole models, and no client keeps a model, as each does in FLiP.
 """

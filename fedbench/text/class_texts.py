@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedbench.text.text_cost import TextCost
 from fedbench.text.tokenizers import Encode, tokenizer
-from fedbench.text.tower import TextTower
+from fedbench.text.tower import Beginning, TextTower
 from fedbench.vit import two_towers
 
 PASS_BYTES = 4 << 20  # the widest activation of a pass should stay in a shared cache of this size
@@ -144,27 +144,31 @@ class ClassTexts:
         Clients and classes share the passes of the tower. Raises ValueError as `length` does.
         """
         count, classes, vectors = len(contexts), len(self.names), contexts.shape[-2]
-        length = self.length(vectors)
+        self.length(vectors)
         if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
             return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
-        width = self.words.shape[-1]
-        kept = 4 * 14 * width * length * count * classes * len(self.side.tower.transformer.resblocks)
-        names = Names(self.words, self.ends, self.at)
-        passes = [slice(0, classes)]
-        if several := classes * self._bytes(length, count) > PASS_BYTES:
+        names, passes, place = Names(self.words, self.ends, self.at), [slice(0, classes)], None
+        alike = contexts.dim() == 3  # all classes begin with the same tokens
+        kept = classes * self._kept_bytes(vectors, max(self.ends), count, alike)
+        if classes * self._bytes(vectors, max(self.ends), count, alike) > PASS_BYTES:
             names, order, place = self._by_length
-            passes = list(self._passes(names.ends, vectors, count))
-            contexts = contexts if contexts.dim() == 3 else contexts[:, order]
+            passes = list(self._passes(names.ends, vectors, count, alike))
+            contexts = contexts if alike else contexts[:, order]
+        beginning = self._beginning(contexts) if alike else None
         parts = []
         for here in passes:
-            inputs = (contexts if contexts.dim() == 3 else contexts[:, here], names.part(here))
+            inputs = (contexts[:, here] if beginning is None else beginning, names.part(here), count)
             if kept > KEPT_BYTES and contexts.requires_grad:
                 part: Tensor = checkpoint(self._part, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 part = self._part(*inputs)
             parts.append(part)
         features = torch.cat(parts, 1)
-        return features[:, place] if several else features
+        return features if place is None else features[:, place]
+
+    def _beginning(self, contexts: Tensor) -> Beginning:
+        """What all texts of a client need of their start token and its `contexts` [K, P, D]."""
+        return self.side.tower.beginning(torch.cat([self.start.expand(len(contexts), 1, -1), contexts], 1))
 
     @cached_property
     def _by_length(self) -> tuple[Names, Tensor, Tensor]:
@@ -174,30 +178,39 @@ class ClassTexts:
         names = Names(self.words[order], tuple(self.ends[k] for k in classes), self.at[order])
         return names, order, order.argsort()
 
-    def _bytes(self, length: int, count: int) -> int:
-        """The widest activation of a text of `length` tokens for `count` clients: an MLP has 4 D numbers of 4 bytes a token."""
-        return 16 * self.words.shape[-1] * length * count
+    def _bytes(self, vectors: int, end: int, count: int, alike: bool) -> int:
+        """The widest activation of a text for `count` clients: 4 D numbers of 4 bytes for each token in an MLP.
 
-    def _passes(self, ends: Sequence[int], vectors: int, count: int) -> Iterator[slice]:
+        If texts begin `alike`, only their names pass the MLP, and all tokens have keys of D numbers.
+        """
+        words, all_tokens = end + 1, end + 2 + vectors
+        return 4 * self.words.shape[-1] * count * (max(4 * words, all_tokens) if alike else 4 * all_tokens)
+
+    def _kept_bytes(self, vectors: int, end: int, count: int, alike: bool) -> int:
+        """What autograd keeps of a text for `count` clients: 14 D numbers of 4 bytes for each token of a block.
+
+        If texts begin `alike`, a text keeps that of its name, and the keys and values of all tokens.
+        """
+        words, all_tokens = end + 1, end + 2 + vectors
+        numbers = 14 * words + 2 * all_tokens if alike else 14 * all_tokens
+        return 4 * self.words.shape[-1] * count * numbers * len(self.side.tower.transformer.resblocks)
+
+    def _passes(self, ends: Sequence[int], vectors: int, count: int, alike: bool) -> Iterator[slice]:
         """Classes that pass together. Their `ends` rise, so the last text of a pass is its longest."""
         first = 0
-        for next_ in range(1, len(ends) + 1):
-            if (
-                next_ == len(ends)
-                or (next_ + 1 - first) * self._bytes(2 + vectors + ends[next_], count) > PASS_BYTES
-            ):
-                yield slice(first, next_)
-                first = next_
+        for stop in range(1, len(ends)):
+            if (stop + 1 - first) * self._bytes(vectors, ends[stop], count, alike) > PASS_BYTES:
+                yield slice(first, stop)
+                first = stop
+        yield slice(first, len(ends))
 
-    def _part(self, contexts: Tensor, names: Names) -> Tensor:
-        """The features [K, c, E] of some classes; `contexts` [K, P, D] or [K, c, P, D]."""
-        count, vectors, classes = len(contexts), contexts.shape[-2], len(names.ends)
+    def _part(self, before: Beginning | Tensor, names: Names, count: int) -> Tensor:
+        """The features [K, c, E] of c classes behind a beginning, or behind contexts [K, c, P, D] of each class."""
         words = names.words.expand(count, -1, -1, -1)
-        if contexts.dim() == 3:  # all classes begin with the same tokens
-            prefix = torch.cat([self.start.expand(count, 1, -1), contexts], 1)
-            return F.normalize(self.side.tower.continued(prefix, words, names.at), dim=-1)
-        start = self.start.expand(count, classes, 1, -1)
-        x = torch.cat([start, contexts, words], 2).flatten(0, 1)
+        if not isinstance(before, Tensor):
+            return F.normalize(self.side.tower.continued(before, words, names.at), dim=-1)
+        classes, vectors = before.shape[1:3]
+        x = torch.cat([self.start.expand(count, classes, 1, -1), before, words], 2).flatten(0, 1)
         eot = names.at.add(1 + vectors).repeat(count)
         return F.normalize(self.side.tower(x, eot), dim=-1).view(count, classes, -1)
 
