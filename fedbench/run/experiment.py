@@ -237,7 +237,7 @@ def load_frozen(
 
 
 def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
-    return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts)
+    return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts, pool=block.pool)
 
 
 def _task(run: RunConfig, frozen: Frozen, split: Split, text: ClassTexts | None) -> Task:
