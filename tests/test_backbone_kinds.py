@@ -8,10 +8,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from test_export import BASE, accuracy, loaded, noise
+from test_extension import done
 from tiny import METHODS, mini_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedbench.cli.main import main
 from fedbench.run import cost
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone, BackboneError
@@ -36,6 +39,8 @@ KINDS = {
     "EVA-02 (separate projections, norm in the MLP)": ("eva02_base_patch14_224", {}),
 }
 FEW = ("mean beside CLS, then norm (MAE fine-tuned)", "attention pooling (SigLIP)", "DINOv3 with SwiGLU")
+FAST = (*FEW, "mean without CLS, registers", "DINOv3 read at CLS", "EVA-02 (separate projections, norm in the MLP)")
+EVERY = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
 def foreign(kind, dtype=torch.float64):
@@ -82,22 +87,23 @@ def through_timm(vit, images, enter, keeps=True):
     return vit.forward_head(final, pre_logits=True), means
 
 
-@pytest.mark.parametrize("shortcuts", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_feature_is_what_timms_head_reads(kind, shortcuts):
+def test_the_feature_is_what_timms_head_reads(kind):
     vit, images = foreign(kind), images_of(3)
-    expected = vit.forward_head(vit.forward_features(images), pre_logits=True)
-    made = backbone_of(kind, shortcuts)
-    torch.testing.assert_close(made(images)[0]["cls"], expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(made.feature(images), expected, rtol=0, atol=1e-10)
-    assert made.tokens == vit.forward_features(images).shape[1]
+    tokens = vit.forward_features(images)
+    expected = vit.forward_head(tokens, pre_logits=True)
+    for shortcuts in (True, False):
+        made = backbone_of(kind, shortcuts)
+        torch.testing.assert_close(made(images)[0]["cls"], expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(made.feature(images), expected, rtol=0, atol=1e-10)
+    assert made.tokens == tokens.shape[1]
 
 
 PROMPTED = {"shallow": (0,), "deep": (0, 1, 2, 3), "middle": (MIDDLE,)}
 
 
 @pytest.mark.parametrize("blocks", PROMPTED)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_prompted_features_gradients_and_summaries_are_those_of_timms_blocks(kind, blocks):
     """Prompts are unrotated prefix tokens that pooling leaves out, and hooks see CLS or the mean patch of each block."""
     layers, images = PROMPTED[blocks], images_of(2)
@@ -121,7 +127,7 @@ def test_prompted_features_gradients_and_summaries_are_those_of_timms_blocks(kin
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_prefixes_act_as_tokens_that_a_block_sees_and_drops(kind):
     """The keys and values of a token, given as prefixes, are what attention makes of that token."""
     made, vit, images = backbone_of(kind), foreign(kind), images_of(2)
@@ -143,7 +149,7 @@ def test_prefixes_act_as_tokens_that_a_block_sees_and_drops(kind):
     torch.testing.assert_close(read["cls"], expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_slots_and_patches_are_those_after_timms_norms_without_registers(kind):
     made, vit, images = backbone_of(kind), foreign(kind), images_of(2)
     prompt = torch.ones(2, 3, WIDTH, dtype=torch.float64)
@@ -156,10 +162,9 @@ def test_slots_and_patches_are_those_after_timms_norms_without_registers(kind):
     torch.testing.assert_close(read["patches"], expected[:, 3:], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_the_query_after_a_middle_block_is_the_normed_summary(kind):
     vit, images = foreign(kind), images_of(2)
-    _, means = through_timm(vit, images, lambda layer: None)
     tokens = []
     vit.blocks[2].register_forward_hook(lambda module, inputs, output: tokens.append(output))
     vit.forward_features(images)
@@ -255,13 +260,15 @@ def small_models(monkeypatch):
     """timm's models in the sizes of `SMALL` wherever the backbone creates them."""
     create = timm.create_model
 
-    def create_small(name, pretrained=False, **options):
-        return create(name, pretrained=pretrained, **SMALL | options)
+    def create_small(model_name, pretrained=False, **options):
+        return create(model_name, pretrained=pretrained, **SMALL | options)
 
     monkeypatch.setattr(timm, "create_model", create_small)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, options) in KINDS.items() if not options])
+@pytest.mark.parametrize(
+    "kind", ["mean without CLS, registers", "attention pooling (SigLIP)", *(k for k in KINDS if "DINOv3 w" in k)]
+)
 def test_a_file_with_the_weights_of_each_kind_is_read_and_one_without_a_tensor_names_it(kind, small_models, tmp_path):
     vit, path = foreign(kind, torch.float32), tmp_path / "w.safetensors"
     save_file(vit.state_dict(), path)
@@ -296,9 +303,25 @@ def test_an_official_dinov3_checkpoint_is_read_under_its_names(small_models, tmp
     state = {}
     for key, value in vit.state_dict().items():
         for ours, theirs in names.items():
-            key = key.replace(ours, theirs)  # noqa: PLW2901
+            key = key.replace(ours, theirs)
         state[key] = value
     torch.save(state | {"mask_token": torch.ones(1, WIDTH), "rope_embed.periods": torch.ones(4)}, path)
     images = images_of(2, torch.float32)
     made = backbone.make("vit_small_patch16_dinov3", path)
     torch.testing.assert_close(made(images)[0]["cls"], vit.forward_head(vit.forward_features(images), True))
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_run_by_a_sweep_file_trains_and_its_export_has_its_accuracy_in_plain_timm(kind, small_models, tmp_path):
+    """The prompts of every block, the cached tokens of a middle block (`pep_fedpt`), and the file of weights."""
+    name, options = KINDS[kind]
+    save_file(foreign(kind, torch.float32).state_dict(), tmp_path / "w.safetensors")
+    block = {"name": name, "weights": str(tmp_path / "w.safetensors"), "pool": options.get("global_pool")}
+    images, labels, is_test = noise(tmp_path)
+    run = done(tmp_path / "results", tmp_path, **(BASE | {"method": {"name": "fedvpt_deep"}, "backbone": block}))
+    assert main(["export", str(run.path), "--out", str(tmp_path / "model")]) == 0
+    ours = accuracy(loaded(tmp_path / "model"), tmp_path / "model", images[is_test], labels[is_test])
+    assert ours == pytest.approx(run.records()[-1]["global_accuracy"], abs=1.01 / is_test.sum())
+    mixed = {"name": "pep_fedpt", "prompt_length": 0}
+    run = done(tmp_path / "results", tmp_path, **(BASE | {"rounds": 1, "method": mixed, "backbone": block}))
+    assert list((tmp_path).rglob(f"*-block{MIDDLE}"))

@@ -55,10 +55,10 @@ class PartialPass:
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
-    ``readout``: how it is read. ``trims_last_block``: the last block computes only CLS and the slots that are read. ``uses_fast_blocks``: frozen blocks use a
-    hand-written backward pass (`fedbench.vit.fast_block`). Both change results by rounding only and may be set to False.
-    ``takes_prefixes``: whether keys and values of its blocks may have prefixes. ``width`` D, ``depth`` L, ``tokens`` T of an
-    image without prompts (CLS, registers and patches),
+    ``readout``: how it is read. ``trims_last_block``: the last block computes only CLS and the slots that are read, if the
+    head reads no patches. ``uses_fast_blocks``: frozen blocks use a hand-written backward pass (`fedbench.vit.fast_block`).
+    Both change results by rounding only and may be set to False. ``takes_prefixes``: whether keys and values of its blocks may
+    have prefixes. ``width`` D, ``depth`` L, ``tokens`` T of an image without prompts (CLS, registers and patches),
     ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those that the checkpoint was trained with.
     """
 
