@@ -325,3 +325,16 @@ def test_a_run_by_a_sweep_file_trains_and_its_export_has_its_accuracy_in_plain_t
     mixed = {"name": "pep_fedpt", "prompt_length": 0}
     run = done(tmp_path / "results", tmp_path, **(BASE | {"rounds": 1, "method": mixed, "backbone": block}))
     assert list((tmp_path).rglob(f"*-block{MIDDLE}"))
+
+
+def test_lora_says_that_it_needs_a_joint_projection():
+    vit = backbone_of("EVA-02 (separate projections, norm in the MLP)")
+    with pytest.raises(ValueError, match="the backbone has no joint projection of queries, keys and values"):
+        mini_run(METHODS["lora"], vit=vit)
+    assert (
+        mini_run(METHODS["lora"], vit=backbone_of("DINOv3 with SwiGLU"), epochs=1)
+        .round([2])
+        .updated["A"]
+        .isfinite()
+        .all()
+    )

@@ -153,8 +153,8 @@ def _backbone_part(state: Mapping[str, Tensor], path: Path, marker: str = CLS) -
             if prefixes
             else f"no {marker.replace(chr(92), '')}; its {len(state)} keys begin with {', '.join(groups[:8])}"
         )
-        kind = "one ViT with a CLS token" if marker == CLS else "one ViT"
-        raise WeightsError(f"{path}: expected the weights of {kind}, found {content}")
+        kind = " with a CLS token" if marker == CLS else ""
+        raise WeightsError(f"{path}: expected the weights of one ViT{kind}, found {content}")
     return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
