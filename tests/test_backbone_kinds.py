@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_export import BASE, accuracy, loaded, noise
 from test_extension import done
+from test_pretended_gpu import assert_equal, counted, experiment, outcome, world  # noqa: F401
 from tiny import METHODS, mini_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +41,8 @@ KINDS = {
 }
 FEW = ("mean beside CLS, then norm (MAE fine-tuned)", "attention pooling (SigLIP)", "DINOv3 with SwiGLU")
 FAST = (*FEW, "mean without CLS, registers", "DINOv3 read at CLS", "EVA-02 (separate projections, norm in the MLP)")
-EVERY = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+SLOW = pytest.mark.slow
+EVERY = [kind if kind in FAST else pytest.param(kind, marks=SLOW) for kind in KINDS]
 
 
 def foreign(kind, dtype=torch.float64):
@@ -190,7 +192,9 @@ def small_run(kind, method, dtype=torch.float64):
     return small
 
 
-@pytest.mark.parametrize("method", ["fedvpt", "fedvpt_deep", "pep_fedpt", "pep_fedpt-query=inject"])
+@pytest.mark.parametrize(
+    "method", ["fedvpt", "fedvpt_deep", "pep_fedpt", pytest.param("pep_fedpt-query=inject", marks=SLOW)]
+)
 @pytest.mark.parametrize("kind", FEW)
 def test_a_round_trains_and_its_arithmetic_is_that_which_torch_counts(kind, method):
     small = small_run(kind, method)
@@ -311,7 +315,7 @@ def test_an_official_dinov3_checkpoint_is_read_under_its_names(small_models, tmp
     torch.testing.assert_close(made(images)[0]["cls"], vit.forward_head(vit.forward_features(images), True))
 
 
-@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("kind", [*FEW[::2], pytest.param(FEW[1], marks=SLOW)])
 def test_a_run_by_a_sweep_file_trains_and_its_export_has_its_accuracy_in_plain_timm(kind, small_models, tmp_path):
     """The prompts of every block, the cached tokens of a middle block (`pep_fedpt`), and the file of weights."""
     name, options = KINDS[kind]
@@ -325,6 +329,19 @@ def test_a_run_by_a_sweep_file_trains_and_its_export_has_its_accuracy_in_plain_t
     mixed = {"name": "pep_fedpt", "prompt_length": 0}
     run = done(tmp_path / "results", tmp_path, **(BASE | {"rounds": 1, "method": mixed, "backbone": block}))
     assert list((tmp_path).rglob(f"*-block{MIDDLE}"))
+
+
+@pytest.mark.parametrize(
+    "kind", [FEW[2], *(pytest.param(k, marks=SLOW) for k in (FEW[1], "rotary with learnt frequencies"))]
+)
+def test_on_a_gpu_a_run_has_the_cpus_numbers_and_waits_in_no_step(kind, small_models, world):  # noqa: F811
+    """The rotations of DINOv3 are made on the host, but only once."""
+    save_file(foreign(kind, torch.float32).state_dict(), world.root / "kind.safetensors")
+    backbone_ = {"name": KINDS[kind][0], "weights": str(world.root / "kind.safetensors")}
+    content = {"method": "pep_fedpt", "backbone": backbone_}
+    actual, _, waits_in_steps = counted(world, "float32", **content)
+    assert not waits_in_steps
+    assert_equal(actual, outcome(experiment(world, "cpu", precision="float32", **content)))
 
 
 def test_lora_says_that_it_needs_a_joint_projection():

@@ -55,11 +55,12 @@ class PartialPass:
 class Backbone(nn.Module):
     """A frozen ViT without its head.
 
-    ``readout``: how it is read. ``trims_last_block``: the last block computes only CLS and the slots that are read, if the
-    head reads no patches. ``uses_fast_blocks``: frozen blocks use a hand-written backward pass (`fedbench.vit.fast_block`).
-    Both change results by rounding only and may be set to False. ``takes_prefixes``: whether keys and values of its blocks may
-    have prefixes. ``width`` D, ``depth`` L, ``tokens`` T of an image without prompts (CLS, registers and patches),
-    ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are those that the checkpoint was trained with.
+    ``readout``: how it is read; ``rotary``: how its blocks rotate patch tokens. ``trims_last_block``: the last block computes
+    only CLS and the slots that are read, if the head reads no patches. ``uses_fast_blocks``: frozen blocks use a hand-written
+    backward pass (`fedbench.vit.fast_block`). Both change results by rounding only and may be set to False.
+    ``takes_prefixes``: whether keys and values of its blocks may have prefixes. ``width`` D, ``depth`` L, ``tokens`` T of an
+    image without prompts (CLS, registers and patches), ``patch_size`` and ``image_size`` in pixels; ``mean`` and ``std`` are
+    those that the checkpoint was trained with.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class Backbone(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Run `images` [N, 3, H, W], or the rest of a `partial_pass`. Return what a head may read, and the taps.
 
-        Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}`` from the `summary` of the tokens.
-        A known slot is replaced (deep prompts), a new slot is inserted after the others. All slots are behind CLS, or first if
-        there is none, without position embedding. In the same blocks, ``prefixes_at(layer, tokens)`` gives the prefixes of
-        keys and values (see `fedbench.vit.block_forward`), from the block's normalised tokens [N, T, D]. `run`, if not None,
-        runs each other block.
+        Before each block of `layers`, ``prompts_at(layer, cls)`` gives ``{slot: [N, P, D]}`` from the tokens' summary
+        (`Readout.summary`). A known slot is replaced (deep prompts), a new slot is inserted after the others. All slots are
+        behind CLS, or first if there is none, without position embedding. In the same blocks, ``prefixes_at(layer, tokens)``
+        gives the prefixes of keys and values (see `fedbench.vit.block_forward`), from the block's normalised tokens
+        [N, T, D]. `run`, if not None, runs each other block.
         Only the feature is returned, with the slots if `slots_read`, and with the N' patch tokens if `patches_read`. If the
         feature is the CLS token, the last block computes nothing else.
         Returns ``({"cls": [N, D], slot: [N, P, D], "patches": [N, N', D]}, {layer: summary [N, D] of its input})``, the first
@@ -124,10 +125,10 @@ class Backbone(nn.Module):
         exact = count if self.trims_last_block else None  # only these have queries
         if prefixes is not None:
             return leading(block, x, exact, rope, prefixes)[:, :count]
-        if rope is not None:
-            return (leading(block, x, exact, rope) if run is None else run(leading, block, x, exact, rope))[:, :count]
-        part = whole if exact is None else leading
-        return part(block, x, count) if run is None else run(part, block, x, count)
+        part: Callable[..., Tensor] = whole if exact is None and rope is None else leading
+        arguments = (count,) if part is whole else (exact, rope)
+        made = part(block, x, *arguments) if run is None else run(part, block, x, *arguments)
+        return made[:, :count]
 
     def _through_fast(self, layer: int, state: PartialPass, earlier_trains: bool) -> Tensor:
         """`_through` for all tokens with a fast block. If nothing `earlier_trains`, only the slots get a gradient."""
@@ -171,12 +172,11 @@ class Backbone(nn.Module):
     def entering(self, images: Tensor, layer: int) -> Tensor:
         """The tokens [N, T, D] that enter block `layer` without prompts."""
         vit = self.vit
-        x = vit._pos_embed(vit.patch_embed(images))
-        x = vit.norm_pre(x[0] if isinstance(x, tuple) else x)  # Eva also returns its rotations
+        x = vit.norm_pre(self.rotary.positioned(vit, vit.patch_embed(images)))
         for i, block in enumerate(itertools.islice(vit.blocks, layer)):
             rope = self.rotary.of_block(vit, i)
             x = block(x) if rope is None else leading(block, x, None, rope)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def feature(self, images: Tensor, after: int | None = None) -> Tensor:
         """The prompt-free feature [N, D] of `images`; with `after`, the summary after that block with the final norm."""

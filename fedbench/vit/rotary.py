@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from timm.models.eva import Eva
 from torch import Tensor
 
 
@@ -18,6 +20,19 @@ class Rotary:
         self.rotates = getattr(vit, "rope", None) is not None
         self._is_fixed = self.rotates and not list(vit.rope.parameters())
         self._fixed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def positioned(self, vit: Any, patches: Tensor) -> Tensor:
+        """The tokens [N, T, D] that timm's ``_pos_embed`` makes of embedded patches, without computing rotations.
+
+        timm computes them on the host in every pass, for which a GPU would wait.
+        """
+        if not isinstance(vit, Eva):
+            tokens: Tensor = vit._pos_embed(patches)
+            return tokens
+        bare = copy.copy(vit)  # shares all tensors
+        bare._modules = vit._modules | {"rope": None}
+        tokens, _ = bare._pos_embed(patches)
+        return tokens
 
     def of_block(self, vit: Any, layer: int) -> Tensor | None:
         """The sines and cosines [N', 2 D/heads], or [heads, N', 2 D/heads], of block `layer`; None without rotation."""
