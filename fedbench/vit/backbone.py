@@ -172,7 +172,7 @@ class Backbone(nn.Module):
     def entering(self, images: Tensor, layer: int) -> Tensor:
         """The tokens [N, T, D] that enter block `layer` without prompts."""
         vit = self.vit
-        x = vit.norm_pre(self.rotary.positioned(vit, vit.patch_embed(images)))
+        x: Tensor = vit.norm_pre(self.rotary.positioned(vit, vit.patch_embed(images)))
         for i, block in enumerate(itertools.islice(vit.blocks, layer)):
             rope = self.rotary.of_block(vit, i)
             x = block(x) if rope is None else leading(block, x, None, rope)
