@@ -108,7 +108,8 @@ def compare(case: str, names: list[str], args: argparse.Namespace, work: Path) -
     """Run all systems on one case. Raises RuntimeError if one ends with other values than the first."""
     folder = work / case
     names = systems_of(case, names)
-    prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(args.rounds))
+    task = COMMON | SIZES | CASES[case] | rounds_of(args.rounds)
+    prepare(folder, task)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     reference: Path | None = None
     far = 0.0
@@ -130,7 +131,7 @@ def compare(case: str, names: list[str], args: argparse.Namespace, work: Path) -
                 )
     if far < 10 * TOLERANCE:
         raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so agreement proves nothing")
-    return {"case": case, "moved": far, "systems": runs}
+    return {"case": case, "task": task, "moved": far, "systems": runs}
 
 
 def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
@@ -207,8 +208,7 @@ def main() -> None:
         "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "python": platform.python_version(),
         "flower_actors": args.flower_actors,
     }  # fmt: skip
-    task = COMMON | SIZES | rounds_of(args.rounds)
-    result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
+    result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "cases": cases}
     print(table(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
