@@ -302,7 +302,7 @@ WRONG: dict[str, tuple[pd.DataFrame, str]] = {
     "negative client": (rows(client=[0, -1, 0, 1]), "expected 0 or more in column client, found -1 in row 2"),
     "half a client": (rows(client=[0, 1.5, 0, 1]), "expected whole numbers in column client, found 1.5"),
     "no client": (rows(client=[0, None, 0, 1]), "expected whole numbers in column client, found nan"),
-    "one client is missing": (rows(client=pd.array([0, None, 0, 1], dtype="Int64")), "numbers in column client, found (nan|<NA>)"),
+    "one client is missing": (rows(client=pd.array([0, None, 0, 1], dtype="Int64")), "column client, found (nan|<NA>)"),
     "a word for a client": (rows(client=["0", "x", "0", "1"]), "expected whole numbers in column client, found x"),
     "no test": (rows(split=["train", "train", "test", "train"]), "client 1 with 2 training and 0 test samples"),
     "only validation": (rows(split=["train", "validation", "test", "test"]), "client 1 with 0 training and 1 test samples"),
