@@ -68,9 +68,9 @@ class TestMap:
             """The tests of one file together, as they share fixtures; first the quickest file, or one with many kills."""
 
             def cost(test_file: str) -> tuple[float, str]:
-                kills = self.kills[test_file, folder] + (
-                    Path(mutant.file).stem in test_file
-                )  # named alike: made for it
+                kills = self.kills[test_file, folder]
+                kills += Path(mutant.file).stem in test_file  # named alike: made for it
+                kills += "/oracle/" in test_file  # which recompute whole runs
                 return (0.5 + sum(map(self.seconds, tests[test_file]))) / (1 + KILLS_COUNT * kills), test_file
 
             return [test for name in sorted(tests, key=cost) for test in sorted(tests[name])]
