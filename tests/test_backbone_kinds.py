@@ -211,6 +211,28 @@ def test_a_round_trains_and_its_arithmetic_is_that_which_torch_counts(kind, meth
         assert not model.spec[name].trains or not torch.equal(value[0], before[name][0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FEW)
+def test_every_method_trains_on_every_kind_and_its_arithmetic_is_counted(kind):
+    """LoRA's products and IFCA's comparisons are not part of `training`; a method that trains the head alone has few."""
+    wrong = {}
+    for name in (n for n, method in METHODS.items() if not method.reads_text and "-" not in n):
+        small = small_run(kind, name)
+        model = small.model
+        model.backbone.uses_fast_blocks = False
+        if small.trainer.phases:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                updates = small.round([2])
+            small.server.merge(updates)
+            counted = 12 * cost.training(model.method, model.spec, model.backbone) / (counter.get_total_flops() / 2)
+            if counted != pytest.approx(1, rel=0.02) and name not in ("ifca", "head_only"):
+                wrong[name] = counted
+        values = small.server.send(torch.tensor([0, 2])) | small.server.read()
+        with torch.no_grad():
+            assert model.forward(values, torch.arange(8).view(2, 4), add_prior=False).logits.isfinite().all(), name
+    assert wrong == {}
+
+
 def test_the_arithmetic_of_dinov3_with_swiglu_is_that_of_a_count_by_hand():
     """P prompts at the input of 4 blocks: 1 CLS, 4 registers, 16 patches of 8 px; SwiGLU of width 128 has three products."""
     small = small_run("DINOv3 with SwiGLU", "fedvpt")
