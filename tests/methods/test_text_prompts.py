@@ -224,6 +224,36 @@ def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vector
     assert_agrees(small, loss, encode=lambda images: images)
 
 
+@pytest.mark.parametrize("control", [{}, {"prior": "uniform"}, {"prototypes": "shuffled"}, {"logit_prior": "both"}])
+def test_pep_fedpt_on_clip_equals_its_formula_in_plain_pytorch_with_each_control(control):
+    fields = {"prompt_length": 2, "class_prompt_length": 2, "class_prompt_lr_scale": 1.0, "temperature": 0.3}
+    method = METHOD["pep_fedpt_text"](**fields | control)
+    plain, small = PlainCLIP(), tiny.mini_run(method, clip=None)
+    small.report_statistics(range(tiny.CLIENTS))
+    vit, everyone = small.model.backbone, torch.cat([torch.from_numpy(part) for part in small.train])
+    z = vit.feature(small.model.images.batch(everyone))
+    mean = torch.stack([z[small.model.labels[everyone] == c].mean(0) for c in range(tiny.CLASSES)])
+    order = small.server.values["order"]
+    assert torch.equal(order, torch.arange(tiny.CLASSES)) == ("prototypes" not in control)
+    mean, template = mean[order], plain.template()
+
+    def loss(p, received, images, y):
+        cosine = F.cosine_similarity(vit.feature(images)[:, None], mean, dim=-1)
+        known = "uniform" if "prior" in control else "client"
+        pi = 0.999 * p["prior"] + 0.001 / tiny.CLASSES if known == "client" else torch.ones(tiny.CLASSES)
+        weight = torch.exp(cosine / 0.3) * pi
+        mixed = torch.einsum("bc,cnd->bnd", weight / weight.sum(1, keepdim=True), p["class_prompt"])
+        x = vit.vit._pos_embed(vit.vit.patch_embed(images))
+        x = torch.cat([x[:, :1], p["prompt"].expand(len(x), -1, -1), x[:, 1:]], 1)
+        x = torch.cat([vit.vit.blocks[:2](x), mixed], 1)
+        scores = cosines(plain, vit.vit.norm(vit.vit.blocks[2:](x))[:, 0], template)
+        if "logit_prior" in control:
+            scores = scores + torch.log((1 - 1e-6) * p["prior"] + 1e-6 / tiny.CLASSES)
+        return F.cross_entropy(scores, y)
+
+    assert_agrees(small, loss, encode=lambda images: images)
+
+
 def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["clip_zero_shot"]())
     index = torch.tensor([[3, 4, 9], [40, 1, 0]])
@@ -348,6 +378,13 @@ def test_per_class_contexts_cannot_answer_with_novel_classes(world):
     with pytest.raises(
         ConfigError, match=r"promptfl: per_class has no context vectors for the classes of clients\.novel"
     ):
+        check_sweep({"base": content, "machine": {"data": str(world)}}, plugins(), where="here")
+
+
+def test_prompts_per_class_of_the_image_tower_cannot_answer_with_novel_classes(world):
+    content = text_base(world) | {"clients": {"number": 4, "per_round": 2, "novel": 0.5}, "partition": "iid"}
+    content |= {"method": {"name": "pep_fedpt_text", "prior": "uniform"}}
+    with pytest.raises(ConfigError, match=r"pep_fedpt_text: it has no class prompts for the classes of clients\.novel"):
         check_sweep({"base": content, "machine": {"data": str(world)}}, plugins(), where="here")
 
 

@@ -67,6 +67,27 @@ TEMPERATURE = [
     Change(0.7, FINAL, {"logit_prior": "eval"}),
 ]
 
+
+def pep_fedpt(name: str) -> dict[tuple[str, str], list[Change]]:
+    """The options of `pep_fedpt`, which `pep_fedpt_text` has too."""
+    inject = Change(2 if name == "pep_fedpt_text" else 1, SEEN | {"costs"})  # of three and of four blocks
+    return {
+        (name, "class_prompt_length"): [Change(2, SHAPED | {"costs"})],
+        (name, "class_prompt_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
+        (name, "inject"): [inject],
+        (name, "temperature"): [Change(0.7, SEEN)],
+        (name, "similarity"): [Change("euclidean", SEEN)],
+        (name, "query"): [Change("inject", SHAPED | {"costs"})],  # sums every round, and no prompt-free pass
+        (name, "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
+        (name, "momentum"): [
+            Change(0.6, refused="it needs `query: inject`"),
+            Change(0.6, AFTER, {"query": "inject"}),
+        ],
+        (name, "average"): [Change("class_counts", AFTER | {"costs"})],
+        (name, "prototypes"): [Change("shuffled", SEEN | {"start"})],
+    }
+
+
 METHODS: dict[tuple[str, str], list[Change]] = {
     ("apfl", "alpha"): [Change(0.3, TRAINED | {"start"})],
     ("apfl", "adaptive"): [Change(False, TRAINED | {"shapes"})],
@@ -113,19 +134,8 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("lora", "alpha"): [Change(0.3, TRAINED)],
     ("lora", "target"): [Change("qkv", (SHAPED | {"costs"}) - {"scores"})],
     ("lora", "lora_lr_scale"): [Change(2.0, TRAINED | {"rates"})],
-    ("pep_fedpt", "class_prompt_length"): [Change(2, SHAPED | {"costs"})],
-    ("pep_fedpt", "class_prompt_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
-    ("pep_fedpt", "inject"): [Change(1, SEEN | {"costs"})],
-    ("pep_fedpt", "temperature"): [Change(0.7, SEEN)],
-    ("pep_fedpt", "similarity"): [Change("euclidean", SEEN)],
-    ("pep_fedpt", "query"): [Change("inject", SHAPED | {"costs"})],  # sums every round, and no prompt-free pass
-    ("pep_fedpt", "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
-    ("pep_fedpt", "momentum"): [
-        Change(0.6, refused="it needs `query: inject`"),
-        Change(0.6, AFTER, {"query": "inject"}),
-    ],
-    ("pep_fedpt", "average"): [Change("class_counts", AFTER | {"costs"})],
-    ("pep_fedpt", "prototypes"): [Change("shuffled", SEEN | {"start"})],
+    **pep_fedpt("pep_fedpt"),
+    **pep_fedpt("pep_fedpt_text"),
     ("pfedpg", "attention_width"): [Change(7, SHAPED)],
     ("pfedpg", "server_lr"): [Change(0.3, AFTER)],
     ("pfedpt", "border"): [Change(2, TRAINED | {"shapes", "start"})],  # zero at the start
