@@ -82,6 +82,7 @@ class _ChunkTraining:
         self.loss = torch.zeros(self.count, device=self.device, dtype=torch.float64)  # summed over samples
         self.samples, self.steps = torch.zeros_like(self.loss), torch.zeros_like(self.loss)
         self.sums: Stacked = {}
+        self.fixed_text: Stacked = {}  # text features of contexts that the present phase does not change
         aggregated = [name for name, param in self.model.spec.items() if param.aggregated]
         wanted = aggregated if self.aggregation.wants_gradient else []
         self.gradient = {
@@ -107,7 +108,7 @@ class _ChunkTraining:
         )
 
     def _phase(self, phase: Phase, batches: Batches) -> None:
-        leaves = {name: self.values[name].requires_grad_() for name in phase.names}
+        leaves, self.fixed_text = {name: self.values[name].requires_grad_() for name in phase.names}, {}
         optimizer = ClientOptimizer(leaves, self.model.spec, self.local, self.recipe)
         index = self.model.sample_index(batches.index)
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
@@ -153,7 +154,9 @@ class _ChunkTraining:
         received = rows(self.received, working)
         if epoch is not None:
             live |= self._batch_values(phase.model, live, pieces, epoch)
-        text, live = _text_leaves(phase.model.with_text(live))
+        text, live = _text_leaves(phase.model.with_text(live | rows(self.fixed_text, working)))
+        if self.trainer.graphs is None and epoch is None:  # the tensors of a graph are written anew by each replay
+            self.fixed_text = {name: live[name] for name in live if name.startswith("text.") and name not in text}
         total: list[Tensor | None] = [None] * (len(leaves) + len(text))
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)

@@ -111,6 +111,8 @@ class StackedModel:
         slots = {} if hook is None else self.each(hook, (p,), (self.dims(p),))
         features = {}
         for slot, value in slots.items():
+            if f"text.{slot}" in p:  # known from an earlier step
+                continue
             shape = (None, *[len(texts.names)] * (value.dim() == 4), None, texts.words.shape[-1])
             _expect(hook, value, shape, "[P, D_text] or [C, P, D_text]", f", slot {slot!r}")
             features[f"text.{slot}"] = call_hook(hook, lambda value=value: texts.features(value))  # type: ignore[misc]

@@ -224,6 +224,121 @@ def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vector
     assert_agrees(small, loss, encode=lambda images: images)
 
 
+class OfficialGate:
+    """The attention of pFedMoAP's code, with the maps of a client's gate; no argument is changed to save work."""
+
+    def __init__(self, weight, bias, heads, scaling):
+        self.maps = list(zip(weight, bias, strict=True))
+        self.heads, self.scaling = heads, scaling
+
+    def split(self, x):
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def __call__(self, q, k, v):
+        q, k, v = (self.split(F.linear(x, *maps)) for x, maps in zip((q, k, v), self.maps, strict=False))
+        mixed = F.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.scaling, dim=-1) @ v
+        return F.linear(mixed.transpose(1, 2).flatten(2), *self.maps[3])
+
+
+def moap(**fields):
+    """A run of pFedMoAP in which clients 1, 2, 3 and 5 took part in one round, and 2, 4 and 5 in the next."""
+    fields = {"context_length": 3, "gate_lr_scale": 1.0, "gate_width": 6, "gate_heads": 3, "experts": 3} | fields
+    small = tiny.mini_run(METHOD["pfedmoap"](**fields), clip=None)
+    prompts = {}
+    for round_, clients in enumerate([(1, 2, 3, 5), (2, 4, 5)], start=1):
+        report = small.round(clients, round_=round_)
+        small.server.merge(report)
+        prompts |= dict(zip(report.clients.tolist(), report.updated["context"], strict=True))
+    return small, prompts
+
+
+def test_pfedmoap_equals_the_gate_of_its_authors_in_plain_pytorch():
+    plain, (small, _) = PlainCLIP(), moap(scaling=3.0, local_share=0.7)
+    with_experts = []
+
+    def loss(p, received, cls, y):
+        image, text = plain.image(cls), plain.features(p["context"])
+        local = cosines(plain, cls, text)
+        experts = [plain.features(e).detach() for e in p["experts"] if e.abs().sum() > 0]
+        with_experts.append(len(experts))
+        if not experts:
+            gate = sum(value.sum() for name, value in p.items() if name.startswith("gate."))
+            return F.cross_entropy(local, y) + 0 * gate  # weight decay acts on it in every round
+        pooled = image[:, ::2]
+        k = torch.stack([text[:, ::2], *(e[:, ::2] for e in experts)]).permute(1, 0, 2)
+        gate = OfficialGate(p["gate.weight"], p["gate.bias"], 3, 3.0)
+        new = gate(pooled.repeat(len(text), 1, 1), k, k).permute(1, 2, 0)
+        return F.cross_entropy(0.7 * local + 8.0 * torch.bmm(pooled.unsqueeze(1), new).squeeze(1), y)
+
+    assert_agrees(small, loss)
+    assert set(with_experts) == {0, 3}  # client 0 takes part for the first time
+
+
+@pytest.mark.parametrize("selection", ["nearest", "random"])
+def test_pfedmoap_sends_the_last_contexts_of_other_clients_to_those_that_took_part(selection):
+    small, prompts = moap(selection=selection)
+    sent = small.server.send(torch.arange(tiny.CLIENTS))
+    for k in range(tiny.CLIENTS):
+        others = [j for j in prompts if j != k and k in prompts]
+        if selection == "nearest":
+            others.sort(key=lambda j: float((prompts[j] - prompts[k]).norm()))
+        else:
+            others.sort(key=small.server.values["order"].tolist().__getitem__)
+        expected = [prompts[j] for j in others[:3]] + [torch.zeros(3, 16).double()] * (3 - len(others[:3]))
+        assert torch.equal(sent["experts"][k], torch.stack(expected)), k
+        assert torch.equal(sent["last"][k], prompts.get(k, small.server.values["context"]))
+    assert sent["taken_part"].tolist() == [0, 1, 2, 1, 1, 2]
+
+
+def test_pfedmoap_answers_with_a_clients_last_contexts_and_with_experts_once_its_gate_is_trained():
+    plain, (small, prompts) = PlainCLIP(), moap()
+    clients = torch.tensor([0, 1, 2])
+    sent, index = small.server.send(clients), torch.tensor([[3, 4, 9]] * 3)
+    scores = small.model.forward(sent | small.server.read(), index, add_prior=False).logits
+    cls = small.model.backbone.feature(small.model.images.batch(index[0]))
+    image = plain.image(cls)
+    for k, contexts in ((0, small.server.values["context"]), (1, prompts[1]), (2, prompts[2])):
+        text = plain.features(contexts)
+        expected = cosines(plain, cls, text)
+        if k == 2:
+            keys = torch.stack([x[:, ::2] for x in (text, *map(plain.features, sent["experts"][k]))]).permute(1, 0, 2)
+            gate = OfficialGate(sent["gate.weight"][k], sent["gate.bias"][k], 3, 10.0)
+            mixed = gate(image[:, ::2].repeat(len(text), 1, 1), keys, keys)
+            expected = 0.5 * expected + 8.0 * (image[:, None, ::2] * mixed.transpose(0, 1)).sum(-1)
+        torch.testing.assert_close(scores[k], expected)
+
+
+def test_fixed_contexts_pass_through_the_text_tower_once_in_a_clients_round(monkeypatch):
+    small, _ = moap()
+    passes = []
+    part = type(small.model.text)._part
+    monkeypatch.setattr(type(small.model.text), "_part", lambda *a: passes.append(a[1].requires_grad) or part(*a))
+    small.round((2, 5))  # six steps of client 2, whose experts have three slots
+    assert passes == [True, False, False, False] + [True] * 5
+
+
+def test_pfedmoap_downloads_as_many_experts_as_there_are(world):
+    method = {"name": "pfedmoap", "context_length": 2, "experts": 3}
+    clients = {"number": 3, "per_round": 3, "validation": 0.2}
+    experiment = experiment_of(text_base(world) | {"method": method, "clients": clients, "partition": "iid"}, world)
+    context, (first, second) = 2 * 16 * 4, (simulation.one_round(experiment, round_).costs for round_ in (1, 2))
+    assert (first.bytes_up, first.bytes_down) == (3 * context, 3 * context)
+    assert (second.bytes_up, second.bytes_down) == (
+        3 * context,
+        3 * (context + 2 * (context + 4)),
+    )  # and whose they are
+    counted, steps = experiment.image_cost, second.multiply_adds
+    assert counted.fixed_text > counted.text > 0  # three slots forwards, one forwards and backwards
+    assert (steps - 3 * counted.fixed_text) % counted.text == 0
+
+
+def test_a_gate_takes_heads_that_divide_its_width():
+    made = METHOD["pfedmoap"](gate_width=5).params(task())  # every second of 12 features
+    assert made["gate.weight"].init.shape == (4, 6, 6)
+    with pytest.raises(ValueError, match="gate_heads 4 do not divide the gate's width 6"):
+        METHOD["pfedmoap"](gate_width=5, gate_heads=4).params(task())
+
+
 @pytest.mark.parametrize("control", [{}, {"prior": "uniform"}, {"prototypes": "shuffled"}, {"logit_prior": "both"}])
 def test_pep_fedpt_on_clip_equals_its_formula_in_plain_pytorch_with_each_control(control):
     fields = {"prompt_length": 2, "class_prompt_length": 2, "class_prompt_lr_scale": 1.0, "temperature": 0.3}

@@ -34,6 +34,7 @@ SMALL = {
     "pfpt": {"pool_size": 6, "prompt_length": 2, "loops": 2},
     "fedpgp": {"prompt_length": 2},
     "fedbabu": {"finetune_epochs": 1},
+    "pfedmoap": {"experts": 2},
 }
 
 
@@ -136,6 +137,13 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("lora", "lora_lr_scale"): [Change(2.0, TRAINED | {"rates"})],
     **pep_fedpt("pep_fedpt"),
     **pep_fedpt("pep_fedpt_text"),
+    ("pfedmoap", "experts"): [Change(1, (SHAPED | {"costs"}) - {"scores"})],
+    ("pfedmoap", "selection"): [Change("random", {"shapes", "start", "merged"})],  # too little to change an answer
+    ("pfedmoap", "local_share"): [Change(0.1, AFTER)],  # from the second round on, when there are experts
+    ("pfedmoap", "gate_lr_scale"): [Change(3.0, AFTER | {"rates"})],
+    ("pfedmoap", "gate_width"): [Change(6, SHAPED - {"scores"})],
+    ("pfedmoap", "gate_heads"): [Change(2, AFTER), Change(5, refused="gate_heads 5 do not divide the gate's width 24")],
+    ("pfedmoap", "scaling"): [Change(1.0, AFTER)],
     ("pfedpg", "attention_width"): [Change(7, SHAPED)],
     ("pfedpg", "server_lr"): [Change(0.3, AFTER)],
     ("pfedpt", "border"): [Change(2, TRAINED | {"shapes", "start"})],  # zero at the start

@@ -84,6 +84,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "lora": {"local.lr": LR, "lora_lr_scale": SCALE, "alpha": {"log": (1.0, 64.0)}},
     "pep_fedpt": CLASS_PROMPTS,
     "pep_fedpt_text": CLASS_PROMPTS,
+    "pfedmoap": {**CONTEXTS, "gate_lr_scale": SCALE, "local_share": {"linear": (0.0, 1.0)}},
     "pfedpg": {**PROMPTS, "server_lr": {"log": (0.1, 10.0)}},
     "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
