@@ -311,6 +311,7 @@ class Method:
     def send(self, server: Values, clients: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
         """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values.
 
+        Rows of zeros in values that clients do not train are not sent, so they cost no bytes.
         Called at the start of every round, and for every evaluation.
         """
 
