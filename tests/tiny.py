@@ -32,7 +32,7 @@ __all__ = [
 
 
 # Fields of methods whose defaults are large for the miniature backbone.
-SMALL = {"fedperfix": {"bottleneck": 8}, "pfedmoap": {"experts": 2}}
+SMALL = {"fedperfix": {"bottleneck": 8}, "pfedmoap": {"experts": 2}, "fedmgp": {"groups": 3}}
 
 
 def write_two_towers(path: Path, image_size: int = 32) -> dict[str, str]:

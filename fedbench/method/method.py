@@ -58,6 +58,8 @@ class Method:
     finetune_phases: ClassVar[Phases | None] = None
     # Further passes in training, by name; `extra_loss` reads their CLS feature as out["<name>.cls"].
     views: ClassVar[tuple[str, ...]] = ()
+    # Whether `logits` reads them, too, so that evaluation makes these passes; with `reads_text` also out["<name>.image"].
+    reads_views: ClassVar[bool] = False
     # Where a hook is called: the local phase (None in evaluation) and the view (None in the main pass).
     phase: ClassVar[int | None] = None
     view: ClassVar[str | None] = None
@@ -92,6 +94,7 @@ class Method:
             or self.pixels is not None
             or self.backbone_weights is not None
             or self.reads_patches
+            or self.reads_views
             or self.query_after is not None  # the cached features are not those that a head reads
         )
 
@@ -271,6 +274,14 @@ class Method:
         """The optimiser's `step` {name: tensor}, as it should be applied.
 
         Called in every training step, after the optimiser has computed its step.
+        """
+
+    @optional_hook
+    def upload(self, p: Values, received: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} of params() after training: what a client sends as its shared values, and what it has as local ones.
+
+        `received`: the shared parameters as the server sent them. The server finds the values in `updates.updated`. Called once
+        for each client in a round, after it has trained.
         """
 
     @optional_hook

@@ -116,7 +116,7 @@ def one_pass(
         tokens=tuple(tokens),
         width=width,
         hidden=hidden,
-        kept_tokens=sum(tokens[max(0, lowest) :]),
+        kept_tokens=sum(tokens[max(0, lowest) :]) * (1 + method.reads_views * len(method.views)),
         trains_backbone=bool(tensors),
     )
 
@@ -235,10 +235,12 @@ def image_cost(
     trains = trained_in(method, spec)
     reads = method.uses_query or method.statistics is not None or (reads_cache and bool(trains))
     each_step, each_round = _text(method, spec, text)
+    read = (None, *method.views) if method.reads_views else (None,)
     return ImageCost(
         training=training(method, spec, vit, reads_cache),
         features=plain if reads else 0,
-        inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
+        inference=sum(one_pass(method.at(view=view), spec, vit).forward for view in read)
+        + (plain if touches and method.uses_query else 0),
         choosing=sum(one_pass(method.at(view=name), spec, vit).forward for name in method.candidates),
         text=each_step,
         fixed_text=each_round,

@@ -339,6 +339,113 @@ def test_a_gate_takes_heads_that_divide_its_width():
         METHOD["pfedmoap"](gate_width=5, gate_heads=4).params(task())
 
 
+def official_divergence(features):
+    """FedMGP's code for the type l1: minus the mean distance over samples and pairs of groups."""
+    total = torch.tensor(0.0)
+    for sample in range(len(features[0])):
+        pairs = [(i, j) for i in range(len(features)) for j in range(i + 1, len(features))]
+        loss = sum(-torch.abs(features[i][sample] - features[j][sample]).mean() for i, j in pairs)
+        total = total + loss / len(pairs)
+    return total / len(features[0])
+
+
+def placed(values, tower):
+    """A client's groups after the code's update: the averages in the places of the groups that it sent."""
+    groups = list(values[tower])
+    for rank, place in enumerate(values[f"places_{tower}"].tolist()):
+        if place >= 0:
+            groups[place] = values[f"average_{tower}"][rank]
+    return groups
+
+
+@pytest.mark.parametrize("form", [{}, {"diversity_loss": "apart", "logit_prior": "train"}])
+def test_fedmgp_equals_the_loss_and_the_choice_of_its_authors_in_plain_pytorch(form):
+    fields = {"groups": 3, "context_length": 3, "prompt_length": 2, "diversity": 0.7, "temperature": 0.5}
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["fedmgp"](**fields | form), clip=None)
+    small.server.merge(small.round((1, 2, 5), round_=2))  # averages of two groups, which clients 2 and 5 put into place
+    vit = small.model.backbone.vit
+    sign = -1 if "diversity_loss" in form else 1
+
+    def loss(p, received, pixels, y):
+        texts, images = [plain.features(context) for context in placed(p, "text")], []
+        for prompt in placed(p, "visual"):
+            x = vit._pos_embed(vit.patch_embed(pixels))
+            x = torch.cat([x, prompt.expand(len(x), -1, -1)], 1)  # behind the patches, as in the code
+            images.append(plain.image(vit.norm(vit.blocks(x))[:, 0]))
+        scores = [8.0 * image @ text.T for image, text in zip(images, texts, strict=True)]
+        if "logit_prior" in form:
+            scores = [s + torch.log((1 - 1e-6) * p["prior"] + 1e-6 / tiny.CLASSES) for s in scores]
+        divergence = (official_divergence(texts) + official_divergence(images)) / 2 * 0.7
+        return torch.stack([F.cross_entropy(s, y) for s in scores]).mean() + sign * divergence.abs()
+
+    report, chosen = small.round(COHORT), set()
+    for row, values in twin_trains(small, report, loss, encode=lambda images: images):
+        noise = torch.special.ndtr(values["draws"][0]).log().neg().log().neg()
+        for tower in ("text", "visual"):
+            groups, average = placed(values, tower), report.received[f"average_{tower}"][row]
+            similarity = torch.stack(
+                [max(F.cosine_similarity(g.flatten(), a.flatten(), dim=0) for a in average) for g in groups]
+            )
+            places = (similarity / 0.5 + noise).argsort(descending=True)[:2].tolist()
+            assert report.updated[f"places_{tower}"][row].tolist() == places
+            chosen.add(tuple(places))
+            assert (report.updated[tower][row] - torch.stack(groups)).abs().max() < 1e-10
+            assert torch.equal(report.updated[f"average_{tower}"][row], report.updated[tower][row][places])
+    assert len(chosen) > 1
+    small.server.merge(report)
+    k = report.clients[1:2]  # its trained groups, with the cohort's averages by rank
+    sent, share = small.server.send(k), report.num_samples / report.num_samples.sum()
+    for tower in ("text", "visual"):
+        expected = report.updated[tower][1].clone()
+        for rank, place in enumerate(report.updated[f"places_{tower}"][1].tolist()):
+            expected[place] = sum(w * v[rank] for w, v in zip(share, report.updated[f"average_{tower}"], strict=True))
+        kept = small.model.method.prompts_of({name: value[0] for name, value in sent.items()}, tower)
+        torch.testing.assert_close(kept, expected)
+
+
+def test_fedmgp_samples_groups_in_turn_with_a_softmax_of_their_similarities():
+    method, count = METHOD["fedmgp"](groups=3, temperature=0.4), 20000
+    torch.manual_seed(0)
+    angles = torch.tensor([0.2, 1.0, 2.0])
+    groups = torch.stack([angles.cos(), angles.sin()], 1)[:, None]  # [G, 1, 2], against averages along the first axis
+    average = torch.tensor([[[3.0, 0.0]], [[0.0, 0.0]]])
+    fixed = {name: value for tower in ("text", "visual") for name, value in (
+        (tower, groups), (f"average_{tower}", average), (f"places_{tower}", torch.tensor([-1, -1])),
+    )}  # fmt: skip
+
+    def sample(draws):
+        return method.upload(fixed | {"round": torch.tensor(1.0), "draws": draws}, fixed)["places_text"]
+
+    places = torch.vmap(sample)(torch.randn(count, 1, 3))
+    p = torch.softmax(angles.cos().clamp(min=0) / 0.4, 0)  # the other average is zero, and so is its cosine
+    for i in range(3):
+        for j in set(range(3)) - {i}:
+            share = ((places[:, 0] == i) & (places[:, 1] == j)).float().mean()
+            assert share == pytest.approx(float(p[i] * p[j] / (1 - p[i])), abs=0.012)
+
+
+def test_fedmgp_sends_some_of_its_groups_and_counts_a_pass_for_each(world):
+    method = {"name": "fedmgp", "groups": 4, "selected": 2, "context_length": 2, "prompt_length": 3}
+    experiment = experiment_of(text_base(world) | {"method": method}, world)
+    costs = simulation.one_round(experiment, 1).costs
+    groups = 2 * (2 * 16 + 3 * 32) * 4
+    assert (costs.bytes_up, costs.bytes_down) == (2 * groups, 2 * (groups + 4))  # and the number of the round
+    one_group = experiment_of(text_base(world) | {"method": {"name": "fedvpt_text", "prompt_length": 3}}, world)
+    assert experiment.image_cost.training == 4 * one_group.image_cost.training
+    assert experiment.image_cost.inference == 4 * one_group.image_cost.inference
+    with pytest.raises(ValueError, match="selected 3 is more than groups 2"):
+        experiment_of(text_base(world) | {"method": method | {"groups": 2, "selected": 3}}, world)
+
+
+def test_what_a_client_uploads_must_have_the_shape_of_a_value():
+    class Wrong(METHOD["promptfl"]):
+        def upload(self, p, received):
+            return {"context": p["context"][:1]}
+
+    with pytest.raises(HookError, match=r"upload\(\).*'context' of shape \[1, 16\], expected \[16, 16\]"):
+        tiny.mini_run(Wrong()).round(COHORT[:1])
+
+
 @pytest.mark.parametrize("control", [{}, {"prior": "uniform"}, {"prototypes": "shuffled"}, {"logit_prior": "both"}])
 def test_pep_fedpt_on_clip_equals_its_formula_in_plain_pytorch_with_each_control(control):
     fields = {"prompt_length": 2, "class_prompt_length": 2, "class_prompt_lr_scale": 1.0, "temperature": 0.3}

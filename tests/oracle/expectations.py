@@ -35,6 +35,7 @@ SMALL = {
     "fedpgp": {"prompt_length": 2},
     "fedbabu": {"finetune_epochs": 1},
     "pfedmoap": {"experts": 2},
+    "fedmgp": {"groups": 3},
 }
 
 
@@ -137,6 +138,14 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("lora", "lora_lr_scale"): [Change(2.0, TRAINED | {"rates"})],
     **pep_fedpt("pep_fedpt"),
     **pep_fedpt("pep_fedpt_text"),
+    ("fedmgp", "groups"): [Change(4, SHAPED | {"costs"})],
+    ("fedmgp", "selected"): [
+        Change(1, (SHAPED | {"costs"}) - {"scores"}),
+        Change(4, refused="selected 4 is more than groups 3"),
+    ],
+    ("fedmgp", "temperature"): [Change(0.01, AFTER)],  # from the second round on, when there are averages
+    ("fedmgp", "diversity"): [Change(0.2, TRAINED)],
+    ("fedmgp", "diversity_loss"): [Change("apart", TRAINED)],
     ("pfedmoap", "experts"): [Change(1, (SHAPED | {"costs"}) - {"scores"})],
     ("pfedmoap", "selection"): [Change("random", {"shapes", "start", "merged"})],  # too little to change an answer
     ("pfedmoap", "local_share"): [Change(0.1, AFTER)],  # from the second round on, when there are experts

@@ -89,6 +89,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
     "clip_zero_shot": {},
+    "fedmgp": {**CONTEXTS, "diversity": {"log": (0.01, 10.0)}},
     "fedotp": CONTEXTS,
     "fedtpg": CONTEXTS,
     "fedvpt_text": PROMPTS,
