@@ -149,7 +149,7 @@ class Method(Base):
         ]  # [G] ~ N(0, 1)
         uniform = torch.special.ndtr(draw).clamp(1e-6, 1 - 1e-6)
         gumbel = -(-uniform.log()).log()
-        made = {}
+        made: dict[str, Tensor] = {}
         for tower in TOWERS:
             groups, average = self.prompts_of(p, tower), received[f"average_{tower}"]
             cosine = F.cosine_similarity(groups.flatten(1)[:, None], average.flatten(1)[None], dim=-1)  # [G, s]
