@@ -17,6 +17,7 @@ from torch import Tensor
 from fedbench.method import Fidelity, Param, Task, Values, linear_head, option
 from fedbench.method import Method as Base
 
+NAME = "vit.blocks.{}.attn.qkv.weight"
 PARTS = {"qv": (0, 2), "qkv": (0, 1, 2)}  # of timm's joint projection, [q; k; v] by rows
 
 
@@ -37,6 +38,8 @@ class Method(Base):
 
     def params(self, task: Task) -> dict[str, Param]:
         """A [L, J, r, D] and B [L, J, D, r] for the J projections of a block, and the head."""
+        if NAME.format(0) not in task.frozen:
+            raise ValueError("the backbone has no joint projection of queries, keys and values; use one that has")
         shape, r, width = (task.depth, len(PARTS[self.target])), self.rank, task.width
         return {
             "A": Param(task.normal("A", *shape, r, width, std=width**-0.5), lr_scale=self.lora_lr_scale),
@@ -49,7 +52,7 @@ class Method(Base):
         update = self.alpha / self.rank * p["B"] @ p["A"]  # [L, J, D, D]
         made = {}
         for block, rows in enumerate(update):
-            name = f"vit.blocks.{block}.attn.qkv.weight"
+            name = NAME.format(block)
             parts = list(frozen[name].chunk(3))
             for part, row in zip(PARTS[self.target], rows, strict=True):
                 parts[part] = parts[part] + row

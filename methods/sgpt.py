@@ -72,7 +72,8 @@ class Method(Base):
         None, "share of the old keys in the new ones; default: as `momentum`"
     )
     query_block: Annotated[int, Field(ge=0)] | None = option(
-        None, "block after which the prompt-free CLS token is the query, with the final norm; default: the last"
+        None,
+        "block after which the prompt-free CLS token (or mean patch token) is the query, normed; default: the last",
     )
     choice: Literal["sample", "batch"] = option(
         "sample", "who chooses a group in training: each sample, or the majority of a batch for all its samples"

@@ -137,6 +137,8 @@ class PretendedGPU(TorchDispatchMode):
 
     def __enter__(self):
         if not self._depth:
+            # ``with torch.device("meta")`` asks a list of factories that torch makes once: of torch's functions, not of ours.
+            torch.utils._device._device_constructors()
             for owner, name, new in _patches(self):
                 self._patches.enter_context(mock.patch.object(owner, name, new))
         self._depth += 1

@@ -141,7 +141,17 @@ def test_a_small_backbone_gets_as_many_images_as_fill_a_gpu():
 
 
 def test_the_block_with_the_most_tokens_says_how_many_images_are_a_pass():
-    pass_ = cost.PassCost(0, 0, tokens=(17, 21, 19), width=64, hidden=256, kept_tokens=57, trains_backbone=False)
+    pass_ = cost.PassCost(
+        0,
+        0,
+        tokens=(17, 21, 19),
+        width=64,
+        hidden=256,
+        kept_tokens=57,
+        trains_backbone=False,
+        kept_block=512,
+        kept_readout=(0, 0),
+    )
     assert cost.chunk_images(pass_, torch.device("cpu")) == (4 << 20) // (21 * 256 * 4)
     assert cost.chunk_images(pass_, torch.device("cuda")) == 200_000 // 21
 

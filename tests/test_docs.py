@@ -148,8 +148,8 @@ def test_every_quoted_message_is_one_that_is_said():
     assert len(messages) > 40
     texts = words_of_the_source()
     assert {message: unknown(message, texts) for message in messages if unknown(message, texts)} == {}
-    assert unknown("… is not a plain ViT that reads its CLS token", texts) == [
-        "is not a plain ViT that reads its CLS token"
+    assert unknown("… is not a supported ViT that reads its CLS token", texts) == [
+        "is not a supported ViT that reads its CLS token"
     ]
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from test_extension import done
 
 from fedbench.cli.main import main
+from fedbench.plan.config import BackboneConfig
 from fedbench.run import export
 
 BASE: dict[str, Any] = {"rounds": 2, "aggregation": "fedavg", "local": {"lr": 0.05}}
@@ -155,7 +156,14 @@ class Layered:
 def layered(method: Any) -> Any:
     model = SimpleNamespace(
         method=method,
-        backbone=SimpleNamespace(depth=3, width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), image_size=32),
+        backbone=SimpleNamespace(
+            depth=3,
+            width=8,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            image_size=32,
+            readout=SimpleNamespace(first_slot=1),
+        ),
         images=SimpleNamespace(dtype=torch.float64),
     )
     facts = SimpleNamespace(label="fedvpt", dataset="glyphs", rounds=7, run="fedvpt-glyphs-0123")
@@ -201,9 +209,17 @@ def test_linear_scores_become_weights_and_a_bias_with_the_log_prior():
 def test_timm_makes_the_backbone_that_the_run_named():
     name = "vit_base_patch16_224.augreg_in21k"
     plain = {"model_name": name, "pretrained": True, "num_classes": 0}
-    assert export._timm_model(name, True, None) == plain
-    assert export._timm_model(name, False, 384) == {**plain, "pretrained": False, "img_size": 384}
-    small = export._timm_model("nano", True, 32)
+    vit = SimpleNamespace(fc_norm=torch.nn.Identity())
+    assert export._timm_model(BackboneConfig(name=name), vit) == plain
+    local = BackboneConfig(name=name, weights="w.safetensors", image_size=384)
+    assert export._timm_model(local, vit) == {**plain, "pretrained": False, "img_size": 384}
+    averaged = {
+        "pretrained": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+    }  # timm would move the norm of its own accord
+    assert export._timm_model(BackboneConfig(name=name, pool="avg"), vit) == plain | averaged
+    small = export._timm_model(BackboneConfig(name="nano", image_size=32), vit)
     assert (small["model_name"], small["pretrained"], small["num_classes"]) == ("vit_tiny_patch16_224", False, 0)
 
 

@@ -496,6 +496,15 @@ def test_nothing_of_the_pretended_gpu_is_left_behind(world):
     assert torch.ones(3).device.type == "cpu"
 
 
+def test_tensors_without_values_are_made_in_and_after_the_pretended_gpu():
+    """torch keeps the list of the factories that obey ``with torch.device``, and may first ask for it inside."""
+    torch.utils._device._device_constructors.cache_clear()
+    with PretendedGPU(), torch.device("meta"):
+        assert torch.empty(3).is_meta
+    with torch.device("meta"):
+        assert torch.empty(3).is_meta
+
+
 def rewrite() -> None:
     """Write tests/gpu_counts.csv."""
     torch.set_num_threads(1)

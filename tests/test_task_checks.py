@@ -335,7 +335,7 @@ def test_nothing_is_fetched_decoded_or_loaded_for_it(tmp_path: Path, monkeypatch
     ("block", "message"),
     [
         ({"name": "vit_tinny_patch16_224"}, "backbone: no timm model is called 'vit_tinny_patch16_224'"),
-        ({"name": "resnet18"}, "backbone: 'resnet18' is not a plain ViT"),
+        ({"name": "resnet18"}, "backbone: 'resnet18' is not a supported ViT"),
         ({"name": "vit_tiny_patch16_224", "image_size": 100}, "backbone: "),
         ({"name": "nano", "image_size": 64}, "backbone: nano comes with its weights"),
     ],

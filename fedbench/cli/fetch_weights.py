@@ -74,7 +74,7 @@ def fetch(config: BackboneConfig) -> str:
     if config.weights is not None:
         return f"read from {config.weights}, nothing to fetch"
     cached = is_cached(config.name)
-    backbone.make(config.name, None, config.image_size)
+    backbone.make(config.name, None, config.image_size, pool=config.pool)
     return "local already" if cached else "downloaded"
 
 

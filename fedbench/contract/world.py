@@ -151,12 +151,16 @@ def mini_run(
     aggregation: Aggregation | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device = CPU,
+    vit: Backbone | None = None,
     **local: Any,
 ) -> MiniRun:
-    """A run of `method` before its first round, on `device`; `local` sets fields of the local training."""
-    vit = backbone(dtype).to(device)
+    """A run of `method` before its first round, on `device`, with `vit` or else `backbone`.
+
+    `local` sets fields of the local training.
+    """
+    vit = backbone(dtype).to(device) if vit is None else vit
     train, pixels, labels = _samples()
-    images = Images(pixels, 16, vit.mean, vit.std, device, dtype)
+    images = Images(pixels, vit.image_size, vit.mean, vit.std, device, dtype)
     aggregation = aggregation or Aggregation()
     recipe = LocalConfig(**{"epochs": 2, "batch_size": 4, "lr": 0.1, "weight_decay": 0.01, "clip": 1.0, **local})
     spec = parameters(method, aggregation, task(vit, recipe))

@@ -49,7 +49,8 @@ class ClassPrompt(Method):
     )
     query: Literal["final", "inject"] = option(
         "final",
-        "z(x). final: the prompt-free final feature; inject: the detached CLS token that enters block `inject`",
+        "z(x). final: the prompt-free final feature; inject: the detached CLS token (or mean patch token) that enters block "
+        "`inject`",
     )
     prior: Literal["client", "uniform", "none"] = option(
         "client", "pi_k. client: the client's class distribution; uniform, none: all classes weigh the same"

@@ -28,7 +28,7 @@ from fedbench.method.updates import ClientUpdates
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods: a frozen backbone and a linear head on the CLS token. Override the hooks that differ."""
+    """Base of all methods: a frozen backbone and a linear head on its final feature. Override the hooks that differ."""
 
     logit_prior: Literal["none", "eval", "train", "both"] = option(
         "none", "when to add log pi_k, the client's own log class prior, to the logits: a control for label skew"
@@ -109,12 +109,12 @@ class Method:
 
     @property
     def uses_query(self) -> bool:
-        """Whether a hook reads `query`, the prompt-free CLS feature of the frozen backbone after the block `query_after`."""
+        """Whether a hook reads `query`, the prompt-free feature of the frozen backbone after the block `query_after`."""
         return False
 
     @property
     def query_after(self) -> int | None:
-        """The block after which `query` is the CLS token, with the final norm; None: the last block."""
+        """The block after which `query` is the CLS token (or mean patch token), with the final norm; None: the last block."""
         return None
 
     @property
@@ -180,7 +180,7 @@ class Method:
 
     @hook
     def taps(self, depth: int) -> tuple[int, ...]:
-        """The blocks whose entering CLS token `observe` sees.
+        """The blocks whose entering CLS token (or mean patch token) `observe` sees.
 
         Called before a run starts, and for each local phase.
         """
@@ -191,7 +191,8 @@ class Method:
     def prompts(self, layer: int, p: Values, cls: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         """The prompt slots that enter block `layer`: ``{slot: [B, P, D]}``. A known slot is replaced, a new slot inserted.
 
-        `cls` [B, D] is the CLS token entering this block, `query` [B, D] the prompt-free final CLS feature.
+        `cls` [B, D] is the CLS token entering this block, or the mean patch token in a model that is not read at CLS. `query`
+        [B, D] is the prompt-free final feature.
         Called in every forward pass, once for each block of `layers`.
         """
         if self.prefixes is None:
@@ -209,9 +210,10 @@ class Method:
 
     @hook
     def logits(self, p: Values, out: Values) -> Tensor:
-        """Class scores [B, C] from ``out["cls"]`` [B, D], and from ``out[slot]`` [B, P, D] with `reads_slots`.
+        """Class scores [B, C] from the final feature ``out["cls"]`` [B, D].
 
-        With `reads_patches`, also from the patch tokens ``out["patches"]`` [B, N, D]. All are after the last norm.
+        With `reads_slots` also from ``out[slot]`` [B, P, D], and with `reads_patches` from the patch tokens ``out["patches"]``
+        [B, N, D]. All are after the last norm.
         Called at the end of every forward pass.
         """
         return F.linear(out["cls"], p["head.weight"], p["head.bias"])

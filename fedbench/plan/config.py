@@ -44,6 +44,11 @@ class BackboneConfig(Block):
         None, description="local weights (.safetensors, .pth or .bin) instead of timm's download"
     )
     image_size: int | None = Field(None, ge=8, description="input size in pixels; default: the checkpoint's own size")
+    pool: Literal["token", "avg"] | None = Field(
+        None,
+        description="how the backbone is read: `token`, its CLS token, or `avg`, the mean of its patch tokens; default: as "
+        "timm's model, which may also have attention pooling",
+    )
     template: str | None = Field(
         None,
         description="text of a class in a vision-language model, with `{}` in place of its name; default: the model's own",

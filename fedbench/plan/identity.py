@@ -16,7 +16,7 @@ CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys 
 # Keys that came after the first published runs. With its default value, such a key is not in a run's identity, so that
 # earlier runs keep their names.
 LATER_KEYS = {
-    "backbone": ("template",),
+    "backbone": ("template", "pool"),
     "local": ("schedule", "warmup_rounds"),
     "clients": ("dropout", "stragglers", "available", "draw", "candidates", "shots", "novel"),
 }

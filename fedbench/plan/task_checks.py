@@ -68,7 +68,7 @@ class _TaskChecks:
 
         fields = run.model_dump()
         vit = extent = None
-        if is_right("backbone", "name", "image_size", "*"):
+        if is_right("backbone", "name", "image_size", "pool", "*"):
             vit = self._once(["backbone", fields["backbone"]], lambda: self._architecture(run))
         if is_right("dataset"):
             extent = self._once(["dataset", fields["dataset"]], lambda: self._extent(run))
@@ -100,7 +100,8 @@ class _TaskChecks:
             message = f"{name} has no text tower; leave it out, or use clip_nano or another vision-language model"
             self.mistakes.add("backbone.template", message)
         try:
-            return backbone.architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
+            block = run.backbone
+            return backbone.architecture(block.name, block.image_size, block.weights, block.pool)
         except backbone.BackboneError as error:
             self.mistakes.add("backbone", str(error))
             return None

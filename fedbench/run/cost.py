@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fedbench.method import Method, Param, Task, Values
 from fedbench.method.phases import trained_in
 from fedbench.plan.config import LocalConfig, Machine, PlannedRun
 from fedbench.plan.plugins import Plugins
+from fedbench.run.backbone_cost import block_cost, readout_cost
 from fedbench.run.server import parameters
 from fedbench.vit import backbone, two_towers
 from fedbench.vit.images import Augment
@@ -37,7 +38,8 @@ class PassCost:
     """Multiply-adds of one image, its tokens at each block, and its tokens in all blocks that keep them for a backward pass.
 
     ``forward``: through the whole backbone. ``backward``: from the lowest block that a trained value enters, of activations
-    only if the backbone is frozen.
+    only if the backbone is frozen. ``kept_block``: numbers that a frozen block keeps of a token beside the inputs of its norms.
+    ``kept_readout``: those that the pooling of an image keeps, in the precisions of the residual stream and of products.
     """
 
     forward: int
@@ -47,35 +49,37 @@ class PassCost:
     hidden: int
     kept_tokens: int
     trains_backbone: bool
+    kept_block: int
+    kept_readout: tuple[int, int]
 
     def kept_bytes(self, precision: str) -> int:
         """Bytes that autograd keeps of one image on a GPU, where frozen blocks are timm's.
 
-        For each token and frozen block: the inputs of both LayerNorms in the residual stream's precision, queries, keys,
-        values and attention's output (4 D) and the input of GELU (H) in the precision of matrix products. Blocks whose
-        weights train also keep the inputs of their four matrices (3 D + H).
+        For each token and frozen block: the inputs of both LayerNorms in the residual stream's precision, and what
+        `fedbench.run.backbone_cost` counts in the precision of matrix products. Blocks whose weights train also keep the inputs
+        of their matrices (3 D + H).
         """
         residual, product = {"bfloat16": (4, 2), "float64": (8, 8)}.get(precision, (4, 4))  # bytes of a number
-        numbers = 4 * self.width + self.hidden + (3 * self.width + self.hidden) * self.trains_backbone
-        return self.kept_tokens * (2 * residual * self.width + product * numbers)
+        numbers = self.kept_block + (3 * self.width + self.hidden) * self.trains_backbone
+        readout = residual * self.kept_readout[0] + product * self.kept_readout[1]
+        return self.kept_tokens * (2 * residual * self.width + product * numbers) + readout * (self.kept_tokens > 0)
 
 
 def one_pass(
     method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, trained: Iterable[str] | None = None
 ) -> PassCost:
-    """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, and the patch embedding.
+    """Count one image of one client: attention 4 T D^2 + 2 T^2 D, MLP 2 T D H a block, the patch embedding and pooling.
 
-    P prefixes of keys and values add 2 T P D, and what the hook itself multiplies. In the last block only the tokens that are
-    read have queries, a projection and an MLP. Backward: the activations from the
-    lowest block that a value of `trained` enters (default: all trained values), and the backbone's tensors if the method
+    A gated MLP has 3 T D H. P prefixes of keys and values add 2 T P D, and what the hook itself multiplies. In the last block
+    of a model read at CLS only the tokens that are read have queries, a projection and an MLP. Backward: the activations from
+    the lowest block that a value of `trained` enters (default: all trained values), and the backbone's tensors if the method
     trains them. Slot lengths, and which values depend on trained ones, come from calling the hooks with one sample on the
     meta device, where tensors have shapes but no values; the backbone does not run.
     """
     trained = {n for n, param in spec.items() if param.trains} if trained is None else set(trained)
     p = {n: v.init.detach().to("meta").requires_grad_(n in trained) for n, v in spec.items()}
     patches = (vit.image_size // vit.patch_size) ** 2
-    block: Any = vit.vit.blocks[0]
-    width, hidden = vit.width, int(block.mlp.fc1.out_features)
+    width, block = vit.width, block_cost(vit)
     embedding = patches * 3 * vit.patch_size**2 * width
     tokens: list[int] = []
     forward, backward = embedding, 0
@@ -94,7 +98,7 @@ def one_pass(
             read = 1 + (slots if method.reads_slots else 0)
         prefixes = _prefixes(method, p, vit, layer, t, input_trains=entered <= layer or lowest < layer)
         keys = t + prefixes.count
-        linear = 2 * t * width**2 + read * (2 * width**2 + 2 * width * hidden)
+        linear = 2 * t * width**2 + read * (2 * width**2 + block.mlp)
         attention = 2 * keys * read * width
         forward += linear + attention + prefixes.forward
         if prefixes.trained and layer < lowest:  # neither queries nor the block's input need a gradient
@@ -110,14 +114,24 @@ def one_pass(
         ):
             backward -= 3 * t * width**2  # the input of this product needs no gradient
     backward += embedding * any("patch_embed.proj.weight" in name for name in tensors)
+    readout = readout_cost(vit, tokens[-1], tensors)
+    forward += readout.forward
+    backward += readout.backward * (lowest < vit.depth) + readout.weights
     return PassCost(
         forward=forward,
         backward=backward,
         tokens=tuple(tokens),
         width=width,
+<<<<<<< HEAD
         hidden=hidden,
         kept_tokens=sum(tokens[max(0, lowest) :]) * (1 + method.reads_views * len(method.views)),
+=======
+        hidden=block.hidden,
+        kept_tokens=sum(tokens[max(0, lowest) :]),
+>>>>>>> main
         trains_backbone=bool(tensors),
+        kept_block=block.kept,
+        kept_readout=(readout.kept_residual, readout.kept_product),
     )
 
 
@@ -187,6 +201,8 @@ def _for_weights(name: str, value: Tensor, tokens: int, read: int) -> int:
     """Multiply-adds of the gradient of a block's weight matrix: all tokens use keys and values, those read the rest."""
     if name.endswith("attn.qkv.weight"):
         return value.numel() // 3 * (read + 2 * tokens)
+    if name.endswith(("attn.k_proj.weight", "attn.v_proj.weight")):
+        return value.numel() * tokens
     return value.numel() * read
 
 
@@ -251,10 +267,9 @@ def prompt_free(vit: backbone.Backbone, after: int | None = None) -> int:
     """Multiply-adds of the frozen backbone on one image, without any prompt, up to block `after` (None: the last)."""
     if after is None:
         return one_pass(Method(), {}, vit).forward
-    block: Any = vit.vit.blocks[0]
-    t, width, hidden = vit.tokens, vit.width, int(block.mlp.fc1.out_features)
+    t, width, mlp = vit.tokens, vit.width, block_cost(vit).mlp
     embedding = (vit.image_size // vit.patch_size) ** 2 * 3 * vit.patch_size**2 * width
-    return embedding + (after + 1) * (4 * t * width**2 + 2 * t * width * hidden + 2 * t**2 * width)
+    return embedding + (after + 1) * (4 * t * width**2 + t * mlp + 2 * t**2 * width)
 
 
 def training(method: Method, spec: Mapping[str, Param], vit: backbone.Backbone, reads_cache: bool | None = None) -> int:
@@ -313,7 +328,7 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     run = planned.run
     extent = _extent(repr(sorted(run.dataset.items())), planned, plugins, machine)
     train, classes = extent.train, extent.classes
-    vit = _architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights)
+    vit = _architecture(run.backbone.name, run.backbone.image_size, run.backbone.weights, run.backbone.pool)
     method, aggregation = plugins.make("method", run.method), plugins.make("aggregation", run.aggregation)
     counts = torch.ones(run.clients.number, classes)
     task, text = task_of(vit, classes, counts, seed=0, rounds=run.rounds, local=run.local), None
@@ -353,6 +368,8 @@ def _extent(key: str, planned: PlannedRun, plugins: Plugins, machine: Machine) -
 
 
 @lru_cache(maxsize=4)
-def _architecture(name: str, image_size: int | None, weights: Path | None) -> backbone.Backbone:
+def _architecture(
+    name: str, image_size: int | None, weights: Path | None, pool: str | None = None
+) -> backbone.Backbone:
     sizes_in_file = weights if two_towers.is_two_towers(name) else None
-    return backbone.make(name, sizes_in_file, image_size=image_size, pretrained=False)
+    return backbone.make(name, sizes_in_file, image_size=image_size, pretrained=False, pool=pool)

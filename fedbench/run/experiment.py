@@ -237,7 +237,7 @@ def load_frozen(
 
 
 def _backbone(block: BackboneConfig, machine: Machine) -> Backbone:
-    return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts)
+    return backbone.make(block.name, block.weights, block.image_size, shortcuts=machine.shortcuts, pool=block.pool)
 
 
 def _task(run: RunConfig, frozen: Frozen, split: Split, text: ClassTexts | None) -> Task:
@@ -356,7 +356,8 @@ def _facts(
         dataset=words("dataset", run.dataset),
         partition=words("partition", run.partition),
         aggregation=words("aggregation", run.aggregation),
-        backbone=f"{run.backbone.name}@{frozen.vit.image_size}",
+        backbone=f"{run.backbone.name}@{frozen.vit.image_size}"
+        + (f" {run.backbone.pool}" if run.backbone.pool else ""),
         seed=run.seed,
         rounds=run.rounds,
         trained_parameters=sum(param.init.numel() for param in spec.values() if param.trains),

@@ -1,8 +1,8 @@
 """A finished run's model as files that need no fedbench: tensors, a description, and a loader that needs timm alone.
 
-A method can be loaded in plain timm if its prompts are the same for every image, its scores are linear in the CLS feature,
-and it leaves the pixels as they are. Replaced backbone weights (`lora`, `full_finetune`) are exported as they end. The
-tensors of every other method are exported as well, without a loader.
+A method can be loaded in plain timm if its prompts are the same for every image, its scores are linear in the feature that
+timm's head reads, and it leaves the pixels as they are. Replaced backbone weights (`lora`, `full_finetune`) are exported as
+they end. The tensors of every other method are exported as well, without a loader.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from timm.models.eva import Eva
+from torch import Tensor, nn
 
 from fedbench.base.storage import write_atomically
 from fedbench.method import log_prior
+from fedbench.plan.config import BackboneConfig
 from fedbench.run.experiment import Experiment
 from fedbench.run.stacked import Stacked
 from fedbench.vit import nano, two_towers
@@ -45,12 +47,21 @@ def load(folder=Path(__file__).parent):
 
     @torch.inference_mode()
     def model(images):
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        x, added = vit._pos_embed(vit.patch_embed(images)), 0
+        x, rope = x if isinstance(x, tuple) else (x, None)
+        x = vit.norm_pre(x)
         for i, block in enumerate(vit.blocks):
             for prompt, at, dropped in about["prompts"].get(str(i), []):  # tokens enter behind CLS, or replace earlier ones
                 x = torch.cat([x[:, :at], tensors[prompt].expand(len(x), -1, -1), x[:, at + dropped :]], dim=1)
-            x = block(x)
-        return vit.norm(x)[:, 0] @ tensors["head.weight"].T + tensors["head.bias"]
+                added += len(tensors[prompt]) - dropped
+            if rope is None:
+                x = block(x)
+            else:
+                block.attn.num_prefix_tokens = vit.num_prefix_tokens + added  # rotates the patches behind them
+                x = block(x, rope=rope[i] if vit.rope_mixed else rope)
+        first = 0 if vit.cls_token is None else 1
+        x = vit.norm(torch.cat([x[:, :first], x[:, first + added :]], dim=1))  # pooling leaves prompts out
+        return vit.forward_head(x, pre_logits=True) @ tensors["head.weight"].T + tensors["head.bias"]
 
     return model
 '''
@@ -119,7 +130,7 @@ def _backbone_weights(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
     if method.pixels is not None:
         raise _NotPlain("it changes the pixels of its input")
     weights = {}
-    if run.backbone.name in nano.NAMES or run.backbone.weights is not None:
+    if _holds_weights(run.backbone):
         weights = {f"vit.{name}": value for name, value in vit.state_dict().items()}
     if method.backbone_weights is not None:
         replaced = method.backbone_weights(p, experiment.model.frozen)
@@ -141,7 +152,7 @@ def _prompts(experiment: Experiment, p: Stacked) -> list[tuple[int, str, Tensor,
                 raise _NotPlain(f"its prompts at block {layer} depend on the image")
             slots = list(lengths)
             before = slots[: slots.index(slot)] if slot in lengths else slots
-            place = 1 + sum(lengths[name] for name in before)  # behind CLS and the earlier slots
+            place = vit.readout.first_slot + sum(lengths[name] for name in before)  # behind CLS and the earlier slots
             prompts.append((layer, f"prompts.{layer}.{slot}", value[0], place, lengths.get(slot, 0)))
             lengths[slot] = value.shape[1]
     return prompts
@@ -171,7 +182,7 @@ def write(experiment: Experiment, model: Model, folder: Path, client: int | None
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in model.tensors.items()}
     save_file(plain, folder / TENSORS)
     about = {
-        "timm": _timm_model(run.backbone.name, run.backbone.weights is None, run.backbone.image_size),
+        "timm": _timm_model(run.backbone, vit.vit),
         "prompts": model.prompts,
         "mean": list(vit.mean),
         "std": list(vit.std),
@@ -188,13 +199,22 @@ def write(experiment: Experiment, model: Model, folder: Path, client: int | None
     return [TENSORS, *texts]
 
 
-def _timm_model(name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
-    """The arguments of timm.create_model."""
-    if name in nano.NAMES:
-        shape = {key: value for key, value in nano.ARCHITECTURE.items() if key != "num_classes"}
-        return {"model_name": "vit_tiny_patch16_224", "pretrained": False, "num_classes": 0, **shape}
-    size = {} if image_size is None else {"img_size": image_size}
-    return {"model_name": name, "pretrained": pretrained, "num_classes": 0, **size}
+def _holds_weights(backbone: BackboneConfig) -> bool:
+    """Whether the exported files hold the backbone's weights; if not, timm downloads them."""
+    return backbone.name in nano.NAMES or backbone.weights is not None or backbone.pool is not None
+
+
+def _timm_model(backbone: BackboneConfig, vit: Any) -> dict[str, Any]:
+    """The arguments of timm.create_model for the model `vit` that the run has made of `backbone`."""
+    made: dict[str, Any] = {"model_name": backbone.name, "pretrained": not _holds_weights(backbone), "num_classes": 0}
+    if backbone.name in nano.NAMES:
+        made |= nano.ARCHITECTURE | {"model_name": "vit_tiny_patch16_224"}
+    elif backbone.image_size is not None:
+        made["img_size"] = backbone.image_size
+    if backbone.pool is not None:
+        norm = "use_fc_norm" if isinstance(vit, Eva) else "fc_norm"
+        made |= {"global_pool": backbone.pool, norm: not isinstance(vit.fc_norm, nn.Identity)}
+    return made
 
 
 def _readme(experiment: Experiment, model: Model, client: int | None, accuracy: float | None) -> str:

@@ -68,7 +68,7 @@ class StackedModel:
 
     @cached_property
     def taps(self) -> tuple[int, ...]:
-        """The blocks whose entering CLS token is observed."""
+        """The blocks whose entering CLS token (or mean patch token) is observed."""
         return self.method.taps(self.backbone.depth)
 
     @cached_property

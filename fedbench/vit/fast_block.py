@@ -45,9 +45,9 @@ def is_applicable(block: nn.Module, x: Tensor) -> bool:
     return cpu and not any(value.requires_grad for value in block.parameters())
 
 
-def run_block(block: nn.Module, x: Tensor, slots: Tensor | None = None) -> Tensor:
-    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], tokens 1 to P of `x`, only they receive a gradient."""
-    result: Tensor = _FrozenBlock.apply(x, slots, block)  # type: ignore[no-untyped-call]
+def run_block(block: nn.Module, x: Tensor, slots: Tensor | None = None, first: int = 1) -> Tensor:
+    """``block(x)`` for x [N, T, D]. With `slots` [N, P, D], P tokens of `x` from `first` on, only they receive a gradient."""
+    result: Tensor = _FrozenBlock.apply(x, slots, block, first)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -73,19 +73,19 @@ class _FrozenBlock(torch.autograd.Function):
     """The block with the gradient of x, or of the slots in it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor | None, block: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slots: Tensor | None, block: Any, first: int) -> Tensor:
         out, kept = _forward(block, x)
         ctx.save_for_backward(*kept)
-        ctx.block, ctx.slots = block, 0 if slots is None else slots.shape[1]
+        ctx.block, ctx.first, ctx.slots = block, first, 0 if slots is None else slots.shape[1]
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, mean1, rstd1, qkv, attention, y, mean2, rstd2, hidden = ctx.saved_tensors
         n, t, d = x.shape
         block, heads, scale = ctx.block, ctx.block.attn.num_heads, ctx.block.attn.scale
-        at = slice(1, 1 + ctx.slots) if ctx.slots else slice(None)  # the tokens that get a gradient
+        at = slice(ctx.first, ctx.first + ctx.slots) if ctx.slots else slice(None)  # the tokens that get a gradient
         q, k, v = qkv.unbind(0)
         back = aten.gelu_backward(grad @ block.mlp.fc2.weight, hidden) @ block.mlp.fc1.weight
         grad_y = _norm_back(block.norm2, back, y, mean2, rstd2).add_(grad)
@@ -98,7 +98,7 @@ class _FrozenBlock(torch.autograd.Function):
         parts = parts.view(3, n, heads, -1, d // heads).permute(1, 3, 0, 2, 4).reshape(n, -1, 3 * d)
         back = parts @ block.attn.qkv.weight
         result = _norm_back(block.norm1, back, x[:, at], mean1[:, at], rstd1[:, at]).add_(grad_y[:, at])
-        return (None, result, None) if ctx.slots else (result, None, None)
+        return (None, result, None, None) if ctx.slots else (result, None, None, None)
 
 
 def _norm(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Prompt-free features: the frozen backbone's CLS token of every image, computed once and shared by all runs."""
+"""Prompt-free features: what a head reads of the frozen backbone for every image, computed once and shared by all runs."""
 
 from __future__ import annotations
 

@@ -14,12 +14,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import eva, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Parts of a published model that a frozen backbone does not need: classifiers, poolers, MAE's decoder, mask tokens.
 NOT_BACKBONE = ("head.", "head_dist.", "pre_logits.", "classifier.", "pooler.", "decoder_", "decoder.", "mask_token")
+CLS, PATCHES = (
+    "cls_token",
+    r"patch_embed\.proj\.weight",
+)  # whose names show the prefix; the latter in a model without CLS
 PREFERRED = "teacher"  # if a checkpoint holds several models, the model that DINO evaluates
 HUGGING_FACE = (  # (name in transformers' ViT and DINOv2, name in timm)
     (r"embeddings\.position_embeddings$", "pos_embed"),
@@ -42,21 +48,25 @@ class WeightsError(ValueError):
     """Weights cannot be used. The message names the file, and the key, prefix or tensor that does not fit."""
 
 
-def load_weights(path: Path, vit: VisionTransformer) -> None:
+def load_weights(path: Path, vit: VisionTransformer | Eva) -> None:
     """Load the checkpoint `path` into `vit`. Raises WeightsError."""
     vit.load_state_dict(fitting_state(path, vit))
     refuse_broken(vit.state_dict(), str(path))
 
 
-def fitting_state(path: Path, vit: VisionTransformer, device: str = "cpu") -> dict[str, Tensor]:
+def fitting_state(path: Path, vit: VisionTransformer | Eva, device: str = "cpu") -> dict[str, Tensor]:
     """The tensors of the checkpoint `path` under the names of `vit`, position embeddings resampled to its size.
 
     On the device ``meta`` only names and shapes are read. Raises WeightsError if the checkpoint does not fit.
     """
-    state = timm_names(_backbone_part(read_tensors(path, device), path))
+    marker = PATCHES if vit.cls_token is None else CLS
+    state = timm_names(_backbone_part(read_tensors(path, device), path, marker))
     state = {name: value.float() for name, value in state.items() if not name.startswith(NOT_BACKBONE)}
     try:
-        state = checkpoint_filter_fn(state, vit)
+        if isinstance(vit, Eva):
+            state = eva.checkpoint_filter_fn(state, vit)
+        else:
+            state = vision_transformer.checkpoint_filter_fn(state, vit)
     except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError, IndexError) as error:
         raise WeightsError(f"{path} does not fit this architecture: {type(error).__name__}: {error}") from error
     wanted = vit.state_dict()
@@ -120,14 +130,18 @@ def _tensors(content: Any, prefix: str) -> Any:
                 yield from _tensors(value, f"{prefix}.{name}" if prefix else str(name))
 
 
-def _backbone_part(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def has_tensor(path: Path, name: str) -> bool:
+    """Whether the file holds a tensor of this name, after any prefix. Raises WeightsError if it cannot be read."""
+    return any(f".{key}".endswith(f".{name}") for key in read_tensors(path, "meta"))
+
+
+def _backbone_part(state: Mapping[str, Tensor], path: Path, marker: str = CLS) -> dict[str, Tensor]:
     """The tensors of the ViT without the prefix of their names, such as ``module.`` or ``teacher.backbone.``.
 
-    The CLS token's name shows the prefix. Raises WeightsError if there is none, or more than one model.
+    The name of the tensor `marker` shows the prefix. Raises WeightsError if there is none, or more than one model.
     """
-    prefixes = list(
-        dict.fromkeys(match[1] for match in map(re.compile(r"((?:.*\.)?)cls_token").fullmatch, state) if match)
-    )
+    pattern = re.compile(rf"((?:.*\.)?){marker}")
+    prefixes = list(dict.fromkeys(match[1] for match in map(pattern.fullmatch, state) if match))
     prefixes = [prefix.removesuffix("embeddings.") for prefix in prefixes]
     if len(prefixes) > 1:
         preferred = [prefix for prefix in prefixes if PREFERRED in prefix.split(".")]
@@ -137,9 +151,10 @@ def _backbone_part(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         content = (
             f"several models, with the prefixes {', '.join(map(repr, prefixes))}; keep one of them in the file"
             if prefixes
-            else f"no cls_token; its {len(state)} keys begin with {', '.join(groups[:8])}"
+            else f"no {marker.replace(chr(92), '')}; its {len(state)} keys begin with {', '.join(groups[:8])}"
         )
-        raise WeightsError(f"{path}: expected the weights of one ViT with a CLS token, found {content}")
+        kind = " with a CLS token" if marker == CLS else ""
+        raise WeightsError(f"{path}: expected the weights of one ViT{kind}, found {content}")
     return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
