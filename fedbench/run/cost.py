@@ -122,13 +122,8 @@ def one_pass(
         backward=backward,
         tokens=tuple(tokens),
         width=width,
-<<<<<<< HEAD
-        hidden=hidden,
-        kept_tokens=sum(tokens[max(0, lowest) :]) * (1 + method.reads_views * len(method.views)),
-=======
         hidden=block.hidden,
-        kept_tokens=sum(tokens[max(0, lowest) :]),
->>>>>>> main
+        kept_tokens=sum(tokens[max(0, lowest) :]) * (1 + method.reads_views * len(method.views)),
         trains_backbone=bool(tensors),
         kept_block=block.kept,
         kept_readout=(readout.kept_residual, readout.kept_product),
