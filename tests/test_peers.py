@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import bare, ours, prepare, published
-from benchmarks.peers.task import VALUES, Log, Task
+from benchmarks.peers.task import CONTEXT, VALUES, Log, Task
 
 CASE = {
-    "architecture": {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "method": "fedvpt", "architecture": {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
     "clients": 6, "per_round": 3, "classes": 4, "batch": 4, "prompts": 2, "lr": 0.5, "evaluate_every": 2,
     "rounds": 4, "train_each": (3, 9), "tests": 12,
+}  # fmt: skip
+
+CLIP = CASE | {
+    "method": "promptfl", "per_round": 6, "batch": 4, "prompts": 3, "lr": 0.001,
+    "architecture": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    },
 }  # fmt: skip
 
 
@@ -52,3 +61,21 @@ def test_clients_differ_in_size_and_batches_hold_their_samples(folder):
         samples = np.flatnonzero((user == task.cohort[r, k]) & ~is_test)
         np.testing.assert_array_equal(np.sort(drawn), samples)
         assert all(len(batch) <= 4 for batch in task.batches(r, k))
+
+
+def test_promptfl_trained_with_full_encoders_at_every_step_ends_with_the_same_contexts_and_class_texts(tmp_path):
+    pytest.importorskip("open_clip", reason="needs the extra clip")
+    from benchmarks.peers import clip_published
+
+    folder = tmp_path / "task"
+    prepare.prepare(folder, CLIP)
+    (folder / "results").mkdir()
+    logs = {system: Log() for system in (clip_published, ours)}
+    theirs, fedbench = (system.run(folder, log) for system, log in logs.items())
+    start = Task.load(folder).start
+    assert set(theirs) == set(fedbench) == {*CONTEXT, "class_texts"}
+    assert np.abs(theirs["context"] - start["context"]).max() > 1e-3  # else agreement says nothing
+    for name, value in theirs.items():
+        np.testing.assert_allclose(fedbench[name], value, atol=2e-6, err_msg=name)
+    assert logs[clip_published].right == logs[ours].right
+    assert all(len(log.round_processor) == 4 for log in logs.values())

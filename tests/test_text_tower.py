@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +98,45 @@ def test_the_text_layer_is_imported_only_by_runs_that_use_it():
         )
 
 
+RUNS = """
+import json, sys
+from pathlib import Path
+from fedbench.base.records import RunFolder
+from fedbench.plan.planning import check_sweep
+from fedbench.plan.plugins import plugins
+from fedbench.run.simulation import run_rounds
+
+folder, seen = Path(sys.argv[1]), {}
+base = {
+    "dataset": {"name": "npz", "path": str(folder / "data.npz")}, "partition": "iid", "rounds": 1,
+    "clients": {"number": 2, "per_round": 2, "validation": 0.0}, "local": {"batch_size": 4},
+}
+for backbone, method in (("nano", "fedvpt"), ("clip_nano", "fedvpt"), ("clip_nano", "promptfl")):
+    keys = {"backbone": {"name": backbone}, "method": method}
+    sweep = check_sweep({"base": base | keys, "machine": {"data": str(folder), "device": "cpu"}}, plugins())
+    run = RunFolder(folder / "results" / sweep.runs[0].name)
+    run.plan(sweep.on_disk(sweep.runs[0]))
+    run_rounds(sweep.runs[0], sweep.machine, sweep.plugins, run)
+    text = sorted(name for name in sys.modules if name.startswith(("fedbench.text", "open_clip", "ftfy", "regex")))
+    seen[f"{backbone} {method}"] = [len(run.records()), text]
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.slow  # imports torch anew
+def test_a_run_with_visual_prompts_alone_imports_neither_the_text_layer_nor_open_clip(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    labels, is_test = np.arange(12) % 2, np.arange(12) >= 8
+    np.savez(tmp_path / "data.npz", images=images, labels=labels, is_test=is_test, class_names=["cat", "dog"])
+    command = [sys.executable, "-c", RUNS, str(tmp_path)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300, check=True)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["nano fedvpt"] == seen["clip_nano fedvpt"] == [1, []]
+    assert seen["clip_nano promptfl"][0] == 1  # a run with text, in the same process
+    assert {"fedbench.text.class_texts", "fedbench.text.tower"} <= set(seen["clip_nano promptfl"][1])
+    assert not any(name.startswith("open_clip") for name in seen["clip_nano promptfl"][1])
+
+
 def test_texts_that_begin_alike_share_their_beginning_forwards_and_backwards():
     ours = tower()
     torch.manual_seed(2)
@@ -101,7 +144,7 @@ def test_texts_that_begin_alike_share_their_beginning_forwards_and_backwards():
     rest, eot = torch.randn(2, 3, 5, 32, dtype=torch.float64), torch.tensor([1, 4, 2])
     joined = torch.cat([prefix[:, None].expand(2, 3, 4, 32), rest], 2).flatten(0, 1)
     expected = ours(joined, eot.repeat(2) + 4).view(2, 3, -1)
-    features = ours.continued(prefix, rest, eot)
+    features = ours.continued(ours.beginning(prefix), rest, eot)
     torch.testing.assert_close(features, expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((value * weight).sum(), prefix)[0] for value in (features, expected)]

@@ -11,6 +11,8 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
+from fedbench.base.home import HOME
+from fedbench.cli import check, sweep
 from fedbench.text.class_texts import ClassTexts, text_side
 from fedbench.vit import backbone, two_towers
 
@@ -55,6 +57,33 @@ def test_without_the_extra_the_message_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(backbone.BackboneError, match=r"pip install 'fedbench\[clip\]'"):
         backbone.architecture("open_clip/ViT-B-16.openai")
+
+
+def test_a_sweep_on_an_open_clip_model_without_the_extra_is_one_message_and_writes_nothing(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    monkeypatch.chdir(tmp_path)
+    base = {"backbone": {"name": "open_clip/ViT-B-16.openai"}, "dataset": {"name": "glyphs"}, "partition": "iid"}
+    base |= {"rounds": 1, "clients": {"number": 4, "per_round": 2}}
+    (tmp_path / "x.yaml").write_text(
+        json.dumps({"name": "x", "base": base, "grid": {"method": ["promptfl", "fedvpt"]}})
+    )
+    for options in ([], ["--dry-run"]):
+        assert sweep.main(["x.yaml", *options]) == 2
+        message = capsys.readouterr().err
+        assert message.count("open_clip_torch, which is not installed: pip install 'fedbench[clip]'") == 1, message
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_methods_with_text_are_checked_without_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    file = HOME / "methods" / "clip_zero_shot.py"
+    assert check.main([str(file)]) == check.FINE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{file}: method clip_zero_shot")
+    assert len(lines) > 5
+    assert all(line.startswith("  ok ") for line in lines[1:])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 `make bench-peers` creates the peers' environment and runs this. Each system trains and evaluates the same task in its own
 process, one after the other, in reverse order in every second repeat. Results are reported only if all systems end with the
-same prompts and heads. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only SYSTEM ...] [case ...]``
+same values. Usage: ``python -m benchmarks.peers [--repeat N] [--out FILE] [--only SYSTEM ...] [case ...]``
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from fedbench.base import provenance
 
 HOME = Path(__file__).resolve().parents[2]
 APART = HOME / ".peers" / "bin" / "python"
-SYSTEMS = {  # name in the table: module, python, whether it lives in the peers' environment
+SYSTEMS = {  # name in the table: module, whether it lives in the peers' environment
     "bare PyTorch loop": ("bare", False),
     "published-style loop": ("published", False),
+    "full encoders at each step": ("clip_published", False),
     "pfl-research": ("pfl_research", True),
     "Flower": ("flower", True),
     "fedbench": ("ours", False),
 }
+OF_PROMPTFL = ("clip_published", "ours")  # the systems that train PromptFL; all but the first train FedVPT
 TOLERANCE = 2e-5  # largest difference of a final value from the bare loop's
 
 
@@ -52,7 +54,8 @@ def run_system(name: str, folder: Path, out: Path, args: argparse.Namespace) -> 
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr")}
     env = os.environ | quiet | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
     env |= {"PYTHONPATH": str(HOME), "PEERS_FLOWER_ACTORS": str(args.flower_actors)}
-    shutil.rmtree(folder / "results", ignore_errors=True)
+    for left in ("results", "cache"):  # of an earlier run
+        shutil.rmtree(folder / left, ignore_errors=True)
     (folder / "results").mkdir()
     command = [
         str(APART) if apart else sys.executable,
@@ -69,6 +72,8 @@ def run_system(name: str, folder: Path, out: Path, args: argparse.Namespace) -> 
         "rounds": log["rounds"],
         "evaluations": log["evaluations"],
         "whole": end - start,
+        "round_processor": log["round_processor"],
+        "processor": log["processor"],
         "peak_bytes": peak,
         "right": log["right"],
         "versions": log["versions"],
@@ -84,7 +89,7 @@ def difference(out: Path, reference: Path) -> float:
 def moved(out: Path, folder: Path) -> float:
     """The smallest change of a value by training. If it were zero, agreement would prove nothing."""
     with np.load(out.with_suffix(".npz")) as a, np.load(folder / "task.npz") as b:
-        return min(float(np.abs(a[name] - b[name]).max()) for name in a.files)
+        return min(float(np.abs(a[name] - b[name]).max()) for name in a.files if name in b)
 
 
 def rounds_of(rounds: int) -> dict[str, int]:
@@ -92,10 +97,19 @@ def rounds_of(rounds: int) -> dict[str, int]:
     return {"rounds": rounds, "evaluate_every": rounds // 2}
 
 
+def systems_of(case: str, names: list[str]) -> list[str]:
+    """Those of the systems `names` that train the method of `case`."""
+    text = (COMMON | CASES[case])["method"] == "promptfl"
+    modules = OF_PROMPTFL if text else [module for module, _ in SYSTEMS.values() if module != OF_PROMPTFL[0]]
+    return [name for name in names if SYSTEMS[name][0] in modules]
+
+
 def compare(case: str, names: list[str], args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run all systems on one case. Raises RuntimeError if one ends with other values than the first."""
     folder = work / case
-    prepare(folder, COMMON | SIZES | CASES[case] | rounds_of(args.rounds))
+    names = systems_of(case, names)
+    task = COMMON | SIZES | CASES[case] | rounds_of(args.rounds)
+    prepare(folder, task)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     reference: Path | None = None
     far = 0.0
@@ -117,7 +131,7 @@ def compare(case: str, names: list[str], args: argparse.Namespace, work: Path) -
                 )
     if far < 10 * TOLERANCE:
         raise RuntimeError(f"{case}: training moved a value by {far:g} at most, so agreement proves nothing")
-    return {"case": case, "moved": far, "systems": runs}
+    return {"case": case, "task": task, "moved": far, "systems": runs}
 
 
 def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
@@ -135,6 +149,8 @@ def row(name: str, runs: list[dict[str, Any]], pace: float) -> str:
         f"{pace / steady:.2f}",
         f"{statistics.median(evaluation):.2f} s" if evaluation else "-",
         f"{median('whole'):.1f} s",
+        f"{statistics.median(s for run in runs for s in run['round_processor'][1:]):.2f} s",
+        f"{median('processor'):.1f} s",
         f"{max(run['peak_bytes'] for run in runs) / 2**30:.2f} GiB",
         f"{max(run['difference'] for run in runs):.0e}",
     ]
@@ -153,9 +169,10 @@ def table(result: dict[str, Any]) -> str:
         runs = case["systems"]
         pace = statistics.median(s for run in next(iter(runs.values())) for s in run["rounds"][1:])
         lines += ["", f"**{case['case']}**", ""]
-        lines += ["| | cold start | round | speed | evaluation | whole run | peak memory | difference |"]
+        times = "cold start | round | speed | evaluation | whole run | round, processor | whole run, processor"
+        lines += [f"| | {times} | peak memory | difference |"]
         lines += [
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(row(name, repeats, pace) for name, repeats in runs.items()),
         ]
     return "\n".join(lines)
@@ -177,7 +194,7 @@ def main() -> None:
         parser.error(f"unknown case {', '.join(sorted(wrong))}; legal: {', '.join(CASES)}")
     if args.rounds < 2 or args.rounds % 2:
         parser.error(f"--rounds {args.rounds}: expected 2, 4, ...")
-    if any(SYSTEMS[name][1] for name in names) and not APART.exists():
+    if any(SYSTEMS[name][1] for case in args.cases for name in systems_of(case, names)) and not APART.exists():
         parser.error(f"no {APART.relative_to(HOME)}: `make bench-peers` makes the peers' environment")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running system ends as well
     with tempfile.TemporaryDirectory() as work:
@@ -191,8 +208,7 @@ def main() -> None:
         "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "python": platform.python_version(),
         "flower_actors": args.flower_actors,
     }  # fmt: skip
-    task = COMMON | SIZES | rounds_of(args.rounds)
-    result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "task": task, "cases": cases}
+    result = {"commit": provenance.commit(), "machine": machine, "versions": versions, "cases": cases}
     print(table(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")

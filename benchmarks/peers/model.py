@@ -80,7 +80,7 @@ def tensors(task: Task) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def count_right(model: Prompted, pixels: Tensor, labels: Tensor, test: NDArray[np.int64]) -> int:
+def count_right(model: nn.Module, pixels: Tensor, labels: Tensor, test: NDArray[np.int64]) -> int:
     """Correct answers on the samples `test`, in batches across clients, since all clients have one model."""
     parts = torch.from_numpy(test).split(EVALUATION_BATCH)
     return sum(int((model(pixels[part]).argmax(-1) == labels[part]).sum()) for part in parts)

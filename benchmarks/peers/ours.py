@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from timm.models import register_model
 
 from benchmarks.peers import model
-from benchmarks.peers.task import VALUES, Log, Values
+from benchmarks.peers.task import CONTEXT, VALUES, Log, Values
 from fedbench.base.records import RunFolder
 from fedbench.jobs import job
 from fedbench.plan.config import Sweep
@@ -30,17 +31,28 @@ def peers_vit(**_: Any) -> Any:
     return model.backbone(ARCHITECTURE)
 
 
-def sweep(folder: Path) -> Sweep:
-    """The sweep of one run that `folder` describes; its backbone is registered with timm as `peers_vit`."""
-    case: Mapping[str, Any] = json.loads((folder / "case.json").read_text())
+def backbone_name(case: Mapping[str, Any], folder: Path) -> str:
+    """The name of the case's backbone after its registration: with timm for FedVPT, and with open_clip for PromptFL."""
+    if case["method"] == "promptfl":
+        from benchmarks.peers import clip_model  # so that FedVPT does not import open_clip
+
+        clip_model.register(case["architecture"], folder)
+        return f"open_clip/{clip_model.NAME}"
     ARCHITECTURE.clear()
     ARCHITECTURE.update(case["architecture"])
+    return str(peers_vit.__name__)
+
+
+def sweep(folder: Path) -> Sweep:
+    """The sweep of one run that `folder` describes."""
+    case: Mapping[str, Any] = json.loads((folder / "case.json").read_text())
+    length = "context_length" if case["method"] == "promptfl" else "prompt_length"
     content = {
         "base": {
-            "backbone": {"name": peers_vit.__name__, "weights": str(folder / "vit.safetensors")},
+            "backbone": {"name": backbone_name(case, folder), "weights": str(folder / "weights.safetensors")},
             "dataset": {"name": "npz", "path": str(folder / "data.npz")},
             "partition": "natural",
-            "method": {"name": "fedvpt", "prompt_length": case["prompts"]},
+            "method": {"name": case["method"], length: case["prompts"]},
             "rounds": case["rounds"],
             "evaluate_every": case["evaluate_every"],
             "clients": {"number": case["clients"], "per_round": case["per_round"], "validation": 0.0},
@@ -80,4 +92,20 @@ def run(folder: Path, log: Log) -> Values:
     if saved is None:
         raise RuntimeError(f"{results.path} holds no checkpoint")
     state = saved.state
-    return {name: state[f"server.{name}"].numpy() for name in VALUES}
+    names = CONTEXT if planned.run.method["name"] == "promptfl" else VALUES
+    values: Values = {name: state[f"server.{name}"].numpy() for name in names}
+    return values | class_texts(folder, values)
+
+
+@torch.no_grad()
+def class_texts(folder: Path, values: Values) -> Values:
+    """The features [C, E] of class names behind the final contexts, from fedbench's text tower; nothing without contexts."""
+    if "context" not in values:
+        return {}
+    from fedbench.text.class_texts import ClassTexts, text_side
+
+    block = sweep(folder).runs[0].run.backbone
+    side = text_side(block.name, block.weights, block.template, torch.device("cpu"), torch.float32)
+    with np.load(folder / "data.npz") as data:
+        texts = ClassTexts.of(side, data["class_names"].tolist())
+    return {"class_texts": texts.features(torch.from_numpy(values["context"])[None])[0].numpy()}

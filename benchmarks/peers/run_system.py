@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.peers.task import Log
 
-PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray")
+PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "pfl", "flwr", "ray")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The inputs and outputs of every system. Imports nothing of fedbench, so that it runs in the peers' environment.
 
-A task is a folder: `case.json` (architecture and numbers), `data.npz` (images, labels, is_test, user, as fedbench's `npz`
-dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `vit.safetensors`.
+A task is a folder: `case.json` (method, architecture and numbers), `data.npz` (images, labels, is_test, user, class_names as
+fedbench's `npz` dataset wants them), `task.npz` (cohorts, batches, test sets, initial values) and `weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VALUES = ("prompt", "head.weight", "head.bias")  # the trained values, as every system names them
+VALUES = ("prompt", "head.weight", "head.bias")  # the trained values of FedVPT, as every system names them
+CONTEXT = ("context",)  # those of PromptFL
 EVALUATION_BATCH = 64  # images in one pass of an evaluation, where a system can choose
 
 Values = dict[str, NDArray[np.float32]]
@@ -54,8 +55,8 @@ class Task:
                 task["order"],
                 task["test"],
                 task["test_sizes"],
-                {name: task[name] for name in VALUES},
-                folder / "vit.safetensors",
+                {name: task[name] for name in (*VALUES, *CONTEXT) if name in task},
+                folder / "weights.safetensors",
             )
 
     @property
@@ -91,6 +92,8 @@ class Log:
     first_step: float | None = None  # the start of the first batch
     rounds: list[float] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
+    round_processor: list[float] = field(default_factory=list)  # processor time of this process, all threads
+    processor: float = 0.0  # the same of the whole process, with its imports
     right: list[int] = field(default_factory=list)  # right answers on all test sets, of each evaluation
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -102,9 +105,10 @@ class Log:
     @contextmanager
     def round(self) -> Iterator[None]:
         """Times sending, local training and aggregation."""
-        start = time.monotonic()
+        start, processor = time.monotonic(), time.process_time()
         yield
         self.rounds.append(time.monotonic() - start)
+        self.round_processor.append(time.process_time() - processor)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -115,8 +119,9 @@ class Log:
 
     def write(self, out: Path, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Write the log to OUT.json and the final `values` to OUT.npz."""
+        self.processor = time.process_time()
         out.with_suffix(".json").write_text(json.dumps(asdict(self)))
-        arrays: dict[str, Any] = {name: values[name] for name in VALUES}
+        arrays: dict[str, Any] = dict(values)
         np.savez(out.with_suffix(".npz"), **arrays)
 
 
@@ -127,5 +132,5 @@ def mean_of(updates: list[tuple[int, Values]]) -> Values:
         name: np.sum([values[name].astype(np.float64) * (n / total) for n, values in updates], axis=0).astype(
             np.float32
         )
-        for name in VALUES
+        for name in updates[0][1]
     }

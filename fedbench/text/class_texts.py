@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedbench.text.text_cost import TextCost
 from fedbench.text.tokenizers import Encode, tokenizer
-from fedbench.text.tower import TextTower
+from fedbench.text.tower import Beginning, TextTower
 from fedbench.vit import two_towers
 
 PASS_BYTES = 4 << 20  # the widest activation of a pass should stay in a shared cache of this size
@@ -52,6 +53,20 @@ def text_side(
         end=end,
         template=sizes.template if template is None else template,
     )
+
+
+@dataclass(frozen=True)
+class Names:
+    """The tokens of class names behind the contexts, in the order in which they pass the tower."""
+
+    words: Tensor  # [C, R, D] embeddings of "name." and the end token
+    ends: tuple[int, ...]  # the position of the end token among the words of each class
+    at: Tensor  # [C] the same on the device
+
+    def part(self, classes: slice) -> Names:
+        """Some of the classes, cut behind their last end."""
+        ends = self.ends[classes]
+        return Names(self.words[classes, : max(ends) + 1], ends, self.at[classes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,33 +144,75 @@ class ClassTexts:
         Clients and classes share the passes of the tower. Raises ValueError as `length` does.
         """
         count, classes, vectors = len(contexts), len(self.names), contexts.shape[-2]
-        length = self.length(vectors)
+        self.length(vectors)
         if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
             return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
-        width = self.words.shape[-1]
-        at_once = max(1, PASS_BYTES // (16 * width * length * count))  # an MLP has 4 D numbers of 4 bytes for a token
-        kept = 4 * 14 * width * length * count * classes * len(self.side.tower.transformer.resblocks)
+        names, passes, place = Names(self.words, self.ends, self.at), [slice(0, classes)], None
+        alike = contexts.dim() == 3  # all classes begin with the same tokens
+        kept = classes * self._kept_bytes(vectors, max(self.ends), count, alike)
+        if classes * self._bytes(vectors, max(self.ends), count, alike) > PASS_BYTES:
+            names, order, place = self._by_length
+            passes = list(self._passes(names.ends, vectors, count, alike))
+            contexts = contexts if alike else contexts[:, order]
+        beginning = self._beginning(contexts) if alike else None
         parts = []
-        for first in range(0, classes, at_once):
-            here = slice(first, min(first + at_once, classes))
+        for here in passes:
+            inputs = (contexts[:, here] if beginning is None else beginning, names.part(here), count)
             if kept > KEPT_BYTES and contexts.requires_grad:
-                part: Tensor = checkpoint(self._part, contexts, here, use_reentrant=False, preserve_rng_state=False)
+                part: Tensor = checkpoint(self._part, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                part = self._part(contexts, here)
+                part = self._part(*inputs)
             parts.append(part)
-        return torch.cat(parts, 1)
+        features = torch.cat(parts, 1)
+        return features if place is None else features[:, place]
 
-    def _part(self, contexts: Tensor, classes: slice) -> Tensor:
-        """The features [K, c, E] of some of the classes; `contexts` [K, P, D] or [K, C, P, D]."""
-        count, vectors, ends = len(contexts), contexts.shape[-2], self.ends[classes]
-        words = self.words[classes, : max(ends) + 1].expand(count, -1, -1, -1)
-        if contexts.dim() == 3:  # all classes begin with the same tokens
-            prefix = torch.cat([self.start.expand(count, 1, -1), contexts], 1)
-            return F.normalize(self.side.tower.continued(prefix, words, self.at[classes]), dim=-1)
-        start = self.start.expand(count, len(ends), 1, -1)
-        x = torch.cat([start, contexts[:, classes], words], 2).flatten(0, 1)
-        eot = self.at[classes].add(1 + vectors).repeat(count)
-        return F.normalize(self.side.tower(x, eot), dim=-1).view(count, len(ends), -1)
+    def _beginning(self, contexts: Tensor) -> Beginning:
+        """What all texts of a client need of their start token and its `contexts` [K, P, D]."""
+        return self.side.tower.beginning(torch.cat([self.start.expand(len(contexts), 1, -1), contexts], 1))
+
+    @cached_property
+    def _by_length(self) -> tuple[Names, Tensor, Tensor]:
+        """The classes from short to long names, so that a pass has little padding, their order [C], and its inverse [C]."""
+        classes = sorted(range(len(self.ends)), key=self.ends.__getitem__)
+        order = torch.tensor(classes, device=self.at.device)
+        names = Names(self.words[order], tuple(self.ends[k] for k in classes), self.at[order])
+        return names, order, order.argsort()
+
+    def _bytes(self, vectors: int, end: int, count: int, alike: bool) -> int:
+        """The widest activation of a text for `count` clients: 4 D numbers of 4 bytes for each token in an MLP.
+
+        If texts begin `alike`, only their names pass the MLP, and all tokens have keys of D numbers.
+        """
+        words, all_tokens = end + 1, end + 2 + vectors
+        return 4 * self.words.shape[-1] * count * (max(4 * words, all_tokens) if alike else 4 * all_tokens)
+
+    def _kept_bytes(self, vectors: int, end: int, count: int, alike: bool) -> int:
+        """What autograd keeps of a text for `count` clients: 14 D numbers of 4 bytes for each token of a block.
+
+        If texts begin `alike`, a text keeps that of its name, and the keys and values of all tokens.
+        """
+        words, all_tokens = end + 1, end + 2 + vectors
+        numbers = 14 * words + 2 * all_tokens if alike else 14 * all_tokens
+        return 4 * self.words.shape[-1] * count * numbers * len(self.side.tower.transformer.resblocks)
+
+    def _passes(self, ends: Sequence[int], vectors: int, count: int, alike: bool) -> Iterator[slice]:
+        """Classes that pass together. Their `ends` rise, so the last text of a pass is its longest."""
+        first = 0
+        for stop in range(1, len(ends)):
+            if (stop + 1 - first) * self._bytes(vectors, ends[stop], count, alike) > PASS_BYTES:
+                yield slice(first, stop)
+                first = stop
+        yield slice(first, len(ends))
+
+    def _part(self, before: Beginning | Tensor, names: Names, count: int) -> Tensor:
+        """The features [K, c, E] of c classes behind a beginning, or behind contexts [K, c, P, D] of each class."""
+        words = names.words.expand(count, -1, -1, -1)
+        if not isinstance(before, Tensor):
+            return F.normalize(self.side.tower.continued(before, words, names.at), dim=-1)
+        classes, vectors = before.shape[1:3]
+        x = torch.cat([self.start.expand(count, classes, 1, -1), before, words], 2).flatten(0, 1)
+        eot = names.at.add(1 + vectors).repeat(count)
+        return F.normalize(self.side.tower(x, eot), dim=-1).view(count, classes, -1)
 
 
 def encoded(side: TextSide, texts: Sequence[str]) -> tuple[Tensor, list[int]]:

@@ -18,6 +18,8 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+KeysAndValues = tuple[Tensor, Tensor]  # each [K, heads, Q, D/heads]
+Beginning = list[KeysAndValues]  # of each block
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
@@ -81,21 +83,34 @@ class TextTower(nn.Module):
         features: Tensor = self.ln_final(last) @ self.text_projection
         return features
 
-    def continued(self, prefix: Tensor, rest: Tensor, eot: Tensor) -> Tensor:
-        """The features [K, n, E] of n texts that begin alike: with `prefix` [K, Q, D], and go on with `rest` [K, n, R, D].
+    def beginning(self, prefix: Tensor) -> Beginning:
+        """What texts that begin with the tokens `prefix` [K, Q, D] need of it: the keys and values of each block."""
+        x = prefix + self.positional_embedding[: prefix.shape[1]].to(prefix.dtype)
+        blocks: list[Any] = list(self.transformer.resblocks)
+        last, keys_and_values = blocks.pop(), []
+        for block in blocks:
+            x, pair = block.beginning(x)
+            keys_and_values.append(pair)
+        return [*keys_and_values, last.attn.keys_and_values(last.ln_1(x))]
 
-        `eot` [n] are end-of-text positions among the rest. Attention is causal, so the tokens of a prefix are the same in all n
-        texts and are computed once. Equals `forward` on the joined tokens.
+    def continued(self, beginning: Beginning, rest: Tensor, eot: Tensor) -> Tensor:
+        """The features [K, n, E] of n texts that begin alike, with `beginning`, and go on with `rest` [K, n, R, D].
+
+        `eot` [n] are end-of-text positions among the rest. Attention is causal, so the tokens of a beginning are the same in
+        all n texts and are computed once. Of the last block, only the end of a text is read. Equals `forward` on the joined
+        tokens.
         """
         count, texts, length, _ = rest.shape
-        shared = prefix.shape[1]
-        positions = self.positional_embedding[: shared + length].to(rest.dtype)
-        a, b = prefix + positions[:shared], (rest + positions[shared:]).flatten(0, 1)
-        for block in self.transformer.resblocks:
-            continued: Any = block.continued
-            a, b = continued(a, b)
-        last = b.take_along_dim(eot.repeat(count)[:, None, None], dim=1)[:, 0]
-        features: Tensor = self.ln_final(last) @ self.text_projection
+        shared = beginning[0][0].shape[2]
+        x = (rest + self.positional_embedding[shared : shared + length].to(rest.dtype)).flatten(0, 1)
+        blocks: list[Any] = list(zip(self.transformer.resblocks, beginning, strict=True))
+        last, last_pair = blocks.pop()
+        mask = torch.ones(length, shared + length, dtype=torch.bool, device=rest.device).tril(shared)
+        for block, pair in blocks:
+            x = block.continued(x, x, pair, mask)
+        end = x.take_along_dim(eot.repeat(count)[:, None, None], dim=1)
+        end = last.continued(end, x, last_pair, mask[eot].repeat(count, 1)[:, None, None])
+        features: Tensor = self.ln_final(end[:, 0]) @ self.text_projection
         return features.view(count, texts, -1)
 
 
@@ -134,11 +149,17 @@ class TextBlock(nn.Module):
         result: Tensor = x + self.mlp(self.ln_2(x))
         return result
 
-    def continued(self, prefix: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of K shared beginnings [K, Q, D], and of the n texts of each that go on from them [K * n, R, D]."""
-        attended = self.attn.continued(self.ln_1(prefix), self.ln_1(rest))
-        prefix, rest = (x + mixed for x, mixed in zip((prefix, rest), attended, strict=True))
-        return prefix + self.mlp(self.ln_2(prefix)), rest + self.mlp(self.ln_2(rest))
+    def beginning(self, x: Tensor) -> tuple[Tensor, KeysAndValues]:
+        """The tokens [K, Q, D] after this block, and their keys and values in it."""
+        mixed, pair = self.attn.beginning(self.ln_1(x))
+        x = x + mixed
+        return x + self.mlp(self.ln_2(x)), pair
+
+    def continued(self, x: Tensor, rest: Tensor, beginning: KeysAndValues, mask: Tensor) -> Tensor:
+        """The tokens `x` [K * n, r, D] after this block, where they see `beginning` and the tokens `rest` [K * n, R, D]."""
+        x = x + self.attn.continued(self.ln_1(x), self.ln_1(rest) if rest is not x else None, beginning, mask)
+        result: Tensor = x + self.mlp(self.ln_2(x))
+        return result
 
 
 class CausalAttention(nn.Module):
@@ -154,25 +175,34 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixed tokens [n, L, D]."""
-        return self._projected(F.scaled_dot_product_attention(*self._heads(x), is_causal=True))
+        return self.beginning(x)[0]
 
-    def continued(self, prefix: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixed tokens of shared beginnings [K, Q, D], and of their n texts each [K * n, R, D], which see them."""
-        q, k, v = self._heads(prefix)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        texts, (shared, length) = len(rest) // len(prefix), (prefix.shape[1], rest.shape[1])
-        queries, keys, values = self._heads(rest)
-        keys, values = (torch.cat([old.repeat_interleave(texts, 0), new], 2) for old, new in ((k, keys), (v, values)))
-        mask = torch.ones(length, shared + length, dtype=torch.bool, device=rest.device).tril(shared)
-        continued = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self._projected(mixed), self._projected(continued)
+    def beginning(self, x: Tensor) -> tuple[Tensor, KeysAndValues]:
+        """The mixed tokens [K, Q, D], and their keys and values."""
+        q, k, v = self._heads(x)
+        return self._projected(F.scaled_dot_product_attention(q, k, v, is_causal=True)), (k, v)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [n, heads, L, D/heads]."""
+    def keys_and_values(self, x: Tensor) -> KeysAndValues:
+        """The keys and values of the tokens `x` [n, L, D]."""
+        width = x.shape[-1]
+        k, v = self._heads(x, slice(width, None))
+        return k, v
+
+    def continued(self, x: Tensor, rest: Tensor | None, beginning: KeysAndValues, mask: Tensor) -> Tensor:
+        """The mixed tokens of `x` [K * n, r, D], which see a beginning and `rest` [K * n, R, D] (None: themselves)."""
+        if rest is None:
+            q, *pair = self._heads(x)
+        else:
+            (q,), pair = self._heads(x, slice(x.shape[-1])), list(self.keys_and_values(rest))
+        texts = len(x) // len(beginning[0])
+        k, v = (torch.cat([old.repeat_interleave(texts, 0), new], 2) for old, new in zip(beginning, pair, strict=True))
+        return self._projected(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+    def _heads(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+        """Queries, keys and values [n, heads, L, D/heads], or those of them that have the `rows` of the weight."""
         n, length, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).view(n, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return q, k, v
+        y = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return y.view(n, length, -1, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind()
 
     def _projected(self, mixed: Tensor) -> Tensor:
         n, _, length, _ = mixed.shape

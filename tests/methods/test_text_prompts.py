@@ -485,9 +485,11 @@ def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 40])
-def test_passes_of_few_classes_and_texts_computed_again_change_nothing(kept, monkeypatch):
+@pytest.mark.parametrize("shape", [(2, 3, 16), (2, 5, 3, 16)])  # without and with contexts of each class
+def test_passes_of_few_classes_and_texts_computed_again_change_nothing(kept, shape, monkeypatch):
     texts = class_texts()
-    contexts = torch.randn(2, 3, 16, dtype=torch.float64, requires_grad=True)
+    assert len(set(texts.ends)) > 2  # so that texts are sorted by length
+    contexts = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     whole = texts.features(contexts)
     weight = torch.randn_like(whole)
     (expected,) = torch.autograd.grad((whole * weight).sum(), contexts)
@@ -501,8 +503,8 @@ def test_passes_of_few_classes_and_texts_computed_again_change_nothing(kept, mon
 def test_a_step_runs_the_text_tower_once_and_an_evaluation_once_for_equal_contexts(monkeypatch):
     small = tiny.mini_run(METHOD["promptfl"](context_length=2), epochs=1)
     seen = []
-    features = type(small.model.text)._part
-    monkeypatch.setattr(type(small.model.text), "_part", lambda *a: seen.append(a[1].shape[0]) or features(*a))
+    part = type(small.model.text)._part
+    monkeypatch.setattr(type(small.model.text), "_part", lambda *a: seen.append(a[3]) or part(*a))
     small.round(COHORT, piece=2)
     assert seen == [4, 3, 2]  # clients with a step left; their batches of 4 pass in pieces of 2
     seen.clear()
