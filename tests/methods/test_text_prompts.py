@@ -311,8 +311,8 @@ def test_pfedmoap_answers_with_a_clients_last_contexts_and_with_experts_once_its
 def test_fixed_contexts_pass_through_the_text_tower_once_in_a_clients_round(monkeypatch):
     small, _ = moap()
     passes = []
-    part = type(small.model.text)._part
-    monkeypatch.setattr(type(small.model.text), "_part", lambda *a: passes.append(a[1].requires_grad) or part(*a))
+    tower = type(small.model.text)._beginning
+    monkeypatch.setattr(type(small.model.text), "_beginning", lambda *a: passes.append(a[1].requires_grad) or tower(*a))
     small.round((2, 5))  # six steps of client 2, whose experts have three slots
     assert passes == [True, False, False, False] + [True] * 5
 
