@@ -303,7 +303,7 @@ RUN = {
     "aggregation": {"name": "fedadam", "lr": 0.1},
     "local": {
         "lr": 0.1, "lr_decay": 1.0, "clip": None, "momentum": 0.9, "epochs": 1,
-        "schedule": "exponential", "warmup_rounds": 5,
+        "schedule": "exponential", "warmup_rounds": 5, "label_smoothing": 0.0,
     },
     **{"seed": 0, "seeds": {}, "partition": {"name": "iid"}, "clients": {"number": 5}, "rounds": 9},
     **{"evaluate_every": 1, "test_data": True, "metrics": [], "dataset": {"name": "glyphs"}, "precision": "float32"},
@@ -328,7 +328,8 @@ def test_training_sees_no_option_of_evaluation(prior, trained):
         ("method", "logit_prior", "train", False, False), ("method", "logit_prior", "both", False, False),
         ("method", "prompt_length", 9, False, False), (None, "dataset", {"name": "digits"}, False, False),
         (None, "precision", "float64", False, False), ("local", "momentum", 0.5, False, False),
-        ("local", "epochs", 2, False, False), ("aggregation", "name", "fedavg", False, False),
+        ("local", "epochs", 2, False, False), ("local", "label_smoothing", 0.1, False, False),
+        ("aggregation", "name", "fedavg", False, False),
         ("aggregation", "lr", 0.2, False, True), ("local", "lr", 0.2, False, True), ("local", "lr_decay", 0.9, False, True),
         ("local", "clip", 1.0, False, True), ("local", "schedule", "cosine", False, True),
         ("local", "warmup_rounds", 2, False, True), (None, "seed", 1, False, True), (None, "seeds", {"cohort": 1}, False, True),

@@ -45,6 +45,8 @@ class Method:
     # Whether `logits`, `extra_loss` or `observe` read "patches" [B, N, D], the final patch tokens; with `reads_text` [B, N, E],
     # as out["image"].
     reads_patches: ClassVar[bool] = False
+    # Whether `extra_loss` reads other samples of the batch, with their weights out["weight"] [B]. A batch is then one pass.
+    reads_batch: ClassVar[bool] = False
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
@@ -268,7 +270,9 @@ class Method:
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
 
         `received`: the shared parameters as the server sent them. `out` also holds the labels ``out["y"]`` [B] and the class
-        scores ``out["logits"]`` [B, C]. Called in every training step, after the forward passes.
+        scores ``out["logits"]`` [B, C]. A term about a sample depends on that sample alone, or with `reads_batch` also on
+        the other samples of the batch, whose weights ``out["weight"]`` [B] are 0 for padding.
+        Called in every training step, after the forward passes.
         """
 
     @optional_hook
@@ -293,7 +297,8 @@ class Method:
         """{name: sums} over the batch, without gradient; the core adds them up over the round. `weight` [B] weighs samples.
 
         `taps` {block: [B, D]} also holds what the pass ends with: ``taps["cls"]`` [B, D], ``taps[slot]``,
-        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B]. `y` [B] are the labels.
+        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B], with
+        smoothed labels if the run smooths them. `y` [B] are the labels.
         Called in every training step of a round, not in fine-tuning.
         """
 

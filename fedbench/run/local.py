@@ -133,8 +133,9 @@ class _ChunkTraining:
         for step, active in enumerate(batches.active):
             working = slice(0, active)  # the clients that still have batches
             pieces = []
-            for start in range(0, int(used[step]), self.trainer.piece):
-                at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
+            size = int(used[step]) if phase.model.method.reads_batch else self.trainer.piece
+            for start in range(0, int(used[step]), size):
+                at = (step, working, slice(start, min(start + size, int(used[step]))))
                 pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
             n = weight[step, working].sum(1)
             graphs, gradients = self.trainer.graphs, None
@@ -199,7 +200,7 @@ class _ChunkTraining:
         model, method = phase.model, phase.model.method
         result = self._forward(model, live, piece, add_prior=method.adds_prior_in_training)
         y = model.labels[model.on_device(piece.index)]
-        losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
+        losses = cross_entropy(result.logits, y, self.local.label_smoothing)
         loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:
             loss = loss + self._method_loss(phase, live, received, result, y, piece, n)
@@ -226,6 +227,8 @@ class _ChunkTraining:
             result.out[f"{name}.cls"] = self._forward(view, live, piece, add_prior=False).out["cls"]
         query_dim = None if result.query is None else 0
         out = result.out | {"logits": result.logits, "y": y}
+        if model.method.reads_batch:
+            out["weight"] = piece.weight
         extra: Tensor = model.each(hook, (live, shared, out, result.query), (model.dims(live), 0, 0, query_dim))
         if extra.shape == piece.weight.shape:
             return masked_sum(extra, piece.weight) / n
@@ -301,6 +304,12 @@ def _check_all_trained(phase: Phase, gradients: Sequence[Tensor | None]) -> None
                 + ("" if method.phase is None else f" and phase {method.phase} trains it")
                 + ", but the loss does not depend on it: no hook uses it"
             )
+
+
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    """Cross entropy [K, B] of the class scores [K, B, C] with the labels [K, B], smoothed as in `torch.nn`."""
+    losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none", label_smoothing=label_smoothing)
+    return losses.view_as(y)
 
 
 def masked_sum(values: Tensor, weight: Tensor) -> Tensor:

@@ -131,6 +131,8 @@ METHODS: dict[tuple[str, str], list[Change]] = {
         Change(True, refused="it needs `prompt: local` or `head: local`"),
         Change(True, SEEN | {"start"}, {"prompt": "local"}),
     ],
+    ("fedvpt_supcon", "contrast"): [Change(3.0, TRAINED)],
+    ("fedvpt_supcon", "temperature"): [Change(0.7, TRAINED)],
     ("full_finetune", "backbone_lr_scale"): [Change(0.5, TRAINED | {"rates"})],
     ("lora", "rank"): [Change(2, (SHAPED | {"costs"}) - {"scores"})],  # B is zero at the start
     ("lora", "alpha"): [Change(0.3, TRAINED)],
@@ -206,6 +208,7 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
     ("feddyn", "alpha"): [Change(0.5, TRAINED)],
     ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("sign", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
     ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
@@ -265,6 +268,7 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change("warmup", TRAINED, whole={"rounds": 6}),
     ],
     ("local", "warmup_rounds"): [Change(2, TRAINED, {"schedule": "warmup"}, {"rounds": 6})],
+    ("local", "label_smoothing"): [Change(0.1, TRAINED)],
     ("local", "clip"): [Change(0.1, TRAINED), Change(1e9)],
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],

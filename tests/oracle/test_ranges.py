@@ -78,6 +78,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "fedrep": {**PROMPTS, "finetune_epochs": EPOCHS},
     "fedvpt": PROMPTS,
     "fedvpt_deep": PROMPTS,
+    "fedvpt_supcon": {**PROMPTS, "contrast": {"log": (0.03, 3.0)}},
     "full_finetune": {"local.lr": LR, "backbone_lr_scale": {"log": (0.01, 10.0)}},
     "head_only": {"local.lr": LR},
     "ifca": {**PROMPTS, "models": {"choice": (2, 3, 4)}},
