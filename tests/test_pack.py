@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
         expected_state, state = a.experiment.server.state(), b.experiment.server.state()
         for name, value in expected_state.items():
             torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-9)
+
+
+def test_the_members_of_a_pack_go_from_round_to_round_as_each_run_alone(data, tmp_path):
+    sweep_ = sweep(data, {"method": "fedvpt", "rounds": 2, "evaluate_every": 2})
+    alone, together = lives(sweep_, tmp_path / "alone"), lives(sweep_, tmp_path / "together")
+    for state in alone:
+        while not state.over:
+            state.close(one_round(state.experiment, state.rounds_done + 1), lambda: False)
+    members = [pack.Member(state, SharedClock(), lambda: False, nullcontext) for state in together]
+    while not all(member.state.over for member in members):
+        for member in members:
+            member.send()
+        reports = pack.train_together([member.sent.training for member in members if member.sent])
+        for member, report in zip(members, reports, strict=True):
+            member.receive(report)
+    for a, b in zip(alone, together, strict=True):
+        rows = [[{k: v for k, v in row.items() if k not in MEASURED} for row in x.folder.records()] for x in (a, b)]
+        assert [row["round"] for row in rows[0]] == [2]
+        assert rows[1] == [pytest.approx(row, abs=1e-9) for row in rows[0]]
 
 
 def test_each_gets_its_part_of_the_time(data, tmp_path):

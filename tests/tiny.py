@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 
-SMALL = {"fedperfix": {"bottleneck": 8}}  # fields of methods whose defaults are large for the miniature backbone
+# Fields of methods whose defaults are large for the miniature backbone.
+SMALL = {"fedperfix": {"bottleneck": 8}, "pfedmoap": {"experts": 2}, "fedmgp": {"groups": 3}}
 
 
 def write_two_towers(path: Path, image_size: int = 32) -> dict[str, str]:

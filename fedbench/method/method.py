@@ -60,6 +60,8 @@ class Method:
     finetune_phases: ClassVar[Phases | None] = None
     # Further passes in training, by name; `extra_loss` reads their CLS feature as out["<name>.cls"].
     views: ClassVar[tuple[str, ...]] = ()
+    # Whether `logits` reads them, too, so that evaluation makes these passes; with `reads_text` also out["<name>.image"].
+    reads_views: ClassVar[bool] = False
     # Where a hook is called: the local phase (None in evaluation) and the view (None in the main pass).
     phase: ClassVar[int | None] = None
     view: ClassVar[str | None] = None
@@ -94,6 +96,7 @@ class Method:
             or self.pixels is not None
             or self.backbone_weights is not None
             or self.reads_patches
+            or self.reads_views
             or self.query_after is not None  # the cached features are not those that a head reads
         )
 
@@ -280,6 +283,14 @@ class Method:
         """
 
     @optional_hook
+    def upload(self, p: Values, received: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} of params() after training: what a client sends as its shared values, and what it has as local ones.
+
+        `received`: the shared parameters as the server sent them. The server finds the values in `updates.updated`. Called once
+        for each client in a round, after it has trained.
+        """
+
+    @optional_hook
     def observe(  # type: ignore[empty-body]
         self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
@@ -318,6 +329,7 @@ class Method:
     def send(self, server: Values, clients: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
         """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values.
 
+        Rows of zeros in values that clients do not train are not sent, so they cost no bytes.
         Called at the start of every round, and for every evaluation.
         """
 
