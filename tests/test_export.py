@@ -129,7 +129,7 @@ def test_a_local_checkpoint_and_a_clients_own_model_are_exported_with_their_prio
 def test_a_method_that_plain_timm_cannot_hold_is_exported_without_a_loader(tmp_path, capsys, method, why):
     noise(tmp_path)
     run = done(tmp_path / "results", tmp_path, **(BASE | {"method": method}))
-    client = ["--client", "0"] if method["name"] == "pfedpt" else []
+    client = ["--client", "0"] if method["name"] in ("pfedpt", "fedperfix") else []
     nested = tmp_path / "exports" / "model"  # is made with its parents, and may be there
     assert main(["export", str(run.path), "--out", str(nested), *client]) == 0
     assert main(["export", str(run.path), "--out", str(nested), *client]) == 0

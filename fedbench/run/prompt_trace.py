@@ -42,7 +42,8 @@ def traced(method: Method, layer: int, p: Stacked, cls: Tensor, query: Tensor) -
     module.graph.eliminate_dead_code()
     names = iter([*(f"values[{name!r}]" for name in p), "cls", "query"])
     words: dict[Node, str] = {}  # what stands for a node in the text
-    lines, constants = [], {}
+    lines: list[str] = []
+    constants: dict[str, Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
             words[node] = next(names)
