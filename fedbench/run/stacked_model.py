@@ -107,9 +107,10 @@ class StackedModel:
         """The server's values that the given clients read."""
         return rows(read, clients) if self.per_client_server else read
 
-    def with_text(self, p: Stacked) -> Stacked:
+    def with_text(self, p: Stacked, fixed: bool = False) -> Stacked:
         """`p` with the text features ``text.<slot>`` [K, C, E] of the clients' contexts, if the method reads text.
 
+        `fixed`: only of contexts that need no gradient. Features that `p` holds already are not computed again.
         Raises HookError if `contexts` fails or returns another shape than it should.
         """
         if self.text is None or FROZEN_TEXT[0] in p:
@@ -119,7 +120,7 @@ class StackedModel:
         slots = {} if hook is None else self.each(hook, (p,), (self.dims(p),))
         features = {}
         for slot, value in slots.items():
-            if f"text.{slot}" in p:  # known from an earlier step
+            if f"text.{slot}" in p or (fixed and value.requires_grad):
                 continue
             shape = (None, *[len(texts.names)] * (value.dim() == 4), None, texts.words.shape[-1])
             _expect(hook, value, shape, "[P, D_text] or [C, P, D_text]", f", slot {slot!r}")
