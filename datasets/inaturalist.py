@@ -104,10 +104,10 @@ class Dataset(ImageDataset):
         return matching[0]
 
 
-def _scale(name: str) -> int:
-    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; -1 if there is none."""
+def _scale(name: str) -> int | None:
+    """The number at the end of a name: 1,000 of geo_1k, Geo-1K and geo_1000; None if there is none."""
     match = re.search(r"(\d+)(k?)$", name.lower())
-    return int(match[1]) * (1000 if match[2] else 1) if match else -1
+    return int(match[1]) * (1000 if match[2] else 1) if match else None
 
 
 def _rows(source: Source, name: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:

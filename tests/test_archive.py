@@ -45,6 +45,12 @@ def test_every_form_reads_alike(form: str, tmp_path: Path) -> None:
         source.base("c/")
 
 
+def test_a_missing_file_is_reported_with_the_first_three_that_are_there(tmp_path: Path) -> None:
+    make_zip(tmp_path / "x.zip", [(f"{letter}.txt", b"x") for letter in "dcba"])
+    with pytest.raises(DataError, match=r"expected e\.txt in it, found 4 files \(a\.txt, b\.txt, c\.txt, \.\.\.\)$"):
+        open_source(tmp_path / "x.zip").read("e.txt")
+
+
 def zip_member(path: Path, name: str, content: bytes = b"x", mode: int = 0) -> None:
     member = zipfile.ZipInfo(name)
     member.external_attr = mode << 16

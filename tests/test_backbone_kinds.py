@@ -19,6 +19,7 @@ from fedbench.cli.main import main
 from fedbench.run import cost
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone, BackboneError
+from fedbench.vit.supported import why_not
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
 PATCHES, WIDTH, DEPTH, MIDDLE = 16, 32, 4, 2
@@ -41,6 +42,7 @@ KINDS = {
 }
 FEW = ("mean beside CLS, then norm (MAE fine-tuned)", "attention pooling (SigLIP)", "DINOv3 with SwiGLU")
 FAST = (*FEW, "mean without CLS, registers", "DINOv3 read at CLS", "EVA-02 (separate projections, norm in the MLP)")
+PLAIN = tuple(kind for kind in KINDS if kind.startswith(("CLS", "mean beside", "attention pooling (SigLIP)")))
 SLOW = pytest.mark.slow
 EVERY = [kind if kind in FAST else pytest.param(kind, marks=SLOW) for kind in KINDS]
 
@@ -110,6 +112,7 @@ def test_prompted_features_gradients_and_summaries_are_those_of_timms_blocks(kin
     """Prompts are unrotated prefix tokens that pooling leaves out, and hooks see CLS or the mean patch of each block."""
     layers, images = PROMPTED[blocks], images_of(2)
     made, vit = backbone_of(kind), foreign(kind)
+    assert made.uses_fast_blocks == (kind in PLAIN)
     weight = torch.linspace(-1, 1, 2 * WIDTH, dtype=torch.float64).view(2, WIDTH)
     draw = torch.randn(DEPTH, 3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours, theirs = draw.clone().requires_grad_(), draw.clone().requires_grad_()
@@ -211,6 +214,28 @@ def test_a_round_trains_and_its_arithmetic_is_that_which_torch_counts(kind, meth
         assert not model.spec[name].trains or not torch.equal(value[0], before[name][0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FEW)
+def test_every_method_trains_on_every_kind_and_its_arithmetic_is_counted(kind):
+    """LoRA's products and IFCA's comparisons are not part of `training`; a method that trains the head alone has few."""
+    wrong = {}
+    for name in (n for n, method in METHODS.items() if not method.reads_text and "-" not in n):
+        small = small_run(kind, name)
+        model = small.model
+        model.backbone.uses_fast_blocks = False
+        if small.trainer.phases:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                updates = small.round([2])
+            small.server.merge(updates)
+            counted = 12 * cost.training(model.method, model.spec, model.backbone) / (counter.get_total_flops() / 2)
+            if counted != pytest.approx(1, rel=0.02) and name not in ("ifca", "head_only"):
+                wrong[name] = counted
+        values = small.server.send(torch.tensor([0, 2])) | small.server.read()
+        with torch.no_grad():
+            assert model.forward(values, torch.arange(8).view(2, 4), add_prior=False).logits.isfinite().all(), name
+    assert wrong == {}
+
+
 def test_the_arithmetic_of_dinov3_with_swiglu_is_that_of_a_count_by_hand():
     """P prompts at the input of 4 blocks: 1 CLS, 4 registers, 16 patches of 8 px; SwiGLU of width 128 has three products."""
     small = small_run("DINOv3 with SwiGLU", "fedvpt")
@@ -285,6 +310,29 @@ def test_a_file_with_the_weights_of_each_kind_is_read_and_one_without_a_tensor_n
     for load in (lambda: backbone.make(name, path), lambda: backbone.architecture(name, weights=path)):
         with pytest.raises(BackboneError, match=rf"1 tensors missing \['{lost}'\]"):
             load()
+
+
+REFUSED = [
+    ("vit_pe_core_tiny_patch16_384", {}, "its pooling is 'map'"),
+    ("vit_small_patch16_dinov3", {"use_post_norm": True}, "its blocks are EvaBlockPostNorm, not timm's EvaBlock"),
+    (
+        "vit_small_patch16_dinov3",
+        {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
+        "its heads share keys and values",
+    ),
+    ("vit_small_patch16_dinov3", {"use_rot_pos_emb": False}, "it has no position embeddings"),
+    ("vit_base_patch16_224", {"global_pool": "max"}, "its pooling is 'max'"),
+    ("vit_base_patch16_224", {"global_pool": "prr"}, "its pooling is 'prr'"),
+    ("vit_base_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "its pooling reads prefix tokens"),
+    ("vit_base_patch16_224", {"pos_embed": "none"}, "it has no absolute position embeddings"),
+    ("beit_base_patch16_224", {}, "it is of the class Beit"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "reason"), REFUSED)
+def test_a_form_that_is_not_supported_is_refused_with_its_reason(name, options, reason):
+    with torch.device("meta"):
+        assert why_not(timm.create_model(name, **SMALL | options)).startswith(reason)
 
 
 def test_pool_changes_how_a_model_is_read_and_leaves_its_norm_where_the_file_has_it(small_models, tmp_path):

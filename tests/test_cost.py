@@ -173,15 +173,15 @@ def test_hooks_get_a_query_while_costs_are_counted_only_if_the_method_uses_it():
     assert seen == [False, True]
 
 
-def planned_run(folder, **machine):
+def planned_run(folder, method=None, rounds=7, **machine):
     """FedVPT with four prompts on nano: 300 training and 100 test images, 5 clients of which 2 train in a round."""
     base = {
         "dataset": {"name": "npz", "path": str(folder / "images.npz")},
         "partition": "iid",
-        "method": {"name": "fedvpt", "prompt_length": 4},
+        "method": method or {"name": "fedvpt", "prompt_length": 4},
         "clients": {"number": 5, "per_round": 2, "validation": 0.2},
         "local": {"epochs": 3},
-        "rounds": 7,
+        "rounds": rounds,
     }
     images, labels = np.zeros((400, 32, 32, 3), np.uint8), np.arange(400) % 10
     np.savez(folder / "images.npz", images=images, labels=labels, is_test=np.arange(400) % 4 == 0)
@@ -210,6 +210,17 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path):
     unset = planned_run(tmp_path)
     images = (4 << 20) // (tokens * hidden * 4)
     assert unset.memory_bytes == (700 << 20) + activations // 3 * images + rest
+
+
+@pytest.mark.parametrize(("rounds", "clients"), [(2, 4), (7, 5)])
+def test_features_that_are_kept_are_estimated_once_for_each_client_that_takes_part(tmp_path, rounds, clients):
+    width, depth, hidden, patches = 128, 6, 512, 16
+    tokens = 1 + patches
+    whole = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
+    last = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
+    features = patches * 3 * 64 * width + (depth - 1) * whole + last
+    estimate = planned_run(tmp_path, "head_only", rounds)  # the head itself is not counted
+    assert estimate.multiply_adds == clients * 48 * features
 
 
 def test_an_estimate_is_of_the_image_size_that_the_run_names():

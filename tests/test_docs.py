@@ -117,7 +117,7 @@ def test_the_page_on_hooks_says_when_each_hook_is_called(base):
 
 
 def test_the_page_on_hooks_names_plug_ins_that_override_them():
-    assert hook_tables.users_of("method", "send", plugins()) == ["pfedpg"]
+    assert hook_tables.users_of("method", "send", plugins()) == ["pfedmoap", "pfedpg"]
     assert hook_tables.users_of("aggregation", "extra_loss", plugins()) == ["feddyn", "fedprox", "scaffold"]
     inheriting = hook_tables.users_of("method", "layers", plugins())
     assert inheriting.index("sgpt") < inheriting.index("fedvpt")  # its own file first, then its base's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -264,3 +265,6 @@ def test_a_users_archives_are_found_in_a_folder_and_in_those_directly_below_it(t
         find_local(needed[1:3], tmp_path / "two" / "deep")
     with pytest.raises(DataError, match=r"expected a\.zip, found nothing there"):
         find_local(needed[:1], tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(DataError, match=r"pipe\.zip: expected a file, found a named pipe"):
+        find_local(needed[:1], tmp_path / "pipe.zip")

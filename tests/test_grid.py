@@ -162,6 +162,7 @@ def test_mistakes_in_exclude_are_reported_together():
             {"local": 3},
             {},
             "seed",
+            {"local": {"lr": {"log": [0, 1]}}},
         ],
     )
     assert [text.partition("; legal")[0].partition(" legal")[0] for text in messages] == [
@@ -174,6 +175,7 @@ def test_mistakes_in_exclude_are_reported_together():
         "exclude, entry 9: expected a mapping with at least one key, found 'seed'",
         "exclude, entry 1: {'seed': 2} matches no run; a run matches if it has all of these values",
         "exclude, entry 2: {'seed': True} matches no run; a run matches if it has all of these values",
+        "exclude, entry 10: {'local': {'lr': {'log': [0, 1]}}} matches no run; a run matches if it has all of these values",
     ]
     assert mistakes(exclude={"seed": 0}) == [
         "exclude: expected a list of mappings such as {seed: 0}, found {'seed': 0}"

@@ -370,6 +370,24 @@ def test_pacs_without_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert near(level(made.images), (60 * made.domain + 8 * made.labels).tolist())
 
 
+@pytest.mark.parametrize(("pictures", "test_share", "tested"), [(1, 0.4, 0), (2, 0.1, 1), (3, 0.99, 2)])
+def test_of_a_class_of_pacs_without_lists_one_picture_stays_for_training(
+    pictures: int, test_share: float, tested: int, tmp_path: Path
+) -> None:
+    """A picture outside the folders of domains and classes is none of the dataset."""
+    places = [f"photo/dog/{n}.jpg" for n in range(pictures)]
+    for place in (*places, *(f"sketch/{name}/1.jpg" for name in ("dog", "house")), "photo/cat/1.jpg", "photo/1.jpg"):
+        (tmp_path / "pacs" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pacs" / place).write_bytes(b"")
+    dataset = DATASETS["pacs"](**SMALL, parts="drawn", test_share=test_share)
+    rows = dataset._drawn(open_source(tmp_path / "pacs", ""), "")
+    assert sorted(path for path, _ in rows) == [*places, "sketch/dog/1.jpg", "sketch/house/1.jpg"]
+    assert [sum(is_test for path, is_test in rows if path.startswith(name)) for name in ("photo", "sketch")] == [
+        tested,
+        0,
+    ]
+
+
 # ---------------------------------------------------------------- Stanford Cars
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,25 @@ def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
             torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-9)
 
 
+def test_the_members_of_a_pack_go_from_round_to_round_as_each_run_alone(data, tmp_path):
+    sweep_ = sweep(data, {"method": "fedvpt", "rounds": 2, "evaluate_every": 2})
+    alone, together = lives(sweep_, tmp_path / "alone"), lives(sweep_, tmp_path / "together")
+    for state in alone:
+        while not state.over:
+            state.close(one_round(state.experiment, state.rounds_done + 1), lambda: False)
+    members = [pack.Member(state, SharedClock(), lambda: False, nullcontext) for state in together]
+    while not all(member.state.over for member in members):
+        for member in members:
+            member.send()
+        reports = pack.train_together([member.sent.training for member in members if member.sent])
+        for member, report in zip(members, reports, strict=True):
+            member.receive(report)
+    for a, b in zip(alone, together, strict=True):
+        rows = [[{k: v for k, v in row.items() if k not in MEASURED} for row in x.folder.records()] for x in (a, b)]
+        assert [row["round"] for row in rows[0]] == [2]
+        assert rows[1] == [pytest.approx(row, abs=1e-9) for row in rows[0]]
+
+
 def test_each_gets_its_part_of_the_time(data, tmp_path):
     first, last = lives(sweep(data, {"method": "fedvpt"}), tmp_path)
     trainings = [send(state.experiment, 1).training for state in (first, last)]
@@ -303,7 +323,7 @@ RUN = {
     "aggregation": {"name": "fedadam", "lr": 0.1},
     "local": {
         "lr": 0.1, "lr_decay": 1.0, "clip": None, "momentum": 0.9, "epochs": 1,
-        "schedule": "exponential", "warmup_rounds": 5,
+        "schedule": "exponential", "warmup_rounds": 5, "label_smoothing": 0.0,
     },
     **{"seed": 0, "seeds": {}, "partition": {"name": "iid"}, "clients": {"number": 5}, "rounds": 9},
     **{"evaluate_every": 1, "test_data": True, "metrics": [], "dataset": {"name": "glyphs"}, "precision": "float32"},
@@ -328,7 +348,8 @@ def test_training_sees_no_option_of_evaluation(prior, trained):
         ("method", "logit_prior", "train", False, False), ("method", "logit_prior", "both", False, False),
         ("method", "prompt_length", 9, False, False), (None, "dataset", {"name": "digits"}, False, False),
         (None, "precision", "float64", False, False), ("local", "momentum", 0.5, False, False),
-        ("local", "epochs", 2, False, False), ("aggregation", "name", "fedavg", False, False),
+        ("local", "epochs", 2, False, False), ("local", "label_smoothing", 0.1, False, False),
+        ("aggregation", "name", "fedavg", False, False),
         ("aggregation", "lr", 0.2, False, True), ("local", "lr", 0.2, False, True), ("local", "lr_decay", 0.9, False, True),
         ("local", "clip", 1.0, False, True), ("local", "schedule", "cosine", False, True),
         ("local", "warmup_rounds", 2, False, True), (None, "seed", 1, False, True), (None, "seeds", {"cohort": 1}, False, True),

@@ -12,10 +12,13 @@ import torch
 from test_schedule import sweep
 
 from fedbench.base.records import RunFolder
-from fedbench.plan.config import ConfigError
+from fedbench.data import DataError
+from fedbench.plan.config import ConfigError, RunConfig
 from fedbench.run import simulation
-from fedbench.run.participation import Participation
+from fedbench.run.participation import Participation, participation
 from fedbench.run.simulation import RunState, begin, one_round, receive, send
+
+PLUGINS = {"dataset": {"name": "glyphs"}, "partition": {"name": "iid"}, "method": {"name": "head_only"}}
 
 
 def state_of(folder: Path, clients: dict[str, Any] | None = None, name: str = "results", **run: Any) -> RunState:
@@ -143,6 +146,18 @@ def test_cohorts_come_from_the_clients_that_the_file_names_and_its_rounds_repeat
     other.write_text(file.read_text() + "2,4\n")
     names = {state_of(tmp_path, {"available": str(path)}).folder.path.name for path in (file, other)}
     assert len(names) == 2  # the content is part of a run's identity
+
+
+def test_a_round_needs_an_available_client_that_trains(tmp_path):
+    file = tmp_path / "who.csv"
+    run = RunConfig.model_validate({"clients": {"number": 4, "per_round": 2, "available": str(file)}} | PLUGINS)
+    held_out = np.array([True, True, False, False])
+    file.write_text("round,client\n1,0\n1,2\n2,3\n")
+    rules = participation(run, held_out, np.ones(4, dtype=int))
+    assert [rules.cohort(round_).tolist() for round_ in (1, 2, 3)] == [[2], [3], [2]]
+    file.write_text("round,client\n1,2\n2,0\n2,1\n")
+    with pytest.raises(DataError, match=r"only held-out clients are available in round 2 of .*who\.csv"):
+        participation(run, held_out, np.ones(4, dtype=int))
 
 
 def test_cohorts_drawn_by_loss_take_newcomers_and_then_the_largest_last_losses(tmp_path):

@@ -109,9 +109,9 @@ def test_the_same_runs_give_the_same_bytes_wherever_they_are(world, tmp_path):
     shutil.copytree(world.results, tmp_path / "moved")
     for folder in (tmp_path / "moved").iterdir():
         os.utime(folder, (0, 0))
-    arguments = [str(world.sweep), "--results", str(tmp_path / "moved"), "--out", str(tmp_path / "again.parquet")]
-    assert publish.main(arguments) == 0
-    assert (tmp_path / "again.parquet").read_bytes() == world.file.read_bytes()
+    again = tmp_path / "new" / "folder" / "again.parquet"
+    assert publish.main([str(world.sweep), "--results", str(tmp_path / "moved"), "--out", str(again)]) == 0
+    assert again.read_bytes() == world.file.read_bytes()
 
 
 def test_runs_that_are_not_done_or_are_damaged_are_left_out_and_named(world, tmp_path, capsys):

@@ -50,11 +50,20 @@ WITH_TEXT: dict[str, Any] = {
     "clients": {"number": 4, "per_round": 2, "held_out": 1, "validation": 0.1},
     "local": {"epochs": 2, "batch_size": 16, "lr": 0.003, "momentum": 0.9},
 }
-TEXT_FIELDS: dict[str, dict[str, Any]] = {"clip_zero_shot": {}, "fedotp": {"context_length": 4, "iterations": 20}}
+TEXT_FIELDS: dict[str, dict[str, Any]] = {
+    "clip_zero_shot": {},
+    "pep_fedpt_text": {"prompt_length": 0},  # as VPT's, its prompts at the first block would hide the image at first
+    "fedotp": {"context_length": 4, "iterations": 20},
+    "pfedmoap": {"context_length": 4, "experts": 2},
+    "fedmgp": {"groups": 2, "selected": 1},
+}
 
 # Contexts that start at random take hundreds of steps to reach the template's texts; two more right answers in 100 are five
 # standard errors of the test samples.
-SMALL_MARGIN, WITH_CONTEXTS = 0.02, {"promptfl", "kgcoop", "prograd", "promptfolio", "fedpgp_text", "fedtpg"}
+SMALL_MARGIN, WITH_CONTEXTS = (
+    0.02,
+    {"promptfl", "kgcoop", "prograd", "promptfolio", "fedpgp_text", "fedtpg", "pfedmoap", "fedmgp"},
+)
 # FedOTP reads patches, and clip_nano was pretrained to align its CLS token alone with texts. VPT's random prompts at first hide
 # the image from texts that cannot adapt.
 NEED_MORE_ROUNDS = {"fedotp", "fedvpt_text"}

@@ -74,13 +74,16 @@ def test_a_run_sends_the_rate_of_its_round(tmp_path):
     assert [send(state.experiment, round_).training.lr for round_ in (1, 2, 3)] == pytest.approx([0.2, 0.15, 0.05])
 
 
-def test_a_run_without_a_schedule_has_the_name_that_it_had_before_schedules(tmp_path):
+def test_a_run_without_a_schedule_or_smoothing_has_the_name_that_it_had_before_them(tmp_path):
     (planned,) = sweep(tmp_path).runs
     assert "schedule" not in planned.identity["local"]
     assert "warmup_rounds" not in planned.identity["local"]
+    assert "label_smoothing" not in planned.identity["local"]
     (same,) = sweep(tmp_path, local={"schedule": "exponential"}).runs
     (other,) = sweep(tmp_path, local={"schedule": "cosine"}).runs
     assert (same.key == planned.key, other.key == planned.key) == (True, False)
+    (hard,), (smooth,) = (sweep(tmp_path, local={"label_smoothing": share}).runs for share in (0.0, 0.1))
+    assert (hard.key == planned.key, smooth.key == planned.key) == (True, False)
 
 
 @pytest.mark.parametrize(

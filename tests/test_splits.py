@@ -302,8 +302,10 @@ WRONG: dict[str, tuple[pd.DataFrame, str]] = {
     "negative client": (rows(client=[0, -1, 0, 1]), "expected 0 or more in column client, found -1 in row 2"),
     "half a client": (rows(client=[0, 1.5, 0, 1]), "expected whole numbers in column client, found 1.5"),
     "no client": (rows(client=[0, None, 0, 1]), "expected whole numbers in column client, found nan"),
+    "one client is missing": (rows(client=pd.array([0, None, 0, 1], dtype="Int64")), "column client, found (nan|<NA>)"),
     "a word for a client": (rows(client=["0", "x", "0", "1"]), "expected whole numbers in column client, found x"),
     "no test": (rows(split=["train", "train", "test", "train"]), "client 1 with 2 training and 0 test samples"),
+    "only validation": (rows(split=["train", "validation", "test", "test"]), "client 1 with 0 training and 1 test samples"),
     "a gap": (rows(client=[0, 2, 0, 2]), r"has clients 0\.\.2; set clients.number to 3, not 2"),
     "another split": (rows(split=["train", "train", "test", "val"]), "expected train, validation, test in .* found 'val'"),
     "no split": (rows(split=None), "the columns image, client, split and at most held_out, label, found image, client"),
@@ -324,6 +326,14 @@ def test_a_malformed_file_gets_one_clear_message(tmp_path: Path, case: str, suff
     with pytest.raises(DataError, match=message) as error:
         from_file(path, 2)
     assert str(path) in str(error.value)
+
+
+def test_a_client_needs_a_second_training_sample_where_some_are_set_aside_for_validation() -> None:
+    """Three training samples for two clients are 2 and 1; `min_train: 1` does not lower what validation needs."""
+    dataset, partitioner = samples([2, 1], [4, 4]), PARTITIONERS["iid"](min_train=1)
+    assert sorted(split(dataset, partitioner, 2).train.sizes) == [1, 2]
+    with pytest.raises(DataError, match=r"with 1 training and 4 test samples \(at least 2 and 1 are needed\)"):
+        split(dataset, partitioner, 2, validation=0.5)
 
 
 def test_what_is_no_such_file(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_draws_meet_each_stratum_once() -> None:
         ({"local.lr": {"uniform": [0, 1]}}, "uniform"),
         ({"local.rl": {"log": [0.1, 1]}}, "rl"),
         ({"local.lr": {"choice": [-1, 2]}}, "greater than 0"),
+        ({"method.temperature": {"log": [0, 1]}}, "method.temperature: a logarithmic range starts above 0"),
         ({"method.temprature": {"linear": [0.1, 1]}}, "tune.search, method: unknown name 'temprature'"),
         ({"dataset.name": {"choice": ["a", "b"]}}, "dataset.name is part of the setting, and is not searched"),
         ({"lr": {"log": [0.1, 1]}}, "tune.search: unknown name 'lr'"),
@@ -202,6 +203,15 @@ def test_mistakes_are_reported_before_anything_is_written(
     assert sweep.main([str(file), "--results", str(tmp_path / "results"), "--cluster", "inline"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_range_that_a_method_declares_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = read_sweep(write(tmp_path, tune={}))
+    name = made.runs[0].run.method["name"]
+    cls = made.plugins.classes["method"][name]
+    monkeypatch.setattr(cls, "search_space", lambda self: {"local.lr": {"log": (0, 1)}})
+    with pytest.raises(ConfigError, match=r"local\.lr: a logarithmic range starts above 0"):
+        search_space(made, made.runs[0])
 
 
 def test_an_empty_block_tunes_with_defaults_and_null_does_not_tune(tmp_path: Path) -> None:

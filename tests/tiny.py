@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 
-SMALL = {"fedperfix": {"bottleneck": 8}}  # fields of methods whose defaults are large for the miniature backbone
+# Fields of methods whose defaults are large for the miniature backbone.
+SMALL = {"fedperfix": {"bottleneck": 8}, "pfedmoap": {"experts": 2}, "fedmgp": {"groups": 3}}
 
 
 def write_two_towers(path: Path, image_size: int = 32) -> dict[str, str]:
@@ -75,7 +76,7 @@ METHODS["pep_fedpt-prompt_length=0"] = dataclasses.replace(METHODS["pep_fedpt"],
 # trained in phases, some merged by the method itself.
 STRUCTURES = ("fedvpt", "fedrep", "pep_fedpt-average=class_counts")
 # Aggregations of the structure of another one: a merge of the clients' values, local values with a loss, a coded upload.
-ALIKE = ("median", "trimmed_mean", "krum", "fednova", "feddyn", "quantized", "topk-error_feedback=False")
+ALIKE = ("median", "trimmed_mean", "krum", "fednova", "feddyn", "quantized", "sign", "topk-error_feedback=False")
 PAIRS = {
     f"{m}+{a}": (METHODS[m], AGGREGATIONS[a]) for m, a in itertools.product(STRUCTURES, AGGREGATIONS) if a != "fedavg"
 }

@@ -36,7 +36,9 @@ class PerturbingModel(StackedModel):
         name = getattr(hook, "__name__", "?")
         if not isinstance(getattr(hook, "__self__", None), Method):
             return result
-        if name in SAMPLE_ARGUMENTS:
+        if name == "extra_loss" and hook.__self__.reads_batch:
+            self._expect_no_padding(hook, args, dims, result)
+        elif name in SAMPLE_ARGUMENTS:
             with torch.no_grad():
                 again = super().each(hook, self._perturbed(args, SAMPLE_ARGUMENTS[name]), dims, call)
             _expect_same_for_other_samples(name, result, again)
@@ -50,6 +52,23 @@ class PerturbingModel(StackedModel):
                 expected = f"{made} without padding: multiply each sample by `weight`, which is 0 for padding"
                 agree(f"{name}()", expected, rows(result, padded), rows(again, padded))
         return result
+
+    def _expect_no_padding(self, hook: Any, args: tuple[Any, ...], dims: tuple[Any, ...], result: Tensor) -> None:
+        """Raise ContractError if the loss of samples depends on padding; `hook` is `extra_loss`, which reads the batch."""
+        weight = args[2]["weight"]
+        changed = list(self._perturbed(args, SAMPLE_ARGUMENTS["extra_loss"]))
+        changed[2]["weight"] = weight
+        with torch.no_grad():
+            again = super().each(hook, tuple(changed), dims)
+        padded = weight[:, -1] == 0
+        difference = (result.detach() - again)[padded]
+        difference = difference if result.dim() == 1 else difference[:, :-1]
+        if difference.numel() and not float(difference.abs().max()) < TOLERANCE:
+            raise ContractError(
+                "extra_loss()",
+                'a loss without padding: leave out samples whose `out["weight"]` is 0',
+                "a change of the loss when the padding of a batch changes",
+            )
 
     def _perturbed(self, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[Any, ...]:
         """The arguments, with another last sample of each client in those at `positions`."""
@@ -78,7 +97,9 @@ def _expect_same_for_other_samples(name: str, first: Any, again: Any) -> None:
             )
             change, problem = before - after, "a scalar that depends on samples"
         else:
-            expected = "a result for each sample that depends on that sample alone"
+            expected = "a result for each sample that depends on that sample alone" + (
+                ", or `reads_batch = True`" if name == "extra_loss" else ""
+            )
             change, problem = (
                 (before - after)[:, :-1],
                 "a change for other samples when the last sample of a batch changes",

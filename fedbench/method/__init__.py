@@ -5,6 +5,7 @@ from fedbench.base.options import option
 from fedbench.base.planned_task import PlannedTask
 from fedbench.method.aggregation import Aggregation
 from fedbench.method.building_blocks import class_sums, cosine_logits, linear_head, log_prior, tokens
+from fedbench.method.class_prompt import ClassPrompt
 from fedbench.method.context_prompt import ContextPrompt
 from fedbench.method.hooks import HookError, only_if
 from fedbench.method.input_prompt import InputPrompt
@@ -19,6 +20,7 @@ from fedbench.method.uploads import CompressedUploads
 __all__ = [
     "AdaptiveServerOptimizer",
     "Aggregation",
+    "ClassPrompt",
     "ClientUpdates",
     "CompressedUploads",
     "ContextPrompt",

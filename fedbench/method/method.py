@@ -45,6 +45,8 @@ class Method:
     # Whether `logits`, `extra_loss` or `observe` read "patches" [B, N, D], the final patch tokens; with `reads_text` [B, N, E],
     # as out["image"].
     reads_patches: ClassVar[bool] = False
+    # Whether `extra_loss` reads other samples of the batch, with their weights out["weight"] [B]. A batch is then one pass.
+    reads_batch: ClassVar[bool] = False
     # The ranges of `search_space`: {"log": (low, high)}, {"linear": (low, high)} or {"choice": (a, b, ...)}, by field or
     # dotted path of the run. Empty for a method that trains nothing.
     search: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {"local.lr": {"log": (0.001, 1.0)}}
@@ -58,6 +60,8 @@ class Method:
     finetune_phases: ClassVar[Phases | None] = None
     # Further passes in training, by name; `extra_loss` reads their CLS feature as out["<name>.cls"].
     views: ClassVar[tuple[str, ...]] = ()
+    # Whether `logits` reads them, too, so that evaluation makes these passes; with `reads_text` also out["<name>.image"].
+    reads_views: ClassVar[bool] = False
     # Where a hook is called: the local phase (None in evaluation) and the view (None in the main pass).
     phase: ClassVar[int | None] = None
     view: ClassVar[str | None] = None
@@ -92,6 +96,7 @@ class Method:
             or self.pixels is not None
             or self.backbone_weights is not None
             or self.reads_patches
+            or self.reads_views
             or self.query_after is not None  # the cached features are not those that a head reads
         )
 
@@ -265,7 +270,9 @@ class Method:
         """A term of the loss: [B] about samples (the core removes padding), or a scalar about parameters.
 
         `received`: the shared parameters as the server sent them. `out` also holds the labels ``out["y"]`` [B] and the class
-        scores ``out["logits"]`` [B, C]. Called in every training step, after the forward passes.
+        scores ``out["logits"]`` [B, C]. A term about a sample depends on that sample alone, or with `reads_batch` also on
+        the other samples of the batch, whose weights ``out["weight"]`` [B] are 0 for padding.
+        Called in every training step, after the forward passes.
         """
 
     @optional_hook
@@ -276,13 +283,22 @@ class Method:
         """
 
     @optional_hook
+    def upload(self, p: Values, received: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """{name: value} of params() after training: what a client sends as its shared values, and what it has as local ones.
+
+        `received`: the shared parameters as the server sent them. The server finds the values in `updates.updated`. Called once
+        for each client in a round, after it has trained.
+        """
+
+    @optional_hook
     def observe(  # type: ignore[empty-body]
         self, p: Values, taps: Taps, query: Tensor, y: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
         """{name: sums} over the batch, without gradient; the core adds them up over the round. `weight` [B] weighs samples.
 
         `taps` {block: [B, D]} also holds what the pass ends with: ``taps["cls"]`` [B, D], ``taps[slot]``,
-        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B]. `y` [B] are the labels.
+        ``taps["logits"]`` [B, C] and each sample's cross entropy ``taps["loss"]`` [B], with
+        smoothed labels if the run smooths them. `y` [B] are the labels.
         Called in every training step of a round, not in fine-tuning.
         """
 
@@ -313,6 +329,7 @@ class Method:
     def send(self, server: Values, clients: Tensor) -> dict[str, Tensor]:  # type: ignore[empty-body]
         """{name: [K, ...]} that the `clients` [K] receive instead of copies of the server's values.
 
+        Rows of zeros in values that clients do not train are not sent, so they cost no bytes.
         Called at the start of every round, and for every evaluation.
         """
 

@@ -149,6 +149,12 @@ class LocalConfig(Block):
     warmup_rounds: int = Field(
         5, ge=1, description="rounds in which the learning rate rises; needs `schedule: warmup` and more rounds"
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each label's mass that is spread evenly over all classes, in the cross entropy of training",
+    )
 
 
 class Seeds(Block):

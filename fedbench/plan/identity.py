@@ -17,7 +17,7 @@ CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys 
 # earlier runs keep their names.
 LATER_KEYS = {
     "backbone": ("template", "pool"),
-    "local": ("schedule", "warmup_rounds"),
+    "local": ("schedule", "warmup_rounds", "label_smoothing"),
     "clients": ("dropout", "stragglers", "available", "draw", "candidates", "shots", "novel"),
 }
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedbench.data import Ints
 from fedbench.data.batches import padded
 from fedbench.method import HookError
 from fedbench.method.hooks import describe
-from fedbench.run.local import Trainer, masked_sum
+from fedbench.run.local import Trainer, cross_entropy, masked_sum
 from fedbench.run.stacked import Stacked, rows
 from fedbench.run.stacked_model import StackedModel
 from fedbench.vit.images import sent_to
@@ -35,7 +34,13 @@ def chosen(trainer: Trainer, received: Stacked, read: Stacked, parts: Sequence[I
     def choose(clients: slice) -> Stacked:
         p = rows(received, clients) | model.read_rows(read, clients)
         losses = {
-            name: _mean_loss(replace(model, method=model.method.at(view=name)), p, parts[clients], width)
+            name: _mean_loss(
+                replace(model, method=model.method.at(view=name)),
+                p,
+                parts[clients],
+                width,
+                trainer.local.label_smoothing,
+            )
             for name in model.method.candidates
         }
         made: Stacked = model.each(hook, (p, losses), (model.dims(p), 0))
@@ -51,7 +56,7 @@ def chosen(trainer: Trainer, received: Stacked, read: Stacked, parts: Sequence[I
     return received | {name: value for name, value in values.items() if name in model.spec}, reported
 
 
-def _mean_loss(model: StackedModel, p: Stacked, parts: Sequence[Ints], width: int) -> Tensor:
+def _mean_loss(model: StackedModel, p: Stacked, parts: Sequence[Ints], width: int, label_smoothing: float) -> Tensor:
     """The mean cross entropy [K] of the clients on their samples `parts`, `width` samples of each client at a time."""
     sizes = np.array([len(part) for part in parts])
     index = padded(parts)
@@ -62,6 +67,6 @@ def _mean_loss(model: StackedModel, p: Stacked, parts: Sequence[Ints], width: in
         here = model.sample_index(index[:, start : start + width].copy())
         logits = model.forward(p, here, model.method.adds_prior_in_training).logits
         y = model.labels[model.on_device(here)]
-        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
+        losses = cross_entropy(logits, y, label_smoothing)
         total += masked_sum(losses, weight[:, start : start + width])
     return total / sent_to(device, sizes)  # every client has training samples

@@ -123,7 +123,7 @@ def one_pass(
         tokens=tuple(tokens),
         width=width,
         hidden=block.hidden,
-        kept_tokens=sum(tokens[max(0, lowest) :]),
+        kept_tokens=sum(tokens[max(0, lowest) :]) * (1 + method.reads_views * len(method.views)),
         trains_backbone=bool(tensors),
         kept_block=block.kept,
         kept_readout=(readout.kept_residual, readout.kept_product),
@@ -206,9 +206,10 @@ class ImageCost:
     """Multiply-adds of one image in the backbone.
 
     ``training``: for each epoch, all phases and views together. ``text``: once in each step of a client, for the texts of all
-    classes. ``features``: once for each client's image, whose
-    prompt-free feature the client keeps, or 0 if training reads none. ``inference``: to classify one new image, where no
-    feature is cached. ``choosing``: once for each of a client's images in a round, to compare the method's candidates.
+    classes behind contexts that depend on trained values. ``fixed_text``: once in a client's round, behind the other contexts.
+    ``features``: once for each client's image, whose prompt-free feature the client keeps, or 0 if training reads none.
+    ``inference``: to classify one new image, where no feature is cached. ``choosing``: once for each of a client's images in a
+    round, to compare the method's candidates.
     """
 
     training: int
@@ -216,16 +217,20 @@ class ImageCost:
     inference: int
     choosing: int = 0
     text: int = 0
+    fixed_text: int = 0
 
 
-def _text(method: Method, spec: Mapping[str, Param], sizes: TextCost | None) -> int:
-    """Multiply-adds of the text tower in one step of a client."""
-    if sizes is None or method.contexts is None:
-        return 0
+def _text(method: Method, spec: Mapping[str, Param], sizes: TextCost | None) -> tuple[int, int]:
+    """Multiply-adds of the text tower in one step of a client, and once in its round."""
+    if sizes is None or method.contexts is None or not trained_in(method, spec):
+        return 0, 0
+    method = method.at(0 if method.phases else None)
     p = {n: param.init.detach().to("meta").requires_grad_(param.trains) for n, param in spec.items()}
     p["class_text"] = torch.empty(len(sizes.tokens), sizes.embed_dim, device="meta")
     p["logit_scale"] = torch.empty((), device="meta")
-    return sizes.step(method.contexts(p))
+    slots = method.contexts(p)
+    live = {slot: value for slot, value in slots.items() if value.requires_grad}
+    return sizes.step(live), sizes.step({slot: value for slot, value in slots.items() if slot not in live})
 
 
 def image_cost(
@@ -240,12 +245,16 @@ def image_cost(
     reads_cache = not touches and augment == "none"
     trains = trained_in(method, spec)
     reads = method.uses_query or method.statistics is not None or (reads_cache and bool(trains))
+    each_step, each_round = _text(method, spec, text)
+    read = (None, *method.views) if method.reads_views else (None,)
     return ImageCost(
         training=training(method, spec, vit, reads_cache),
         features=plain if reads else 0,
-        inference=one_pass(method, spec, vit).forward + (plain if touches and method.uses_query else 0),
+        inference=sum(one_pass(method.at(view=view), spec, vit).forward for view in read)
+        + (plain if touches and method.uses_query else 0),
         choosing=sum(one_pass(method.at(view=name), spec, vit).forward for name in method.candidates),
-        text=_text(method, spec, text) * bool(trains),
+        text=each_step,
+        fixed_text=each_round,
     )
 
 
@@ -340,6 +349,7 @@ def estimate(planned: PlannedRun, plugins: Plugins, machine: Machine) -> Estimat
     looks = of_client * taking_part * run.rounds
     steps = passes / run.local.batch_size
     arithmetic = passes * each.training + first * each.features + looks * each.choosing + steps * each.text
+    arithmetic += taking_part * run.rounds * each.fixed_text
     return Estimate(int(arithmetic), memory)
 
 

@@ -82,6 +82,7 @@ class _ChunkTraining:
         self.loss = torch.zeros(self.count, device=self.device, dtype=torch.float64)  # summed over samples
         self.samples, self.steps = torch.zeros_like(self.loss), torch.zeros_like(self.loss)
         self.sums: Stacked = {}
+        self.fixed_text: Stacked = {}  # text features of contexts that the present phase does not change
         aggregated = [name for name, param in self.model.spec.items() if param.aggregated]
         wanted = aggregated if self.aggregation.wants_gradient else []
         self.gradient = {
@@ -93,6 +94,7 @@ class _ChunkTraining:
         """Train all phases in turn."""
         for phase, batches in zip(self.trainer.phases, phases, strict=True):
             self._phase(phase, batches)
+        self._uploaded()
         epochs = sent_to(self.device, np.sum([batches.epochs for batches in phases], axis=0))  # [K] over all phases
         return ClientUpdates(
             clients=sent_to(self.device, np.array(phases[0].clients)),
@@ -106,8 +108,23 @@ class _ChunkTraining:
             gradient={n: g / per_client(self.gradient_steps[n], g).to(g) for n, g in self.gradient.items()},
         )
 
+    @torch.no_grad()
+    def _uploaded(self) -> None:
+        """Replace values by those that the method's `upload` makes. Raises HookError for another name or shape."""
+        model, hook = self.model, self.model.method.upload
+        if hook is None or self.trainer.finetuning:
+            return
+        shared = {name: value for name, value in self.received.items() if model.spec[name].home == "shared"}
+        p = self.values | self.read
+        for name, value in model.each(hook, (p, shared), (model.dims(p), 0)).items():
+            if name not in self.values or value.shape != self.values[name].shape:
+                expected = list(self.values[name].shape[1:]) if name in self.values else "no value of a client"
+                raise HookError(f"{describe(hook)}: {name!r} of shape {list(value.shape[1:])}, expected {expected}")
+            self.values[name] = value
+
     def _phase(self, phase: Phase, batches: Batches) -> None:
         leaves = {name: self.values[name].requires_grad_() for name in phase.names}
+        self.fixed_text = self._fixed_text(phase.model)
         optimizer = ClientOptimizer(leaves, self.model.spec, self.local, self.recipe)
         index = self.model.sample_index(batches.index)
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
@@ -117,8 +134,9 @@ class _ChunkTraining:
         for step, active in enumerate(batches.active):
             working = slice(0, active)  # the clients that still have batches
             pieces = []
-            for start in range(0, int(used[step]), self.trainer.piece):
-                at = (step, working, slice(start, min(start + self.trainer.piece, int(used[step]))))
+            size = int(used[step]) if phase.model.method.reads_batch else self.trainer.piece
+            for start in range(0, int(used[step]), size):
+                at = (step, working, slice(start, min(start + size, int(used[step]))))
                 pieces.append(Piece(index[at], weight[at], flip[at], shift[at], first=start == 0))
             n = weight[step, working].sum(1)
             graphs, gradients = self.trainer.graphs, None
@@ -137,6 +155,13 @@ class _ChunkTraining:
         for name in phase.names:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
+    def _fixed_text(self, model: StackedModel) -> Stacked:
+        """The text features of contexts that do not change in a phase, {"text.<slot>": [K, C, E]}."""
+        if model.method.contexts is None or model.method.batch_values is not None:
+            return {}
+        known = model.with_text(self.values | self.read, fixed=True)
+        return {name: value for name, value in known.items() if name.startswith("text.")}
+
     def gradients(
         self,
         phase: Phase,
@@ -153,7 +178,7 @@ class _ChunkTraining:
         received = rows(self.received, working)
         if epoch is not None:
             live |= self._batch_values(phase.model, live, pieces, epoch)
-        text, live = _text_leaves(phase.model.with_text(live))
+        text, live = _text_leaves(phase.model.with_text(live | rows(self.fixed_text, working)))
         total: list[Tensor | None] = [None] * (len(leaves) + len(text))
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)
@@ -181,7 +206,7 @@ class _ChunkTraining:
         model, method = phase.model, phase.model.method
         result = self._forward(model, live, piece, add_prior=method.adds_prior_in_training)
         y = model.labels[model.on_device(piece.index)]
-        losses = F.cross_entropy(result.logits.flatten(0, 1), y.flatten(), reduction="none").view_as(piece.weight)
+        losses = cross_entropy(result.logits, y, self.local.label_smoothing)
         loss = masked_sum(losses, piece.weight) / n
         if method.extra_loss is not None:
             loss = loss + self._method_loss(phase, live, received, result, y, piece, n)
@@ -203,9 +228,13 @@ class _ChunkTraining:
         model, hook = phase.model, phase.model.method.extra_loss
         shared = {name: value for name, value in received.items() if model.spec[name].home == "shared"}
         for name, view in phase.views.items():
+            if f"{name}.cls" in result.out:  # the main pass has made it
+                continue
             result.out[f"{name}.cls"] = self._forward(view, live, piece, add_prior=False).out["cls"]
         query_dim = None if result.query is None else 0
         out = result.out | {"logits": result.logits, "y": y}
+        if model.method.reads_batch:
+            out["weight"] = piece.weight
         extra: Tensor = model.each(hook, (live, shared, out, result.query), (model.dims(live), 0, 0, query_dim))
         if extra.shape == piece.weight.shape:
             return masked_sum(extra, piece.weight) / n
@@ -281,6 +310,12 @@ def _check_all_trained(phase: Phase, gradients: Sequence[Tensor | None]) -> None
                 + ("" if method.phase is None else f" and phase {method.phase} trains it")
                 + ", but the loss does not depend on it: no hook uses it"
             )
+
+
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    """Cross entropy [K, B] of the class scores [K, B, C] with the labels [K, B], smoothed as in `torch.nn`."""
+    losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none", label_smoothing=label_smoothing)
+    return losses.view_as(y)
 
 
 def masked_sum(values: Tensor, weight: Tensor) -> Tensor:

@@ -227,12 +227,16 @@ class Server:
     def bytes_per_client(self) -> tuple[int, int]:
         """Bytes (up, down) of one client's round, without observed sums and statistics; each value at its own size.
 
-        Down: copies of shared values, values that clients read, values that `send` makes. Up: the trained ones among them,
-        as the aggregation's `encode` sends them, and their gradients if the aggregation wants them.
+        Down: copies of shared values, values that clients read, values that `send` makes and clients train. Up: the trained
+        ones among them, as the aggregation's `encode` sends them, and their gradients if the aggregation wants them.
+        `bytes_made` counts what else comes down.
         """
         client = torch.zeros(1, dtype=torch.long)
         exchanged = {n: self.values[n] for n, param in self.spec.items() if param.home == "shared"}
-        exchanged |= {name: value[0] for name, value in self.generated(client).items()}
+        for name, value in self.generated(client).items():
+            exchanged.pop(name, None)
+            if self.spec[name].trains:
+                exchanged[name] = value[0]
         message = self._message_of(client)
         plain = {name: value for name, value in exchanged.items() if self.spec[name].trains}
         if message:
@@ -243,6 +247,14 @@ class Server:
         exchanged = {name: value for name, value in exchanged.items() if self.spec[name].sent}
         down = sum(map(nbytes, [*exchanged.values(), *self.read().values()]))
         return up, down
+
+    def bytes_made(self, clients: Tensor) -> int:
+        """Bytes down of the values that `send` makes for the `clients` [K] and that they do not train.
+
+        Rows of zeros, such as places for prompts that the server does not have, are not sent. `clients` is on the host.
+        """
+        made = self.generated(clients) if len(clients) else {}
+        return sum(bytes_of_sums(value) for name, value in made.items() if not self.spec[name].trains)
 
     def _message_of(self, client: Tensor) -> Stacked:
         """What a client that trained nothing would send; its tensors have the shapes and types of every message."""

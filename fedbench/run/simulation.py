@@ -195,7 +195,7 @@ class SentRound:
     cohort: Ints
     new: Ints  # the clients of the cohort that take part for the first time
     statistics_bytes: int  # which the new clients sent
-    receivers: int  # clients that received values, those that dropped out among them
+    drawn: Ints  # the clients that received values, those that dropped out among them
 
 
 def send(experiment: Experiment, round_: int) -> SentRound:
@@ -209,7 +209,7 @@ def send(experiment: Experiment, round_: int) -> SentRound:
     taken_part[new] = True
     lr = learning_rate(experiment.run.local, experiment.run.rounds, round_)
     passes = experiment.participation.epochs(round_, cohort)
-    return SentRound(experiment.prepare(cohort, lr, round_, passes=passes), cohort, new, statistics_bytes, len(drawn))
+    return SentRound(experiment.prepare(cohort, lr, round_, passes=passes), cohort, new, statistics_bytes, drawn)
 
 
 def receive(experiment: Experiment, round_: int, sent: SentRound, updates: ClientUpdates) -> RoundResult:
@@ -225,22 +225,24 @@ def receive(experiment: Experiment, round_: int, sent: SentRound, updates: Clien
             f"training produced numbers that are not finite in round {round_} of {run.rounds} (lr {sent.training.lr:g})"
         )
     # Counted before the merge, which may change shapes. Data that lie in one place are not sent.
-    up, down = (0, 0) if experiment.model.method.centralized else server.bytes_per_client()
+    trains, centralized = bool(sent.training.batches), experiment.model.method.centralized
+    senders, receivers = (len(sent.cohort), sent.drawn) if trains else (len(sent.new), sent.new)
+    up, down = (0, 0) if centralized else server.bytes_per_client()
+    made = 0 if centralized else server.bytes_made(torch.from_numpy(receivers))
     server.merge(updates)
     if server.last_loss is not None:
         server.last_loss[updates.clients.cpu()] = updates.loss.cpu()
-    trains = bool(sent.training.batches)
-    senders, receivers = (len(sent.cohort), sent.receivers) if trains else (len(sent.new), len(sent.new))
     samples = int((sent.training.batches[0].weight > 0).sum()) if trains else 0  # of all epochs
     first_passes = int(experiment.split.train.sizes[sent.new].sum())
     cost = experiment.image_cost
     costs = RoundCosts(
         train_loss=_finite(loss),
         bytes_up=up * senders + sum(map(bytes_of_sums, updates.sums.values())) + sent.statistics_bytes,
-        bytes_down=down * receivers,
+        bytes_down=down * len(receivers) + made,
         multiply_adds=samples * cost.training
         + first_passes * cost.features
         + (int(updates.steps.sum()) * cost.text if cost.text else 0)
+        + len(sent.cohort) * cost.fixed_text
         + sum(sent.training.samples) * cost.choosing,
     )
     return RoundResult(costs, images=samples * len(experiment.trainer.phases))

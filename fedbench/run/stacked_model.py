@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 FROZEN_TEXT = ("class_text", "logit_scale")  # what all clients read of the text tower
 # The pairs of values that `prefixes` may return, and their second axis (None: P tokens, of any number).
 PREFIXES: dict[tuple[str, str], str | None] = {("keys", "values"): None, ("added_keys", "added_values"): "T"}
-RESERVED = ("cls", "patches", "image", "logits", "loss", "y")  # names that `out` or `taps` hold beside the slots
+RESERVED = (
+    "cls",
+    "patches",
+    "image",
+    "logits",
+    "loss",
+    "y",
+    "weight",
+)  # names that `out` or `taps` hold beside the slots
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,10 @@ class StackedModel:
         """The server's values that the given clients read."""
         return rows(read, clients) if self.per_client_server else read
 
-    def with_text(self, p: Stacked) -> Stacked:
+    def with_text(self, p: Stacked, fixed: bool = False) -> Stacked:
         """`p` with the text features ``text.<slot>`` [K, C, E] of the clients' contexts, if the method reads text.
 
+        `fixed`: only of contexts that need no gradient. Features that `p` holds already are not computed again.
         Raises HookError if `contexts` fails or returns another shape than it should.
         """
         if self.text is None or FROZEN_TEXT[0] in p:
@@ -111,6 +120,8 @@ class StackedModel:
         slots = {} if hook is None else self.each(hook, (p,), (self.dims(p),))
         features = {}
         for slot, value in slots.items():
+            if f"text.{slot}" in p or (fixed and value.requires_grad):
+                continue
             shape = (None, *[len(texts.names)] * (value.dim() == 4), None, texts.words.shape[-1])
             _expect(hook, value, shape, "[P, D_text] or [C, P, D_text]", f", slot {slot!r}")
             features[f"text.{slot}"] = call_hook(hook, lambda value=value: texts.features(value))  # type: ignore[misc]
@@ -157,7 +168,10 @@ class StackedModel:
         p, query = self.with_text(p), self._query(index)
         if self._is_known(query, augment):
             return self._finished(p, {"cls": query}, {}, query, add_prior)
-        read, taps = self._through_backbone(p, *self._entering(index, augment, flip, shift), query)
+        entering, first_block = self._entering(index, augment, flip, shift)
+        read, taps = self._through_backbone(p, entering, first_block, query)
+        for view, model in self.views_read.items():
+            read[f"{view}.cls"] = model._through_backbone(p, entering, first_block, query)[0]["cls"]
         return self._finished(p, read, taps, query, add_prior)
 
     def forward_versions(self, versions: Sequence[Stacked], index: Tensor, add_prior: bool) -> list[Pass]:
@@ -167,7 +181,7 @@ class StackedModel:
         last bit. Raises HookError.
         """
         query = self._query(index)
-        if self._is_known(query) or len(versions) == 1 or not self.shared_blocks:
+        if self._is_known(query) or len(versions) == 1 or not self.shared_blocks or self.views_read:
             return [self.forward(p, index, add_prior) for p in versions]
         versions = [self.with_text(p) for p in versions]
         spec = self.spec
@@ -197,6 +211,13 @@ class StackedModel:
         """How many of the first blocks compute the same for clients that differ in their local values."""
         local = {name for name, param in self.spec.items() if param.home == "local"}
         return shared_blocks(self.method, self.spec, self.backbone, local)
+
+    @cached_property
+    def views_read(self) -> dict[str, StackedModel]:
+        """The model in each view that `logits` reads."""
+        method = self.method
+        views = method.views if method.reads_views else ()
+        return {view: replace(self, method=method.at(method.phase, view)) for view in views}
 
     def _query(self, index: Tensor) -> Tensor | None:
         """The prompt-free features [K, B, D], if the method reads them."""
@@ -237,6 +258,7 @@ class StackedModel:
         out = dict(read)  # `extra_loss` adds entries
         if self.text is not None:
             out["image"] = self.text.image(read["cls"])
+            out |= {f"{view}.image": self.text.image(read[f"{view}.cls"]) for view in self.views_read}
             if "patches" in out:
                 out["patches"] = self.text.image(out["patches"])
         logits = self.each(self.method.logits, (p, out), (self.dims(p), 0))

@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         rest = [x.shape[1] - first - sum(lengths.values())] if whole_read else []  # a part of no tokens costs a kernel
         cls, *parts = x.split([first, *lengths.values(), *rest], dim=1)
         patches = parts[-1][:, self.readout.registers :] if whole_read else None
-        read = {"cls": self.readout.feature(self.vit, cls, patches)}
+        read = {"cls": self.readout.feature(cls, patches)}
         if slots_read:
             read |= {slot: self.vit.fc_norm(part) for slot, part in zip(lengths, parts, strict=False)}
         if patches_read:
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
         self, layer: int, state: PartialPass, count: int | None, run: Run | None, prefixes: Prefixes | None
     ) -> Tensor:
         """The first `count` tokens (None: all) that block `layer` makes of the tokens of `state`."""
-        block, x, rope = self.vit.blocks[layer], state.tokens, self.rotary.of_block(self.vit, layer)
+        block, x, rope = self.vit.blocks[layer], state.tokens, self.rotary.of_block(layer)
         exact = count if self.trims_last_block else None  # only these have queries
         if prefixes is not None:
             return leading(block, x, exact, rope, prefixes)[:, :count]
@@ -172,9 +172,9 @@ class Backbone(nn.Module):
     def entering(self, images: Tensor, layer: int) -> Tensor:
         """The tokens [N, T, D] that enter block `layer` without prompts."""
         vit = self.vit
-        x: Tensor = vit.norm_pre(self.rotary.positioned(vit, vit.patch_embed(images)))
+        x: Tensor = vit.norm_pre(self.rotary.positioned(vit.patch_embed(images)))
         for i, block in enumerate(itertools.islice(vit.blocks, layer)):
-            rope = self.rotary.of_block(vit, i)
+            rope = self.rotary.of_block(i)
             x = block(x) if rope is None else leading(block, x, None, rope)
         return x
 
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         if after is None:
             result: Tensor = self(images, slots_read=False)[0]["cls"]
             return result
-        return self.readout.summary_feature(self.vit, self.entering(images, after + 1))
+        return self.readout.summary_feature(self.entering(images, after + 1))
 
     def with_products_in(self, dtype: torch.dtype) -> Backbone:
         """A copy whose matrix products (linear layers, patch embedding) have their weights in `dtype`.

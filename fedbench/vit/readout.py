@@ -20,19 +20,20 @@ class Readout:
     """How the model `vit` is read. ``first_slot``: the number of tokens before the prompt slots, 1 (CLS) or 0."""
 
     def __init__(self, vit: Any) -> None:
+        self.vit = vit
         self.pool: str = vit.global_pool
         self.at_cls = self.pool == "token"
         self.first_slot = 0 if vit.cls_token is None else 1
         self.registers = int(vit.num_prefix_tokens) - self.first_slot
         self.patches = int(vit.patch_embed.num_patches)
 
-    def feature(self, vit: Any, cls: Tensor, patches: Tensor | None) -> Tensor:
+    def feature(self, cls: Tensor, patches: Tensor | None) -> Tensor:
         """The feature [N, D] that timm's head reads, from CLS [N, 1 or 0, D] and the patches [N, N', D] after the last norm."""
         if self.at_cls or patches is None:
             pooled = cls[:, 0]
         else:
-            pooled = patches.mean(1) if self.pool == "avg" else vit.attn_pool(patches)
-        feature: Tensor = vit.fc_norm(pooled)
+            pooled = patches.mean(1) if self.pool == "avg" else self.vit.attn_pool(patches)
+        feature: Tensor = self.vit.fc_norm(pooled)
         return feature
 
     def summary(self, tokens: Tensor) -> Tensor:
@@ -42,11 +43,11 @@ class Readout:
         """
         return tokens[:, 0] if self.at_cls else tokens[:, -self.patches :].mean(1)
 
-    def summary_feature(self, vit: Any, tokens: Tensor) -> Tensor:
+    def summary_feature(self, tokens: Tensor) -> Tensor:
         """`summary` [N, D] with the model's final norm, before or after the mean as the model has it."""
         if self.at_cls:
             tokens = tokens[:, :1]  # the norm of other tokens is not needed
-        feature: Tensor = vit.fc_norm(self.summary(vit.norm(tokens)))
+        feature: Tensor = self.vit.fc_norm(self.summary(self.vit.norm(tokens)))
         return feature
 
 

@@ -28,5 +28,5 @@ class Metric(method.Metric):
             return None
         samples = torch.bincount(group)
         hits = torch.bincount(group[predictions.correct], minlength=len(samples))
-        accuracy = (hits[samples > 0] / samples[samples > 0]).double()
+        accuracy = hits[samples > 0].double() / samples[samples > 0]
         return (accuracy.max() - accuracy.min()).item()

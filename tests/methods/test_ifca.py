@@ -92,3 +92,19 @@ def test_ifca_clients_choose_by_their_training_data_before_an_evaluation() -> No
     logits = small.model.forward(row, index, add_prior=False).logits[0]
     assert same(logits, z @ values["head.weight"][0].T + values["head.bias"][0])
     assert server.unseen_client() is None
+
+
+def test_a_client_chooses_by_the_mean_cross_entropy_of_its_training_samples() -> None:
+    small = one_step("ifca", models=SETS)
+
+    class Reporting(type(small.model.method)):  # type: ignore[misc]
+        def choose_by_loss(self, p: Any, losses: Any) -> Any:
+            return {**super().choose_by_loss(p, losses), "losses": torch.stack(list(losses.values()))}
+
+    reporting = Reporting(**dataclasses.asdict(small.model.method))
+    trainer = dataclasses.replace(small.trainer, piece=3, model=dataclasses.replace(small.model, method=reporting))
+    _, reported = chosen(trainer, small.server.send(torch.arange(tiny.CLIENTS)), small.server.read(), small.train)
+    head = [small.server.values[name] for name in HEAD]
+    for k in range(tiny.CLIENTS):
+        losses = torch.stack([loss(small, k, prompt, *head) for prompt in small.server.values["sets"]])
+        assert same(reported["losses"][k], losses)

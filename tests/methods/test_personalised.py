@@ -337,6 +337,17 @@ def test_pfedpg_without_attention_is_fedvpt_with_local_heads():
     assert same(small.server.values["generator.base"], peer.server.values["prompt"])
 
 
+def test_in_loop_mode_prompts_are_generated_for_one_client_after_another(monkeypatch):
+    server, clients = one_step("pfedpg", prompt_length=3).server, torch.tensor([2, 0, 1])
+    together, hook, calls = server.generated(clients), server.method.send, []
+    monkeypatch.setattr(type(server.method), "send", lambda self, p, k: calls.append(k.tolist()) or hook(p, k))
+    server.mode = "loop"
+    apart = server.generated(clients)
+    assert calls == [[2], [0], [1]]
+    assert apart.keys() == together.keys()
+    assert all(same(apart[name], value) for name, value in together.items())
+
+
 def test_pfedpg_sends_prompts_and_keeps_the_generator():
     assert one_step("pfedpg", prompt_length=3).server.bytes_per_client() == (3 * 32 * 4, 3 * 32 * 4)
 

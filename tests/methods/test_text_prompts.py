@@ -224,6 +224,258 @@ def test_prompts_of_both_towers_equal_a_pass_written_out_in_plain_pytorch(vector
     assert_agrees(small, loss, encode=lambda images: images)
 
 
+class OfficialGate:
+    """The attention of pFedMoAP's code, with the maps of a client's gate; no argument is changed to save work."""
+
+    def __init__(self, weight, bias, heads, scaling):
+        self.maps = list(zip(weight, bias, strict=True))
+        self.heads, self.scaling = heads, scaling
+
+    def split(self, x):
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def __call__(self, q, k, v):
+        q, k, v = (self.split(F.linear(x, *maps)) for x, maps in zip((q, k, v), self.maps, strict=False))
+        mixed = F.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.scaling, dim=-1) @ v
+        return F.linear(mixed.transpose(1, 2).flatten(2), *self.maps[3])
+
+
+def moap(**fields):
+    """A run of pFedMoAP in which clients 1, 2, 3 and 5 took part in one round, and 2, 4 and 5 in the next."""
+    fields = {"context_length": 3, "gate_lr_scale": 1.0, "gate_width": 6, "gate_heads": 3, "experts": 3} | fields
+    small = tiny.mini_run(METHOD["pfedmoap"](**fields), clip=None)
+    prompts = {}
+    for round_, clients in enumerate([(1, 2, 3, 5), (2, 4, 5)], start=1):
+        report = small.round(clients, round_=round_)
+        small.server.merge(report)
+        prompts |= dict(zip(report.clients.tolist(), report.updated["context"], strict=True))
+    return small, prompts
+
+
+def test_pfedmoap_equals_the_gate_of_its_authors_in_plain_pytorch():
+    plain, (small, _) = PlainCLIP(), moap(scaling=3.0, local_share=0.7)
+    with_experts = []
+
+    def loss(p, received, cls, y):
+        image, text = plain.image(cls), plain.features(p["context"])
+        local = cosines(plain, cls, text)
+        experts = [plain.features(e).detach() for e in p["experts"] if e.abs().sum() > 0]
+        with_experts.append(len(experts))
+        if not experts:
+            gate = sum(value.sum() for name, value in p.items() if name.startswith("gate."))
+            return F.cross_entropy(local, y) + 0 * gate  # weight decay acts on it in every round
+        pooled = image[:, ::2]
+        k = torch.stack([text[:, ::2], *(e[:, ::2] for e in experts)]).permute(1, 0, 2)
+        gate = OfficialGate(p["gate.weight"], p["gate.bias"], 3, 3.0)
+        new = gate(pooled.repeat(len(text), 1, 1), k, k).permute(1, 2, 0)
+        return F.cross_entropy(0.7 * local + 8.0 * torch.bmm(pooled.unsqueeze(1), new).squeeze(1), y)
+
+    assert_agrees(small, loss)
+    assert set(with_experts) == {0, 3}  # client 0 takes part for the first time
+
+
+@pytest.mark.parametrize("selection", ["nearest", "random"])
+def test_pfedmoap_sends_the_last_contexts_of_other_clients_to_those_that_took_part(selection):
+    small, prompts = moap(selection=selection)
+    sent = small.server.send(torch.arange(tiny.CLIENTS))
+    for k in range(tiny.CLIENTS):
+        others = [j for j in prompts if j != k and k in prompts]
+        if selection == "nearest":
+            others.sort(key=lambda j: float((prompts[j] - prompts[k]).norm()))
+        else:
+            others.sort(key=small.server.values["order"].tolist().__getitem__)
+        expected = [prompts[j] for j in others[:3]] + [torch.zeros(3, 16).double()] * (3 - len(others[:3]))
+        assert torch.equal(sent["experts"][k], torch.stack(expected)), k
+        assert torch.equal(sent["last"][k], prompts.get(k, small.server.values["context"]))
+    assert sent["taken_part"].tolist() == [0, 1, 2, 1, 1, 2]
+
+
+def test_pfedmoap_answers_with_a_clients_last_contexts_and_with_experts_once_its_gate_is_trained():
+    plain, (small, prompts) = PlainCLIP(), moap()
+    clients = torch.tensor([0, 1, 2])
+    sent, index = small.server.send(clients), torch.tensor([[3, 4, 9]] * 3)
+    scores = small.model.forward(sent | small.server.read(), index, add_prior=False).logits
+    cls = small.model.backbone.feature(small.model.images.batch(index[0]))
+    image = plain.image(cls)
+    for k, contexts in ((0, small.server.values["context"]), (1, prompts[1]), (2, prompts[2])):
+        text = plain.features(contexts)
+        expected = cosines(plain, cls, text)
+        if k == 2:
+            keys = torch.stack([x[:, ::2] for x in (text, *map(plain.features, sent["experts"][k]))]).permute(1, 0, 2)
+            gate = OfficialGate(sent["gate.weight"][k], sent["gate.bias"][k], 3, 10.0)
+            mixed = gate(image[:, ::2].repeat(len(text), 1, 1), keys, keys)
+            expected = 0.5 * expected + 8.0 * (image[:, None, ::2] * mixed.transpose(0, 1)).sum(-1)
+        torch.testing.assert_close(scores[k], expected)
+
+
+def test_fixed_contexts_pass_through_the_text_tower_once_in_a_clients_round(monkeypatch):
+    small, _ = moap()
+    passes = []
+    tower = type(small.model.text)._beginning
+    monkeypatch.setattr(type(small.model.text), "_beginning", lambda *a: passes.append(a[1].requires_grad) or tower(*a))
+    small.round((2, 5))  # six steps of client 2, whose experts have three slots
+    assert passes == [False] * 3 + [True] * 6
+
+
+def test_pfedmoap_downloads_as_many_experts_as_there_are(world):
+    method = {"name": "pfedmoap", "context_length": 2, "experts": 3}
+    clients = {"number": 3, "per_round": 3, "validation": 0.2}
+    experiment = experiment_of(text_base(world) | {"method": method, "clients": clients, "partition": "iid"}, world)
+    context, (first, second) = 2 * 16 * 4, (simulation.one_round(experiment, round_).costs for round_ in (1, 2))
+    assert (first.bytes_up, first.bytes_down) == (3 * context, 3 * context)
+    assert (second.bytes_up, second.bytes_down) == (
+        3 * context,
+        3 * (context + 2 * (context + 4)),
+    )  # and whose they are
+    counted, steps = experiment.image_cost, second.multiply_adds
+    assert counted.fixed_text > counted.text > 0  # three slots forwards, one forwards and backwards
+    assert (steps - 3 * counted.fixed_text) % counted.text == 0
+
+
+def test_a_gate_takes_heads_that_divide_its_width():
+    made = METHOD["pfedmoap"](gate_width=5).params(task())  # every second of 12 features
+    assert made["gate.weight"].init.shape == (4, 6, 6)
+    with pytest.raises(ValueError, match="gate_heads 4 do not divide the gate's width 6"):
+        METHOD["pfedmoap"](gate_width=5, gate_heads=4).params(task())
+
+
+def official_divergence(features):
+    """FedMGP's code for the type l1: minus the mean distance over samples and pairs of groups."""
+    total = torch.tensor(0.0)
+    for sample in range(len(features[0])):
+        pairs = [(i, j) for i in range(len(features)) for j in range(i + 1, len(features))]
+        loss = sum(-torch.abs(features[i][sample] - features[j][sample]).mean() for i, j in pairs)
+        total = total + loss / len(pairs)
+    return total / len(features[0])
+
+
+def placed(values, tower):
+    """A client's groups after the code's update: the averages in the places of the groups that it sent."""
+    groups = list(values[tower])
+    for rank, place in enumerate(values[f"places_{tower}"].tolist()):
+        if place >= 0:
+            groups[place] = values[f"average_{tower}"][rank]
+    return groups
+
+
+@pytest.mark.parametrize("form", [{}, {"diversity_loss": "apart", "logit_prior": "train"}])
+def test_fedmgp_equals_the_loss_and_the_choice_of_its_authors_in_plain_pytorch(form):
+    fields = {"groups": 3, "context_length": 3, "prompt_length": 2, "diversity": 0.7, "temperature": 0.5}
+    plain, small = PlainCLIP(), tiny.mini_run(METHOD["fedmgp"](**fields | form), clip=None)
+    small.server.merge(small.round((1, 2, 5), round_=2))  # averages of two groups, which clients 2 and 5 put into place
+    vit = small.model.backbone.vit
+    sign = -1 if "diversity_loss" in form else 1
+
+    def loss(p, received, pixels, y):
+        texts, images = [plain.features(context) for context in placed(p, "text")], []
+        for prompt in placed(p, "visual"):
+            x = vit._pos_embed(vit.patch_embed(pixels))
+            x = torch.cat([x, prompt.expand(len(x), -1, -1)], 1)  # behind the patches, as in the code
+            images.append(plain.image(vit.norm(vit.blocks(x))[:, 0]))
+        scores = [8.0 * image @ text.T for image, text in zip(images, texts, strict=True)]
+        if "logit_prior" in form:
+            scores = [s + torch.log((1 - 1e-6) * p["prior"] + 1e-6 / tiny.CLASSES) for s in scores]
+        divergence = (official_divergence(texts) + official_divergence(images)) / 2 * 0.7
+        return torch.stack([F.cross_entropy(s, y) for s in scores]).mean() + sign * divergence.abs()
+
+    report, chosen = small.round(COHORT), set()
+    for row, values in twin_trains(small, report, loss, encode=lambda images: images):
+        noise = torch.special.ndtr(values["draws"][0]).log().neg().log().neg()
+        for tower in ("text", "visual"):
+            groups, average = placed(values, tower), report.received[f"average_{tower}"][row]
+            similarity = torch.stack(
+                [max(F.cosine_similarity(g.flatten(), a.flatten(), dim=0) for a in average) for g in groups]
+            )
+            places = (similarity / 0.5 + noise).argsort(descending=True)[:2].tolist()
+            assert report.updated[f"places_{tower}"][row].tolist() == places
+            chosen.add(tuple(places))
+            assert (report.updated[tower][row] - torch.stack(groups)).abs().max() < 1e-10
+            assert torch.equal(report.updated[f"average_{tower}"][row], report.updated[tower][row][places])
+    assert len(chosen) > 1
+    small.server.merge(report)
+    k = report.clients[1:2]  # its trained groups, with the cohort's averages by rank
+    sent, share = small.server.send(k), report.num_samples / report.num_samples.sum()
+    for tower in ("text", "visual"):
+        expected = report.updated[tower][1].clone()
+        for rank, place in enumerate(report.updated[f"places_{tower}"][1].tolist()):
+            expected[place] = sum(w * v[rank] for w, v in zip(share, report.updated[f"average_{tower}"], strict=True))
+        kept = small.model.method.prompts_of({name: value[0] for name, value in sent.items()}, tower)
+        torch.testing.assert_close(kept, expected)
+
+
+def test_fedmgp_samples_groups_in_turn_with_a_softmax_of_their_similarities():
+    method, count = METHOD["fedmgp"](groups=3, temperature=0.4), 20000
+    torch.manual_seed(0)
+    angles = torch.tensor([0.2, 1.0, 2.0])
+    groups = torch.stack([angles.cos(), angles.sin()], 1)[:, None]  # [G, 1, 2], against averages along the first axis
+    average = torch.tensor([[[3.0, 0.0]], [[0.0, 0.0]]])
+    fixed = {name: value for tower in ("text", "visual") for name, value in (
+        (tower, groups), (f"average_{tower}", average), (f"places_{tower}", torch.tensor([-1, -1])),
+    )}  # fmt: skip
+
+    def sample(draws):
+        return method.upload(fixed | {"round": torch.tensor(1.0), "draws": draws}, fixed)["places_text"]
+
+    places = torch.vmap(sample)(torch.randn(count, 1, 3))
+    p = torch.softmax(angles.cos().clamp(min=0) / 0.4, 0)  # the other average is zero, and so is its cosine
+    for i in range(3):
+        for j in set(range(3)) - {i}:
+            share = ((places[:, 0] == i) & (places[:, 1] == j)).float().mean()
+            assert share == pytest.approx(float(p[i] * p[j] / (1 - p[i])), abs=0.012)
+
+
+def test_fedmgp_sends_some_of_its_groups_and_counts_a_pass_for_each(world):
+    method = {"name": "fedmgp", "groups": 4, "selected": 2, "context_length": 2, "prompt_length": 3}
+    experiment = experiment_of(text_base(world) | {"method": method}, world)
+    costs = simulation.one_round(experiment, 1).costs
+    groups = 2 * (2 * 16 + 3 * 32) * 4
+    assert (costs.bytes_up, costs.bytes_down) == (2 * groups, 2 * (groups + 4))  # and the number of the round
+    one_group = experiment_of(text_base(world) | {"method": {"name": "fedvpt_text", "prompt_length": 3}}, world)
+    assert experiment.image_cost.training == 4 * one_group.image_cost.training
+    assert experiment.image_cost.inference == 4 * one_group.image_cost.inference
+    with pytest.raises(ValueError, match="selected 3 is more than groups 2"):
+        experiment_of(text_base(world) | {"method": method | {"groups": 2, "selected": 3}}, world)
+
+
+def test_what_a_client_uploads_must_have_the_shape_of_a_value():
+    class Wrong(METHOD["promptfl"]):
+        def upload(self, p, received):
+            return {"context": p["context"][:1]}
+
+    with pytest.raises(HookError, match=r"upload\(\).*'context' of shape \[1, 16\], expected \[16, 16\]"):
+        tiny.mini_run(Wrong()).round(COHORT[:1])
+
+
+@pytest.mark.parametrize("control", [{}, {"prior": "uniform"}, {"prototypes": "shuffled"}, {"logit_prior": "both"}])
+def test_pep_fedpt_on_clip_equals_its_formula_in_plain_pytorch_with_each_control(control):
+    fields = {"prompt_length": 2, "class_prompt_length": 2, "class_prompt_lr_scale": 1.0, "temperature": 0.3}
+    method = METHOD["pep_fedpt_text"](**fields | control)
+    plain, small = PlainCLIP(), tiny.mini_run(method, clip=None)
+    small.report_statistics(range(tiny.CLIENTS))
+    vit, everyone = small.model.backbone, torch.cat([torch.from_numpy(part) for part in small.train])
+    z = vit.feature(small.model.images.batch(everyone))
+    mean = torch.stack([z[small.model.labels[everyone] == c].mean(0) for c in range(tiny.CLASSES)])
+    order = small.server.values["order"]
+    assert torch.equal(order, torch.arange(tiny.CLASSES)) == ("prototypes" not in control)
+    mean, template = mean[order], plain.template()
+
+    def loss(p, received, images, y):
+        cosine = F.cosine_similarity(vit.feature(images)[:, None], mean, dim=-1)
+        known = "uniform" if "prior" in control else "client"
+        pi = 0.999 * p["prior"] + 0.001 / tiny.CLASSES if known == "client" else torch.ones(tiny.CLASSES)
+        weight = torch.exp(cosine / 0.3) * pi
+        mixed = torch.einsum("bc,cnd->bnd", weight / weight.sum(1, keepdim=True), p["class_prompt"])
+        x = vit.vit._pos_embed(vit.vit.patch_embed(images))
+        x = torch.cat([x[:, :1], p["prompt"].expand(len(x), -1, -1), x[:, 1:]], 1)
+        x = torch.cat([vit.vit.blocks[:2](x), mixed], 1)
+        scores = cosines(plain, vit.vit.norm(vit.vit.blocks[2:](x))[:, 0], template)
+        if "logit_prior" in control:
+            scores = scores + torch.log((1 - 1e-6) * p["prior"] + 1e-6 / tiny.CLASSES)
+        return F.cross_entropy(scores, y)
+
+    assert_agrees(small, loss, encode=lambda images: images)
+
+
 def test_zero_shot_scores_are_cosines_with_the_texts_of_the_template():
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["clip_zero_shot"]())
     index = torch.tensor([[3, 4, 9], [40, 1, 0]])
@@ -350,6 +602,13 @@ def test_per_class_contexts_cannot_answer_with_novel_classes(world):
     with pytest.raises(
         ConfigError, match=r"promptfl: per_class has no context vectors for the classes of clients\.novel"
     ):
+        check_sweep({"base": content, "machine": {"data": str(world)}}, plugins(), where="here")
+
+
+def test_prompts_per_class_of_the_image_tower_cannot_answer_with_novel_classes(world):
+    content = text_base(world) | {"clients": {"number": 4, "per_round": 2, "novel": 0.5}, "partition": "iid"}
+    content |= {"method": {"name": "pep_fedpt_text", "prior": "uniform"}}
+    with pytest.raises(ConfigError, match=r"pep_fedpt_text: it has no class prompts for the classes of clients\.novel"):
         check_sweep({"base": content, "machine": {"data": str(world)}}, plugins(), where="here")
 
 

@@ -54,11 +54,18 @@ def in_8_bits(change: np.ndarray) -> np.ndarray:
     return np.rint(change / scale) * scale
 
 
+def in_1_bit(change: np.ndarray) -> np.ndarray:
+    """The mean absolute number with the sign of each: EF-signSGD, algorithm 1."""
+    return np.where(change >= 0, 1, -1) * np.abs(change).mean()
+
+
 CODES = {
     "topk": (AGGREGATION["topk"](share=0.3), lambda change: largest(change, 0.3)),
     "topk without feedback": (AGGREGATION["topk"](share=0.3, error_feedback=False), lambda c: largest(c, 0.3)),
     "quantized": (AGGREGATION["quantized"](), in_8_bits),
     "quantized without feedback": (AGGREGATION["quantized"](error_feedback=False), in_8_bits),
+    "sign": (AGGREGATION["sign"](), in_1_bit),
+    "sign without feedback": (AGGREGATION["sign"](error_feedback=False), in_1_bit),
 }
 
 
@@ -85,16 +92,31 @@ def test_three_rounds_are_those_of_numpy(case):
 
 @pytest.mark.parametrize(
     ("name", "up"),
-    [("topk", 8 * 2 + 8 * 3), ("quantized", 5 + 4 + 8 + 4), ("fedavg", 4 * 5 + 4 * 8)],
+    [("topk", 8 * 2 + 8 * 3), ("quantized", 5 + 4 + 8 + 4), ("sign", 1 + 4 + 1 + 4), ("fedavg", 4 * 5 + 4 * 8)],
 )
 def test_the_bytes_of_an_upload_are_those_of_its_message(name, up):
-    """Top-k: 2 of 5 and 3 of 8 numbers with their places; 8 bits: a byte for each number and a scale for each value."""
+    """Top-k: 2 of 5 and 3 of 8 numbers with their places; 8 bits: a byte for each number and a scale for each value.
+
+    Signs: a byte for up to 8 numbers, and a scale for each value.
+    """
     aggregation = CODES[name][0] if name in CODES else Aggregation()
     server = server_of(aggregation, torch.float32)
     assert server.bytes_per_client() == (up, 4 * 5 + 4 * 8)
     updates = round_of(server, np.random.default_rng(0).normal(size=(1, 5)).astype("f4"), np.ones((1, 2, 4), "f4"), [1])
     if name != "fedavg":
         assert payload(server.message(updates)[0]) == up
+
+
+def test_signs_are_packed_and_read_back_by_hand():
+    """[1, -3, 0, 2, -4, 0, 0, 0, -2]: bits 1011 0111 read from the lowest are 1 + 4 + 8 + 32 + 64 + 128 = 237; mean 12 / 9."""
+    sign, change = AGGREGATION["sign"](), torch.tensor([1.0, -3, 0, 2, -4, 0, 0, 0, -2])
+    parts = sign.compress(change)
+    assert parts["signs"].tolist() == [237, 0]
+    assert parts["signs"].dtype == torch.uint8
+    assert parts["scale"].item() == pytest.approx(12 / 9)
+    back = sign.expand(parts, change) * 9
+    assert torch.allclose(back, torch.tensor([12.0, -12, 12, 12, -12, 12, 12, 12, -12]))
+    assert not sign.expand(sign.compress(change * 0), change).any()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .planting import Mutant
 FAST = "not slow and not slurm"
 KILLS_COUNT = 20  # a test file that killed a mutant in a folder is tried there as if it took a 20th of its time
 QUICK = 3.0  # seconds of a test file that is tried although it runs nothing of the changed file
+QUICK_TEST = 0.1  # seconds of a test that is run before all slower ones
 
 
 def functions(source: bytes) -> dict[str, range]:
@@ -48,7 +49,7 @@ class TestMap:
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)  # by test file and folder of the mutant
 
     def order(self, mutant: Mutant, source: bytes) -> list[str]:
-        """The tests to run: first those that run the mutant's function, then the others of their files.
+        """The tests to run: first those that run the mutant's function, the quick ones first, then the others of their files.
 
         A mutant outside functions, or in a function that no test runs, has the tests of its whole file, and those of quick
         test files, which may read its constants.
@@ -63,14 +64,21 @@ class TestMap:
                     readers[name] = set(known["seconds"])
         chosen, folder = direct | readers, str(Path(mutant.file).parent)
 
-        def cost(test_file: str) -> tuple[float, str]:
-            seconds = sum(self.measured[test_file]["seconds"].get(test, 0.0) for test in chosen[test_file])
-            kills = self.kills[test_file, folder] + (Path(mutant.file).stem in test_file)  # named alike: made for it
-            return (0.5 + seconds) / (1 + KILLS_COUNT * kills), test_file
+        def sorted_by_file(tests: Mapping[str, set[str]]) -> list[str]:
+            """The tests of one file together, as they share fixtures; first the quickest file, or one with many kills."""
 
-        files = sorted(chosen, key=cost)
-        others = [test for name in files for test in self.measured[name]["seconds"] if test not in chosen[name]]
-        return [test for name in files for test in sorted(chosen[name])] + others
+            def cost(test_file: str) -> tuple[float, str]:
+                kills = self.kills[test_file, folder]
+                kills += Path(mutant.file).stem in test_file  # named alike: made for it
+                kills += "/oracle/" in test_file  # which recompute whole runs
+                return (0.5 + sum(map(self.seconds, tests[test_file]))) / (1 + KILLS_COUNT * kills), test_file
+
+            return [test for name in sorted(tests, key=cost) for test in sorted(tests[name])]
+
+        quick = {name: {test for test in tests if self.seconds(test) < QUICK_TEST} for name, tests in chosen.items()}
+        slower = {name: tests - quick[name] for name, tests in chosen.items()}
+        others = {name: set(self.measured[name]["seconds"]) - tests for name, tests in chosen.items()}
+        return [test for tests in (quick, slower, others) for test in sorted_by_file(tests)]
 
     def _tests(self, wanted: Any) -> dict[str, set[str]]:
         chosen: defaultdict[str, set[str]] = defaultdict(set)

@@ -108,6 +108,7 @@ class WarmSession:
         def work() -> str:
             gc.unfreeze()
             swap(path, old, new)
+            gc.freeze()  # else every full collection walks, and so copies, all that was loaded before the fork
             return self.runner.run(items, order)
 
         with planted(path, new):

@@ -34,6 +34,8 @@ SMALL = {
     "pfpt": {"pool_size": 6, "prompt_length": 2, "loops": 2},
     "fedpgp": {"prompt_length": 2},
     "fedbabu": {"finetune_epochs": 1},
+    "pfedmoap": {"experts": 2},
+    "fedmgp": {"groups": 3},
 }
 
 
@@ -66,6 +68,27 @@ TEMPERATURE = [
     Change(0.7, refused="it needs `logit_prior: eval`"),
     Change(0.7, FINAL, {"logit_prior": "eval"}),
 ]
+
+
+def pep_fedpt(name: str) -> dict[tuple[str, str], list[Change]]:
+    """The options of `pep_fedpt`, which `pep_fedpt_text` has too."""
+    inject = Change(2 if name == "pep_fedpt_text" else 1, SEEN | {"costs"})  # of three and of four blocks
+    return {
+        (name, "class_prompt_length"): [Change(2, SHAPED | {"costs"})],
+        (name, "class_prompt_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
+        (name, "inject"): [inject],
+        (name, "temperature"): [Change(0.7, SEEN)],
+        (name, "similarity"): [Change("euclidean", SEEN)],
+        (name, "query"): [Change("inject", SHAPED | {"costs"})],  # sums every round, and no prompt-free pass
+        (name, "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
+        (name, "momentum"): [
+            Change(0.6, refused="it needs `query: inject`"),
+            Change(0.6, AFTER, {"query": "inject"}),
+        ],
+        (name, "average"): [Change("class_counts", AFTER | {"costs"})],
+        (name, "prototypes"): [Change("shuffled", SEEN | {"start"})],
+    }
+
 
 METHODS: dict[tuple[str, str], list[Change]] = {
     ("apfl", "alpha"): [Change(0.3, TRAINED | {"start"})],
@@ -108,24 +131,30 @@ METHODS: dict[tuple[str, str], list[Change]] = {
         Change(True, refused="it needs `prompt: local` or `head: local`"),
         Change(True, SEEN | {"start"}, {"prompt": "local"}),
     ],
+    ("fedvpt_supcon", "contrast"): [Change(3.0, TRAINED)],
+    ("fedvpt_supcon", "temperature"): [Change(0.7, TRAINED)],
     ("full_finetune", "backbone_lr_scale"): [Change(0.5, TRAINED | {"rates"})],
     ("lora", "rank"): [Change(2, (SHAPED | {"costs"}) - {"scores"})],  # B is zero at the start
     ("lora", "alpha"): [Change(0.3, TRAINED)],
     ("lora", "target"): [Change("qkv", (SHAPED | {"costs"}) - {"scores"})],
     ("lora", "lora_lr_scale"): [Change(2.0, TRAINED | {"rates"})],
-    ("pep_fedpt", "class_prompt_length"): [Change(2, SHAPED | {"costs"})],
-    ("pep_fedpt", "class_prompt_lr_scale"): [Change(3.0, TRAINED | {"rates"})],
-    ("pep_fedpt", "inject"): [Change(1, SEEN | {"costs"})],
-    ("pep_fedpt", "temperature"): [Change(0.7, SEEN)],
-    ("pep_fedpt", "similarity"): [Change("euclidean", SEEN)],
-    ("pep_fedpt", "query"): [Change("inject", SHAPED | {"costs"})],  # sums every round, and no prompt-free pass
-    ("pep_fedpt", "prior"): [Change("uniform", SEEN), Change("none", SEEN)],
-    ("pep_fedpt", "momentum"): [
-        Change(0.6, refused="it needs `query: inject`"),
-        Change(0.6, AFTER, {"query": "inject"}),
+    **pep_fedpt("pep_fedpt"),
+    **pep_fedpt("pep_fedpt_text"),
+    ("fedmgp", "groups"): [Change(4, SHAPED | {"costs"})],
+    ("fedmgp", "selected"): [
+        Change(1, (SHAPED | {"costs"}) - {"scores"}),
+        Change(4, refused="selected 4 is more than groups 3"),
     ],
-    ("pep_fedpt", "average"): [Change("class_counts", AFTER | {"costs"})],
-    ("pep_fedpt", "prototypes"): [Change("shuffled", SEEN | {"start"})],
+    ("fedmgp", "temperature"): [Change(0.01, AFTER)],  # from the second round on, when there are averages
+    ("fedmgp", "diversity"): [Change(0.2, TRAINED)],
+    ("fedmgp", "diversity_loss"): [Change("apart", TRAINED)],
+    ("pfedmoap", "experts"): [Change(1, (SHAPED | {"costs"}) - {"scores"})],
+    ("pfedmoap", "selection"): [Change("random", {"shapes", "start", "merged"})],  # too little to change an answer
+    ("pfedmoap", "local_share"): [Change(0.1, AFTER)],  # from the second round on, when there are experts
+    ("pfedmoap", "gate_lr_scale"): [Change(3.0, AFTER | {"rates"})],
+    ("pfedmoap", "gate_width"): [Change(6, SHAPED - {"scores"})],
+    ("pfedmoap", "gate_heads"): [Change(2, AFTER), Change(5, refused="gate_heads 5 do not divide the gate's width 24")],
+    ("pfedmoap", "scaling"): [Change(1.0, AFTER)],
     ("pfedpg", "attention_width"): [Change(7, SHAPED)],
     ("pfedpg", "server_lr"): [Change(0.3, AFTER)],
     ("pfedpt", "border"): [Change(2, TRAINED | {"shapes", "start"})],  # zero at the start
@@ -179,6 +208,7 @@ AGGREGATIONS: dict[tuple[str, str], list[Change]] = {
     ("dp_fedavg", "statistics_clip"): [Change(0.5)],  # of statistics, which this method does not report
     ("feddyn", "alpha"): [Change(0.5, TRAINED)],
     ("quantized", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
+    ("sign", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "error_feedback"): [Change(False, TRAINED | {"shapes", "start"})],
     ("topk", "share"): [Change(0.3, AFTER | {"costs"})],
     ("krum", "byzantine"): [Change(0)],  # of two clients, both scores are the distance between them
@@ -238,6 +268,7 @@ RUN: dict[tuple[str, ...], list[Change] | None] = {
         Change("warmup", TRAINED, whole={"rounds": 6}),
     ],
     ("local", "warmup_rounds"): [Change(2, TRAINED, {"schedule": "warmup"}, {"rounds": 6})],
+    ("local", "label_smoothing"): [Change(0.1, TRAINED)],
     ("local", "clip"): [Change(0.1, TRAINED), Change(1e9)],
     ("local", "augment"): [Change("flip", TRAINED), Change("crop_flip", TRAINED)],
     ("precision",): [Change("float32", SEEN), Change("tf32", SEEN), Change("bfloat16", SEEN)],

@@ -53,6 +53,11 @@ LR, SCALE, EPOCHS = {"log": (0.001, 1.0)}, {"log": (0.1, 100.0)}, {"choice": (1,
 PROMPTS: dict[str, Any] = {"local.lr": LR, "prompt_lr_scale": SCALE}
 # The ranges that a comparison with `tune:` searches unless it states others: part of the protocol of published numbers.
 CONTEXTS = {"local.lr": {"log": (0.0001, 1.0)}}
+CLASS_PROMPTS = {
+    **PROMPTS,
+    "temperature": {"log": (0.03, 1.0)},
+    "class_prompt_lr_scale": {"log": (1.0, 300.0)},
+}
 SEARCHED: dict[str, dict[str, Any]] = {
     "apfl": {**PROMPTS, "alpha": {"linear": (0.1, 0.9)}},
     "central_vpt": PROMPTS,
@@ -73,19 +78,19 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "fedrep": {**PROMPTS, "finetune_epochs": EPOCHS},
     "fedvpt": PROMPTS,
     "fedvpt_deep": PROMPTS,
+    "fedvpt_supcon": {**PROMPTS, "contrast": {"log": (0.03, 3.0)}},
     "full_finetune": {"local.lr": LR, "backbone_lr_scale": {"log": (0.01, 10.0)}},
     "head_only": {"local.lr": LR},
     "ifca": {**PROMPTS, "models": {"choice": (2, 3, 4)}},
     "lora": {"local.lr": LR, "lora_lr_scale": SCALE, "alpha": {"log": (1.0, 64.0)}},
-    "pep_fedpt": {
-        **PROMPTS,
-        "temperature": {"log": (0.03, 1.0)},
-        "class_prompt_lr_scale": {"log": (1.0, 300.0)},
-    },
+    "pep_fedpt": CLASS_PROMPTS,
+    "pep_fedpt_text": CLASS_PROMPTS,
+    "pfedmoap": {**CONTEXTS, "gate_lr_scale": SCALE, "local_share": {"linear": (0.0, 1.0)}},
     "pfedpg": {**PROMPTS, "server_lr": {"log": (0.1, 10.0)}},
     "pfedpt": {"local.lr": LR, "border_lr_scale": {"log": (1.0, 1000.0)}},
     "pfpt": {"local.lr": LR, "prompt_lr_scale": {"log": (0.01, 10.0)}},
     "clip_zero_shot": {},
+    "fedmgp": {**CONTEXTS, "diversity": {"log": (0.01, 10.0)}},
     "fedotp": CONTEXTS,
     "fedtpg": CONTEXTS,
     "fedvpt_text": PROMPTS,
