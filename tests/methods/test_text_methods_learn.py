@@ -1,7 +1,7 @@
-"""Every method with text prompts learns: on ten classes, where a step is cheap, it ends clearly above zero-shot CLIP.
+"""Every method with contexts learns: on ten classes, where a step is cheap, it ends clearly above zero-shot CLIP.
 
-The roster of all classes (tests/test_roster.py) has too few steps for that. Here 4 clients train for 8 rounds on 720 images of `glyphs`,
-and 600 test images decide.
+The roster of all classes (tests/test_roster.py) has too few steps for that. Here 4 clients train for 8 rounds on 720 images of
+`glyphs`, and 600 test images decide. Zero-shot CLIP reaches 33 %, and the methods between 53 % (fedotp) and 89 % (promptfolio).
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from fedbench.plan.planning import check_sweep
 from fedbench.plan.plugins import plugins
 from fedbench.run.simulation import run_rounds
 
-METHODS = {name: cls for name, cls in plugins().classes["method"].items() if cls.reads_text}
-REFERENCE = "clip_zero_shot"
-FIELDS = {"fedotp": {"iterations": 10}}
+METHODS = {
+    name: cls
+    for name, cls in plugins().classes["method"].items()
+    if cls.reads_text and "context_length" in {field.name for field in dataclasses.fields(cls)}
+}
+FIELDS = {name: {"context_length": 4} for name in METHODS} | {
+    "fedotp": {"context_length": 4, "iterations": 10},
+    "pfedmoap": {"context_length": 4, "experts": 2},
+}
 CLASSES = np.arange(0, 100, 10)
-MARGIN = 0.12  # six standard errors of the accuracy on 600 images
+MARGIN = 0.15  # more than seven standard errors of the accuracy on 600 images
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +50,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def accuracy(name: str, folder: Path) -> float:
     """The mean accuracy of the method `name` after the last round."""
-    has_contexts = "context_length" in {field.name for field in dataclasses.fields(METHODS[name])}
     base: dict[str, Any] = {
         "backbone": {"name": "clip_nano"},
         "dataset": {"name": "npz", "path": str(folder / "data.npz")},
         "partition": {"name": "dirichlet", "alpha": 1.0},
-        "method": {"name": name} | ({"context_length": 4} if has_contexts else {}) | FIELDS.get(name, {}),
+        "method": {"name": name} | FIELDS.get(name, {}),
         "rounds": 8,
         "clients": {"number": 4, "per_round": 4, "validation": 0.0},
         "local": {"epochs": 2, "batch_size": 16, "lr": 0.003, "momentum": 0.9},
@@ -66,12 +71,11 @@ def accuracy(name: str, folder: Path) -> float:
 @pytest.fixture(scope="module")
 def zero_shot(folder: Path) -> float:
     """The accuracy of zero-shot CLIP."""
-    return accuracy(REFERENCE, folder)
+    return accuracy("clip_zero_shot", folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {REFERENCE}))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_with_contexts_ends_clearly_above_zero_shot(name: str, folder: Path, zero_shot: float) -> None:
     measured = accuracy(name, folder)
-    print(name, zero_shot, measured)
     assert measured > zero_shot + MARGIN
