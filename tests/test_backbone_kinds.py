@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.cli.main import main
+from fedbench.plan.config import RunConfig
+from fedbench.plan.identity import identity_of
 from fedbench.run import cost
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone, BackboneError
@@ -346,6 +348,14 @@ def test_pool_changes_how_a_model_is_read_and_leaves_its_norm_where_the_file_has
         torch.testing.assert_close(made(images)[0]["cls"], expected, rtol=1e-4, atol=1e-4)
         assert backbone.architecture("vit_base_patch16_224", weights=path, pool="avg").readout.pool == "avg"
     assert made.weights_hash() != backbone.make("vit_base_patch16_224", path).weights_hash()  # caches must not mix
+
+
+def test_runs_keep_their_names_unless_they_choose_a_pooling():
+    blocks = [{"name": "nano"}, {"name": "nano", "pool": "avg"}]
+    plugin_blocks = {kind: {"name": "any"} for kind in ("dataset", "partition", "method")}
+    plain, chosen = (identity_of(RunConfig(backbone=block, **plugin_blocks))["backbone"] for block in blocks)
+    assert "pool" not in plain
+    assert chosen == plain | {"pool": "avg"}
 
 
 def test_an_official_dinov3_checkpoint_is_read_under_its_names(small_models, tmp_path):
