@@ -16,9 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.cli.main import main
+from fedbench.plan.config import RunConfig
+from fedbench.plan.identity import identity_of
 from fedbench.run import cost
 from fedbench.vit import backbone
 from fedbench.vit.backbone import Backbone, BackboneError
+from fedbench.vit.supported import why_not
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
 PATCHES, WIDTH, DEPTH, MIDDLE = 16, 32, 4, 2
@@ -41,6 +44,7 @@ KINDS = {
 }
 FEW = ("mean beside CLS, then norm (MAE fine-tuned)", "attention pooling (SigLIP)", "DINOv3 with SwiGLU")
 FAST = (*FEW, "mean without CLS, registers", "DINOv3 read at CLS", "EVA-02 (separate projections, norm in the MLP)")
+PLAIN = tuple(kind for kind in KINDS if kind.startswith(("CLS", "mean beside", "attention pooling (SigLIP)")))
 SLOW = pytest.mark.slow
 EVERY = [kind if kind in FAST else pytest.param(kind, marks=SLOW) for kind in KINDS]
 
@@ -110,6 +114,7 @@ def test_prompted_features_gradients_and_summaries_are_those_of_timms_blocks(kin
     """Prompts are unrotated prefix tokens that pooling leaves out, and hooks see CLS or the mean patch of each block."""
     layers, images = PROMPTED[blocks], images_of(2)
     made, vit = backbone_of(kind), foreign(kind)
+    assert made.uses_fast_blocks == (kind in PLAIN)
     weight = torch.linspace(-1, 1, 2 * WIDTH, dtype=torch.float64).view(2, WIDTH)
     draw = torch.randn(DEPTH, 3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours, theirs = draw.clone().requires_grad_(), draw.clone().requires_grad_()
@@ -309,6 +314,29 @@ def test_a_file_with_the_weights_of_each_kind_is_read_and_one_without_a_tensor_n
             load()
 
 
+REFUSED = [
+    ("vit_pe_core_tiny_patch16_384", {}, "its pooling is 'map'"),
+    ("vit_small_patch16_dinov3", {"use_post_norm": True}, "its blocks are EvaBlockPostNorm, not timm's EvaBlock"),
+    (
+        "vit_small_patch16_dinov3",
+        {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1},
+        "its heads share keys and values",
+    ),
+    ("vit_small_patch16_dinov3", {"use_rot_pos_emb": False}, "it has no position embeddings"),
+    ("vit_base_patch16_224", {"global_pool": "max"}, "its pooling is 'max'"),
+    ("vit_base_patch16_224", {"global_pool": "prr"}, "its pooling is 'prr'"),
+    ("vit_base_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "its pooling reads prefix tokens"),
+    ("vit_base_patch16_224", {"pos_embed": "none"}, "it has no absolute position embeddings"),
+    ("beit_base_patch16_224", {}, "it is of the class Beit"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "reason"), REFUSED)
+def test_a_form_that_is_not_supported_is_refused_with_its_reason(name, options, reason):
+    with torch.device("meta"):
+        assert why_not(timm.create_model(name, **SMALL | options)).startswith(reason)
+
+
 def test_pool_changes_how_a_model_is_read_and_leaves_its_norm_where_the_file_has_it(small_models, tmp_path):
     """A pretrained masked autoencoder has its norm before the mean, a fine-tuned one behind it (``fc_norm``)."""
     images = images_of(2, torch.float32)
@@ -320,6 +348,14 @@ def test_pool_changes_how_a_model_is_read_and_leaves_its_norm_where_the_file_has
         torch.testing.assert_close(made(images)[0]["cls"], expected, rtol=1e-4, atol=1e-4)
         assert backbone.architecture("vit_base_patch16_224", weights=path, pool="avg").readout.pool == "avg"
     assert made.weights_hash() != backbone.make("vit_base_patch16_224", path).weights_hash()  # caches must not mix
+
+
+def test_runs_keep_their_names_unless_they_choose_a_pooling():
+    blocks = [{"name": "nano"}, {"name": "nano", "pool": "avg"}]
+    plugin_blocks = {kind: {"name": "any"} for kind in ("dataset", "partition", "method")}
+    plain, chosen = (identity_of(RunConfig(backbone=block, **plugin_blocks))["backbone"] for block in blocks)
+    assert "pool" not in plain
+    assert chosen == plain | {"pool": "avg"}
 
 
 def test_an_official_dinov3_checkpoint_is_read_under_its_names(small_models, tmp_path):

@@ -18,6 +18,7 @@ from test_extension import done
 from fedbench.cli.main import main
 from fedbench.plan.config import BackboneConfig
 from fedbench.run import export
+from fedbench.run.prompt_trace import traced
 
 BASE: dict[str, Any] = {"rounds": 2, "aggregation": "fedavg", "local": {"lr": 0.05}}
 LOADER_IMPORTS = {"json", "pathlib", "timm", "torch", "safetensors"}
@@ -50,6 +51,9 @@ METHODS = {
     "fedvpt": {"name": "fedvpt", "prompt_length": 3},
     "fedvpt_deep": {"name": "fedvpt_deep", "prompt_length": 2},
     "lora": {"name": "lora"},
+    "pep_fedpt": {"name": "pep_fedpt", "inject": 3, "prompt_length": 2},
+    "pep_fedpt at CLS": {"name": "pep_fedpt", "inject": 3, "query": "inject", "similarity": "euclidean"},
+    "pfpt": {"name": "pfpt", "pool_size": 6, "prompt_length": 2, "loops": 2},
     "head_only": {"name": "head_only"},
 }
 
@@ -64,7 +68,7 @@ def noise(folder: Path, size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("fedvpt", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+    "name", [n if n in ("fedvpt", "lora", "pep_fedpt") else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
 )
 def test_the_exported_model_has_the_same_accuracy_in_plain_timm(tmp_path, capsys, name):
     images, labels, is_test = noise(tmp_path)
@@ -116,7 +120,7 @@ def test_a_local_checkpoint_and_a_clients_own_model_are_exported_with_their_prio
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        ({"name": "pep_fedpt", "inject": 3}, "its prompts at block 3 depend on the image"),
+        ({"name": "fedperfix"}, "it joins keys and values of attention"),
         ({"name": "fedncm"}, "its scores are not linear in the CLS feature"),
         ({"name": "pfedpt"}, "it changes the pixels of its input"),
         ({"name": "head_only", "finetune_epochs": 1}, "fine-tune it before evaluation"),
@@ -125,7 +129,7 @@ def test_a_local_checkpoint_and_a_clients_own_model_are_exported_with_their_prio
 def test_a_method_that_plain_timm_cannot_hold_is_exported_without_a_loader(tmp_path, capsys, method, why):
     noise(tmp_path)
     run = done(tmp_path / "results", tmp_path, **(BASE | {"method": method}))
-    client = ["--client", "0"] if method["name"] == "pfedpt" else []
+    client = ["--client", "0"] if method["name"] in ("pfedpt", "fedperfix") else []
     nested = tmp_path / "exports" / "model"  # is made with its parents, and may be there
     assert main(["export", str(run.path), "--out", str(nested), *client]) == 0
     assert main(["export", str(run.path), "--out", str(nested), *client]) == 0
@@ -140,7 +144,7 @@ class Layered:
     """Prompts of block 0, of which block 2 replaces the first set and adds a third; the scores are linear."""
 
     pixels = backbone_weights = None
-    reads_slots, adds_prior_in_evaluation = False, True
+    reads_slots, reads_patches, adds_prior_in_evaluation = False, False, True
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (0, depth - 1)
@@ -151,6 +155,9 @@ class Layered:
 
     def logits(self, p: Any, out: Any) -> torch.Tensor:
         return out["cls"] @ p["weight"].T + p["bias"]
+
+
+ONE: tuple[Any, ...] = ({}, torch.zeros(1, 8), torch.zeros(1, 8))  # no values, and the features of one image
 
 
 def layered(method: Any) -> Any:
@@ -184,11 +191,35 @@ def test_each_prompt_lies_behind_cls_and_the_earlier_ones_or_replaces_its_own():
 
 
 @pytest.mark.parametrize("row", [1, 2])
-def test_prompts_that_differ_for_any_image_have_no_loader(row):
+def test_prompts_that_differ_for_any_image_are_not_one_tensor(row):
     method = Layered()
     method.prompts = lambda layer, p, cls, query: {"a": (torch.arange(len(cls)) == row).float()[:, None, None]}
-    with pytest.raises(export._NotPlain, match="its prompts at block 0 depend on the image"):
-        export._prompts(layered(method), {})
+    assert export._prompts(layered(method), {}) is None
+
+
+class Chosen(Layered):
+    """Prompts of a choice by query, with constants that are no parameters, infinite scores, and views of two results."""
+
+    def prompts(self, layer: int, p: Any, cls: torch.Tensor, query: Any) -> dict[str, torch.Tensor]:
+        scores = (query @ p["keys"].T).masked_fill(torch.tensor([True, False, False]), float("-inf"))
+        best, at = scores.detach().max(-1)
+        return {"a": p["pool"][at], "b": (cls * best[:, None])[:, None] + torch.arange(8.0).double()}
+
+
+def test_the_text_of_traced_prompts_makes_the_prompts_of_each_image():
+    draw = torch.Generator().manual_seed(0)
+    cls, query, keys = (torch.randn(n, 8, generator=draw).double() for n in (5, 5, 3))
+    p = {"keys": keys, "pool": torch.randn(3, 2, 8, generator=draw).double()}
+    trace = traced(Chosen(), 0, p, cls[:1], query[:1])
+    assert trace.lengths == {"a": 2, "b": 1}
+    space: dict[str, Any] = {"aten": torch.ops.aten, "torch": torch}
+    exec(trace.text, space)
+    values = p | trace.constants
+    made = torch.vmap(lambda c, q: space["prompts_at_0"](values, c[None], q[None]))(cls, query)
+    expected = Chosen().prompts(0, p, cls, query)
+    assert {slot: value.shape[1:] for slot, value in made.items()} == {"a": (1, 2, 8), "b": (1, 1, 8)}
+    assert all(torch.allclose(made[slot][:, 0], expected[slot]) for slot in expected)
+    assert (expected["a"][0] != expected["a"][1:]).any()
 
 
 def test_linear_scores_become_weights_and_a_bias_with_the_log_prior():
@@ -235,6 +266,11 @@ def test_the_readme_of_an_exported_model_says_whose_it_is_and_how_images_enter(c
     assert "`load_model.py`: `load()` returns the model" in text
     assert "Images enter with 32 x 32 pixels" in text
     assert "mean (0.5, 0.5, 0.5) and std (0.25, 0.25, 0.25)" in text
+    each = export._readme(
+        layered(Layered()), export.Model({}, {}, traces={0: traced(Layered(), 0, *ONE)}), client, accuracy
+    )
+    assert "The prompts depend on the image; its last functions make them." in each
+    assert "depend on the image" not in text
     other = export._readme(layered(Layered()), export.Model({}, {}, "it draws"), client, accuracy)
     assert other.endswith("\n\nThere is no loader for plain timm: it draws.\n")
     assert "`head.`" not in other

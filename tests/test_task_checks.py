@@ -338,6 +338,8 @@ def test_nothing_is_fetched_decoded_or_loaded_for_it(tmp_path: Path, monkeypatch
         ({"name": "resnet18"}, "backbone: 'resnet18' is not a supported ViT"),
         ({"name": "vit_tiny_patch16_224", "image_size": 100}, "backbone: "),
         ({"name": "nano", "image_size": 64}, "backbone: nano comes with its weights"),
+        ({"name": "clip_nano", "pool": "avg"}, "backbone: clip_nano is read at its CLS token"),
+        ({"name": "nano", "pool": "max"}, "backbone.pool: "),
     ],
 )
 def test_a_backbone_that_cannot_serve_is_a_mistake(block: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ FINE, MISTAKE = 0, 2
 
 EPILOG = """\
 The folder holds model.safetensors, model.json, README.md and load_model.py, whose load() returns the model in plain timm.
-Methods whose prompts depend on the image have no such loader; their tensors are written all the same.
+Methods that change pixels, keys, values or scores in other ways have no such loader; their tensors are written all the same.
 
 examples:
   %(prog)s results/fedvpt-glyphs-iid-s0-1a2b3c4d --out model

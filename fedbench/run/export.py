@@ -1,14 +1,15 @@
 """A finished run's model as files that need no fedbench: tensors, a description, and a loader that needs timm alone.
 
-A method can be loaded in plain timm if its prompts are the same for every image, its scores are linear in the feature that
-timm's head reads, and it leaves the pixels as they are. Replaced backbone weights (`lora`, `full_finetune`) are exported as
-they end. The tensors of every other method are exported as well, without a loader.
+A method can be loaded in plain timm if its scores are linear in the feature that timm's head reads, it leaves the pixels as
+they are, and it joins no keys and values. Prompts that are the same for every image are tensors. For others, the loader holds
+the operations of the method's `prompts`. Replaced backbone weights (`lora`, `full_finetune`) are exported as they end. The
+tensors of every other method are exported as well, without a loader.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +21,14 @@ from torch import Tensor, nn
 from fedbench.base.storage import write_atomically
 from fedbench.method import log_prior
 from fedbench.plan.config import BackboneConfig
+from fedbench.run import loaders
 from fedbench.run.experiment import Experiment
+from fedbench.run.prompt_trace import PromptTrace, traced
 from fedbench.run.stacked import Stacked
 from fedbench.vit import nano, two_towers
 
 TENSORS, ABOUT, LOADER, README = "model.safetensors", "model.json", "load_model.py", "README.md"
 TOLERANCE = 1e-4  # relative, of scores that are to be linear
-
-LOADER_TEXT = '''"""Loads the model of this folder in plain timm.
-
-`load()` returns a function from normalised images [N, 3, S, S] to class scores [N, C].
-"""
-
-import json
-from pathlib import Path
-
-import timm
-import torch
-from safetensors.torch import load_file
-
-
-def load(folder=Path(__file__).parent):
-    tensors, about = load_file(Path(folder) / "model.safetensors"), json.loads((Path(folder) / "model.json").read_text())
-    vit = timm.create_model(**about["timm"]).eval()
-    vit.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("vit.")}, strict=False)
-
-    @torch.inference_mode()
-    def model(images):
-        x, added = vit._pos_embed(vit.patch_embed(images)), 0
-        x, rope = x if isinstance(x, tuple) else (x, None)
-        x = vit.norm_pre(x)
-        for i, block in enumerate(vit.blocks):
-            for prompt, at, dropped in about["prompts"].get(str(i), []):  # tokens enter behind CLS, or replace earlier ones
-                x = torch.cat([x[:, :at], tensors[prompt].expand(len(x), -1, -1), x[:, at + dropped :]], dim=1)
-                added += len(tensors[prompt]) - dropped
-            if rope is None:
-                x = block(x)
-            else:
-                block.attn.num_prefix_tokens = vit.num_prefix_tokens + added  # rotates the patches behind them
-                x = block(x, rope=rope[i] if vit.rope_mixed else rope)
-        first = 0 if vit.cls_token is None else 1
-        x = vit.norm(torch.cat([x[:, :first], x[:, first + added :]], dim=1))  # pooling leaves prompts out
-        return vit.forward_head(x, pre_logits=True) @ tensors["head.weight"].T + tensors["head.bias"]
-
-    return model
-'''
 
 
 class ExportError(ValueError):
@@ -76,10 +40,11 @@ class Model:
     """One client's or the server's final model: its tensors, and what the loader needs, or why there is no loader."""
 
     tensors: dict[str, Tensor]
-    prompts: dict[
-        str, list[tuple[str, int, int]]
-    ]  # {block: [(tensor, place of its first token, tokens that it replaces)]}
+    # {block: [(tensor or slot, place of its first token, tokens that it replaces)]}
+    prompts: dict[str, list[tuple[str, int, int]]]
     no_loader: str = ""
+    traces: dict[int, PromptTrace] = field(default_factory=dict)  # by block, if prompts depend on the image
+    query_blocks: int = 0  # blocks whose output is the `query` of the traces; 0: they do not read it
 
 
 def final_model(experiment: Experiment, client: int | None) -> Model:
@@ -107,6 +72,8 @@ def final_model(experiment: Experiment, client: int | None) -> Model:
         weights = _backbone_weights(experiment, p)
         prompts = _prompts(experiment, p)
         head = _head(experiment, p)
+        if prompts is None or method.uses_query:  # a choice by the query may be the same for a few images
+            return _with_traces(experiment, p, stored | weights | head)
     except _NotPlain as reason:
         return Model(stored, {}, str(reason))
     tensors = {name: value for _, name, value, *_ in prompts}
@@ -114,6 +81,44 @@ def final_model(experiment: Experiment, client: int | None) -> Model:
     for layer, name, _, at, dropped in prompts:
         places.setdefault(str(layer), []).append((name, at, dropped))
     return Model(stored | weights | tensors | head, places)
+
+
+def _with_traces(experiment: Experiment, p: Stacked, tensors: dict[str, Tensor]) -> Model:
+    """The model with `tensors`, whose prompts depend on the image. Raises _NotPlain."""
+    method, vit = experiment.model.method, experiment.model.backbone
+    cls, query = (value[:1] for value in _random_features(experiment))
+    try:
+        traces = {layer: traced(method, layer, p, cls, query) for layer in method.layers(vit.depth)}
+    except Exception as error:
+        raise _NotPlain(f"its prompts depend on the image, and cannot be traced: {error}") from error
+    lengths: dict[str, int] = {}
+    places = {
+        str(layer): [
+            (slot, *_place(lengths, slot, length, vit.readout.first_slot)) for slot, length in t.lengths.items()
+        ]
+        for layer, t in traces.items()
+    }
+    for trace in traces.values():
+        tensors = tensors | {f"values.{name}": value for name, value in trace.constants.items()}
+    blocks = vit.depth if method.query_after is None else method.query_after + 1
+    if blocks < vit.depth and vit.readout.pool == "map":
+        raise _NotPlain("its prompts depend on the image after a block whose output attention pooling does not fit")
+    return Model(tensors, places, "", traces, blocks if method.uses_query else 0)
+
+
+def _place(lengths: dict[str, int], slot: str, length: int, first: int) -> tuple[int, int]:
+    """The place of a slot's first token and the tokens that it replaces; notes the slot's new length in `lengths`."""
+    slots = list(lengths)
+    before = slots[: slots.index(slot)] if slot in lengths else slots
+    place = first + sum(lengths[name] for name in before)  # behind CLS and the earlier slots
+    replaced, lengths[slot] = lengths.get(slot, 0), length
+    return place, replaced
+
+
+def _random_features(experiment: Experiment) -> list[Tensor]:
+    """Three CLS tokens and three queries [3, D]."""
+    draw, width = torch.Generator().manual_seed(0), experiment.model.backbone.width
+    return [torch.randn(3, width, generator=draw).to(experiment.model.images.dtype) for _ in range(2)]
 
 
 class _NotPlain(Exception):
@@ -129,6 +134,8 @@ def _backbone_weights(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
         raise _NotPlain("its backbone is the image tower of a vision-language model")
     if method.pixels is not None:
         raise _NotPlain("it changes the pixels of its input")
+    if method.prefixes is not None:
+        raise _NotPlain("it joins keys and values of attention")
     weights = {}
     if _holds_weights(run.backbone):
         weights = {f"vit.{name}": value for name, value in vit.state_dict().items()}
@@ -138,23 +145,22 @@ def _backbone_weights(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
     return weights
 
 
-def _prompts(experiment: Experiment, p: Stacked) -> list[tuple[int, str, Tensor, int, int]]:
-    """(block, tensor's name, tensor [P, D], place of its first token, tokens that it replaces), in order."""
+def _prompts(experiment: Experiment, p: Stacked) -> list[tuple[int, str, Tensor, int, int]] | None:
+    """(block, tensor's name, tensor [P, D], place of its first token, tokens that it replaces), in order.
+
+    None if prompts depend on the image.
+    """
     method, vit = experiment.model.method, experiment.model.backbone
-    draw = torch.Generator().manual_seed(0)
-    cls, query = (torch.randn(3, vit.width, generator=draw).to(experiment.model.images.dtype) for _ in range(2))
+    cls, query = _random_features(experiment)
     lengths: dict[str, int] = {}
     prompts = []
     for layer in method.layers(vit.depth):
         for slot, value in method.prompts(layer, p, cls, query).items():
             value = value.detach()
             if not torch.equal(value[0], value[1]) or not torch.equal(value[0], value[2]):
-                raise _NotPlain(f"its prompts at block {layer} depend on the image")
-            slots = list(lengths)
-            before = slots[: slots.index(slot)] if slot in lengths else slots
-            place = vit.readout.first_slot + sum(lengths[name] for name in before)  # behind CLS and the earlier slots
-            prompts.append((layer, f"prompts.{layer}.{slot}", value[0], place, lengths.get(slot, 0)))
-            lengths[slot] = value.shape[1]
+                return None
+            place, dropped = _place(lengths, slot, value.shape[1], vit.readout.first_slot)
+            prompts.append((layer, f"prompts.{layer}.{slot}", value[0], place, dropped))
     return prompts
 
 
@@ -163,6 +169,8 @@ def _head(experiment: Experiment, p: Stacked) -> dict[str, Tensor]:
     method, width = experiment.model.method, experiment.model.backbone.width
     if method.reads_slots:
         raise _NotPlain("its scores read prompt tokens, not the CLS feature alone")
+    if method.reads_patches:
+        raise _NotPlain("its scores or losses read patch tokens, not the CLS feature alone")
     dtype = experiment.model.images.dtype
     draw = torch.randn(4, width, generator=torch.Generator().manual_seed(1)).to(dtype)
     bias = method.logits(p, {"cls": torch.zeros(1, width, dtype=dtype)})[0].detach()
@@ -193,10 +201,21 @@ def write(experiment: Experiment, model: Model, folder: Path, client: int | None
     }
     texts = {ABOUT: json.dumps(about, indent=2), README: _readme(experiment, model, client, accuracy)}
     if not model.no_loader:
-        texts[LOADER] = LOADER_TEXT
+        texts[LOADER] = _loader(model)
+        if model.traces:
+            about["query_blocks"] = model.query_blocks
+            texts[ABOUT] = json.dumps(about, indent=2)
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     return [TENSORS, *texts]
+
+
+def _loader(model: Model) -> str:
+    """The text of the loader."""
+    if not model.traces:
+        return loaders.SAME_FOR_ALL
+    table = "PROMPTS = {" + ", ".join(f"{layer}: {trace.name}" for layer, trace in model.traces.items()) + "}"
+    return "\n\n".join([loaders.FOR_EACH_IMAGE, *(f"{trace.text}\n" for trace in model.traces.values()), f"{table}\n"])
 
 
 def _holds_weights(backbone: BackboneConfig) -> bool:
@@ -237,7 +256,8 @@ def _readme(experiment: Experiment, model: Model, client: int | None, accuracy: 
         lines += ["", f"There is no loader for plain timm: {model.no_loader}."]
     else:
         lines += [
-            f"* `{LOADER}`: `load()` returns the model; it needs torch, timm and safetensors.",
+            f"* `{LOADER}`: `load()` returns the model; it needs torch, timm and safetensors."
+            + (" The prompts depend on the image; its last functions make them." if model.traces else ""),
             "",
             f"Images enter with {vit.image_size} x {vit.image_size} pixels, as `(pixels / 255 - mean) / std` with mean "
             f"{tuple(vit.mean)} and std {tuple(vit.std)}. Images of another size are resized with bicubic interpolation and "

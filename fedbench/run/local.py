@@ -123,7 +123,8 @@ class _ChunkTraining:
             self.values[name] = value
 
     def _phase(self, phase: Phase, batches: Batches) -> None:
-        leaves, self.fixed_text = {name: self.values[name].requires_grad_() for name in phase.names}, {}
+        leaves = {name: self.values[name].requires_grad_() for name in phase.names}
+        self.fixed_text = self._fixed_text(phase.model)
         optimizer = ClientOptimizer(leaves, self.model.spec, self.local, self.recipe)
         index = self.model.sample_index(batches.index)
         weight, flip, shift = (sent_to(self.device, array) for array in (batches.weight, batches.flip, batches.shift))
@@ -154,6 +155,13 @@ class _ChunkTraining:
         for name in phase.names:
             self.values[name] = leaves[name].detach().requires_grad_(False)
 
+    def _fixed_text(self, model: StackedModel) -> Stacked:
+        """The text features of contexts that do not change in a phase, {"text.<slot>": [K, C, E]}."""
+        if model.method.contexts is None or model.method.batch_values is not None:
+            return {}
+        known = model.with_text(self.values | self.read, fixed=True)
+        return {name: value for name, value in known.items() if name.startswith("text.")}
+
     def gradients(
         self,
         phase: Phase,
@@ -171,8 +179,6 @@ class _ChunkTraining:
         if epoch is not None:
             live |= self._batch_values(phase.model, live, pieces, epoch)
         text, live = _text_leaves(phase.model.with_text(live | rows(self.fixed_text, working)))
-        if self.trainer.graphs is None and epoch is None:  # the tensors of a graph are written anew by each replay
-            self.fixed_text = {name: live[name] for name in live if name.startswith("text.") and name not in text}
         total: list[Tensor | None] = [None] * (len(leaves) + len(text))
         for piece in pieces:
             losses = self._loss(phase, live, received, piece, n)

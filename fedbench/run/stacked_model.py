@@ -107,10 +107,11 @@ class StackedModel:
         """The server's values that the given clients read."""
         return rows(read, clients) if self.per_client_server else read
 
-    def with_text(self, p: Stacked) -> Stacked:
+    def with_text(self, p: Stacked, fixed: bool = False, compare: bool = False) -> Stacked:
         """`p` with the text features ``text.<slot>`` [K, C, E] of the clients' contexts, if the method reads text.
 
-        Raises HookError if `contexts` fails or returns another shape than it should.
+        `fixed`: only of contexts that need no gradient; `compare` as in `ClassTexts.features`. Features that `p` holds already
+        are not computed again. Raises HookError if `contexts` fails or returns another shape than it should.
         """
         if self.text is None or FROZEN_TEXT[0] in p:
             return p
@@ -119,18 +120,18 @@ class StackedModel:
         slots = {} if hook is None else self.each(hook, (p,), (self.dims(p),))
         features = {}
         for slot, value in slots.items():
-            if f"text.{slot}" in p:  # known from an earlier step
+            if f"text.{slot}" in p or (fixed and value.requires_grad):
                 continue
             shape = (None, *[len(texts.names)] * (value.dim() == 4), None, texts.words.shape[-1])
             _expect(hook, value, shape, "[P, D_text] or [C, P, D_text]", f", slot {slot!r}")
-            features[f"text.{slot}"] = call_hook(hook, lambda value=value: texts.features(value))  # type: ignore[misc]
+            features[f"text.{slot}"] = call_hook(hook, lambda value=value: texts.features(value, compare))  # type: ignore[misc]
         return p | features
 
     def prepared(self, values: Stacked, read: Stacked) -> tuple[Stacked, Stacked]:
         """`values` {name: [K, ...]} and `read` for several forward passes, with the text features computed once."""
         if self.text is None:
             return values, read
-        p = self.with_text(values | read)
+        p = self.with_text(values | read, compare=True)
         dims = self.dims(p)
         return {n: v for n, v in p.items() if dims[n] == 0}, {n: v for n, v in p.items() if dims[n] is None}
 

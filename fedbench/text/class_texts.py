@@ -138,14 +138,15 @@ class ClassTexts:
             )
         return length
 
-    def features(self, contexts: Tensor) -> Tensor:
+    def features(self, contexts: Tensor, compare: bool = True) -> Tensor:
         """The text features [K, C, E] of each client's class names behind its `contexts` [K, P, D] or [K, C, P, D].
 
-        Clients and classes share the passes of the tower. Raises ValueError as `length` does.
+        Clients and classes share the passes of the tower. If all clients have the same contexts, which `compare` looks for and
+        then waits for the device, these pass once. Raises ValueError as `length` does.
         """
         count, classes, vectors = len(contexts), len(self.names), contexts.shape[-2]
         self.length(vectors)
-        if count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
+        if compare and count > 1 and not contexts.requires_grad and bool((contexts == contexts[:1]).all()):
             return self.features(contexts[:1]).expand(count, -1, -1)  # all clients have the server's contexts
         names, passes, place = Names(self.words, self.ends, self.at), [slice(0, classes)], None
         alike = contexts.dim() == 3  # all classes begin with the same tokens

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
 
 from fedbench.vit.block_forward import has_plain_attention
@@ -46,9 +46,11 @@ def _why_not_eva(vit: Eva) -> str | None:
     """Why an `Eva` cannot be a backbone."""
     if vit.global_pool not in ("token", "avg"):
         return f"its pooling is {vit.global_pool or 'none'!r}"
-    if not all(has_plain_attention(block) for block in vit.blocks):
-        block: Any = vit.blocks[0]
-        return f"its blocks are {type(block).__name__} with {type(block.attn).__name__}, or share keys between heads"
+    for block in vit.blocks:
+        if type(block) is not EvaBlock:
+            return f"its blocks are {type(block).__name__}, not timm's EvaBlock"
+        if not has_plain_attention(block):
+            return "its heads share keys and values (grouped-query attention)"
     if vit.pos_embed is None and vit.rope is None:
         return "it has no position embeddings"
     return None
