@@ -284,10 +284,11 @@ class Method:
 
     @optional_hook
     def upload(self, p: Values, received: Values) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """{name: value} of params() after training: what a client sends as its shared values, and what it has as local ones.
+        """{name: value} of params() after training: what a client sends as its shared values, and its new local values.
 
-        `received`: the shared parameters as the server sent them. The server finds the values in `updates.updated`. Called once
-        for each client in a round, after it has trained.
+        `received`: the shared parameters as the server sent them. The server finds the values in `updates.updated`. The client
+        keeps trained local values, and others if `merge` returns them. Called once for each client in a round, after it has
+        trained.
         """
 
     @optional_hook
