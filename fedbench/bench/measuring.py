@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,42 +54,14 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
             for block in options.methods
         }
         first = next(iter(experiments.values()))
-        work, batches = _baselines(world, first, options)
-        one_by_one = world.experiment(
-            options.methods[0], options.plugins, str(options.device), options.precision, clients="loop"
-        )
-        if first.trainer.phases:
-            work[LOOP, "training"] = _training(one_by_one)
-        errors = _add_machine_options(work, world, options) if first.trainer.phases else {}
-        for method, experiment in experiments.items():
-            breakdown.whole_round(experiment, world.root)  # warms up: statistics are reported and caches filled
-            if experiment.trainer.phases:
-                work[method, "training"] = _training(experiment)
-            work[method, "evaluation"] = _evaluation(experiment)
+        work, batches, errors = _work(world, experiments, options)
         peaks = {key: clock.peak(workload, options.device) for key, workload in work.items()}
         seconds = _alternating_seconds(work, options)
         dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
         rate = max(clock.matrix_rate(options.device, dtype, world.case.matrix) for _ in range(options.repeat))
-        figures: dict[str, dict[str, Any]] = {}
-        for (who, what), times in seconds.items():
-            middle = statistics.median(times)
-            figures.setdefault(who, {})[what] = {
-                "images_per_second": world.case.images * (RUNS if who == PACK else 1) / middle,
-                "seconds": middle,
-                "peak_memory_bytes": peaks[who, what],
-                **{
-                    f"times_{other.replace(' ', '_')}": clock.times_faster(times, seconds[other, what])
-                    for other in (BARE, PUBLISHED)
-                    if (other, what) in seconds and other != who
-                },
-            }
+        figures = _figures(world.case.images, seconds, peaks)
         for method, experiment in experiments.items():
-            for what, multiply_adds in _arithmetic(experiment).items():
-                if multiply_adds and what in figures[method]:
-                    figures[method][what]["multiply_adds_per_image"] = multiply_adds
-                    figures[method][what]["fraction"] = (
-                        multiply_adds * figures[method][what]["images_per_second"] / rate
-                    )
+            _add_arithmetic(figures[method], experiment, rate)
             figures[method]["round"] = breakdown.seconds(experiment, world.root, min(3, options.repeat))
         if profile:
             breakdown.profile(first, world.root, profile)
@@ -106,6 +78,56 @@ def case(name: str, options: MeasureOptions, profile: Path | None = None) -> dic
         "methods": {who: figures[who] for who in experiments},
         "baselines": {who: measured for who, measured in figures.items() if who not in experiments},
     }
+
+
+def _work(
+    world: World, experiments: Mapping[str, Experiment], options: MeasureOptions
+) -> tuple[dict[tuple[str, str], Callable[[], Any]], dict[str, int], dict[str, str]]:
+    """The workloads by who and what, the bare loop's fastest batch sizes, and why a machine option failed.
+
+    A round of each method warms up: statistics are reported and caches filled.
+    """
+    first = next(iter(experiments.values()))
+    work, batches = _baselines(world, first, options)
+    device = str(options.device)
+    one_by_one = world.experiment(options.methods[0], options.plugins, device, options.precision, clients="loop")
+    if first.trainer.phases:
+        work[LOOP, "training"] = _training(one_by_one)
+    errors = _add_machine_options(work, world, options) if first.trainer.phases else {}
+    for method, experiment in experiments.items():
+        breakdown.whole_round(experiment, world.root)
+        if experiment.trainer.phases:
+            work[method, "training"] = _training(experiment)
+        work[method, "evaluation"] = _evaluation(experiment)
+    return work, batches, errors
+
+
+def _figures(
+    images: int, seconds: Mapping[tuple[str, str], Sequence[float]], peaks: Mapping[tuple[str, str], Any]
+) -> dict[str, dict[str, Any]]:
+    """{who: {what: rate, seconds, peak memory and speeds relative to baselines}} of workloads on `images` images."""
+    figures: dict[str, dict[str, Any]] = {}
+    for (who, what), times in seconds.items():
+        middle = statistics.median(times)
+        figures.setdefault(who, {})[what] = {
+            "images_per_second": images * (RUNS if who == PACK else 1) / middle,
+            "seconds": middle,
+            "peak_memory_bytes": peaks[who, what],
+            **{
+                f"times_{other.replace(' ', '_')}": clock.times_faster(times, seconds[other, what])
+                for other in (BARE, PUBLISHED)
+                if (other, what) in seconds and other != who
+            },
+        }
+    return figures
+
+
+def _add_arithmetic(figures: dict[str, Any], experiment: Experiment, rate: float) -> None:
+    """Add a method's multiply-adds of an image, and their share of the matrix product `rate` per second."""
+    for what, multiply_adds in _arithmetic(experiment).items():
+        if multiply_adds and what in figures:
+            figures[what]["multiply_adds_per_image"] = multiply_adds
+            figures[what]["fraction"] = multiply_adds * figures[what]["images_per_second"] / rate
 
 
 def _add_machine_options(
