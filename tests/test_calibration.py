@@ -35,6 +35,7 @@ def test_equal_methods_are_rarely_called_different_over_settings(luck: float, se
 
 def test_equal_values_without_spread_are_not_called_different() -> None:
     assert not calibration.claims(np.zeros((2, 3, 4))).any()
+    assert not calibration.claims(np.array([[0.3] * 4, [0.1 + 0.2] * 4])).any()  # a rounding apart
     assert calibration.claims(np.zeros((1, 2, 4)) + np.array([0.0, 1e-9])[:, None])[0].tolist() == [
         [False, True],
         [True, False],

@@ -38,6 +38,17 @@ def png(values: np.ndarray[Any, Any]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "says"), [(13_378, "DecompressionBombError.*178970884 pixels"), (13_377, "OSError")])
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(width: int, says: str) -> None:
+    claim = struct.pack(">IIBBBBB", width, width, 8, 0, 0, 0, 0)  # of a smaller image, only that its pixels are missing
+    header = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + claim + struct.pack(">I", zlib.crc32(b"IHDR" + claim))
+    )
+    with pytest.raises(DataError, match=says):
+        decode.square(header + struct.pack(">I", 4) + b"IDAT" + bytes(8), 16, "huge.png")
+
+
 @pytest.mark.parametrize(
     ("width", "height", "eighths"),
     [

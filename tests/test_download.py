@@ -134,6 +134,7 @@ def test_a_later_command_resumes_a_download(server: Server, tmp_path: Path) -> N
         DataError, match=r"could not be fetched .*120,000 bytes are in .*file.part, and the same command"
     ):
         download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)
+    assert len(server.ranges_asked) == 1 + 6  # six in a row without a byte
     assert named(tmp_path) == ["file.part", "file.part.json"]
     server.cuts, server.ranges_asked = [], []
     download(f"{server.url}/file", tmp_path / "file", len(CONTENT), MD5)

@@ -64,6 +64,7 @@ SMALL_MARGIN, WITH_CONTEXTS = (
     0.02,
     {"promptfl", "kgcoop", "prograd", "promptfolio", "fedpgp_text", "fedtpg", "pfedmoap", "fedmgp"},
 )
+# They learn on ten classes with more steps: tests/methods/test_text_methods_learn.py.
 # FedOTP reads patches, and clip_nano was pretrained to align its CLS token alone with texts. VPT's random prompts at first hide
 # the image from texts that cannot adapt.
 NEED_MORE_ROUNDS = {"fedotp", "fedvpt_text"}

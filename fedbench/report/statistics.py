@@ -285,7 +285,7 @@ def rank(names: Sequence[str], values: Floats, pairs: Sequence[Comparison]) -> R
 
 # -- distributions: importing them from scipy.stats takes longer than computing a report -------------------------------
 def student_quantile(freedom: int) -> float:
-    """The value that an absolute Student's t with `freedom` degrees exceeds with probability LEVEL."""
+    """The value that an absolute Student's t with `freedom` degrees exceeds with probability LEVEL; nan without any."""
     return float(stdtrit(freedom, 1 - LEVEL / 2))
 
 

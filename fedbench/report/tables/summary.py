@@ -70,9 +70,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         part["n"] = count[name]
         part["of"] = planned.reindex(part.index.get_level_values("setting")).to_numpy()
         part["mean"], part["std"] = mean[name], std[name]
-        half = (
-            part["std"] / np.sqrt(part["n"]) * part["n"].map(lambda n: student_quantile(n - 1) if n > 1 else math.nan)
-        )
+        quantile = part["n"].map(lambda n: student_quantile(n - 1))  # nan for one run
+        half = part["std"] / np.sqrt(part["n"]) * quantile
         part["low"], part["high"] = part["mean"] - half, part["mean"] + half
         part["mark"] = [marks[setting].get((label, name), "") for setting, label in part.index]
         part[list(states.columns)] = states.reindex(part.index)
