@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import pickle
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,7 +16,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fedbench import data
-from fedbench.method import Aggregation, ClientUpdates, Method, Task
+from fedbench.contract import ContractError
+from fedbench.method import Aggregation, ClientUpdates, HookError, Method, Task
 from fedbench.plan.config import LocalConfig
 from fedbench.run.choice import chosen
 from fedbench.run.client_optimizer import Recipe
@@ -219,8 +223,42 @@ class Case:
         key = repr(sorted(options.items(), key=str))
         if key not in self._runs:
             run = self.new_run(**options)
-            run.report_statistics(range(CLIENTS))
+            with no_global_draws("statistics() or absorb()"):
+                run.report_statistics(range(CLIENTS))
             if run.trainer.phases:
-                run.server.merge(run.round((1, 2, 3), round_=0))
+                with no_global_draws("a hook of local training"):
+                    updates = run.round((1, 2, 3), round_=0)
+                with no_global_draws("a hook of the merge"):
+                    run.server.merge(updates)
             self._runs[key] = run
         return self._runs[key]
+
+
+@contextmanager
+def no_global_draws(where: str) -> Iterator[None]:
+    """Raise ContractError if the body draws from a global random generator; `where` names the hooks that it calls."""
+    before = _generator_states()
+    try:
+        yield
+    except HookError as error:
+        if "called random operation" not in str(error):  # what torch says of such a draw in a mapped hook
+            raise
+        raise _global_draw(str(error).partition(": RuntimeError")[0], "torch") from error
+    after = _generator_states()
+    if drawn := [name for name, state in before.items() if state != after[name]]:
+        raise _global_draw(where, drawn[0])
+
+
+def _generator_states() -> dict[str, bytes]:
+    """The states of the global generators by module."""
+    states = {"random": random.getstate(), "numpy": np.random.get_state()}  # noqa: NPY002
+    return {"torch": torch.get_rng_state().numpy().tobytes()} | {n: pickle.dumps(state) for n, state in states.items()}
+
+
+def _global_draw(where: str, module: str) -> ContractError:
+    return ContractError(
+        where,
+        "numbers that every repetition of the run draws again; use the draws of `task` in params(), and "
+        "rng.torch_stream(seed, names) in a hook of the server",
+        f"it draws from the global random generator of {module}",
+    )

@@ -358,7 +358,10 @@ def placed(values, tower):
     return groups
 
 
-@pytest.mark.parametrize("form", [{}, {"diversity_loss": "apart", "logit_prior": "train"}])
+FORMS = [{}, pytest.param({"diversity_loss": "apart", "logit_prior": "train"}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_fedmgp_equals_the_loss_and_the_choice_of_its_authors_in_plain_pytorch(form):
     fields = {"groups": 3, "context_length": 3, "prompt_length": 2, "diversity": 0.7, "temperature": 0.5}
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["fedmgp"](**fields | form), clip=None)
