@@ -358,7 +358,10 @@ def placed(values, tower):
     return groups
 
 
-@pytest.mark.parametrize("form", [{}, {"diversity_loss": "apart", "logit_prior": "train"}])
+FORMS = [{}, pytest.param({"diversity_loss": "apart", "logit_prior": "train"}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_fedmgp_equals_the_loss_and_the_choice_of_its_authors_in_plain_pytorch(form):
     fields = {"groups": 3, "context_length": 3, "prompt_length": 2, "diversity": 0.7, "temperature": 0.5}
     plain, small = PlainCLIP(), tiny.mini_run(METHOD["fedmgp"](**fields | form), clip=None)
@@ -498,6 +501,22 @@ def test_passes_of_few_classes_and_texts_computed_again_change_nothing(kept, sha
     parts = texts.features(contexts)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(torch.autograd.grad((parts * weight).sum(), contexts)[0], expected)
+
+
+def test_classes_pass_from_short_to_long_names_and_what_they_share_is_computed_once(monkeypatch):
+    texts, seen, beginnings = class_texts(), [], []
+    cls, part, beginning = type(texts), type(texts)._part, type(texts)._beginning
+    monkeypatch.setattr(cls, "_part", lambda *a: seen.append(a[2]) or part(*a))
+    monkeypatch.setattr(cls, "_beginning", lambda *a: beginnings.append(1) or beginning(*a))
+    at_most = 2 * texts._bytes(3, max(texts.ends), 2, True)  # two classes of the longest name
+    monkeypatch.setattr(module, "PASS_BYTES", at_most)
+    texts.features(torch.randn(2, 3, 16, dtype=torch.float64))
+    assert len(seen) > 1
+    assert len(beginnings) == 1
+    assert [end for names in seen for end in names.ends] == sorted(texts.ends)
+    for names in seen:  # cut behind the longest name of the pass, and within the limit
+        assert names.words.shape[:2] == (len(names.ends), max(names.ends) + 1)
+        assert len(names.ends) * texts._bytes(3, max(names.ends), 2, True) <= at_most
 
 
 def test_a_step_runs_the_text_tower_once_and_an_evaluation_once_for_equal_contexts(monkeypatch):

@@ -64,7 +64,14 @@ def expectations(kind: str, name: str, option: str) -> list[Change]:
     return changes
 
 
-@pytest.mark.parametrize(("kind", "name", "option"), PLUGIN_OPTIONS, ids=map("-".join, PLUGIN_OPTIONS))
+def quick_or_slow(option: tuple[str, str, str]) -> Any:
+    """Options that a fast test has under the name of another method, with the same class, are slow."""
+    return pytest.param(*option, marks=pytest.mark.slow) if option[1] == "pep_fedpt_text" else option
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "option"), [*map(quick_or_slow, PLUGIN_OPTIONS)], ids=map("-".join, PLUGIN_OPTIONS)
+)
 def test_a_plug_ins_option_changes_what_it_must_and_nothing_else(
     world: Path, kind: str, name: str, option: str
 ) -> None:
