@@ -257,7 +257,9 @@ def _print_changes(views: Sequence[View], last_states: dict[str, Status], consol
         last_states[view.name] = view.state
         if view.state != before and (before is not None or view.state == "running"):
             more = f" ({view.kind}): {view.reason}" if view.state == "failed" else ""
-            line = f"{time.strftime('%H:%M:%S')} {view.state:7} {view.name}{more}"
+            # The folder's name leaves out the aggregation and all options, which the label tells.
+            row = "" if view.name.startswith(f"{view.label}-") else f" [{view.label}]"
+            line = f"{time.strftime('%H:%M:%S')} {view.state:7} {view.name}{row}{more}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
