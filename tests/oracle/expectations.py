@@ -124,7 +124,6 @@ METHODS: dict[tuple[str, str], list[Change]] = {
     ("fedproto", "predict"): [Change("head", FINAL)],
     # A prior in training changes the losses by which clients choose, also before an evaluation.
     ("ifca", "logit_prior"): [Change("eval", FINAL), Change("train", TRAINED | {"scores"})],
-    ("ifca", "head"): [Change("set", SHAPED | {"costs"})],
     ("ifca", "models"): [Change(3, (SHAPED | {"costs"}) - {"scores"})],  # these two clients take none of the new set
     ("fedvpt", "prompt"): [Change("local", AFTER | {"shapes", "costs"})],
     ("fedvpt", "head"): [Change("local", AFTER | {"shapes", "costs"})],
