@@ -223,6 +223,7 @@ OF_AGGREGATIONS = {"weighting": [Change("uniform", AFTER)]}
 RUN: dict[tuple[str, ...], list[Change] | None] = {
     ("backbone", "name"): [Change("nano", SHAPED | {"backbone", "costs"}, {"weights": None, "image_size": None})],
     ("backbone", "weights"): [Change("b.safetensors", SEEN | {"backbone"})],
+    ("backbone", "pool"): [Change("avg", SEEN | {"backbone", "costs"})],
     # Without effect on a method that reads no text, where it is refused.
     ("backbone", "template"): None,
     ("backbone", "image_size"): [Change(48, SEEN | {"backbone", "costs"})],
