@@ -401,7 +401,7 @@ def test_average_ranks_have_room_for_their_names(names: list[str]) -> None:
         assert overflow(scores.average_ranks(ranking, style.looks(names))) == []
 
 
-@pytest.mark.parametrize("labels", [["a", "b", "c"], LONG], ids=["short", "long"])
+@pytest.mark.parametrize("labels", [["a", "b", "c"], pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_no_figure_of_a_report_has_words_beyond_its_edge_or_over_each_other(tmp_path: Path, labels: list[str]) -> None:
     for label in labels:
         for alpha in (0.1, 0.3):

@@ -37,7 +37,7 @@ def computed(monkeypatch):
 
 
 @pytest.mark.parametrize("method", [LATE, TAPPED], ids=["query final", "query inject"])
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_no_number_changes(data, tmp_path, method, precision):  # noqa: F811
     plan = sweep(data, [method], precision=precision, local={"lr": 0.01, "batch_size": 8})
     places = {"cached": {}, "no room": {"token_cache_gb": 0.0}, "plain": {"shortcuts": False}}
