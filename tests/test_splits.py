@@ -287,6 +287,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         from_file(path, 2, validation=0.5)  # a client cannot spare its only training sample
 
 
+def test_a_file_that_sets_samples_aside_itself_leaves_a_client_one_training_sample(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    more = {"image": int(np.flatnonzero(~MANY.is_test)[2]), "client": 0, "split": "validation"}
+    pd.concat([rows(), pd.DataFrame([more])]).to_csv(path, index=False)
+    made = from_file(path, 2, validation=0.5)
+    assert (made.train.sizes.tolist(), made.validation.sizes.tolist()) == ([1, 1], [1, 0])
+
+
 def test_held_out_clients_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.parquet"
     rows(held_out=[False, True, False, True]).to_parquet(path)
