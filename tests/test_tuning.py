@@ -471,6 +471,26 @@ def test_the_standard_error_counts_the_spread_over_seeds(tmp_path: Path) -> None
     assert _tuned(made, tmp_path)["values"]["local.lr"] != 0.01
 
 
+def test_late_trials_wait_for_all_of_the_first_and_for_one_that_did_not_diverge(tmp_path: Path) -> None:
+    """Three of four trials come first. The fourth stands near the best of them, so it needs all their results."""
+    made = read_sweep(write(tmp_path, tune={"trials": 4}, grid={"method": METHODS[:1], "seed": [0]}))
+    trials = [run for run in next_stage(made, tmp_path / "some").runs if "trial_of" in run.tuning]
+    assert len(trials) == 3
+    for planned in trials[:2]:
+        folder = RunFolder(tmp_path / "some" / planned.name)
+        folder.plan(made.on_disk(planned))
+        folder.append({"round": planned.run.rounds, "val_mean_accuracy": 0.5})
+        end(folder)
+    (group,) = tuning_groups(made, tmp_path / "some")
+    assert [trial.number for trial in group.trials] == [0, 1, 2]
+    finish(tmp_path / "good", made, lambda values, rounds: 0.5)
+    with pytest.raises(AssertionError, match="does not end"):  # the runs wait for a value, and the report says so
+        finish(tmp_path / "bad", made, lambda values, rounds: None)
+    for results, count in (("good", 4), ("bad", 3)):
+        (group,) = tuning_groups(made, tmp_path / results)
+        assert len({trial.number for trial in group.trials}) == count
+
+
 def test_a_finalist_that_diverges_on_a_further_seed_is_not_chosen(tmp_path: Path) -> None:
     made = read_sweep(write(tmp_path, tune={"trials": 2}))
     finish(tmp_path, made, lambda v, _, seed: 0.4 if v["local.lr"] == 0.01 else None if seed else 0.9, by_seed=True)
