@@ -226,11 +226,12 @@ def test_a_page_on_plug_ins_is_short_enough(kind):
 @pytest.mark.slow
 def test_the_examples_of_hooks_in_the_page_on_methods_keep_the_contract(tmp_path):
     examples = [text for text in ADD["method"].blocks("py") if text.startswith('"""')]
-    named = re.compile(r"^    (?:def )?(batch_values|reads_batch|choose_by_loss|prefixes)\b", re.MULTILINE)
+    named = re.compile(r"^    (?:def )?(batch_values|reads_batch|choose_by_loss|upload|prefixes)\b", re.MULTILINE)
     assert [named.findall(text) for text in examples] == [
         ["batch_values"],
         ["reads_batch"],
         ["choose_by_loss"],
+        ["upload"],
         ["prefixes"],
     ]
     for number, text in enumerate(examples):
