@@ -204,6 +204,9 @@ def _client_accuracies(experiment: Experiment, unseen: Stacked | None) -> tuple[
     validation: list[Accuracies] = []
     # Without local values, all clients have the values of `unseen`, and so its answers.
     equal = unseen is not None and not server.memory.spec
+    if unseen is not None and not equal:  # its texts, before `read` below holds those that all clients share
+        with torch.inference_mode():
+            unseen = model.prepared(unseen, server.read())[0]
     row_bytes = server.row_bytes() + (0 if model.text is None else model.text.template.nbytes)
     total, blocks = 0, -(-len(everyone) * row_bytes // BLOCK_BYTES)
     for block in np.array_split(everyone, min(max(1, blocks), len(everyone))):
