@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,11 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
         ("beit_base_patch16_224", {}, "it is of the class Beit. Supported: .* by attention pooling .*DINOv3, EVA-02"),
         ("vit_base_patch16_siglip_224", {"pool": "token"}, "cannot have pool 'token': it has no CLS token"),
         ("clip_nano", {"pool": "avg"}, "clip_nano is read at its CLS token"),
+        (
+            "clip_nano",
+            {"weights": Path("a.safetensors")},
+            "clip_nano comes with its weights; .* is two_towers with `weights`",
+        ),
         ("vit_tiny_patch16_224", {"image_size": 100, "pretrained": False}, "100"),
         ("nano", {"image_size": 64}, "nano comes with its weights and takes 32 px"),
         ("nano_plain", {"image_size": 64}, "nano_plain comes with its weights and takes 32 px"),

@@ -290,6 +290,12 @@ def test_one_label_for_two_configs_becomes_two_rows(tmp_path: Path) -> None:
     assert labels(gather([], tmp_path).runs) == ["A [local.lr=0.01]", "A [local.lr=0.1]", "B"]
 
 
+def test_a_key_that_a_run_does_not_store_is_shown_with_its_default(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", config={"local": {"lr": 0.01, "label_smoothing": 0.1}})
+    write_run(tmp_path, "A")
+    assert labels(gather([], tmp_path).runs) == ["A [local.label_smoothing=0.0]", "A [local.label_smoothing=0.1]"]
+
+
 def test_settings_with_hidden_differences_get_different_names(tmp_path: Path) -> None:
     write_run(tmp_path, "A")
     write_run(tmp_path, "A", config={"clients": {"number": 9, "per_round": 2}})

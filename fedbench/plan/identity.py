@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedbench.plan.config import RunConfig
+from pydantic.fields import FieldInfo
+
+from fedbench.plan.config import Block, RunConfig
 
 # Keys in which runs with one and the same training may differ.
 EVALUATION_ONLY = ("evaluate_every", "test_data", "metrics")
@@ -26,13 +28,28 @@ def identity_of(run: RunConfig) -> dict[str, Any]:
     """The run's config without later keys that have their default values."""
     identity = run.model_dump()
     for block, names in LATER_KEYS.items():
-        fields = type(getattr(run, block)).model_fields
+        fields = _fields_of(block)
         for name in names:
             if identity[block][name] == fields[name].default:
                 del identity[block][name]
     if not run.metrics:
         del identity["metrics"]
     return identity
+
+
+def with_later_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's stored config, in which later keys that it does not name have their default values."""
+    added = {}
+    for block, names in LATER_KEYS.items():
+        if isinstance(config.get(block), dict):
+            fields = _fields_of(block)
+            added[block] = {name: fields[name].default for name in names} | config[block]
+    return {**config, **added}
+
+
+def _fields_of(block: str) -> Mapping[str, FieldInfo]:
+    model: type[Block] = RunConfig.model_fields[block].annotation  # type: ignore[assignment]
+    return model.model_fields
 
 
 def training_key(identity: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from fedbench.base import fork_pool
 from fedbench.base.naming import key, made_distinct, natural, together, words
 from fedbench.base.record_schema import INFERENCE
 from fedbench.base.records import RecordsError
+from fedbench.plan.identity import with_later_keys
 from fedbench.report.record_reader import CLIENT_COLUMNS, Clients, read_clients, read_records
 from fedbench.report.selection import Planned, ReportError, Selection, select
 from fedbench.report.short_names import short_settings
@@ -183,11 +184,12 @@ def _name_settings_and_labels(frame: pd.DataFrame, planned: Sequence[Planned]) -
     """Add "setting_text", "setting" (its short name), and make labels differ where configs do."""
     several = frame["backbone"].nunique() > 1
     texts = together(frame, ["dataset", "partition", *(["backbone"] if several else [])])
-    configs = [{name: run.config.get(name) for name in SETTING} for run in planned]
+    whole = [with_later_keys(run.config) for run in planned]
+    configs = [{name: config.get(name) for name in SETTING} for config in whole]
     frame["setting_text"] = made_distinct(texts, configs, [""] * len(frame), " · ")
     short = short_settings(list(dict.fromkeys(frame["setting_text"])))
     frame["setting"] = frame["setting_text"].map(short)
-    methods = [{name: value for name, value in run.config.items() if name not in SETTING} for run in planned]
+    methods = [{name: value for name, value in config.items() if name not in SETTING} for config in whole]
     # trials of a method try different values and keep its name
     differing = [{} if run.tuning.get("trial_of") else config for run, config in zip(planned, methods, strict=True)]
     places = [f"{setting} {trial}" for setting, trial in zip(frame["setting"], frame["trial_of"], strict=True)]

@@ -327,6 +327,8 @@ def _check_name(name: str, weights: Path | None, image_size: int | None, pool: s
             raise BackboneError(
                 f"{name} comes with its weights and takes {nano.ARCHITECTURE['img_size']} px images only"
             )
+    elif name == two_towers.EMBEDDED and weights is not None:
+        raise BackboneError(f"{name} comes with its weights; a file of your own is {two_towers.LOCAL} with `weights`")
     elif not two_towers.is_two_towers(name) and not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]) or ", ".join(
             timm.list_models("vit_*")[:8]
