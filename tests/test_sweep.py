@@ -18,6 +18,7 @@ from fedbench.base.records import RunFolder, config_hash, record_line
 from fedbench.cli import sweep
 from fedbench.jobs import job, launch
 from fedbench.plan import planning
+from fedbench.run import simulation
 
 
 @pytest.fixture
@@ -26,6 +27,26 @@ def place(tmp_path: Path) -> Workplace:
 
 
 # -- inline ----------------------------------------------------------------------------------------------------
+def test_runs_that_a_person_stops_are_missing_and_not_lost(
+    place: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run stops after its first round, and the other never starts."""
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation.RunState, "close", stopped)
+        assert place.run("--cluster", "inline") == 130
+    assert "resume" in capsys.readouterr().out
+    assert place.run("--status") == 0
+    said = capsys.readouterr().out
+    assert "2 missing" in said
+    assert "lost" not in said
+    assert place.run("--cluster", "inline") == 0
+    assert [folder.status for folder in place.folders] == ["done", "done"]
+
+
 def test_a_sweep_ends_and_the_second_time_does_nothing(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.run("--cluster", "inline") == 0
     assert [folder.status for folder in place.folders] == ["done", "done"]
