@@ -83,6 +83,11 @@ CLEAR, LUCK, UNTESTED = "clear: +0.1 to +9.0", "may be luck: -1.0 to +3.0", "not
     [
         ([made("s", "a")], "a has the largest mean accuracy, 50.0 %; no other contestant is done."),
         (
+            [made("s", "a", "+3.0", CLEAR), made("t", "a"), made("u", "b")],
+            "a has the largest mean accuracy, 50.0 %, 3.0 points over the next. This lead is clear. In 2 other "
+            "settings, a single contestant is done.",
+        ),
+        (
             [made("s", "a", "+3.0", CLEAR)],
             "a has the largest mean accuracy, 50.0 %, 3.0 points over the next. This lead is clear.",
         ),
@@ -106,7 +111,7 @@ CLEAR, LUCK, UNTESTED = "clear: +0.1 to +9.0", "may be luck: -1.0 to +3.0", "not
             "2.0 points over the next. This lead is clear in every setting.",
         ),
     ],
-    ids=["alone", "one setting", "both settings", "all settings", "one seed", "many winners"],
+    ids=["alone", "alone in two", "one setting", "both settings", "all settings", "one seed", "many winners"],
 )  # fmt: skip
 def test_the_headline_says_in_how_many_settings_who_leads(answers: list[answer.Answer], text: str) -> None:
     assert answer.headline(answers) == text

@@ -154,6 +154,11 @@ def headline(all_answers: Sequence[Answer]) -> str:
     )
     if not each:
         return "No contestant is done with all seeds of a setting, so there is no answer yet."
+    compared = [answer for answer in each if answer.next]
+    alone = (
+        len(each) - len(compared) if compared else 0
+    )  # settings in which a single contestant is done lead over nobody
+    each = compared or each
     wins: dict[str, int] = {}
     for answer in each:
         wins[answer.best] = wins.get(answer.best, 0) + 1
@@ -168,7 +173,8 @@ def headline(all_answers: Sequence[Answer]) -> str:
         first = f"No method leads everywhere: {name} has the largest mean accuracy in {count} of {len(each)} settings"
         first += "".join(f", {name} in {count}" for name, count in others)
     leads = [answer.next for answer in each if answer.next]
-    return f"{first}{_leads(leads)}"
+    rest = f" In {alone} other setting{'s' * (alone > 1)}, a single contestant is done." if alone else ""
+    return f"{first}{_leads(leads)}{rest}"
 
 
 def _leads(leads: Sequence[Lead]) -> str:
