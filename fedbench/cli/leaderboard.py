@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "fedbench leader
     except OSError as error:
         warn(f"error: {error.filename or page}: {error.strerror or error}")
         return MISTAKE
-    say(f"{page}: {text.count('<section id=')} tables of {len(files)} files")
+    tables = text.count("<section id=")
+    say(f"{page}: {tables} table{'s' * (tables != 1)} of {len(files)} file{'s' * (len(files) != 1)}")
     return DONE
 
 
