@@ -138,7 +138,7 @@ def test_without_finished_runs_nothing_is_written(world, tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["quickstart", "pep_ablation_nano", "clip_quickstart"])
+@pytest.mark.parametrize("name", ["quickstart", "pep_ablation_nano", "clip_quickstart", "nano_plain"])
 def test_published_runs_are_runs_of_todays_sweep(name):
     """A key added to identities would make earlier runs unknown to their own sweep file."""
     planned = {run.name for run in read_sweep(HOME / "sweeps" / f"{name}.yaml", [], [], None).runs}
