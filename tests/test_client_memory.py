@@ -74,7 +74,7 @@ def test_state_and_restore_are_inverse():
 @pytest.mark.parametrize(
     "method",
     [
-        {"name": "fedvpt", "prompt": "local"},
+        pytest.param({"name": "fedvpt", "prompt": "local"}, marks=pytest.mark.slow),
         pytest.param({"name": "fedvpt", "finetune_epochs": 1}, marks=pytest.mark.slow),
         "fedvpt",
     ],

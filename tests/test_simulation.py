@@ -137,7 +137,7 @@ def test_seed_zero_is_a_seed_and_streams_can_vary_alone(data, tmp_path):
     assert not equal("train_loss", plain[1], (1, "batches", 0))
 
 
-@pytest.mark.parametrize("method", ["fedvpt", "pep_fedpt"])
+@pytest.mark.parametrize("method", [pytest.param("fedvpt", marks=pytest.mark.slow), "pep_fedpt"])
 def test_the_loop_twin_agrees(data, tmp_path, method):
     plan = sweep(data, [method], precision="float64")
     stacked = numbers(run(plan.runs[0], plan, tmp_path / "stacked"))

@@ -36,7 +36,9 @@ def computed(monkeypatch):
     process_cache.clear()
 
 
-@pytest.mark.parametrize("method", [LATE, TAPPED], ids=["query final", "query inject"])
+@pytest.mark.parametrize(
+    "method", [pytest.param(LATE, marks=pytest.mark.slow), TAPPED], ids=["query final", "query inject"]
+)
 @pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_no_number_changes(data, tmp_path, method, precision):  # noqa: F811
     plan = sweep(data, [method], precision=precision, local={"lr": 0.01, "batch_size": 8})

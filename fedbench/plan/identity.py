@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic.fields import FieldInfo
-
-from fedbench.plan.config import Block, RunConfig
+if TYPE_CHECKING:
+    from fedbench.plan.config import RunConfig
 
 # Keys in which runs with one and the same training may differ.
 EVALUATION_ONLY = ("evaluate_every", "test_data", "metrics")
 # Keys in which runs that are trained together as rows of one graph may differ.
 PACKED_FREELY = ("seed", "seeds", "partition", "clients", "rounds")
 CLIENT_RECIPE = ("lr", "lr_decay", "schedule", "warmup_rounds", "clip")  # keys of `local` in which they may differ
-# Keys that came after the first published runs. With its default value, such a key is not in a run's identity, so that
-# earlier runs keep their names.
-LATER_KEYS = {
-    "backbone": ("template", "pool"),
-    "local": ("schedule", "warmup_rounds", "label_smoothing"),
-    "clients": ("dropout", "stragglers", "available", "draw", "candidates", "shots", "novel"),
+# Keys that came after the first published runs, with their default values. With that value, such a key is not in a run's
+# identity, so that earlier runs keep their names.
+LATER_KEYS: dict[str, dict[str, Any]] = {
+    "backbone": {"template": None, "pool": None},
+    "local": {"schedule": "exponential", "warmup_rounds": 5, "label_smoothing": 0.0},
+    "clients": {
+        "dropout": 0.0,
+        "stragglers": 0.0,
+        "available": None,
+        "draw": "uniform",
+        "candidates": None,
+        "shots": None,
+        "novel": 0.0,
+    },
 }
 
 
 def identity_of(run: RunConfig) -> dict[str, Any]:
     """The run's config without later keys that have their default values."""
     identity = run.model_dump()
-    for block, names in LATER_KEYS.items():
-        fields = _fields_of(block)
-        for name in names:
-            if identity[block][name] == fields[name].default:
+    for block, defaults in LATER_KEYS.items():
+        for name, default in defaults.items():
+            if identity[block][name] == default:
                 del identity[block][name]
     if not run.metrics:
         del identity["metrics"]
@@ -39,17 +45,8 @@ def identity_of(run: RunConfig) -> dict[str, Any]:
 
 def with_later_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's stored config, in which later keys that it does not name have their default values."""
-    added = {}
-    for block, names in LATER_KEYS.items():
-        if isinstance(config.get(block), dict):
-            fields = _fields_of(block)
-            added[block] = {name: fields[name].default for name in names} | config[block]
-    return {**config, **added}
-
-
-def _fields_of(block: str) -> Mapping[str, FieldInfo]:
-    model: type[Block] = RunConfig.model_fields[block].annotation  # type: ignore[assignment]
-    return model.model_fields
+    blocks = {name: defaults for name, defaults in LATER_KEYS.items() if isinstance(config.get(name), dict)}
+    return {**config, **{name: defaults | config[name] for name, defaults in blocks.items()}}
 
 
 def training_key(identity: Mapping[str, Any]) -> str:

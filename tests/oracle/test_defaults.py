@@ -12,6 +12,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from fedbench.plan.config import Block, RunConfig
+from fedbench.plan.identity import LATER_KEYS
 from fedbench.plan.plugins import HOME, plugins
 
 PAGES = {"method": "methods", "aggregation": "aggregations", "partition": "partitioners", "dataset": "datasets"}
@@ -55,3 +56,9 @@ def test_the_defaults_of_the_sweep_file_are_those_of_its_page() -> None:
             default = field.get_default(call_default_factory=True)
             if default is not PydanticUndefined and not isinstance(default, Block):
                 assert plain(default) == on_page[heading, name], name
+
+
+def test_the_defaults_of_later_keys_are_those_of_the_sweep_file() -> None:
+    for block, defaults in LATER_KEYS.items():
+        model: Any = RunConfig.model_fields[block].annotation
+        assert defaults == {name: model.model_fields[name].default for name in defaults}
