@@ -47,6 +47,16 @@ def test_runs_that_a_person_stops_are_missing_and_not_lost(
     assert [folder.status for folder in place.folders] == ["done", "done"]
 
 
+def test_a_process_forgets_its_own_runs_alone(place: Workplace) -> None:
+    mine, theirs = place.plan()
+    made = planning.read_sweep(place.file, [place.path / "mine"])
+    launch.note_inline(made, place.results, [mine.path.name, theirs.path.name])
+    other = theirs.job() | {"owners": [theirs.job()["owners"][0] | {"pid": 1}]}
+    launch.remember(place.results, [theirs.path.name], other)
+    launch.forget_inline(place.results, [mine.path.name, theirs.path.name])
+    assert (mine.job(), theirs.job()) == ({}, other)
+
+
 def test_a_sweep_ends_and_the_second_time_does_nothing(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.run("--cluster", "inline") == 0
     assert [folder.status for folder in place.folders] == ["done", "done"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedbench.base.broken_pipe import exits_when_pipe_closes
-from fedbench.base.records import RecordsError, RunFolder
+from fedbench.base.records import RecordsError
 from fedbench.cli.dry_run import dry_run, later
 from fedbench.cli.options import add_plugins, add_settings
 from fedbench.cli.output import say, warn
@@ -250,8 +250,7 @@ def inline(results: Path, names: Sequence[str], observer: watch.Observer, consol
         over.set()
         if display:
             display.join()
-        # Stopped runs are not lost: nothing has them any more, and the same command continues them.
-        launch.forget(results, [name for name in names if RunFolder(results / name).status not in ("done", "failed")])
+        launch.forget_inline(results, names)
 
 
 @contextmanager

@@ -143,6 +143,17 @@ def note_inline(sweep: Sweep, results: Path, names: Sequence[str]) -> None:
         remember(results, [name], {"scheduler": "inline", "owners": me, "log": log, "sweep": sweep.name})
 
 
+def forget_inline(results: Path, names: Sequence[str]) -> None:
+    """Record that this process leaves those of the runs that have not ended: they are not lost, and a command continues them.
+
+    Runs that another process has taken since then stay its own.
+    """
+    me = [asdict(processes.process())]
+    folders = {name: RunFolder(results / name) for name in names}
+    open_ = [name for name, folder in folders.items() if folder.status not in ("done", "failed")]
+    forget(results, [name for name in open_ if folders[name].job().get("owners") == me])
+
+
 # -- one process per core or GPU -------------------------------------------------------------------------------
 def slots(sweep: Sweep) -> tuple[int, list[str] | None, int]:
     """(processes at once, GPU of each in turn or None, threads of each), so that no core or GPU is used twice."""

@@ -53,7 +53,7 @@ def accuracies(model: StackedModel, values: Stacked, read: Stacked, parts: Seque
 def _accuracies(
     model: StackedModel, values: Stacked, read: Stacked, parts: Sequence[Ints], chunk: int, unseen: Stacked | None
 ) -> tuple[Accuracies, int]:
-    """As `accuracies`, and the correct answers of a client with the values `unseen` [1, ...], if any, on all these samples.
+    """As `accuracies`, and the correct answers of a client with the prepared values `unseen` [1, ...], if any, on all of them.
 
     Both read each image in one pass, of which they share what is equal. One copy brings the sample numbers to the device, a
     second the clients and lengths of pieces. A third brings back the hits.
@@ -63,7 +63,6 @@ def _accuracies(
     blocks = blocks_of(parts, chunk, one_client=model.method.backbone_weights is not None)
     if not blocks:
         return Accuracies(np.zeros(len(parts), dtype=np.int64), count), 0
-    unseen_values = None if unseen is None else model.prepared(unseen, read)[0]
     values, read = model.prepared(values, read)
     rectangles = [padded([piece for _, piece in block]) for block in blocks]
     flat = model.sample_index(np.concatenate([rectangle.ravel() for rectangle in rectangles]))
@@ -77,8 +76,8 @@ def _accuracies(
         index = indices[number].view(rectangles[number].shape)
         rows_, lengths_ = at[number]
         versions = [_rows_of(values, blocks[number], rows_) | read]
-        if unseen_values is not None:
-            versions.append(_repeated(unseen_values, 0, len(index)) | read)
+        if unseen is not None:
+            versions.append(_repeated(unseen, 0, len(index)) | read)
         passes = model.forward_versions(versions, index, prior)
         labels = model.labels[model.on_device(index)]
         real = torch.arange(index.shape[1], device=labels.device) < lengths_[:, None]  # the rest is padding

@@ -98,12 +98,11 @@ def _with_traces(experiment: Experiment, p: Stacked, tensors: dict[str, Tensor])
         ]
         for layer, t in traces.items()
     }
-    for trace in traces.values():
-        tensors = tensors | {f"values.{name}": value for name, value in trace.constants.items()}
+    constants = {f"values.{name}": value for trace in traces.values() for name, value in trace.constants.items()}
     blocks = vit.depth if method.query_after is None else method.query_after + 1
     if blocks < vit.depth and vit.readout.pool == "map":
         raise _NotPlain("its prompts depend on the image after a block whose output attention pooling does not fit")
-    return Model(tensors, places, "", traces, blocks if method.uses_query else 0)
+    return Model(tensors | constants, places, "", traces, blocks if method.uses_query else 0)
 
 
 def _place(lengths: dict[str, int], slot: str, length: int, first: int) -> tuple[int, int]:
@@ -199,12 +198,11 @@ def write(experiment: Experiment, model: Model, folder: Path, client: int | None
         "client": client,
         "run": experiment.facts.run,
     }
+    if model.traces:
+        about["query_blocks"] = model.query_blocks
     texts = {ABOUT: json.dumps(about, indent=2), README: _readme(experiment, model, client, accuracy)}
     if not model.no_loader:
         texts[LOADER] = _loader(model)
-        if model.traces:
-            about["query_blocks"] = model.query_blocks
-            texts[ABOUT] = json.dumps(about, indent=2)
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     return [TENSORS, *texts]

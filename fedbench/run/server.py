@@ -253,7 +253,8 @@ class Server:
 
         Rows of zeros, such as places for prompts that the server does not have, are not sent. `clients` is on the host.
         """
-        made = self.generated(clients) if len(clients) else {}
+        has_untrained = any(param.home == "shared" and not param.trains for param in self.spec.values())
+        made = self.generated(clients) if len(clients) and has_untrained else {}
         return sum(bytes_of_sums(value) for name, value in made.items() if not self.spec[name].trains)
 
     def _message_of(self, client: Tensor) -> Stacked:

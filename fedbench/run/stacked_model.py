@@ -29,15 +29,8 @@ if TYPE_CHECKING:
 FROZEN_TEXT = ("class_text", "logit_scale")  # what all clients read of the text tower
 # The pairs of values that `prefixes` may return, and their second axis (None: P tokens, of any number).
 PREFIXES: dict[tuple[str, str], str | None] = {("keys", "values"): None, ("added_keys", "added_values"): "T"}
-RESERVED = (
-    "cls",
-    "patches",
-    "image",
-    "logits",
-    "loss",
-    "y",
-    "weight",
-)  # names that `out` or `taps` hold beside the slots
+# Names that `out` or `taps` hold beside the slots.
+RESERVED = ("cls", "patches", "image", "logits", "loss", "y", "weight")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The default of every option is the one that its page states: with another default, a comparison is another one."""
+"""The default of every option is the one on its page. Pages are made from the code, so a changed default shows there, too."""
 
 from __future__ import annotations
 
