@@ -31,16 +31,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.method import (
-    ClientUpdates,
-    Fidelity,
-    Param,
-    Task,
-    Values,
-    cosine_logits,
-    option,
-    tokens,
-)
+from fedbench.method import ClientUpdates, Fidelity, Param, Task, Values, cosine_logits, option, tokens
 from fedbench.method import Method as Base
 
 TOWERS = ("text", "visual")
@@ -144,9 +135,8 @@ class Method(Base):
 
     def upload(self, p: Values, received: Values) -> dict[str, Tensor]:
         """The sampled groups, in the order of sampling, and what the client keeps: all groups, and which ones it sent."""
-        draw = p["draws"].index_select(0, (p["round"].long() - 1).clamp(0, len(p["draws"]) - 1)[None])[
-            0
-        ]  # [G] ~ N(0, 1)
+        row = (p["round"].long() - 1).clamp(0, len(p["draws"]) - 1)
+        draw = p["draws"].index_select(0, row[None])[0]  # [G] ~ N(0, 1)
         uniform = torch.special.ndtr(draw).clamp(1e-6, 1 - 1e-6)
         gumbel = -(-uniform.log()).log()
         made: dict[str, Tensor] = {}
