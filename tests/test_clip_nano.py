@@ -153,6 +153,7 @@ def task(model: clip_model.ClipNano, greek: Samples) -> clip_prompts.Task:
     return clip_prompts.Task.of(model, greek)
 
 
+@pytest.mark.slow
 def test_the_command_writes_weights_and_the_file_that_describes_them(
     greek: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,9 +176,12 @@ def train_on_meta(small, model, clients=COHORT, **local):
 TRAINED = [name for name, method in tiny.METHODS.items() if tiny.mini_run(method).trainer.phases]
 
 
-# With its default options and augmentation, every method is a fast test.
+# With its default options and augmentation, every method but the longest is a fast test.
+LONG = ("fedmgp", "full_finetune", "lora")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in TRAINED]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "-" in name or name in LONG else name for name in TRAINED]
 )
 @pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "crop_flip"])
 def test_a_step_reads_nothing_back_and_mixes_no_devices(name, augment, on_meta):

@@ -69,6 +69,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 def test_figures_are_written_and_hold_something(made: Path) -> None:
     names = {path.name for path in (made / "out" / "figures").iterdir()}
     assert names == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "pdf")}

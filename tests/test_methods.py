@@ -28,13 +28,14 @@ def test_plug_ins_are_found():
     assert len(CHECKS) >= 15
 
 
+LONG = ("full_finetune", "sgpt", "pfpt", "apfl")  # each of more than two seconds
 QUICK_WITH_TEXT = ("promptfl", "promptfolio", "clip_zero_shot")  # shared, local and no contexts
 
 
 def is_quick(name: str) -> bool:
     """Whether a case is a method with its defaults, or FedVPT with an aggregation of another structure."""
     if name not in tiny.PAIRS:
-        return "-" not in name and (not tiny.METHODS[name].reads_text or name in QUICK_WITH_TEXT)
+        return "-" not in name and name not in LONG and (not tiny.METHODS[name].reads_text or name in QUICK_WITH_TEXT)
     method, _, aggregation = name.partition("+")
     return method == "fedvpt" and not aggregation.startswith(tiny.ALIKE)
 

@@ -131,7 +131,8 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", [r if r == "sgd" else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_rows_have_rates_of_their_own(recipe, data, tmp_path, monkeypatch):
     base = RECIPES[recipe] | {"local": {"batch_size": 4, "augment": "crop_flip", **RECIPES[recipe].get("local", {})}}
     grid = {

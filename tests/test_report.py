@@ -380,6 +380,7 @@ def test_reports_import_no_torch(sweeps: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_sweep_file_are_reported_by_the_process_of_the_command(tmp_path: Path) -> None:
     """A process of its own reads the file: what it raises comes back as one message, not as a traceback."""
     (tmp_path / "there.yaml").write_text("grd: {}\n")

@@ -115,6 +115,7 @@ def test_a_run_killed_at_round_5_whose_records_are_then_damaged_makes_all_ten_ro
     assert "records.jsonl lacks round" in killed.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_flipped_digit_of_a_record_is_detected_when_the_run_resumes(
     place: Workplace, killed: RunFolder, undisturbed: Any
 ) -> None:

@@ -131,6 +131,7 @@ def test_both_priors_share_the_training_of_the_train_prior(data, tmp_path, train
     assert records(planned_sweep, tmp_path / "together") == alone
 
 
+@pytest.mark.slow
 def test_a_run_that_is_behind_catches_up_before_the_training_is_shared(data, tmp_path, trainings, monkeypatch):
     planned_sweep = sweep(data, [{"name": "fedvpt"}, {"name": "fedvpt", "logit_prior": "eval"}])
     alone = do_one_by_one(planned_sweep, tmp_path / "alone")

@@ -50,6 +50,7 @@ def write(path: Path, **more: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_one_command_searches_values_and_then_runs_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,7 +196,10 @@ def test_a_pipe_as_a_file_of_a_run_is_refused_and_not_waited_for(block: str, tmp
     assert "pipe: neither a regular file nor a folder" in refused(tmp_path, text)
 
 
-@pytest.mark.parametrize("where", ["base", "grid", "machine", "", "local", "method"])
+@pytest.mark.parametrize(
+    "where",
+    ["base", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grid", "machine", "", "local", "method"))],
+)
 def test_200000_unknown_keys_give_a_short_message_soon(where: str) -> None:
     keys: Any = {f"key{i}": [1] for i in range(200_000)}
     content: dict[str, Any] = {"base": dict(BASE)}

@@ -262,6 +262,7 @@ def test_a_mistake_in_a_private_run_gets_one_message(tmp_path, monkeypatch):
         sweep(tmp_path, "head_only")
 
 
+@pytest.mark.slow
 def test_records_tables_and_a_figure_hold_epsilon(tmp_path):
     results = tmp_path / "results"
     for method in ("head_only", "fedncm"):
