@@ -28,7 +28,7 @@ def test_plug_ins_are_found():
     assert len(CHECKS) >= 15
 
 
-LONG = ("full_finetune", "sgpt", "pfpt", "apfl")  # each of more than two seconds
+LONG = ("full_finetune", "sgpt", "pfpt", "apfl", "fedpgp", "ditto", "fedperfix")  # each of more than two seconds
 QUICK_WITH_TEXT = ("promptfl", "promptfolio", "clip_zero_shot")  # shared, local and no contexts
 
 

@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_its_links_exist(made: Path) -> None:
     html = (made / "out" / "index.html").read_text()
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "")  # a name, which nothing fetches

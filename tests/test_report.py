@@ -209,6 +209,7 @@ def test_mistakes_exit_with_2_and_name_what_is_legal(tmp_path: Path, capsys: pyt
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_comparisons_have_words_and_numbers(tmp_path: Path) -> None:
     for seed in range(3):
         for label, value in (("good", 0.8), ("poor", 0.4)):

@@ -298,7 +298,9 @@ def test_shortcuts_change_no_number(data, tmp_path, method):
 LATE = {"name": "pep_fedpt", "prompt_length": 0, "inject": 3}
 
 
-@pytest.mark.parametrize("method", ["fedvpt", "head_only", pytest.param(LATE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", [pytest.param("fedvpt", marks=pytest.mark.slow), "head_only", pytest.param(LATE, marks=pytest.mark.slow)]
+)
 def test_without_shortcuts_a_wrong_shortcut_is_seen(data, tmp_path, monkeypatch, method):
     """Nothing that was computed with a shortcut is read without, not from a cache on disk either."""
     plan = sweep(data, [method], precision="float64", rounds=1, evaluate_every=1)
